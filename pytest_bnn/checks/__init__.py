@@ -1,0 +1,35 @@
+"""What is asserted: one claim family a file, each with ``measure_x`` -> Evidence and ``assert_x``.
+
+Knows no pytest. Inside pytest, what runs here reaches the report through the recorder in `pytest_bnn.evidence`.
+"""
+
+from __future__ import annotations
+
+from pytest_bnn.checks.agreement import assert_teacher_agreement, measure_teacher_agreement
+from pytest_bnn.checks.kl import assert_kl_present, measure_kl_present
+from pytest_bnn.checks.layers import assert_layers_replaced, measure_layers_replaced
+from pytest_bnn.checks.loss import assert_kl_loss, measure_kl_loss
+from pytest_bnn.checks.mean import assert_mean_equals_teacher, measure_mean_equals_teacher
+from pytest_bnn.checks.noise import (
+    assert_noise_source,
+    assert_noise_varies,
+    measure_noise_source,
+    measure_noise_varies,
+)
+
+__all__ = [
+    "assert_kl_loss",
+    "assert_kl_present",
+    "assert_layers_replaced",
+    "assert_mean_equals_teacher",
+    "assert_noise_source",
+    "assert_noise_varies",
+    "assert_teacher_agreement",
+    "measure_kl_loss",
+    "measure_kl_present",
+    "measure_layers_replaced",
+    "measure_mean_equals_teacher",
+    "measure_noise_source",
+    "measure_noise_varies",
+    "measure_teacher_agreement",
+]

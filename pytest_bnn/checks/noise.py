@@ -1,0 +1,240 @@
+"""``noise.varies`` and ``noise.source``: do the outputs vary, and is it the posterior that makes them?"""
+
+from __future__ import annotations
+
+from typing import Unpack
+
+import torch
+from torch import Tensor, nn
+
+from pytest_bnn.checks.claim import Check, Finding, asserting
+from pytest_bnn.checks.trace import TRACED_IMAGES, Parting, difference, first_parting, tolerance, traced
+from pytest_bnn.evidence import Evidence, LayerFinding, Measurement, Threshold, Verdict
+from pytest_bnn.isolation import seed_everything, undisturbed
+from pytest_bnn.posterior import bayesian_layers, orphaned_posteriors, zero_sigma
+from pytest_bnn.sampling import forward
+from pytest_bnn.subject import Given, Subject
+
+#: A spread below this share of the logits' own scale is rounding or nothing: it cannot move a decision.
+MIN_SPREAD = 1e-4
+PASSES = 16
+
+NOISE_VARIES = Check(
+    id="noise.varies",
+    claim="In eval mode, the outputs for the same input differ from pass to pass by more than rounding.",
+    needs=("images",),
+)
+
+NOISE_SOURCE = Check(
+    id="noise.source",
+    claim="Outputs vary because of the posterior alone: not with every sigma at 0, and with it without reseeding.",
+    needs=("images",),
+)
+
+
+def measure_noise_varies(
+    model: nn.Module | Subject, *, passes: int = PASSES, min_spread: float = MIN_SPREAD, **given: Unpack[Given]
+) -> Evidence:
+    """Measure whether the outputs for the same input differ between passes.
+
+    The spread of an image is the root mean square, over its outputs, of their standard deviation over passes,
+    relative to the standard deviation of the mean outputs over all images and classes. It must exceed
+    ``min_spread`` on every image, and every output must be finite.
+
+    Args:
+        model: The Bayesian network, or a `Subject`.
+        passes: How many passes, at least 2.
+        min_spread: The least relative spread; never below ten times the dtype's rounding.
+        **given: images, at least; see `Subject`.
+    """
+    if passes < 2 or not min_spread > 0:
+        raise ValueError("passes must be at least 2 and min_spread above 0")
+    return NOISE_VARIES.run(Subject.of(model, given), lambda subject: _varies(subject, passes, min_spread))
+
+
+def measure_noise_source(
+    model: nn.Module | Subject, *, min_spread: float = MIN_SPREAD, **given: Unpack[Given]
+) -> Evidence:
+    """Measure whether the variance of the outputs comes from the posterior.
+
+    Two passes in a row with every sigma at 0 must agree to float tolerance, so that neither dropout nor BatchNorm
+    nor noise of another origin is at work; two in a row with the posterior's noise must differ, although nobody
+    seeds in between. Names the module that the noise comes from, or the cause of its absence.
+
+    Args:
+        model: The Bayesian network, or a `Subject`.
+        min_spread: As in `measure_noise_varies`.
+        **given: images, at least; see `Subject`.
+    """
+    if not min_spread > 0:
+        raise ValueError("min_spread must be above 0")
+    return NOISE_SOURCE.run(Subject.of(model, given), lambda subject: _source(subject, min_spread))
+
+
+assert_noise_varies = asserting(measure_noise_varies)
+assert_noise_source = asserting(measure_noise_source)
+
+
+def _varies(subject: Subject, passes: int, min_spread: float) -> Finding:
+    outputs = subject.bank.first(passes)
+    finite = torch.isfinite(outputs).flatten(1).all(1)
+    if not bool(finite.all()):
+        return _not_finite(subject, passes, int((~finite).sum()))
+    floor = _floor(outputs, min_spread)
+    outputs = outputs.double().flatten(2)
+    mean = outputs.mean(0)
+    scale = _scale(mean)
+    spread = outputs.var(0, correction=1).mean(1).sqrt() / scale
+    lowest = float(spread.min())
+    image = int(spread.argmin())
+    ok = lowest > floor
+    causes = [] if ok else _causes_of_silence(subject, lowest)
+    headline = (
+        f"outputs vary by {float(spread.median()):.3g} of their scale (median of {len(spread)} images, {passes} passes)"
+    )
+    if not ok:
+        amount = "exactly 0" if lowest == 0 else f"{lowest:.2g} of the outputs' scale"
+        headline = f"the outputs for image {image} vary by {amount}" + (f": {causes[0]}" if causes else "")
+    return Finding(
+        verdict=Verdict.PASS if ok else Verdict.FAIL,
+        headline=headline,
+        measurements=(
+            Measurement(name="median spread", value=float(spread.median()), unit="of the outputs' scale"),
+            Measurement(name="lowest spread", value=lowest, unit="of the outputs' scale", note=f"image {image}"),
+            Measurement(name="highest spread", value=float(spread.max()), unit="of the outputs' scale"),
+            Measurement(name="outputs' scale", value=scale),
+        ),
+        threshold=Threshold(quantity="lowest spread of an image", observed=lowest, relation=">", allowed=floor),
+        remedy="" if ok else "make every forward pass draw its own weights; a posterior this narrow carries no uncertainty",
+        notes=tuple(causes),
+        samples=passes,
+    )
+
+
+def _not_finite(subject: Subject, passes: int, bad: int) -> Finding:
+    culprits = [
+        LayerFinding(path=tensor.path, kind=layer.kind, ok=False, finding=f"{tensor.role}: {problem}")
+        for layer in bayesian_layers(subject.model)
+        for tensor in layer.tensors
+        for problem in _not_finite_in(tensor.mu, tensor.rho, tensor.sigma)
+    ]
+    where = f": {culprits[0].path} {culprits[0].finding}" if culprits else ""
+    return Finding(
+        verdict=Verdict.FAIL,
+        headline=f"outputs are NaN or infinite in {bad} of {passes} passes{where}",
+        threshold=Threshold(quantity="passes with NaN or infinity", observed=bad, relation="==", allowed=0),
+        layers=tuple(culprits),
+        remedy="a rho that is infinite comes from moped_delta * abs(weight) above 88: convert with a smaller "
+        "moped_delta; NaN in mu or rho comes from a diverged training",
+        samples=passes,
+    )
+
+
+def _not_finite_in(mu: Tensor, rho: Tensor, sigma: Tensor) -> list[str]:
+    named = (("mu", mu), ("rho", rho), ("sigma", sigma))
+    return [
+        f"{int((~torch.isfinite(tensor)).sum())} of {tensor.numel()} {name} are NaN or infinite"
+        for name, tensor in named
+        if not bool((torch.isfinite(tensor) | (torch.isneginf(tensor) & (name == "rho"))).all())
+    ][:1]
+
+
+def _source(subject: Subject, min_spread: float) -> Finding:
+    images = subject.require_images()
+    with undisturbed(subject.model, seed=subject.seed), zero_sigma(subject.model):
+        silent = difference(forward(subject.model, images), forward(subject.model, images))
+    with undisturbed(subject.model, seed=subject.seed):
+        one, other = forward(subject.model, images), forward(subject.model, images)
+    floor = _floor(one, min_spread)
+    allowed = tolerance(one)
+    gap = float((one.double() - other.double()).square().mean().sqrt()) / _scale(one.double().flatten(1))
+    leaks, varies = not 0 <= silent <= allowed, gap > floor
+    where = _other_noise(subject, images, in_train_mode=not leaks) if leaks or not varies else None
+    if leaks:
+        headline = f"with every sigma at 0 two passes still differ by {silent:.2g} of the outputs' scale"
+        headline += f"; the noise enters at {where.path or 'the model itself'} ({where.kind})" if where else ""
+        remedy = "switch that module to eval mode, or remove it: its noise is not the posterior's"
+        quantity, observed, relation, bound = "difference with every sigma at 0", silent, "<=", allowed
+    else:
+        quantity, observed, relation, bound = "difference of two passes", gap, ">", floor
+        headline, remedy = f"two passes in a row differ by {gap:.3g} of the outputs' scale, with every sigma at 0 not", ""
+    causes = []
+    if not leaks and not varies:
+        causes = _causes_of_silence(subject, gap)
+        if where is not None:
+            causes.insert(0, f"in train mode the outputs do vary, with every sigma at 0 too: {where.path} ({where.kind})")
+        headline = "two passes in a row do not differ" + (f": {causes[0]}" if causes else "")
+        remedy = "let the posterior be the source of the noise: convert the layers, and never seed inside forward"
+    return Finding(
+        verdict=Verdict.PASS if varies and not leaks else Verdict.FAIL,
+        headline=headline,
+        measurements=(
+            Measurement(name="difference with every sigma at 0", value=silent, unit="of the outputs' scale"),
+            Measurement(name="difference of two passes", value=gap, unit="of the outputs' scale"),
+        ),
+        threshold=Threshold(
+            quantity=quantity,
+            observed=observed,
+            relation="<=" if relation == "<=" else ">",
+            allowed=bound,
+        ),
+        layers=() if where is None else (LayerFinding(path=where.path, kind=where.kind, ok=False, finding=str(where)),),
+        remedy=remedy,
+        notes=tuple(causes),
+        samples=4,
+    )
+
+
+def _other_noise(subject: Subject, images: Tensor, *, in_train_mode: bool) -> Parting | None:
+    few = images[: max(2, TRACED_IMAGES)]
+    runs = []
+    with undisturbed(subject.model, seed=subject.seed), zero_sigma(subject.model), traced(subject.model) as calls:
+        if in_train_mode:
+            for module in subject.model.modules():
+                module.training = True
+        for _ in range(2):
+            calls.clear()
+            forward(subject.model, few)
+            runs.append(list(calls))
+    return first_parting(*runs)
+
+
+def _causes_of_silence(subject: Subject, spread: float) -> list[str]:
+    """Say why outputs do not vary, from what can be seen; the likeliest first."""
+    layers = bayesian_layers(subject.model)
+    if not layers:
+        orphans = orphaned_posteriors(subject.model)
+        if orphans:
+            return ["the model was derived with torch.fx or a feature extractor: its noise is baked in"]
+        return ["the model has no Bayesian layer"]
+    causes = []
+    if _reseeds(subject):
+        causes.append("the forward seeds the random generator itself, so every pass draws the same noise")
+    widest = max(float((t.sigma / t.mu.detach().abs().clamp_min(1e-12)).median()) for la in layers for t in la.tensors)
+    if widest < MIN_SPREAD:
+        causes.append(f"sigma has collapsed: its median is at most {widest:.1g} of abs(mu) in every layer")
+    if not causes and spread == 0:
+        causes.append("sigma is not 0, yet every pass uses the same weights: the noise is cached or never drawn")
+    return causes
+
+
+def _reseeds(subject: Subject) -> bool:
+    states = []
+    for seed in (subject.seed, subject.seed + 1):
+        with undisturbed(subject.model, seed=subject.seed):
+            seed_everything(seed)
+            before = torch.get_rng_state()
+            forward(subject.model, subject.require_images()[:1])
+            after = torch.get_rng_state()
+            states.append((after, not torch.equal(before, after)))
+    return states[0][1] and torch.equal(states[0][0], states[1][0])
+
+
+def _floor(outputs: Tensor, min_spread: float) -> float:
+    return max(min_spread, 10 * torch.finfo(outputs.dtype).eps if outputs.is_floating_point() else 0.0)
+
+
+def _scale(outputs: Tensor) -> float:
+    """Give the standard deviation over images and outputs; the root mean square where there is only one number."""
+    spread = float(outputs.std()) if outputs.numel() > 1 else 0.0
+    return spread or float(outputs.square().mean().sqrt()) or 1.0

@@ -1,0 +1,28 @@
+"""Everything that pytest-bnn raises about its input or its surroundings. Each message ends with how to fix it."""
+
+from __future__ import annotations
+
+
+class PytestBnnError(Exception):
+    """Base of all errors of pytest-bnn: what is wrong, then how to fix it."""
+
+    def __init__(self, problem: str, *, fix: str) -> None:
+        super().__init__(f"{problem}. {fix[:1].upper()}{fix[1:]}.")
+        self.problem = problem
+        self.fix = fix
+
+
+class InputError(PytestBnnError):
+    """A path, factory, checkpoint, option, image or model that cannot be used."""
+
+
+class WeightsError(InputError):
+    """A teacher's weights that cannot be loaded."""
+
+
+class ConversionError(InputError):
+    """A network, or a part of it, that cannot be converted; nothing was touched."""
+
+
+class BrokenEnvironmentError(PytestBnnError):
+    """An installation in which pytest-bnn cannot work, such as a torch and a torchvision that do not match."""

@@ -1,0 +1,414 @@
+"""What an audit found, as frozen records of plain values, and the recorder that collects them.
+
+Records hold no tensors. They become plain dict, list, str, int, float, bool and None (`to_plain`) before they
+cross a process boundary or are written as JSON, and `AuditRun.from_json` reads them back with validation.
+NaN and infinities, which JSON lacks, are written as ``{"float": "NaN" | "Infinity" | "-Infinity"}``.
+"""
+
+from __future__ import annotations
+
+import enum
+import json
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any, Literal, TypeAlias
+
+from pytest_bnn.errors import InputError
+
+SCHEMA_VERSION = "1.0"
+
+Scalar: TypeAlias = str | int | float | bool | None
+Plain: TypeAlias = "Scalar | list[Plain] | dict[str, Plain]"
+Stage: TypeAlias = Literal["converted", "finetuned", "unrelated", "unknown"]
+Inconclusive: TypeAlias = Literal["fail", "warn"]
+
+
+class Verdict(enum.StrEnum):
+    """How a claim fared. ``warn`` is for what the user should know and no claim forbids."""
+
+    PASS = "pass"
+    WARN = "warn"
+    FAIL = "fail"
+    ERROR = "error"
+    INCONCLUSIVE = "inconclusive"
+    NOT_APPLICABLE = "not_applicable"
+
+
+#: From worst to best: the verdict of a run is the first of these that one of its checks has.
+SEVERITY = (
+    Verdict.ERROR,
+    Verdict.FAIL,
+    Verdict.INCONCLUSIVE,
+    Verdict.WARN,
+    Verdict.PASS,
+    Verdict.NOT_APPLICABLE,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measurement:
+    """One number or word that a check found, with its unit."""
+
+    name: str
+    value: Scalar
+    unit: str = ""
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Threshold:
+    """What decided the verdict: ``observed`` had to stand in ``relation`` to ``allowed``."""
+
+    quantity: str
+    observed: Scalar
+    relation: Literal["==", "<=", ">=", "<", ">"]
+    allowed: Scalar
+    unit: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerFinding:
+    """What a check has to say about one layer, by its path in the model. ``ok`` is False for offenders."""
+
+    path: str
+    kind: str
+    ok: bool
+    finding: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evidence:
+    """One check's verdict on one subject, with all that a reader needs to believe or repeat it."""
+
+    id: str
+    subject: str
+    stage: Stage
+    verdict: Verdict
+    claim: str
+    headline: str
+    measurements: tuple[Measurement, ...] = ()
+    threshold: Threshold | None = None
+    layers: tuple[LayerFinding, ...] = ()
+    remedy: str = ""
+    notes: tuple[str, ...] = ()
+    seed: int = 0
+    samples: int = 0
+    seconds: float = 0.0
+
+    def __getitem__(self, name: str) -> Scalar:
+        """Give the value of the measurement called ``name``; KeyError lists the names there are."""
+        for measurement in self.measurements:
+            if measurement.name == name:
+                return measurement.value
+        raise KeyError(f"no measurement {name!r}; there are {[m.name for m in self.measurements]}")
+
+    def explain(self, offenders: int = 5) -> str:
+        """Give the whole story as text: headline, observed against allowed, worst layers, remedy."""
+        lines = [f"{self.id} {self.verdict.replace('_', ' ')} for {self.subject!r}: {self.headline}"]
+        lines.append(f"  claim:    {self.claim}")
+        if self.threshold is not None:
+            unit = f" {self.threshold.unit}" if self.threshold.unit else ""
+            lines.append(
+                f"  observed: {self.threshold.quantity} {show(self.threshold.observed)}{unit}, "
+                f"allowed {self.threshold.relation} {show(self.threshold.allowed)}{unit}"
+            )
+        bad = [layer for layer in self.layers if not layer.ok]
+        for index, layer in enumerate(bad[:offenders]):
+            label = "worst:   " if index == 0 else "         "
+            lines.append(f"  {label} {layer.path or '(the model itself)'} ({layer.kind}): {layer.finding}")
+        if len(bad) > offenders:
+            lines.append(f"            and {len(bad) - offenders} more")
+        lines.extend(f"  note:     {note}" for note in self.notes)
+        if self.remedy:
+            lines.append(f"  fix:      {self.remedy}")
+        return "\n".join(lines)
+
+    def raise_if_failed(self, *, inconclusive: Inconclusive = "fail") -> Evidence:
+        """Raise AssertionError with `explain` when the claim failed; return self otherwise."""
+        if is_failure(self.verdict, inconclusive=inconclusive):
+            raise AssertionError(self.explain())
+        return self
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerRow:
+    """A line of a subject's layer table. ``sigma_over_mu`` is the median of sigma / abs(mu) over all weights."""
+
+    path: str
+    kind: str
+    shape: str
+    weights: int
+    bayesian: bool
+    sigma_over_mu: float | None = None
+    kl: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClassShare:
+    """One class in a prediction: teacher's probability, BNN's mean with its 5 % and 95 % quantile over passes."""
+
+    name: str
+    teacher: float | None
+    mean: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prediction:
+    """One image with its predictive distribution: the leading classes of teacher and BNN, at most five.
+
+    ``image`` is a PNG as a data URI. ``entropy`` (of the mean) and ``mutual_information`` are in nats.
+    """
+
+    image: str
+    label: str | None
+    passes: int
+    entropy: float
+    mutual_information: float
+    classes: tuple[ClassShare, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingStep:
+    """One step of fine-tuning. ``kl`` is unweighted; ``percent`` is the top-1 class's share of one pass."""
+
+    step: int
+    loss: float
+    data_term: float
+    kl: float
+    gradient_norm: float
+    learning_rate: float
+    top1: str
+    percent: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SubjectRecord:
+    """What was audited: a model, described so that the report can show it."""
+
+    name: str
+    stage: Stage
+    model: str
+    teacher: str | None
+    images: int
+    sha256: str = ""
+    layers: tuple[LayerRow, ...] = ()
+    predictions: tuple[Prediction, ...] = ()
+    training: tuple[TrainingStep, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditRun:
+    """Everything an audit, or a whole test session, found. The report is a pure function of its JSON."""
+
+    checks: tuple[Evidence, ...] = ()
+    subjects: tuple[SubjectRecord, ...] = ()
+    provenance: dict[str, str] = field(default_factory=dict)
+    title: str = "Bayesian conversion audit"
+
+    @property
+    def verdict(self) -> Verdict:
+        """The worst verdict of its checks; not_applicable when there is none."""
+        found = {check.verdict for check in self.checks}
+        return next((verdict for verdict in SEVERITY if verdict in found), Verdict.NOT_APPLICABLE)
+
+    def __getitem__(self, id: str) -> Evidence:
+        """Give the evidence of the check ``id``; the first one where several subjects were audited."""
+        for check in self.checks:
+            if check.id == id:
+                return check
+        raise KeyError(f"no check {id!r} ran; there are {sorted({check.id for check in self.checks})}")
+
+    def raise_for_failures(self, *, inconclusive: Inconclusive | None = None) -> AuditRun:
+        """Raise AssertionError that explains every failed check; return self when there is none.
+
+        Args:
+            inconclusive: Whether an undecided claim counts as a failure. None asks the recorder in force
+                (pytest's ``--bnn-inconclusive``), and ``"fail"`` where there is none.
+        """
+        policy = inconclusive_policy() if inconclusive is None else inconclusive
+        bad = [check for check in self.checks if is_failure(check.verdict, inconclusive=policy)]
+        if bad:
+            raise AssertionError("\n\n".join(check.explain() for check in bad))
+        return self
+
+    def to_json(self) -> str:
+        """Give the run as JSON text, ending in a newline."""
+        plain = to_plain(self)
+        assert isinstance(plain, dict)
+        document = {"schema_version": SCHEMA_VERSION, "verdict": self.verdict.value, **plain}
+        return json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> AuditRun:
+        """Read what `to_json` wrote.
+
+        Raises:
+            InputError: The text is not JSON, not an audit, or of another schema version.
+        """
+        try:
+            document = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"the audit is not JSON ({error})", fix="give the audit.json of a run") from error
+        if not isinstance(document, dict) or "schema_version" not in document:
+            raise InputError("the JSON is not an audit: it has no schema_version", fix="give the audit.json of a run")
+        if str(document["schema_version"]).split(".")[0] != SCHEMA_VERSION.split(".")[0]:
+            raise InputError(
+                f"the audit has schema version {document['schema_version']}, this pytest-bnn reads {SCHEMA_VERSION}",
+                fix="render it with the pytest-bnn that wrote it",
+            )
+        body = {name: value for name, value in document.items() if name not in ("schema_version", "verdict")}
+        return from_plain(body, cls)
+
+
+def show(value: Scalar) -> str:
+    """Write a value for people: short floats, thousands separated."""
+    if isinstance(value, bool) or value is None or isinstance(value, str):
+        return str(value)
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:.4g}"
+
+
+def is_failure(verdict: Verdict, *, inconclusive: Inconclusive = "fail") -> bool:
+    """Say whether a verdict fails a test or a run."""
+    return verdict in (Verdict.FAIL, Verdict.ERROR) or (verdict is Verdict.INCONCLUSIVE and inconclusive == "fail")
+
+
+def to_plain(value: object) -> Plain:
+    """Turn records, numpy and torch scalars, enums and odd strings into what JSON and execnet carry safely."""
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, enum.Enum):
+        return to_plain(value.value)
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode("utf-8")
+    if isinstance(value, int):
+        return int(value)
+    if isinstance(value, float):
+        number = float(value)
+        if math.isfinite(number):
+            return number
+        return {"float": "NaN" if math.isnan(number) else "Infinity" if number > 0 else "-Infinity"}
+    if is_dataclass(value) and not isinstance(value, type):
+        return {f.name: to_plain(getattr(value, f.name)) for f in fields(value)}
+    if isinstance(value, Mapping):
+        return {str(to_plain(key)): to_plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [to_plain(item) for item in value]
+    scalar = getattr(value, "item", None)
+    if callable(scalar) and getattr(value, "ndim", None) == 0:
+        return to_plain(scalar())
+    return to_plain(str(value))
+
+
+def from_plain(plain: Any, kind: type[Any]) -> Any:
+    """Rebuild a record of the type ``kind`` from what `to_plain` gave.
+
+    Raises:
+        InputError: A field is missing, unknown or of the wrong type; the message has its place.
+    """
+    import msgspec
+
+    try:
+        return msgspec.convert(_with_floats(plain), kind)
+    except (msgspec.ValidationError, RecursionError) as error:
+        raise InputError(f"the audit does not fit its schema: {error}", fix="give the audit.json of a run") from error
+
+
+def _with_floats(plain: Any) -> Any:
+    if isinstance(plain, dict):
+        if plain.keys() == {"float"} and plain["float"] in ("NaN", "Infinity", "-Infinity"):
+            return float(plain["float"])
+        return {key: _with_floats(value) for key, value in plain.items()}
+    if isinstance(plain, list):
+        return [_with_floats(value) for value in plain]
+    return plain
+
+
+def json_schema() -> dict[str, Any]:
+    """Give the JSON Schema of an audit, made from the records themselves."""
+    import msgspec
+
+    schema = msgspec.json.schema(AuditRun)
+    definitions = _with_non_finite(schema["$defs"])
+    run = definitions["AuditRun"]
+    run["properties"] = {
+        "schema_version": {"type": "string", "pattern": rf"^{SCHEMA_VERSION.split('.')[0]}\."},
+        "verdict": {"$ref": "#/$defs/Verdict"},
+        **run["properties"],
+    }
+    run["required"] = ["schema_version", "verdict", "checks", "subjects", "provenance"]
+    definitions["NonFinite"] = {
+        "description": "NaN or an infinity, which JSON numbers cannot express",
+        "type": "object",
+        "properties": {"float": {"enum": ["NaN", "Infinity", "-Infinity"]}},
+        "required": ["float"],
+        "additionalProperties": False,
+    }
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": f"pytest-bnn audit, version {SCHEMA_VERSION}",
+        "$ref": "#/$defs/AuditRun",
+        "$defs": definitions,
+    }
+
+
+def _with_non_finite(schema: Any) -> Any:
+    if isinstance(schema, list):
+        return [_with_non_finite(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    if schema.get("type") == "number":
+        return {"anyOf": [schema, {"$ref": "#/$defs/NonFinite"}]}
+    return {key: _with_non_finite(item) for key, item in schema.items()}
+
+
+@dataclass(slots=True)
+class Recorder:
+    """Collects what checks find while it is in force; `recording` puts it there."""
+
+    inconclusive: Inconclusive = "fail"
+    checks: list[Evidence] = field(default_factory=list)
+    subjects: list[SubjectRecord] = field(default_factory=list)
+
+    def drain(self) -> AuditRun:
+        """Give what was collected since the last call, and forget it."""
+        run = AuditRun(checks=tuple(self.checks), subjects=tuple(self.subjects))
+        self.checks.clear()
+        self.subjects.clear()
+        return run
+
+
+_recorder: ContextVar[Recorder | None] = ContextVar("pytest_bnn_recorder", default=None)
+
+
+@contextmanager
+def recording(recorder: Recorder) -> Iterator[Recorder]:
+    """Let every check that runs inside report to ``recorder``."""
+    token = _recorder.set(recorder)
+    try:
+        yield recorder
+    finally:
+        _recorder.reset(token)
+
+
+def record(item: Evidence | SubjectRecord) -> None:
+    """Hand a record to the recorder in force, if there is one."""
+    recorder = _recorder.get()
+    if recorder is None:
+        return
+    if isinstance(item, Evidence):
+        recorder.checks.append(item)
+    else:
+        recorder.subjects.append(item)
+
+
+def inconclusive_policy() -> Inconclusive:
+    """Say what an inconclusive verdict counts as here: the recorder's policy, ``"fail"`` without one."""
+    recorder = _recorder.get()
+    return "fail" if recorder is None else recorder.inconclusive

@@ -1,0 +1,110 @@
+"""Looking at a model without disturbing it: whatever runs inside `undisturbed` leaves no trace, also when it raises."""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+@contextmanager
+def undisturbed(*models: nn.Module, seed: int) -> Iterator[None]:
+    """Run code on models and leave parameters, buffers, modes, gradients, hooks and random states as they were.
+
+    Inside, every module works on clones of its buffers (so a layer's noise buffers, which a pending backward
+    still needs, are not overwritten), hooks registered inside vanish at the end, ``.grad`` is empty, and the
+    random generators of torch, numpy and Python start from ``seed``. A model in training mode as a whole is
+    switched to eval mode; single submodules left in training mode inside a model in eval mode stay so, since
+    that is how the model would be used.
+
+    Python objects deeper than a module's own attributes are beyond its reach.
+    """
+    modules = _distinct(module for model in models for module in model.modules())
+    parameters = _distinct(p for module in modules for p in module._parameters.values() if p is not None)
+    saved = [(module, dict(module.__dict__)) for module in modules]
+    gradients = [(parameter, parameter.grad, parameter.requires_grad) for parameter in parameters]
+    with preserved_random_state():
+        try:
+            _work_on_clones(modules)
+            for model in models:
+                if model.training:
+                    for module in model.modules():
+                        module.training = False
+            for parameter in parameters:
+                parameter.grad = None
+            seed_everything(seed)
+            yield
+        finally:
+            for module, attributes in saved:
+                module.__dict__.clear()
+                module.__dict__.update(attributes)
+            for parameter, gradient, requires_grad in gradients:
+                parameter.requires_grad_(requires_grad)
+                parameter.grad = gradient
+
+
+def _work_on_clones(modules: list[nn.Module]) -> None:
+    clones: dict[int, Tensor] = {}
+
+    def clone(tensor: Tensor | None) -> Tensor | None:
+        if tensor is None:
+            return None
+        return clones.setdefault(id(tensor), tensor.detach().clone())
+
+    for module in modules:
+        for name, value in list(module.__dict__.items()):
+            if name == "_buffers":
+                module.__dict__[name] = {key: clone(tensor) for key, tensor in value.items()}
+            elif isinstance(value, dict) and (name in ("_parameters", "_modules") or name.endswith("_hooks")):
+                module.__dict__[name] = value.copy()
+
+
+def _distinct(items: Iterable[Any]) -> list[Any]:
+    return list({id(item): item for item in items}.values())
+
+
+@contextmanager
+def preserved_random_state() -> Iterator[None]:
+    """Put the generators of Python, numpy and torch (CPU and CUDA) back where they were."""
+    python = random.getstate()
+    numpy = sys.modules.get("numpy")
+    numpy_state = numpy.random.get_state() if numpy is not None else None
+    cpu = torch.get_rng_state()
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() and torch.cuda.is_initialized() else None
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        if numpy is not None:
+            numpy.random.set_state(numpy_state)
+        torch.set_rng_state(cpu)
+        if cuda is not None:
+            torch.cuda.set_rng_state_all(cuda)
+
+
+def seed_everything(seed: int) -> None:
+    """Seed the global generators of Python, numpy and torch; call it inside `preserved_random_state`."""
+    random.seed(seed)
+    numpy = sys.modules.get("numpy")
+    if numpy is not None:
+        numpy.random.seed(seed % 2**32)
+    torch.manual_seed(seed % 2**63)
+
+
+@contextmanager
+def replaced(entries: Iterable[tuple[dict[str, Any], str, Any]]) -> Iterator[None]:
+    """Put values into modules' ``_parameters`` or ``_buffers`` for a while: ``(dictionary, name, value)`` each."""
+    before: list[tuple[dict[str, Any], str, Any]] = []
+    try:
+        for dictionary, name, value in entries:
+            before.append((dictionary, name, dictionary[name]))
+            dictionary[name] = value
+        yield
+    finally:
+        for dictionary, name, value in reversed(before):
+            dictionary[name] = value

@@ -1,0 +1,30 @@
+"""Turns an `AuditRun` into what people read: one self-contained HTML page, or Markdown for a CI step summary.
+
+Both are pure functions of the run: equal runs give equal bytes. jinja2 loads when a page is rendered, not before.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pytest_bnn.evidence import AuditRun
+
+__all__ = ["render_html", "render_markdown"]
+
+
+def render_html(run: AuditRun) -> str:
+    """Give the run as one HTML page that needs no network, no script and no other file.
+
+    Every text of the run is escaped, and an image is embedded only when it is a PNG in a base64 data URI.
+    """
+    from pytest_bnn.report import html
+
+    return html.render(run)
+
+
+def render_markdown(run: AuditRun) -> str:
+    """Give the run as GitHub-flavored Markdown: verdict, matrix of claims, and the claims that do not hold."""
+    from pytest_bnn.report import markdown
+
+    return markdown.render(run)

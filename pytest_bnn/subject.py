@@ -1,0 +1,219 @@
+"""What is audited: a model with its teacher, images and training loss, and the passes its checks share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, TypeAlias, TypedDict
+
+import torch
+from torch import Tensor, nn
+
+from pytest_bnn.errors import InputError
+from pytest_bnn.evidence import Stage
+from pytest_bnn.posterior import PosteriorTensor, bayesian_layers
+from pytest_bnn.sampling import ForwardError, PassBank, forward
+from pytest_bnn.training import Loss
+
+StageOption: TypeAlias = Literal["auto", "converted", "finetuned"]
+
+#: Cosine of mu to the teacher's weights above which a layer counts as fine-tuned from them.
+ALIGNED = 0.99
+
+
+class Given(TypedDict, total=False):
+    """What every check takes beside the model, by name; see `Subject`."""
+
+    teacher: nn.Module | None
+    images: Tensor | None
+    labels: Tensor | None
+    loss: Loss | None
+    name: str
+    stage: StageOption
+    seed: int
+    class_names: Sequence[str]
+
+
+class Subject:
+    """A model under audit.
+
+    Args:
+        model: The Bayesian network. Judged in eval mode; it is never changed.
+        teacher: The deterministic network that it was converted from.
+        images: Inputs ``[N, ...]`` that both networks accept; they are moved to the model's device and dtype.
+        labels: Class indices ``[N]``, for the user's loss and the report.
+        loss: The training loss, ``loss(model, (images, labels)) -> scalar tensor``.
+        name: How the report calls it.
+        stage: ``"converted"``, ``"finetuned"``, or ``"auto"``: see `stage_of`.
+        seed: Of all randomness in the audit.
+        class_names: For the report.
+
+    Raises:
+        TypeError: An argument is of the wrong type.
+        InputError: The images or labels cannot be used.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        teacher: nn.Module | None = None,
+        images: Tensor | None = None,
+        labels: Tensor | None = None,
+        loss: Loss | None = None,
+        name: str = "model",
+        stage: StageOption = "auto",
+        seed: int = 0,
+        class_names: Sequence[str] = (),
+    ) -> None:
+        for role, value in (("model", model), ("teacher", teacher)):
+            if not isinstance(value, nn.Module) and not (value is None and role == "teacher"):
+                raise TypeError(f"{role} must be a torch.nn.Module, not {type(value).__name__}")
+        if loss is not None and not callable(loss):
+            raise TypeError(f"loss must be a function loss(model, batch), not {type(loss).__name__}")
+        if stage not in ("auto", "converted", "finetuned"):
+            raise ValueError(f"stage must be 'auto', 'converted' or 'finetuned', not {stage!r}")
+        if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+            raise ValueError(f"seed must be a whole number from 0, not {seed!r}")
+        _require_usable(images, labels)
+        self.model = model
+        self.teacher = teacher
+        self.images = images if images is None else fitted(images, model)
+        self.labels = labels
+        self.loss = loss
+        self.name = name
+        self.seed = seed
+        self.class_names = tuple(class_names)
+        self._stage_option = stage
+        self._stage: Stage | None = None
+        self._bank: PassBank | None = None
+        self._teacher_output: Tensor | None = None
+
+    @classmethod
+    def of(cls, model: nn.Module | Subject, given: Given) -> Subject:
+        """Take a subject as it is, or make one from a model and what was given beside it."""
+        if not isinstance(model, Subject):
+            return cls(model, **given)
+        if given:
+            raise TypeError(f"a Subject already says what {', '.join(sorted(given))} is; give it there")
+        return model
+
+    @property
+    def stage(self) -> Stage:
+        """What the model is: as told, or found by `stage_of`."""
+        if self._stage is None:
+            self._stage = stage_of(self.model, self.teacher) if self._stage_option == "auto" else self._stage_option
+        return self._stage
+
+    @property
+    def bank(self) -> PassBank:
+        """The Monte-Carlo passes over the images, shared by all checks."""
+        if self._bank is None:
+            self._bank = PassBank(self.model, self.require_images(), self.seed)
+        return self._bank
+
+    def require_images(self) -> Tensor:
+        """Give the images; `Check.run` has made sure that there are some."""
+        assert self.images is not None
+        return self.images
+
+    def teacher_output(self) -> Tensor:
+        """Give the teacher's output on all images, computed once, on the model's device.
+
+        Raises:
+            InputError: The teacher does not accept the images.
+        """
+        if self._teacher_output is None:
+            assert self.teacher is not None
+            images = fitted(self.require_images(), self.teacher)
+            try:
+                output = PassBank(self.teacher, images, self.seed).first(1)[0]
+            except ForwardError as error:
+                raise does_not_accept("teacher", self.teacher, images, error) from error
+            self._teacher_output = output.to(self.require_images().device)
+        return self._teacher_output
+
+    def try_images(self) -> None:
+        """Make sure that the images suit: the teacher accepts them or, without a teacher, the model.
+
+        Raises:
+            InputError: They do not suit.
+        """
+        if self.images is None:
+            return
+        if self.teacher is not None:
+            self.teacher_output()
+            return
+        try:
+            self.bank.draw(0, 1, torch.arange(1))
+        except ForwardError as error:
+            raise does_not_accept("model", self.model, self.images, error) from error
+
+
+def does_not_accept(role: str, model: nn.Module, images: Tensor, error: ForwardError) -> InputError:
+    """Word the error of a network that cannot take the images."""
+    return InputError(
+        f"the {role} {type(model).__name__} does not accept images of shape {list(images.shape)} "
+        f"and dtype {str(images.dtype).removeprefix('torch.')} ({error})",
+        fix="give data that fits it: --data MODULE:FACTORY, or images= in Python",
+    )
+
+
+def fitted(images: Tensor, model: nn.Module) -> Tensor:
+    """Move images to the device and, where both are floating point, the dtype of a model."""
+    reference = next((p for p in model.parameters() if p.is_floating_point()), None)
+    if reference is None:
+        return images
+    dtype = reference.dtype if images.is_floating_point() else images.dtype
+    return images.to(device=reference.device, dtype=dtype)
+
+
+def _require_usable(images: Tensor | None, labels: Tensor | None) -> None:
+    if images is None:
+        return
+    if not isinstance(images, Tensor):
+        raise TypeError(f"images must be a tensor [N, ...], not {type(images).__name__}")
+    if images.ndim < 2 or len(images) == 0:
+        raise InputError(f"images have the shape {list(images.shape)}", fix="give a batch [N, ...] with N at least 1")
+    if images.is_floating_point() and not bool(torch.isfinite(images).all()):
+        rows = (~torch.isfinite(images)).flatten(1).any(1).nonzero().flatten().tolist()
+        raise InputError(
+            f"{len(rows)} of {len(images)} images hold NaN or infinity, the first is number {rows[0]}",
+            fix="remove them, or mend the transform that made them",
+        )
+    if labels is not None and (not isinstance(labels, Tensor) or len(labels) != len(images)):
+        count = len(labels) if isinstance(labels, Tensor) else type(labels).__name__
+        raise InputError(f"there are {len(images)} images and {count} labels", fix="give one label an image, as a tensor")
+
+
+def stage_of(model: nn.Module, teacher: nn.Module | None) -> Stage:
+    """Say what a model is, by its posterior means against the teacher's weights, layer by layer.
+
+    Equal in most layers: ``"converted"``. Otherwise, a cosine above `ALIGNED` in most layers: ``"finetuned"``.
+    Otherwise ``"unrelated"``. Without a teacher, or without a layer in common, ``"unknown"``.
+    """
+    pairs = weight_pairs(model, teacher)
+    if not pairs:
+        return "unknown"
+    if 2 * sum(torch.equal(tensor.mu.detach().to(weight), weight) for tensor, weight in pairs) > len(pairs):
+        return "converted"
+    if 2 * sum(cosine(tensor, weight) > ALIGNED for tensor, weight in pairs) > len(pairs):
+        return "finetuned"
+    return "unrelated"
+
+
+def weight_pairs(model: nn.Module, teacher: nn.Module | None) -> list[tuple[PosteriorTensor, Tensor]]:
+    """Give each posterior weight tensor with the teacher's weight at the same path, where the shapes agree."""
+    modules = {} if teacher is None else dict(teacher.named_modules(remove_duplicate=False))
+    pairs = []
+    for layer in bayesian_layers(model):
+        weight = getattr(modules.get(layer.path), "weight", None)
+        for tensor in layer.tensors:
+            if tensor.role == "weight" and isinstance(weight, Tensor) and weight.shape == tensor.mu.shape:
+                pairs.append((tensor, weight.detach()))
+    return pairs
+
+
+def cosine(tensor: PosteriorTensor, weight: Tensor) -> float:
+    """Give the cosine of the posterior mean to a weight, in [-1, 1]; NaN where one of them is 0."""
+    mu, weight = tensor.mu.detach().double().flatten(), weight.to(tensor.mu.device).double().flatten()
+    return float(mu @ weight / (mu.norm() * weight.norm()))

@@ -1,0 +1,163 @@
+"""Fine-tuning a converted network toward its deterministic teacher, with its trajectory."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from pytest_bnn import posterior
+from pytest_bnn.errors import InputError
+from pytest_bnn.evidence import TrainingStep
+from pytest_bnn.isolation import preserved_random_state, seed_everything
+from pytest_bnn.sampling import output_tensor, probabilities
+
+#: A training loss: ``loss(model, (images, labels))`` gives a scalar tensor.
+Loss: TypeAlias = Callable[[nn.Module, tuple[Tensor, Tensor | None]], Tensor]
+
+STEPS = 40
+BATCH = 32
+LEARNING_RATE = 1e-4
+DECAY = 0.9
+
+
+def distillation_loss(teacher: nn.Module, kl_weight: float) -> Loss:
+    """Give the loss that `finetune` minimizes: mean squared error to the teacher's logits + weight * KL.
+
+    The KL term is bayesian-torch's ``get_kl_loss``.
+    """
+
+    def loss(model: nn.Module, batch: tuple[Tensor, Tensor | None]) -> Tensor:
+        data_term, kl = _terms(model, teacher, batch[0])[:2]
+        return data_term + kl_weight * kl
+
+    return loss
+
+
+def _terms(model: nn.Module, teacher: nn.Module, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    with torch.no_grad():
+        target = output_tensor(teacher(images))
+    logits = output_tensor(model(images))
+    kl = posterior.kl(model)
+    if kl is None:
+        raise InputError(
+            "the model has no Bayesian layer, so it has no KL term to train with", fix="convert it first: convert(model)"
+        )
+    return nn.functional.mse_loss(logits, target), kl, logits
+
+
+def finetune(
+    model: nn.Module,
+    teacher: nn.Module,
+    images: Tensor,
+    *,
+    steps: int = STEPS,
+    batch: int = BATCH,
+    learning_rate: float = LEARNING_RATE,
+    decay: float = DECAY,
+    kl_weight: float | None = None,
+    seed: int = 0,
+    class_names: Sequence[str] = (),
+    progress: Callable[[TrainingStep], None] | None = None,
+) -> tuple[TrainingStep, ...]:
+    """Train a converted network in place toward its teacher's logits, with BatchNorm in eval mode.
+
+    Adam with an exponentially decaying learning rate, on `distillation_loss`. The loss need not fall: every
+    step draws fresh noise, and the posterior widens toward the prior. The modes of both networks and the
+    global random state are restored.
+
+    Args:
+        model: The converted network; it is trained.
+        teacher: The deterministic network.
+        images: Training images ``[N, ...]``, batched in a random order.
+        steps: How many optimizer steps.
+        batch: Images a step.
+        learning_rate: Of Adam, at the first step.
+        decay: Factor on the learning rate after every step.
+        kl_weight: Factor on the library's KL term; None means 1 / number of batches in ``images``.
+        seed: Of the order of images and of the noise.
+        class_names: Names for the trajectory's top-1 class.
+        progress: Called with every step as it is done.
+
+    Returns:
+        The trajectory, one record a step. Its top-1 class is that of the first image of the set in a pass
+        of its own after the step.
+
+    Raises:
+        InputError: Nothing in the model is Bayesian, or the loss became NaN or infinite.
+        ValueError: A number is out of range.
+    """
+    if steps < 1 or batch < 1 or not learning_rate > 0 or not 0 < decay <= 1:
+        raise ValueError("steps and batch must be at least 1, learning_rate above 0, decay in (0, 1]")
+    if kl_weight is None:
+        kl_weight = 1 / number_of_batches(len(images), batch)
+    trajectory = []
+    with _modes_of(model, teacher), preserved_random_state():
+        seed_everything(seed)
+        model.eval()
+        teacher.eval()
+        parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.Adam(parameters, lr=learning_rate)
+        schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, gamma=decay)
+        order = _batches(len(images), batch)
+        for step in range(1, steps + 1):
+            optimizer.zero_grad(set_to_none=True)
+            data_term, kl, _ = _terms(model, teacher, images[next(order)])
+            loss = data_term + kl_weight * kl
+            if not math.isfinite(loss.item()):
+                raise InputError(
+                    f"the loss is {loss.item()} at step {step} (data term {data_term.item()}, KL {kl.item()})",
+                    fix="check the images for NaN and convert with a smaller moped_delta",
+                )
+            loss.backward()  # type: ignore[no-untyped-call]
+            norm = math.sqrt(sum(float(p.grad.double().square().sum()) for p in parameters if p.grad is not None))
+            rate = schedule.get_last_lr()[0]
+            optimizer.step()
+            schedule.step()
+            top1, percent = _top1(model, images[:1], class_names)
+            record = TrainingStep(
+                step=step,
+                loss=loss.item(),
+                data_term=data_term.item(),
+                kl=kl.item(),
+                gradient_norm=norm,
+                learning_rate=float(rate),
+                top1=top1,
+                percent=percent,
+            )
+            trajectory.append(record)
+            if progress is not None:
+                progress(record)
+        optimizer.zero_grad(set_to_none=True)
+    return tuple(trajectory)
+
+
+def number_of_batches(images: int, batch: int = BATCH) -> int:
+    """Give how many batches make one pass over a training set."""
+    return max(1, -(-images // batch))
+
+
+def _top1(model: nn.Module, image: Tensor, class_names: Sequence[str]) -> tuple[str, float]:
+    with torch.no_grad():
+        share, index = probabilities(output_tensor(model(image)))[0].flatten().max(dim=0)
+    name = class_names[int(index)] if int(index) < len(class_names) else f"class {int(index)}"
+    return name, 100 * float(share)
+
+
+def _batches(images: int, batch: int) -> Iterator[Tensor]:
+    while True:
+        yield from torch.randperm(images).split(batch)
+
+
+@contextmanager
+def _modes_of(*models: nn.Module) -> Iterator[None]:
+    modes = [(module, module.training) for model in models for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
