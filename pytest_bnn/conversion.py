@@ -209,7 +209,9 @@ def _why_not(path: str, module: nn.Module, conversion: Conversion) -> str:
             return "is float16, where sigma underflows to 0: convert in float32"
         largest = float(tensor.detach().abs().max()) if tensor.numel() else 0.0
         if conversion.moped_enable and conversion.moped_delta * largest > 88:
-            return f"has a {name} of size {largest:.3g}: moped_delta * abs(weight) above 88 overflows; lower moped_delta"
+            return (
+                f"has a {name} of size {largest:.3g}: moped_delta * abs(weight) overflows above 88; lower moped_delta"
+            )
     plain = set(module.__dict__) - set(type(module)(*_smallest(module)).__dict__)
     if plain:
         return f"carries attributes that the Bayesian layer would lack ({', '.join(sorted(plain))})"

@@ -29,7 +29,7 @@ Inconclusive: TypeAlias = Literal["fail", "warn"]
 class Verdict(enum.StrEnum):
     """How a claim fared. ``warn`` is for what the user should know and no claim forbids."""
 
-    PASS = "pass"
+    PASS = "pass"  # noqa: S105  no password
     WARN = "warn"
     FAIL = "fail"
     ERROR = "error"
@@ -161,9 +161,11 @@ class ClassShare:
 class Prediction:
     """One image with its predictive distribution: the leading classes of teacher and BNN, at most five.
 
+    ``index`` is the image's place in the data, from 0.
     ``image`` is a PNG as a data URI. ``entropy`` (of the mean) and ``mutual_information`` are in nats.
     """
 
+    index: int
     image: str
     label: str | None
     passes: int
@@ -262,7 +264,9 @@ class AuditRun:
                 fix="render it with the pytest-bnn that wrote it",
             )
         body = {name: value for name, value in document.items() if name not in ("schema_version", "verdict")}
-        return from_plain(body, cls)
+        run = from_plain(body, cls)
+        assert isinstance(run, cls)
+        return run
 
 
 def show(value: Scalar) -> str:
@@ -370,9 +374,13 @@ def _with_non_finite(schema: Any) -> Any:
 
 @dataclass(slots=True)
 class Recorder:
-    """Collects what checks find while it is in force; `recording` puts it there."""
+    """Collects what checks find while it is in force; `recording` puts it there.
+
+    ``subject`` is the name of subjects that were given none.
+    """
 
     inconclusive: Inconclusive = "fail"
+    subject: str = "model"
     checks: list[Evidence] = field(default_factory=list)
     subjects: list[SubjectRecord] = field(default_factory=list)
 
@@ -412,3 +420,9 @@ def inconclusive_policy() -> Inconclusive:
     """Say what an inconclusive verdict counts as here: the recorder's policy, ``"fail"`` without one."""
     recorder = _recorder.get()
     return "fail" if recorder is None else recorder.inconclusive
+
+
+def default_subject_name() -> str:
+    """Give the name of a subject that was given none: the recorder's, ``"model"`` without one."""
+    recorder = _recorder.get()
+    return Recorder().subject if recorder is None else recorder.subject

@@ -124,3 +124,37 @@ def digits_batch(image: Image) -> Tensor:
     grey = torch.tensor(list(small.tobytes()), dtype=torch.float32).reshape(1, 1, 8, 8) / 255
     grey = torch.nn.functional.interpolate(grey, size=(DIGITS_SIZE, DIGITS_SIZE), mode="bilinear")
     return ((grey - 0.5) / 0.5).expand(-1, 3, -1, -1).contiguous()
+
+
+def photograph_crops(part: Literal["train", "held_out"]) -> Tensor:
+    """Give crops of the two photographs for a network with ImageNet weights: other places for each part.
+
+    Every photograph is resized to a short side of 256; ``"train"`` has twelve places in each, mirrored too
+    (48 images), ``"held_out"`` eight between them (16 images).
+
+    Returns:
+        ``[N, 3, 224, 224]``, float32, normalised as ImageNet's.
+    """
+    import torch
+    from torchvision.transforms import functional
+
+    crops = []
+    for name in PHOTO_NAMES:
+        picture = functional.resize(functional.to_tensor(photograph(name)), [256], antialias=True)
+        picture = functional.normalize(picture, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+        across, down = picture.shape[2] - 224, picture.shape[1] - 224
+        columns, rows, first = (4, 3, 0.0) if part == "train" else (4, 2, 0.125)
+        for column in range(columns):
+            for row in range(rows):
+                left = int(across * min(1.0, first + column / columns))
+                top = int(down * min(1.0, first + row / rows))
+                crop = picture[:, top : top + 224, left : left + 224]
+                crops += [crop, crop.flip(2)] if part == "train" else [crop]
+    return torch.stack(crops)
+
+
+def suitable(
+    images: Literal["digits", "photographs"], part: Literal["train", "held_out"]
+) -> tuple[Tensor, Tensor | None]:
+    """Give the bundled images for a teacher's task, with labels where there are any."""
+    return digits(part) if images == "digits" else (photograph_crops(part), None)

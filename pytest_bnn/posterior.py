@@ -203,9 +203,7 @@ def zero_sigma(model: nn.Module) -> Iterator[None]:
 def shifted_prior(model: nn.Module, by: float) -> Iterator[None]:
     """Move every prior mean by a constant: the data term of a loss cannot notice, its KL term must."""
     with replaced(
-        (t.module._buffers, t.prior_mu_name, t.prior_mu + by)
-        for layer in bayesian_layers(model)
-        for t in layer.tensors
+        (t.module._buffers, t.prior_mu_name, t.prior_mu + by) for layer in bayesian_layers(model) for t in layer.tensors
     ):
         yield
 

@@ -73,6 +73,11 @@ class PassBank:
         self.seed = seed
         self._stored: list[Tensor] = []
 
+    @property
+    def drawn(self) -> int:
+        """How many passes on all images are there already."""
+        return len(self._stored)
+
     def first(self, passes: int) -> Tensor:
         """Give the first passes on all images, ``[passes, images, ...]``, drawing those that are missing."""
         if len(self._stored) < passes:

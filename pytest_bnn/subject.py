@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from pytest_bnn.errors import InputError
-from pytest_bnn.evidence import Stage
+from pytest_bnn.evidence import Stage, default_subject_name
 from pytest_bnn.posterior import PosteriorTensor, bayesian_layers
-from pytest_bnn.sampling import ForwardError, PassBank, forward
+from pytest_bnn.sampling import ForwardError, PassBank
 from pytest_bnn.training import Loss
 
 StageOption: TypeAlias = Literal["auto", "converted", "finetuned"]
@@ -42,7 +42,7 @@ class Subject:
         images: Inputs ``[N, ...]`` that both networks accept; they are moved to the model's device and dtype.
         labels: Class indices ``[N]``, for the user's loss and the report.
         loss: The training loss, ``loss(model, (images, labels)) -> scalar tensor``.
-        name: How the report calls it.
+        name: How the report calls it; the running test's name, or "model", when empty.
         stage: ``"converted"``, ``"finetuned"``, or ``"auto"``: see `stage_of`.
         seed: Of all randomness in the audit.
         class_names: For the report.
@@ -60,7 +60,7 @@ class Subject:
         images: Tensor | None = None,
         labels: Tensor | None = None,
         loss: Loss | None = None,
-        name: str = "model",
+        name: str = "",
         stage: StageOption = "auto",
         seed: int = 0,
         class_names: Sequence[str] = (),
@@ -80,7 +80,7 @@ class Subject:
         self.images = images if images is None else fitted(images, model)
         self.labels = labels
         self.loss = loss
-        self.name = name
+        self.name = name or default_subject_name()
         self.seed = seed
         self.class_names = tuple(class_names)
         self._stage_option = stage
@@ -182,7 +182,7 @@ def _require_usable(images: Tensor | None, labels: Tensor | None) -> None:
         )
     if labels is not None and (not isinstance(labels, Tensor) or len(labels) != len(images)):
         count = len(labels) if isinstance(labels, Tensor) else type(labels).__name__
-        raise InputError(f"there are {len(images)} images and {count} labels", fix="give one label an image, as a tensor")
+        raise InputError(f"there are {len(images)} images and {count} labels", fix="give one label for each image")
 
 
 def stage_of(model: nn.Module, teacher: nn.Module | None) -> Stage:
@@ -207,9 +207,9 @@ def weight_pairs(model: nn.Module, teacher: nn.Module | None) -> list[tuple[Post
     pairs = []
     for layer in bayesian_layers(model):
         weight = getattr(modules.get(layer.path), "weight", None)
-        for tensor in layer.tensors:
-            if tensor.role == "weight" and isinstance(weight, Tensor) and weight.shape == tensor.mu.shape:
-                pairs.append((tensor, weight.detach()))
+        if isinstance(weight, Tensor):
+            matrices = [t for t in layer.tensors if t.role == "weight" and t.mu.shape == weight.shape]
+            pairs += [(tensor, weight.detach()) for tensor in matrices]
     return pairs
 
 

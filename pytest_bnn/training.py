@@ -45,7 +45,8 @@ def _terms(model: nn.Module, teacher: nn.Module, images: Tensor) -> tuple[Tensor
     kl = posterior.kl(model)
     if kl is None:
         raise InputError(
-            "the model has no Bayesian layer, so it has no KL term to train with", fix="convert it first: convert(model)"
+            "the model has no Bayesian layer, so it has no KL term to train with",
+            fix="convert it first: convert(model)",
         )
     return nn.functional.mse_loss(logits, target), kl, logits
 
@@ -113,7 +114,7 @@ def finetune(
                     f"the loss is {loss.item()} at step {step} (data term {data_term.item()}, KL {kl.item()})",
                     fix="check the images for NaN and convert with a smaller moped_delta",
                 )
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             norm = math.sqrt(sum(float(p.grad.double().square().sum()) for p in parameters if p.grad is not None))
             rate = schedule.get_last_lr()[0]
             optimizer.step()
@@ -139,6 +140,11 @@ def finetune(
 def number_of_batches(images: int, batch: int = BATCH) -> int:
     """Give how many batches make one pass over a training set."""
     return max(1, -(-images // batch))
+
+
+def batch_size(images: Tensor) -> int:
+    """Give the batch that `finetune` takes of the bundled images: 32 digits, or 8 crops of 224x224."""
+    return BATCH if images[0].numel() < 3 * 64 * 64 else BATCH // 4
 
 
 def _top1(model: nn.Module, image: Tensor, class_names: Sequence[str]) -> tuple[str, float]:

@@ -77,9 +77,7 @@ def _imagenet() -> Teacher:
                 "teacher: --weights digits (in pytest: --bnn-weights digits)",
             ) from error
     state = _read(cached)
-    return _from_state(
-        state, name="imagenet", sha256=_sha256(cached), class_names=tuple(weights.meta["categories"])
-    )
+    return _from_state(state, name="imagenet", sha256=_sha256(cached), class_names=tuple(weights.meta["categories"]))
 
 
 def _read(path: Path) -> dict[str, Tensor]:

@@ -81,16 +81,14 @@ def _find(subject: Subject, allow: dict[str, str]) -> Finding:
             row.reason, row.problem = allow[pattern], ""
     notes = [f"{row.path} is deterministic on purpose: {row.reason}" for row in rows if row.reason]
     notes += [f"the pattern {p!r} in allow matches no deterministic layer" for p in allow if p not in used]
+    by_path = {row.path: row for row in rows}
     for path, problem in _not_in_use(subject, layers, notes).items():
-        row = next((row for row in rows if row.path == path), None)
-        if row is None:
-            row = _Row(path, layers[path].kind, layers[path].weights)
-            rows.append(row)
-        row.problem = row.problem or problem
+        if path not in by_path:
+            by_path[path] = _Row(path, layers[path].kind, layers[path].weights)
+            rows.append(by_path[path])
+        by_path[path].problem = by_path[path].problem or problem
     for path, problem in _untied(subject).items():
-        row = next((row for row in rows if row.path == path), None)
-        if row is not None:
-            row.problem = row.problem or problem
+        by_path[path].problem = by_path[path].problem or problem
     return _finding(subject, rows, layers, notes)
 
 

@@ -90,8 +90,8 @@ def _find(subject: Subject, expected: float | None) -> Finding:
         )
     frozen = [tensor.name for tensor in tensors if not tensor.rho.requires_grad]
     gradients, seen_by_prior = _probe(subject, tensors)
-    fits = [_fit(tensor, gradient) for tensor, gradient in zip(tensors, gradients, strict=True)]
-    fits = [fit for fit in fits if fit is not None]
+    candidates = (_fit(tensor, gradient) for tensor, gradient in zip(tensors, gradients, strict=True))
+    fits = [fit for fit in candidates if fit is not None]
     convention, weight, spread = _convention([fit for fit in fits if fit.weight != 0])
     absent = [fit for fit in fits if fit.weight == 0]
     strangers = [fit for fit in fits if fit.residual > TOLERANCE]

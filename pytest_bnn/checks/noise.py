@@ -157,7 +157,7 @@ def _source(subject: Subject, min_spread: float) -> Finding:
         quantity, observed, relation, bound = "difference with every sigma at 0", silent, "<=", allowed
     else:
         quantity, observed, relation, bound = "difference of two passes", gap, ">", floor
-        headline, remedy = f"two passes in a row differ by {gap:.3g} of the outputs' scale, with every sigma at 0 not", ""
+        headline, remedy = f"two passes differ by {gap:.3g} of the outputs' scale; with every sigma at 0 they are equal", ""
     causes = []
     if not leaks and not varies:
         causes = _causes_of_silence(subject, gap)

@@ -29,7 +29,7 @@ def verdict_bar(counts: Mapping[Verdict, int]) -> str:
     if not total:
         return ""
     width, left, parts = 600.0, 0.0, []
-    for verdict in reversed(SEVERITY):
+    for verdict in SEVERITY:
         count = counts.get(verdict, 0)
         if count:
             share = width * count / total
@@ -47,7 +47,9 @@ def verdict_bar(counts: Mapping[Verdict, int]) -> str:
             )
             left += share
     told = ", ".join(f"{counts[verdict]:,} {word(verdict)}" for verdict in SEVERITY if counts.get(verdict))
-    return chart(*parts, title="Verdicts", description=told, width=width, height=8, kind="verdicts")
+    return chart(
+        *parts, title="Verdicts", description=told, width=width, height=8, kind="verdicts", preserveAspectRatio="none"
+    )
 
 
 def gauge(threshold: Threshold) -> str:
@@ -63,7 +65,7 @@ def gauge(threshold: Threshold) -> str:
     log = logarithmic(numbers, 30.0)
     if log:
         low, high = decades([min(numbers), max(numbers) * 1.5])
-    elif threshold.unit == "%" and 0 <= min(numbers) and max(numbers) <= 100:
+    elif threshold.unit == "%" and min(numbers) >= 0 and max(numbers) <= 100:
         low, high = 0.0, 100.0
     else:
         low, high = linear_range([*numbers, 0.0])
@@ -127,8 +129,10 @@ def width_bar(value: float, ends: tuple[float, float], path: str) -> str:
     """Give one layer's median of sigma / abs(mu) on the axis of its subject; no bar for NaN and infinity."""
     scale = Scale(*ends, 6.0, 134.0, log=True)
     parts = [element("rect", x=6, y=6, width=128, height=4, rx=2, class_="track")]
-    for tick in decade_ticks(*ends, most=9):
-        parts.append(element("line", x1=scale(tick), x2=scale(tick), y1=3, y2=13, class_="tick"))
+    parts += [
+        element("line", x1=scale(tick), x2=scale(tick), y1=3, y2=13, class_="tick")
+        for tick in decade_ticks(*ends, most=9)
+    ]
     if math.isfinite(value):
         at = scale(value)
         parts.append(element("rect", x=6, y=6, width=round(at - 6, 2), height=4, rx=2, class_="bnn"))
@@ -150,9 +154,9 @@ def distribution(classes: tuple[ClassShare, ...], leader: str | None) -> str:
         return ""
     scale = Scale(0.0, 1.0, 8.0, 312.0)
     bottom = 34.0 * len(shown) + 4
-    parts = []
-    for share in (0.0, 0.25, 0.5, 0.75, 1.0):
-        parts.append(element("line", x1=scale(share), x2=scale(share), y1=4, y2=bottom, class_="grid"))
+    parts = [
+        element("line", x1=scale(share / 4), x2=scale(share / 4), y1=4, y2=bottom, class_="grid") for share in range(5)
+    ]
     for index, entry in enumerate(shown):
         y = 34.0 * index
         name = "name leader" if entry.name == leader else "name"
@@ -195,7 +199,7 @@ def _bar(entry: ClassShare, scale: Scale, y: float) -> list[str]:
 
 def _told(entry: ClassShare) -> str:
     teacher = "" if entry.teacher is None else f", teacher {percent(entry.teacher)}"
-    return f"{entry.name}: BNN mean {percent(entry.mean)}, 5–95 % {interval(entry.low, entry.high)}{teacher}"
+    return f"{entry.name}: BNN mean {percent(entry.mean)}, 5\N{EN DASH}95 % {interval(entry.low, entry.high)}{teacher}"
 
 
 def _escaped(content: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 
 from pytest_bnn.report.wording import number, superscript
 
@@ -94,9 +95,9 @@ def tick_labels(ticks: list[float]) -> tuple[list[str], str]:
     power = math.floor(math.log10(largest)) if largest > 0 else 0
     shared = 3 * (power // 3) if power >= 5 or power <= -3 else 0
     unit = 10.0**shared
-    step = min((abs(b - a) for a, b in zip(ticks, ticks[1:], strict=False)), default=largest or 1.0) / unit
+    step = min((abs(b - a) for a, b in pairwise(ticks)), default=largest or 1.0) / unit
     digits = 0 if step <= 0 or not math.isfinite(step) else max(0, min(6, -math.floor(math.log10(step) + 1e-9)))
     if digits < 6 and any(abs(round(tick / unit, digits) - tick / unit) > step * 0.01 for tick in ticks):
         digits += 1
-    labels = [f"{round(tick / unit, digits) + 0.0:,.{digits}f}".replace("-", "−") for tick in ticks]
-    return labels, f"×10{superscript(shared)}" if shared else ""
+    labels = [f"{round(tick / unit, digits) + 0.0:,.{digits}f}".replace("-", "\N{MINUS SIGN}") for tick in ticks]
+    return labels, f"\N{MULTIPLICATION SIGN}10{superscript(shared)}" if shared else ""

@@ -24,7 +24,9 @@ def titled(name: str, title: str, **attributes: str | float) -> str:
     return element(name, element("title", escape(title)), **attributes)
 
 
-def chart(*children: str, title: str, description: str, width: float, height: float, kind: str) -> str:
+def chart(
+    *children: str, title: str, description: str, width: float, height: float, kind: str, **attributes: str | float
+) -> str:
     """Give a chart: an image with a title and a description for who cannot see it."""
     return element(
         "svg",
@@ -36,6 +38,7 @@ def chart(*children: str, title: str, description: str, width: float, height: fl
         viewBox=f"0 0 {_plain(width)} {_plain(height)}",
         width=width,
         height=height,
+        **attributes,
     )
 
 

@@ -14,7 +14,7 @@ SYMBOLS: Final[Mapping[Verdict, str]] = {
     Verdict.FAIL: "✕",
     Verdict.ERROR: "‼",
     Verdict.INCONCLUSIVE: "?",
-    Verdict.NOT_APPLICABLE: "–",
+    Verdict.NOT_APPLICABLE: "\N{EN DASH}",
 }
 RELATIONS: Final[Mapping[str, str]] = {"==": "=", "<=": "≤", ">=": "≥", "<": "<", ">": ">"}
 
@@ -28,7 +28,7 @@ _HIDDEN: Final = (
     *range(0x202A, 0x202F),
     *range(0x2066, 0x206A),
 )
-_CLEAN: Final = {code: "\ufffd" for code in _HIDDEN}
+_CLEAN: Final = dict.fromkeys(_HIDDEN, "�")
 
 
 def clean(text: str) -> str:
@@ -49,11 +49,11 @@ def superscript(number: int) -> str:
 def number(value: float, digits: int = 4) -> str:
     """Write a number for people: 11,173,962, 0.0312, 3.1×10⁻⁷, NaN, ∞."""
     if isinstance(value, int):
-        return f"{value:,}".replace("-", "−")
+        return f"{value:,}".replace("-", "\N{MINUS SIGN}")
     if math.isnan(value):
         return "NaN"
     if math.isinf(value):
-        return "∞" if value > 0 else "−∞"
+        return "∞" if value > 0 else "\N{MINUS SIGN}∞"
     if value == 0:
         return "0"
     mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
@@ -63,8 +63,8 @@ def number(value: float, digits: int = 4) -> str:
         text = text.rstrip("0").rstrip(".") if "." in text else text
     else:
         mantissa = mantissa.rstrip("0").rstrip(".") if "." in mantissa else mantissa
-        text = f"{mantissa}×10{superscript(power)}"
-    return text.replace("-", "−")
+        text = f"{mantissa}\N{MULTIPLICATION SIGN}10{superscript(power)}"
+    return text.replace("-", "\N{MINUS SIGN}")
 
 
 def scalar(value: Scalar, unit: str = "") -> str:
@@ -81,19 +81,19 @@ def scalar(value: Scalar, unit: str = "") -> str:
 def percent(share: float | None) -> str:
     """Write a probability as a percentage: 0.9731 is "97.3 %"."""
     if share is None:
-        return "–"
+        return "\N{EN DASH}"
     if not math.isfinite(share):
         return number(share)
     if 0 < share < 0.0005:
         return f"<0.1{_NO_BREAK}%"
-    return f"{100 * share:.1f}{_NO_BREAK}%".replace("-", "−")
+    return f"{100 * share:.1f}{_NO_BREAK}%".replace("-", "\N{MINUS SIGN}")
 
 
 def interval(low: float, high: float) -> str:
     """Write a 5-95 % interval of probabilities: "91.0–99.8 %"."""
     if not (math.isfinite(low) and math.isfinite(high)):
         return f"{percent(low)} to {percent(high)}"
-    return f"{100 * low:.1f}–{100 * high:.1f}{_NO_BREAK}%"
+    return f"{100 * low:.1f}\N{EN DASH}{100 * high:.1f}{_NO_BREAK}%"
 
 
 def seconds(value: float) -> str:

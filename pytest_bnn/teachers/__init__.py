@@ -1,0 +1,1 @@
+"""The embedded teacher: weights, model card, and the script that made both."""

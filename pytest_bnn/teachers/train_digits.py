@@ -34,7 +34,7 @@ def train(seed: int = SEED, epochs: int = EPOCHS) -> nn.Module:
     """Train a ResNet18 on the digits' training part and return it in eval mode, float32."""
     torch.manual_seed(seed)
     images, labels = digits("train")
-    model = torchvision.models.resnet18(num_classes=10)
+    model: nn.Module = torchvision.models.resnet18(num_classes=10)
     optimizer = torch.optim.SGD(
         model.parameters(), lr=LEARNING_RATE, momentum=0.9, nesterov=True, weight_decay=WEIGHT_DECAY
     )

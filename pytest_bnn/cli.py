@@ -1,0 +1,298 @@
+"""The command ``pytest-bnn``: audit | render | schema. Starts fast: torch loads when an audit begins."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from pytest_bnn.errors import InputError, PytestBnnError
+from pytest_bnn.options import OPTIONS, Settings, resolve
+
+if TYPE_CHECKING:
+    from pytest_bnn.audit import Progress, Thresholds
+    from pytest_bnn.evidence import AuditRun
+
+PASSED, FAILED, BROKEN, NOTHING_APPLIES, USAGE = range(5)
+_INTERRUPTED = 130
+
+_AUDIT = """\
+Audit a Bayesian neural network that was converted from a deterministic one.
+
+Without --model the subject is a ResNet18: the teacher is loaded (--weights), converted with bayesian-torch's
+dnn_to_bnn, a copy is fine-tuned toward the teacher, and both conversions are audited. With --model your own network
+is judged as it is, never trained or changed."""
+
+_AUDIT_END = """\
+MODULE:FACTORY names a function without arguments in a module of this folder or of the Python path. The module is
+executed: audit only code that you would run.
+
+exit codes: 0 every claim holds; 1 a claim failed or stayed inconclusive; 2 the audit itself broke;
+3 no check applies; 4 wrong usage or input.
+
+examples:
+  pytest-bnn audit
+  pytest-bnn audit --model my_net:bayesian --teacher my_net:teacher --data my_net:held_out -o audit.html
+  pytest-bnn audit --model my_net:bayesian --data my_net:held_out --loss my_net:loss --num-batches 782"""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.print_usage(sys.stderr)
+        self.exit(USAGE, f"{self.prog}: {message}\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="pytest-bnn", description="Audit Bayesian conversions of deterministic networks.")
+    commands = parser.add_subparsers(dest="command", metavar="audit | render | schema", required=True)
+
+    audit = commands.add_parser(
+        "audit",
+        help="check a model and write a report",
+        description=_AUDIT,
+        epilog=_AUDIT_END,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    own = audit.add_argument_group("a network of your own")
+    own.add_argument("--model", metavar="MODULE:FACTORY", help="returns the Bayesian network")
+    own.add_argument("--teacher", metavar="MODULE:FACTORY", help="returns the deterministic network it came from")
+    own.add_argument(
+        "--data", metavar="MODULE:FACTORY", help="returns images, (images, labels), a Dataset or a DataLoader"
+    )
+    own.add_argument("--images", metavar="N", type=_whole, help="use at most N of these images (default: 512)")
+    own.add_argument("--loss", metavar="MODULE:FUNCTION", help="the training loss, called as loss(model, batch)")
+    own.add_argument("--stage", choices=("auto", "converted", "finetuned"), default="auto",
+                     help="what the model is; auto compares its mu with the teacher's weights")  # fmt: skip
+    claims = audit.add_argument_group("what is claimed")
+    claims.add_argument("--checks", metavar="ID,...", help="run these checks only, for example layers.replaced,kl.loss")
+    claims.add_argument("--allow", metavar="PATTERN=REASON", action="append", default=[],
+                        help="layers that are deterministic on purpose, by path; may be repeated")  # fmt: skip
+    weight = claims.add_mutually_exclusive_group()
+    weight.add_argument(
+        "--kl-weight", metavar="W", type=_positive, help="weight that the KL term of the loss should have"
+    )
+    weight.add_argument("--num-batches", metavar="M", type=_whole, help="expect the KL weight 1/M")
+    settings = audit.add_argument_group("settings", "also from the environment, as PYTEST_BNN_SEED and so on")
+    for option in OPTIONS:
+        text = f"{option.help} (default: {option.default})".replace("%", "%%")
+        settings.add_argument(f"--{option.name}", metavar=option.metavar, default=None, help=text)
+    audit.add_argument(
+        "-o", "--output", metavar="FILE.html", default="audit.html", help="the report (default: %(default)s)"
+    )
+    audit.add_argument(
+        "-v", "--verbose", action="store_true", help="show tracebacks, and evidence for passed claims too"
+    )
+
+    render = commands.add_parser("render", help="make a report from the JSON of an audit")
+    render.add_argument("audit", metavar="AUDIT.json", help="what an audit wrote")
+    render.add_argument("-o", "--output", metavar="FILE", default=None,
+                        help="where to write; .html or .md (default: the JSON's name with .html)")  # fmt: skip
+    render.add_argument("-v", "--verbose", action="store_true", help="show tracebacks")
+
+    commands.add_parser("schema", help="print the JSON Schema of an audit")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; give the exit code."""
+    given = _parser().parse_args(arguments)
+    verbose = getattr(given, "verbose", False)
+    try:
+        if given.command == "schema":
+            return _schema()
+        if given.command == "render":
+            return _render(given)
+        return _audit(given, list(sys.argv[1:] if arguments is None else arguments))
+    except PytestBnnError as error:
+        if verbose:
+            traceback.print_exc()
+        print(f"pytest-bnn: {error}", file=sys.stderr)
+        return USAGE if isinstance(error, InputError) else BROKEN
+    except KeyboardInterrupt:
+        print("pytest-bnn: interrupted", file=sys.stderr)
+        return _INTERRUPTED
+    except Exception as error:
+        if verbose:
+            traceback.print_exc()
+        hint = "" if verbose else "; -v shows where"
+        print(f"pytest-bnn: the audit broke: {type(error).__name__}: {error}{hint}", file=sys.stderr)
+        return BROKEN
+
+
+def _schema() -> int:
+    from pytest_bnn.evidence import json_schema
+
+    print(json.dumps(json_schema(), indent=2))
+    return PASSED
+
+
+def _render(given: argparse.Namespace) -> int:
+    from pytest_bnn.evidence import AuditRun
+    from pytest_bnn.report import render_html, render_markdown
+
+    source = Path(given.audit)
+    target = source.with_suffix(".html") if given.output is None else Path(given.output)
+    if target.suffix not in (".html", ".md"):
+        raise InputError(f"the output is {str(target)!r}", fix="give a path that ends in .html or .md")
+    try:
+        run = AuditRun.from_json(source.read_text(encoding="utf-8"))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(render_html(run) if target.suffix == ".html" else render_markdown(run), encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{source} could not be rendered into {target} ({error})", fix="check both paths") from error
+    print(target)
+    return PASSED
+
+
+def _audit(given: argparse.Namespace, arguments: list[str]) -> int:
+    from pytest_bnn.report.files import require_writable, write_report
+
+    settings = resolve({option.key: getattr(given, option.key) for option in OPTIONS}, prefix="--")
+    allow = _allowed(given.allow)
+    output = Path(given.output)
+    require_writable(output)
+    if given.model is None:
+        for name in ("teacher", "data", "loss", "images"):
+            if getattr(given, name) is not None:
+                raise InputError(f"--{name} without --model", fix="name your own network with --model MODULE:FACTORY")
+    with _progress() as say:
+        say("loading torch")
+        from pytest_bnn.audit import Thresholds, provenance
+
+        thresholds = Thresholds(
+            min_agreement=settings.min_agreement,
+            max_passes=settings.samples,
+            kl_weight=given.kl_weight,
+            num_batches=given.num_batches,
+            allow=allow,
+        )
+        run = _run(given, settings, thresholds, say)
+        say("writing the report")
+        run = _with_provenance(run, provenance(seed=settings.seed, command=["pytest-bnn", *arguments]))
+        page, data = write_report(run, output)
+    _show(run, verbose=given.verbose)
+    print(f"report: {page}  data: {data}")
+    return _exit_code(run, settings)
+
+
+def _run(given: argparse.Namespace, settings: Settings, thresholds: Thresholds, say: Progress) -> AuditRun:
+    from pytest_bnn.audit import audit_model, audit_resnet18
+    from pytest_bnn.weights import load_teacher
+
+    checks = None if given.checks is None else [id.strip() for id in given.checks.split(",") if id.strip()]
+    if given.model is None:
+        from pytest_bnn.conversion import Conversion
+
+        conversion = Conversion(type=settings.type, moped_delta=settings.delta)  # type: ignore[arg-type]
+        say("loading the teacher")
+        return audit_resnet18(
+            load_teacher(settings.weights),
+            conversion,
+            checks=checks,
+            seed=settings.seed,
+            thresholds=thresholds,
+            progress=say,
+        )
+    from pytest_bnn import factories
+
+    say("loading the model")
+    return audit_model(
+        factories.load_model(given.model, "--model"),
+        teacher=None if given.teacher is None else factories.load_model(given.teacher, "--teacher"),
+        data=None
+        if given.data is None
+        else factories.load_data(given.data, "--data", given.images or factories.MAX_IMAGES),
+        loss=None if given.loss is None else factories.load_loss(given.loss, "--loss"),
+        checks=checks,
+        name=given.model,
+        stage=given.stage,
+        seed=settings.seed,
+        thresholds=thresholds,
+        progress=say,
+    )
+
+
+def _with_provenance(run: AuditRun, said: dict[str, str]) -> AuditRun:
+    from dataclasses import replace
+
+    return replace(run, provenance={**said, **{k: v for k, v in run.provenance.items() if k not in said}})
+
+
+def _exit_code(run: AuditRun, settings: Settings) -> int:
+    from pytest_bnn.evidence import Verdict, is_failure
+
+    if run.verdict is Verdict.ERROR:
+        return BROKEN
+    if is_failure(run.verdict, inconclusive=settings.inconclusive):
+        return FAILED
+    return NOTHING_APPLIES if run.verdict is Verdict.NOT_APPLICABLE else PASSED
+
+
+def _show(run: AuditRun, *, verbose: bool) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from pytest_bnn.evidence import Verdict
+
+    style = {"pass": "green", "warn": "yellow", "fail": "bold red", "error": "bold red", "inconclusive": "magenta"}
+    console = Console(highlight=False)
+    for subject in dict.fromkeys(check.subject for check in run.checks):
+        console.print(Text(subject, style="bold"))
+        table = Table(box=None, pad_edge=False, show_edge=False, show_header=False)
+        for name in ("verdict", "check", "finding"):
+            table.add_column(no_wrap=name != "finding", overflow="fold")
+        for check in run.checks:
+            if check.subject == subject:
+                word = Text(check.verdict.replace("_", " "), style=style.get(check.verdict, "dim"))
+                table.add_row(word, check.id, Text(check.headline))
+        console.print(table)
+        console.print()
+    told = (Verdict.FAIL, Verdict.ERROR, Verdict.INCONCLUSIVE, Verdict.WARN)
+    for check in run.checks:
+        if check.verdict in told or verbose:
+            console.print()
+            console.print(Text(check.explain()))
+    console.print()
+    console.print(Text(f"verdict: {run.verdict.replace('_', ' ')}", style=style.get(run.verdict, "bold")))
+
+
+@contextmanager
+def _progress() -> Iterator[Progress]:
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda _: None
+        return
+    with console.status("starting") as status:
+        yield status.update
+
+
+def _allowed(texts: list[str]) -> dict[str, str]:
+    allowed = {}
+    for text in texts:
+        pattern, sign, reason = text.partition("=")
+        if not (pattern.strip() and sign and reason.strip()):
+            raise InputError(f"--allow is {text!r}", fix="give a reason too: --allow 'fc=kept for speed'")
+        allowed[pattern.strip()] = reason.strip()
+    return allowed
+
+
+def _whole(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number from 1")
+    return value
+
+
+def _positive(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not a number above 0")
+    return value

@@ -1,0 +1,191 @@
+"""The settings, in one table: command line > environment > ini file > default.
+
+pytest knows an option as ``--bnn-seed``, ini files as ``bnn_seed``, the environment as ``PYTEST_BNN_SEED``; the
+command line ``pytest-bnn audit`` as ``--seed``.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, cast
+
+from pytest_bnn.errors import InputError
+from pytest_bnn.evidence import Inconclusive
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Option:
+    """One setting: how it is read, and how ``--help`` explains it."""
+
+    name: str
+    default: str | int | float
+    read: Callable[[str], str | int | float]
+    metavar: str
+    help: str
+
+    @property
+    def key(self) -> str:
+        """The name in Python and ini files: ``min_agreement``."""
+        return self.name.replace("-", "_")
+
+    @property
+    def environment(self) -> str:
+        """The environment variable: ``PYTEST_BNN_MIN_AGREEMENT``."""
+        return f"PYTEST_BNN_{self.key.upper()}"
+
+
+def _whole(least: int) -> Callable[[str], int]:
+    def read(text: str) -> int:
+        value = int(text)
+        if value < least:
+            raise ValueError
+        return value
+
+    read.__doc__ = f"a whole number from {least}"
+    return read
+
+
+def _share(text: str) -> float:
+    """a number above 0, up to 1"""  # noqa: D403
+    value = float(text)
+    if not 0 < value <= 1:
+        raise ValueError
+    return value
+
+
+def _positive(text: str) -> float:
+    """a number above 0"""  # noqa: D403
+    value = float(text)
+    if not (math.isfinite(value) and value > 0):
+        raise ValueError
+    return value
+
+
+def _choice(*words: str) -> Callable[[str], str]:
+    def read(text: str) -> str:
+        if text not in words:
+            raise ValueError
+        return text
+
+    read.__doc__ = " or ".join(words)
+    return read
+
+
+def _text(text: str) -> str:
+    """a text that is not empty"""  # noqa: D403  completes "give ..."
+    if not text.strip():
+        raise ValueError
+    return text
+
+
+OPTIONS = (
+    Option(
+        name="weights",
+        default="digits",
+        read=_text,
+        metavar="digits|imagenet|PATH",
+        help="weights of the deterministic ResNet18: the embedded digits teacher, torchvision's ImageNet weights "
+        "through its cache, or a .safetensors, .pt or .pth file",
+    ),
+    Option(
+        name="type",
+        default="Reparameterization",
+        read=_choice("Reparameterization", "Flipout"),
+        metavar="Reparameterization|Flipout",
+        help="estimator of the Bayesian layers in the ResNet18 that is converted here",
+    ),
+    Option(
+        name="delta",
+        default=0.1,
+        read=_positive,
+        metavar="DELTA",
+        help="MOPED delta of that conversion: sigma starts at DELTA * abs(weight)",
+    ),
+    Option(
+        name="samples",
+        default=128,
+        read=_whole(2),
+        metavar="N",
+        help="the most Monte-Carlo passes that a check may draw",
+    ),
+    Option(name="seed", default=0, read=_whole(0), metavar="N", help="seed of all randomness in an audit"),
+    Option(
+        name="min-agreement",
+        default=0.95,
+        read=_share,
+        metavar="P",
+        help="share of the images on which the mean prediction must agree with the teacher",
+    ),
+    Option(
+        name="inconclusive",
+        default="fail",
+        read=_choice("fail", "warn"),
+        metavar="fail|warn",
+        help="what a claim counts as that the samples could not decide",
+    ),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """The settings in force; one field an `Option`."""
+
+    weights: str = "digits"
+    type: str = "Reparameterization"
+    delta: float = 0.1
+    samples: int = 128
+    seed: int = 0
+    min_agreement: float = 0.95
+    inconclusive: Inconclusive = "fail"
+
+
+def resolve(command_line: Mapping[str, str | None], ini: Mapping[str, str] | None = None, *, prefix: str) -> Settings:
+    """Settle every option from its sources.
+
+    Args:
+        command_line: What was given there, by key; None where nothing was.
+        ini: What an ini file says, by key; empty texts say nothing.
+        prefix: How options begin on that command line, for messages: ``--`` or ``--bnn-``.
+
+    Raises:
+        InputError: A value cannot be used; the message has the source it came from.
+    """
+    values: dict[str, Any] = {}
+    for option in OPTIONS:
+        sources = (
+            (prefix + option.name, command_line.get(option.key)),
+            (option.environment, os.environ.get(option.environment) or None),
+            (f"bnn_{option.key} in the ini file", (ini or {}).get(option.key) or None),
+        )
+        source, text = next(((s, t) for s, t in sources if t is not None), ("", None))
+        values[option.key] = option.default if text is None else _read(option, source, text)
+    return Settings(**values)
+
+
+#: What the ``bnn`` marker may change for one test; the other settings belong to the session's fixtures.
+OF_A_TEST = ("samples", "seed", "min_agreement", "inconclusive")
+
+
+def overridden(settings: Settings, values: Mapping[str, object], source: str) -> Settings:
+    """Give settings with some values of a single test replaced, validated as if from a command line.
+
+    Raises:
+        InputError: A key is not among `OF_A_TEST`, or its value cannot be used.
+    """
+    known = {option.key: option for option in OPTIONS if option.key in OF_A_TEST}
+    replaced: dict[str, Any] = {field.name: getattr(settings, field.name) for field in fields(Settings)}
+    for key, value in values.items():
+        if key not in known:
+            raise InputError(f"{source} has no option {key!r}", fix=f"use one of {', '.join(known)}")
+        replaced[key] = _read(known[key], f"{key} in {source}", str(value))
+    return Settings(**replaced)
+
+
+def _read(option: Option, source: str, text: str) -> str | int | float:
+    try:
+        return option.read(text)
+    except (ValueError, OverflowError):
+        raise InputError(f"{source} is {text!r}", fix=f"give {cast(str, option.read.__doc__)}") from None

@@ -1,0 +1,151 @@
+"""pytest's hooks: options, the recorder around every test, evidence from workers to the controller, the report.
+
+Loads neither torch nor numpy: those come with the first fixture or check that a test uses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pytest_bnn.errors import PytestBnnError
+from pytest_bnn.evidence import AuditRun, Recorder, Verdict, from_plain, recording, show, to_plain
+from pytest_bnn.fixtures.settings import SETTINGS
+from pytest_bnn.options import OPTIONS, resolve
+
+pytest_plugins = (
+    "pytest_bnn.fixtures.teachers",
+    "pytest_bnn.fixtures.images",
+    "pytest_bnn.fixtures.audits",
+)
+
+_RECORDER = pytest.StashKey[Recorder]()
+_PHASES = ("setup", "call", "teardown")
+
+_REPORT_HELP = "write every check's evidence into this HTML file, and as JSON beside it"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add ``--bnn-*`` and ``bnn_*``."""
+    group = parser.getgroup("bnn", "Bayesian neural networks (pytest-bnn)")
+    group.addoption("--bnn-report", metavar="FILE.html", default=None, help=_REPORT_HELP)
+    for option in OPTIONS:
+        text = f"{option.help} (default: {option.default}; ini bnn_{option.key}, environment {option.environment})"
+        group.addoption(f"--bnn-{option.name}", metavar=option.metavar, default=None, help=text.replace("%", "%%"))
+        parser.addini(f"bnn_{option.key}", option.help, default="")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Settle the settings, so that a wrong one is one line before any test runs."""
+    config.addinivalue_line(
+        "markers",
+        "bnn(**options): settings of bnn_audit for one test, named as in the ini file without bnn_: "
+        "bnn(min_agreement=0.9, samples=64, seed=1)",
+    )
+    try:
+        config.stash[SETTINGS] = resolve(
+            {option.key: config.getoption(f"--bnn-{option.name}") for option in OPTIONS},
+            {option.key: str(config.getini(f"bnn_{option.key}")) for option in OPTIONS},
+            prefix="--bnn-",
+        )
+    except PytestBnnError as error:
+        raise pytest.UsageError(str(error)) from None
+    report = config.getoption("--bnn-report")
+    if report is not None and (not str(report).endswith(".html") or Path(report).is_dir()):
+        raise pytest.UsageError(f"--bnn-report is {report!r}. Give the path of a file that ends in .html.")
+    if not hasattr(config, "workerinput"):
+        config.pluginmanager.register(_Collector(config), "bnn-collector")
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    """Say what the fixtures stand on."""
+    settings = config.stash[SETTINGS]
+    return f"bnn: weights {settings.weights}, seed {settings.seed}, at most {settings.samples} passes a check"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Let the checks of a test, of its fixtures and of their tear-down report to its recorder."""
+    marker = item.get_closest_marker("bnn")
+    policy = (marker.kwargs if marker else {}).get("inconclusive", item.config.stash[SETTINGS].inconclusive)
+    recorder = item.stash[_RECORDER] = Recorder(inconclusive=policy, subject=item.name)
+    with recording(recorder):
+        return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Hand what a phase recorded to its report: plain values, which xdist carries to the controller."""
+    run = item.stash[_RECORDER].drain()
+    for check in run.checks:
+        observed = "" if check.threshold is None else f" {show(check.threshold.observed)}"
+        item.user_properties.append((f"bnn.{check.id}", f"{check.verdict.value}{observed}"))
+    report = yield
+    if run.checks or run.subjects:
+        report.bnn = to_plain(run)  # type: ignore[attr-defined]
+    return report
+
+
+class _Collector:
+    """Lives in the controller alone: gathers evidence, writes the report, says so in the terminal."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self.config = config
+        self.found: list[tuple[tuple[str, int, str, int], AuditRun]] = []
+        self.said = ""
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        plain: Any = getattr(report, "bnn", None)
+        if plain is not None:
+            path, line, _ = report.location
+            place = (path, line or 0, report.nodeid, _PHASES.index(report.when))
+            self.found.append((place, from_plain(plain, AuditRun)))
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_sessionfinish(self, session: pytest.Session) -> Generator[None, object, object]:
+        result = yield
+        path = self.config.getoption("--bnn-report")
+        if path is not None:
+            try:
+                self.said = self._write(Path(path))
+            except (OSError, PytestBnnError) as error:
+                self.said = f"the report could not be written: {error}"
+                session.exitstatus = pytest.ExitCode.INTERNAL_ERROR
+        return result
+
+    def _write(self, path: Path) -> str:
+        from pytest_bnn.audit import provenance
+        from pytest_bnn.report.files import write_report
+
+        arguments = [str(argument) for argument in self.config.invocation_params.args]
+        said = provenance(seed=self.config.stash[SETTINGS].seed, command=["pytest", *arguments])
+        written = write_report(self._run(said), path)
+        return f"report: {written[0]} and {written[1].name}"
+
+    def _run(self, provenance: dict[str, str]) -> AuditRun:
+        runs = [run for _, run in sorted(self.found, key=lambda pair: pair[0])]
+        return AuditRun(
+            checks=tuple(check for run in runs for check in run.checks),
+            subjects=tuple(subject for run in runs for subject in run.subjects),
+            provenance=provenance,
+            title="Bayesian checks of a test session",
+        )
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        checks = self._run({}).checks
+        if not checks and not self.said:
+            return
+        terminalreporter.section("bnn")
+        counts = {verdict: sum(check.verdict is verdict for check in checks) for verdict in Verdict}
+        words = [f"{count} {verdict.replace('_', ' ')}" for verdict, count in counts.items() if count]
+        terminalreporter.line(f"{len(checks)} checks: {', '.join(words) or 'none ran'}")
+        for check in checks:
+            if check.verdict in (Verdict.FAIL, Verdict.ERROR, Verdict.INCONCLUSIVE, Verdict.WARN):
+                terminalreporter.line(f"  {check.verdict.value:<12} {check.id:<20} {check.subject}: {check.headline}")
+        if self.said:
+            terminalreporter.line(self.said)

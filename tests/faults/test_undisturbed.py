@@ -1,0 +1,235 @@
+"""Every check leaves everything as it was: it runs in somebody's training loop, between two of their lines."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Mapping
+from copy import deepcopy
+from typing import Any
+
+import numpy
+import pytest
+import torch
+from bayesian_torch.models.dnn_to_bnn import get_kl_loss
+from torch import Tensor, nn
+from torch.nn import functional
+
+from pytest_bnn.conversion import convert
+from pytest_bnn.errors import InputError
+from pytest_bnn.evidence import Evidence, Verdict
+
+Measures = Mapping[str, Callable[..., Evidence]]
+Batch = tuple[Tensor, Tensor]
+
+CHECKS = (
+    "layers.replaced",
+    "mean.equals_teacher",
+    "noise.varies",
+    "noise.source",
+    "kl.present",
+    "kl.loss",
+    "teacher.agreement",
+)
+
+
+class Snapshot:
+    """All that a check could leave behind, compared by identity, version and bits: NaN equals itself."""
+
+    def __init__(self, *models: nn.Module) -> None:
+        self.models = models
+        self.before = self.take()
+        # What is compared by identity must stay alive, or its id could be given away again.
+        self.alive = [
+            [dict(m.__dict__), dict(m._parameters), dict(m._buffers), [p.grad for p in m.parameters(recurse=False)]]
+            for model in models
+            for m in model.modules()
+        ]
+
+    def take(self) -> dict[str, Any]:
+        seen: dict[str, Any] = {
+            "python's random state": random.getstate(),
+            "numpy's random state": [
+                part.tobytes() if isinstance(part, numpy.ndarray) else part for part in numpy.random.get_state()
+            ],
+            "torch's random state": torch.get_rng_state().tolist(),
+            "grad mode": torch.is_grad_enabled(),
+        }
+        for index, model in enumerate(self.models):
+            for path, module in model.named_modules(remove_duplicate=False):
+                place = f"model {index}, {path or 'root'}"
+                seen[f"{place}: mode"] = module.training
+                seen[f"{place}: class"] = type(module)
+                for name, value in module.__dict__.items():
+                    seen[f"{place}: attribute {name}"] = id(value)
+                    if isinstance(value, dict) and name.endswith("_hooks"):
+                        seen[f"{place}: {name}"] = [(key, id(hook)) for key, hook in value.items()]
+                for kind, tensors in (("parameter", module._parameters), ("buffer", module._buffers)):
+                    for name, tensor in tensors.items():
+                        seen[f"{place}: {kind} {name}"] = _state(tensor)
+                        if tensor is not None:
+                            seen[f"{place}: {kind} {name}.grad"] = _state(tensor.grad)
+        return seen
+
+    def assert_unchanged(self) -> None:
+        after = self.take()
+        changed = [what for what in self.before.keys() | after.keys() if self.before.get(what) != after.get(what)]
+        assert not changed, sorted(changed)
+
+
+def _state(tensor: Tensor | None) -> tuple[object, ...] | None:
+    if tensor is None:
+        return None
+    bits = tensor.detach().reshape(-1).view(torch.uint8).numpy().tobytes()
+    return id(tensor), tensor.data_ptr(), tensor._version, tensor.requires_grad, tensor.shape, tensor.dtype, bits
+
+
+class _Broken(RuntimeError):
+    pass
+
+
+def _refuse(*_: object) -> None:
+    raise _Broken("the head is broken")
+
+
+def _loss(model: nn.Module, batch: Batch) -> Tensor:
+    kl: Tensor = get_kl_loss(model)
+    return functional.cross_entropy(model(batch[0]), batch[1]) + kl / 10
+
+
+def _raising_loss(model: nn.Module, batch: Batch) -> Tensor:
+    model(batch[0])
+    raise _Broken("no such label")
+
+
+def _backward_loss(model: nn.Module, batch: Batch) -> Tensor:
+    loss = _loss(model, batch)
+    loss.backward()  # type: ignore[no-untyped-call]
+    return loss
+
+
+@pytest.fixture
+def model(teacher: nn.Module, estimator: str) -> nn.Module:
+    """A converted network with gradients, a frozen parameter, a hook, and noise buffers as memory may hold them."""
+    converted = convert(teacher, type=estimator)  # type: ignore[arg-type]
+    for index, parameter in enumerate(converted.parameters()):
+        parameter.grad = torch.full_like(parameter, float(index)) if index % 3 else None
+    for name, buffer in converted.named_buffers():
+        if "eps_" in name:
+            buffer.flatten()[0] = float("nan")
+    converted.get_submodule("stem").get_parameter("mu_kernel").requires_grad_(False)
+    converted.get_submodule("block").register_forward_hook(lambda *_: None)
+    return converted
+
+
+@pytest.fixture(autouse=True)
+def _random_states() -> Iterator[None]:
+    """Known states to start from, in the middle of a stream: the audit must not seed, nor draw."""
+    states = random.getstate(), numpy.random.get_state(), torch.get_rng_state()
+    random.seed(5)
+    numpy.random.seed(5)
+    torch.manual_seed(5)
+    random.gauss(0, 1)
+    numpy.random.standard_normal()
+    torch.randn(3)
+    yield
+    random.setstate(states[0])
+    numpy.random.set_state(states[1])
+    torch.set_rng_state(states[2])
+
+
+@pytest.mark.parametrize("id", CHECKS)
+@pytest.mark.parametrize("mode", ["eval", "train", "mixed"])
+def test_nothing_changes(
+    id: str, mode: str, model: nn.Module, teacher: nn.Module, batch: Batch, measures: Measures
+) -> None:
+    """A model in train mode is audited as one in eval mode, and stays in train mode; so does a mixture."""
+    model.train(mode == "train")
+    teacher.train(mode == "train")
+    if mode == "mixed":
+        model.get_submodule("norm").train()
+    snapshot = Snapshot(model, teacher)
+    evidence = measures[id](model, teacher=teacher, images=batch[0], labels=batch[1], loss=_loss)
+    assert evidence.verdict not in (Verdict.ERROR, Verdict.NOT_APPLICABLE), evidence.explain()
+    snapshot.assert_unchanged()
+
+
+@pytest.mark.parametrize("id", CHECKS)
+def test_nothing_changes_when_forward_raises_midway(
+    id: str, model: nn.Module, teacher: nn.Module, batch: Batch, measures: Measures
+) -> None:
+    """Half a forward has drawn noise and moved BatchNorm's counters by the time that the head raises."""
+    model.get_submodule("head").register_forward_pre_hook(_refuse)
+    model.train()
+    with pytest.raises(_Broken):
+        deepcopy(model)(batch[0])
+    snapshot = Snapshot(model, teacher)
+    try:
+        evidence = measures[id](model, teacher=teacher, images=batch[0], labels=batch[1], loss=_loss)
+    finally:
+        snapshot.assert_unchanged()
+    assert evidence.verdict is not Verdict.ERROR, evidence.explain()
+    if id not in ("layers.replaced", "kl.present"):
+        assert evidence.verdict is Verdict.FAIL
+        assert "the head is broken" in evidence.explain()
+
+
+@pytest.mark.parametrize("loss", [_raising_loss, _backward_loss], ids=["raises", "calls backward"])
+def test_nothing_changes_when_the_loss_is_unusable(
+    loss: Callable[..., Tensor], model: nn.Module, teacher: nn.Module, batch: Batch, measures: Measures
+) -> None:
+    """A wrong loss is the caller's error, worded as one, and costs neither gradients nor noise."""
+    snapshot = Snapshot(model, teacher)
+    with pytest.raises(InputError, match="loss"):
+        measures["kl.loss"](model, teacher=teacher, images=batch[0], labels=batch[1], loss=loss)
+    snapshot.assert_unchanged()
+
+
+@pytest.mark.parametrize("id", CHECKS)
+def test_check_between_forward_and_backward_keeps_the_gradient(
+    id: str, model: nn.Module, teacher: nn.Module, batch: Batch, measures: Measures
+) -> None:
+    """The library's backward reads the noise buffers: a check that draws into them changes the gradient, silently."""
+
+    def gradients(between: Callable[[], object]) -> list[Tensor]:
+        subject = deepcopy(model)
+        torch.manual_seed(7)
+        subject.zero_grad()
+        loss = _loss(subject, batch)
+        between_on[0] = subject
+        between()
+        loss.backward()  # type: ignore[no-untyped-call]
+        return [p.grad for p in subject.parameters() if p.grad is not None]
+
+    between_on = [model]
+
+    def check() -> object:
+        return measures[id](between_on[0], teacher=teacher, images=batch[0], labels=batch[1], loss=_loss)
+
+    expected = gradients(lambda: None)
+    assert all(map(torch.equal, expected, gradients(check)))
+    careless = gradients(lambda: between_on[0](batch[0]))
+    assert not all(map(torch.equal, expected, careless)), "the control: a plain forward in between does change it"
+
+
+@pytest.mark.parametrize("id", CHECKS)
+def test_same_seed_same_numbers(
+    id: str, model: nn.Module, teacher: nn.Module, batch: Batch, measures: Measures
+) -> None:
+    """A verdict that depends on what ran before could not be repeated from its report."""
+
+    def look(seed: int) -> tuple[object, ...]:
+        torch.rand(3)
+        evidence = measures[id](model, teacher=teacher, images=batch[0], labels=batch[1], loss=_loss, seed=seed)
+        return evidence.verdict, evidence.headline, tuple((m.name, repr(m.value)) for m in evidence.measurements)
+
+    assert look(3) == look(3)
+
+
+def test_snapshot_sees_a_disturbance(model: nn.Module, batch: Batch) -> None:
+    """The control of the controls: one plain forward in train mode leaves traces that the snapshot must see."""
+    model.train()
+    snapshot = Snapshot(model)
+    with torch.no_grad():
+        model(batch[0])
+    with pytest.raises(AssertionError, match=r"block\.conv1: buffer eps_kernel"):
+        snapshot.assert_unchanged()

@@ -1,0 +1,143 @@
+"""The page in a real browser: narrow, dark, without scripts, under its own content security policy."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pytest_bnn.evidence import (
+    AuditRun,
+    ClassShare,
+    Evidence,
+    LayerFinding,
+    LayerRow,
+    Measurement,
+    Prediction,
+    SubjectRecord,
+    Threshold,
+    TrainingStep,
+    Verdict,
+)
+from pytest_bnn.report import render_html
+
+WHEN = "runs where Debian's chromium and playwright are installed, as in .ci/run"
+ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update",
+             "--disable-sync"]  # fmt: skip
+# One white pixel.
+PNG = (
+    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGP4DwABAQEAG7buVgAAAABJRU5ErkJggg=="
+)
+
+
+def sample() -> AuditRun:
+    path = "encoder.blocks." * 20 + "conv"
+    checks = tuple(
+        Evidence(
+            id=f"family.check_{verdict.value}",
+            subject=name,
+            stage="converted",
+            verdict=verdict,
+            claim="A claim that takes a whole sentence to say.",
+            headline="W" * 90,
+            threshold=Threshold(quantity="q" * 60, observed=0.2, relation=">=", allowed=0.9, unit="nats"),
+            measurements=(Measurement(name="m" * 60, value=1.5, unit="nats", note="n" * 90),),
+            layers=(LayerFinding(path=path, kind="Conv2dReparameterization", ok=False, finding="a finding"),),
+            remedy="Do this.",
+        )
+        for name in ("first", "second" * 12)
+        for verdict in Verdict
+    )
+    share = ClassShare(name="a class with a long name, and another name for it", teacher=0.9, mean=0.8, low=0.1, high=1)
+    subject = SubjectRecord(
+        name="first",
+        stage="converted",
+        model="m" * 200,
+        teacher="t",
+        images=1,
+        sha256="ab" * 32,
+        layers=(LayerRow(path=path, kind="Conv2d", shape="64x3", weights=9, bayesian=True, sigma_over_mu=0.1, kl=1.0),),
+        predictions=(
+            Prediction(index=0, image=PNG, label="7", passes=3, entropy=0.1, mutual_information=0.01, classes=(share,) * 5),
+        ),
+        training=tuple(
+            TrainingStep(
+                step=i, loss=1.0, data_term=0.5, kl=9.0, gradient_norm=2.0, learning_rate=0.1, top1="7", percent=80.0
+            )
+            for i in range(20)
+        ),
+    )
+    return AuditRun(checks=checks, subjects=(subject,), provenance={"command": "x" * 300})
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    executable = shutil.which("chromium")
+    if executable is None:
+        pytest.skip(WHEN)
+    playwright = pytest.importorskip("playwright.sync_api", reason=WHEN)
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=executable, args=ARGUMENTS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def address(tmp_path: Path) -> str:
+    file = tmp_path / "audit.html"
+    file.write_text(render_html(sample()), encoding="utf-8")
+    return file.as_uri()
+
+
+@pytest.mark.parametrize("width", [360, 768, 1280])
+def test_page_never_scrolls_sideways(browser: Any, address: str, width: int) -> None:
+    page = browser.new_page(viewport={"width": width, "height": 800})
+    page.goto(address)
+    page.evaluate("document.querySelectorAll('details').forEach(part => part.open = true)")
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    page.close()
+
+
+def test_browser_has_nothing_to_complain_about_and_loads_nothing(browser: Any, address: str) -> None:
+    page = browser.new_page()
+    complaints: list[str] = []
+    requests: list[str] = []
+    page.on("console", lambda message: complaints.append(message.text))
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("request", lambda request: requests.append(request.url))
+    page.goto(address)
+    assert complaints == []
+    assert [url for url in requests if not url.startswith("data:")] == [address]
+    assert page.evaluate("document.querySelector('img').naturalWidth") == 1, "the policy must let pictures in"
+    page.close()
+
+
+def test_everything_shows_without_scripts(browser: Any, address: str) -> None:
+    context = browser.new_context(java_script_enabled=False)
+    page = context.new_page()
+    page.goto(address)
+    for part in ("#claims", "#evidence", "#subjects", "#provenance"):
+        assert page.locator(part).is_visible()
+    cards = page.locator("article")
+    assert cards.count() == 2 * len(Verdict)
+    assert all(cards.nth(index).is_visible() for index in range(cards.count()))
+    assert page.locator("svg[role=img]").count() > 2 * len(Verdict)
+    page.locator("details:not([open]) summary").first.click()
+    context.close()
+
+
+def test_dark_scheme_changes_the_background_and_print_does_not(browser: Any, address: str) -> None:
+    page = browser.new_page(color_scheme="light")
+    page.goto(address)
+    background = "getComputedStyle(document.body).backgroundColor"
+    light = page.evaluate(background)
+    page.emulate_media(color_scheme="dark")
+    dark = page.evaluate(background)
+    page.emulate_media(color_scheme="dark", media="print")
+    printed = page.evaluate(background)
+    assert light != dark
+    assert printed == "rgb(255, 255, 255)"
+    page.close()

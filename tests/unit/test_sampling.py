@@ -1,0 +1,249 @@
+"""The Monte-Carlo engine: what counts as an output, and passes that are the same whoever asks for them."""
+
+from __future__ import annotations
+
+import random
+from collections import OrderedDict
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import numpy
+import pytest
+import scipy.special
+import torch
+from bayesian_torch.layers import LinearReparameterization
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from pytest_bnn import sampling
+from pytest_bnn.conversion import convert
+from pytest_bnn.sampling import ForwardError, PassBank, forward, output_tensor, pass_seed, probabilities
+
+
+def converted(estimator: Any = "Reparameterization") -> nn.Module:
+    generator = torch.Generator().manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(18, 4)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator))
+    return convert(model, type=estimator, moped_delta=0.5)
+
+
+def images(count: int = 7) -> Tensor:
+    return torch.randn(count, 1, 5, 5, generator=torch.Generator().manual_seed(1))
+
+
+class Pair(NamedTuple):
+    out: Tensor
+    kl: Tensor
+
+
+LOGITS = torch.arange(6.0).reshape(2, 3)
+
+
+@pytest.mark.parametrize(
+    "output",
+    [
+        LOGITS,
+        (LOGITS, torch.tensor(1.0)),
+        [LOGITS],
+        Pair(LOGITS, torch.tensor(1.0)),
+        {"logits": LOGITS, "loss": torch.tensor(1.0)},
+        OrderedDict(loss=torch.tensor(1.0), logits=LOGITS),
+        SimpleNamespace(logits=LOGITS),
+        ({"logits": LOGITS}, torch.tensor(1.0)),
+    ],
+    ids=["tensor", "(out, kl)", "list", "named tuple", "dict", "model output", "object", "nested"],
+)
+def test_the_logits_are_found_in_what_models_return(output: Any) -> None:
+    """Hand-made Bayesian layers return (out, kl), transformers objects with logits (FAULTS A27)."""
+    assert output_tensor(output) is LOGITS
+
+
+@pytest.mark.parametrize("output", ["logits", None, (), [], {"out": LOGITS}, 3.0, ("a", LOGITS)])
+def test_what_holds_no_logits_is_a_type_error(output: Any) -> None:
+    """Guessing an entry would audit the wrong tensor."""
+    with pytest.raises(TypeError, match="the model returned"):
+        output_tensor(output)
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.lists(st.lists(st.floats(-700, 700), min_size=3, max_size=3), min_size=1, max_size=5))
+def test_logits_become_scipys_softmax(rows: list[list[float]]) -> None:
+    """In float64, over the last dimension, whatever their size."""
+    logits = torch.tensor(rows, dtype=torch.float64) - 1000
+    expected = torch.from_numpy(scipy.special.softmax(logits.numpy(), axis=-1))
+    torch.testing.assert_close(probabilities(logits), expected, rtol=1e-10, atol=1e-300)
+
+
+def test_probabilities_stay_as_they_are() -> None:
+    """A model that ends in softmax must not be softmaxed again: it would look twice as unsure (FAULTS B14)."""
+    given_ones = torch.softmax(torch.randn(4, 5, 3, generator=torch.Generator().manual_seed(0)), dim=-1)
+    assert torch.equal(probabilities(given_ones), given_ones)
+    one_hot = torch.eye(3)
+    assert torch.equal(probabilities(one_hot), one_hot)
+
+
+def test_one_row_that_is_no_distribution_makes_all_of_them_logits() -> None:
+    """The decision is about the model, not about single rows."""
+    outputs = torch.tensor([[0.5, 0.5], [0.5, 0.7]])
+    torch.testing.assert_close(probabilities(outputs), torch.softmax(outputs, dim=-1))
+    signed = torch.tensor([[1.5, -0.5]])
+    torch.testing.assert_close(probabilities(signed), torch.softmax(signed, dim=-1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_logits_give_float32_probabilities(dtype: torch.dtype) -> None:
+    """Eight bits of mantissa are too few for a mean over passes."""
+    logits = torch.tensor([[1.0, 2.0, 4.0]], dtype=dtype)
+    found = probabilities(logits)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, torch.softmax(logits.float(), dim=-1))
+
+
+@pytest.mark.parametrize("estimator", ["Reparameterization", "Flipout"])
+def test_a_pass_is_the_same_in_any_order(estimator: Any) -> None:
+    """Checks ask in their own order, one alone or all; their numbers must not depend on it."""
+    model = converted(estimator)
+    forwards = PassBank(model, images(), 3).first(5)
+    bank = PassBank(model, images(), 3)
+    backwards = torch.cat([bank.draw(k, k + 1) for k in (4, 2, 0, 3, 1)])[[2, 4, 1, 3, 0]]
+    assert torch.equal(forwards, backwards)
+    grown = PassBank(model, images(), 3)
+    grown.first(2)
+    assert torch.equal(grown.first(5), forwards)
+    assert torch.equal(grown.first(1), forwards[:1])
+
+
+@pytest.mark.parametrize("rows_a_chunk", [1, 2, 3, 7, 100])
+def test_a_pass_is_the_same_for_any_chunking(rows_a_chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One draw of the weights serves all images of a pass, as in the library, also when memory splits them."""
+    whole = PassBank(converted(), images(), 3).first(3)
+    monkeypatch.setattr(sampling, "_CHUNK", rows_a_chunk * images()[0].numel())
+    sizes = []
+    model = converted()
+    model.register_forward_hook(lambda m, i, o: sizes.append(len(o)))
+    torch.testing.assert_close(PassBank(model, images(), 3).first(3), whole)
+    assert max(sizes) == min(7, rows_a_chunk)
+    assert sum(sizes) == 21
+
+
+def test_an_image_larger_than_a_chunk_still_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bound on memory gives way to one image at a time, not to none."""
+    monkeypatch.setattr(sampling, "_CHUNK", 1)
+    assert PassBank(converted(), images(2), 3).first(1).shape == (1, 2, 4)
+
+
+def test_some_rows_are_those_rows_of_the_full_pass() -> None:
+    """Sequential tests drop decided images; the passes of the others go on unchanged."""
+    bank = PassBank(converted(), images(), 3)
+    full, rows = bank.draw(2, 6), torch.tensor([5, 0, 3])
+    torch.testing.assert_close(bank.draw(2, 6, rows), full[:, rows])
+
+
+def test_passes_differ_and_follow_the_seed() -> None:
+    """Same seed, same numbers; another seed or another pass, other ones."""
+    model = converted()
+    one, same, other = (PassBank(model, images(), seed).first(4) for seed in (1, 1, 2))
+    assert torch.equal(one, same)
+    assert not torch.allclose(one, other)
+    for a in range(4):
+        for b in range(a):
+            assert not torch.allclose(one[a], one[b])
+
+
+def test_passes_are_draws_from_the_posterior() -> None:
+    """One linear weight mu +- sigma: mean and standard deviation over passes, within 6 standard errors."""
+    layer = LinearReparameterization(1, 1, bias=False)
+    layer.dnn_to_bnn_flag = True
+    with torch.no_grad():
+        layer.mu_weight.fill_(2.0)
+        layer.rho_weight.fill_(0.5)
+    sigma = float(torch.nn.functional.softplus(torch.tensor(0.5)))
+    passes = PassBank(layer.eval(), torch.ones(1, 1), 0).first(2000).flatten().double()
+    assert float(passes.mean()) == pytest.approx(2.0, abs=6 * sigma / 2000**0.5)
+    assert float(passes.std()) == pytest.approx(sigma, abs=6 * sigma / (2 * 2000) ** 0.5)
+
+
+def test_the_global_generators_are_left_alone() -> None:
+    """A check between two lines of a user's seeded test must not change what follows."""
+    state = torch.get_rng_state(), numpy.random.get_state()[1].tolist(), random.getstate()  # type: ignore[index]
+    PassBank(converted(), images(), 3).first(2)
+    assert torch.equal(torch.get_rng_state(), state[0])
+    assert numpy.random.get_state()[1].tolist() == state[1]  # type: ignore[index]
+    assert random.getstate() == state[2]
+
+
+def test_the_users_seed_does_not_reach_the_passes() -> None:
+    """The passes come from the audit's seed alone, so a report can be repeated."""
+    model = converted()
+    torch.manual_seed(1)
+    one = PassBank(model, images(), 3).first(2)
+    torch.manual_seed(2)
+    assert torch.equal(PassBank(model, images(), 3).first(2), one)
+
+
+def test_a_model_in_training_mode_is_sampled_in_eval_mode() -> None:
+    """Sampling in training mode changes BatchNorm's running statistics (FAULTS B13)."""
+    model = convert(nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Dropout(0.5), nn.Flatten())).train()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    noise = next(b.clone() for name, b in model.named_buffers() if name.endswith("eps_kernel"))
+    passes = PassBank(model, images(), 0).first(2)
+    assert not bool((passes == 0).any()), "dropout was active"
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert torch.equal(noise, next(b for name, b in model.named_buffers() if name.endswith("eps_kernel")))
+    assert model.training
+    assert not passes.requires_grad
+
+
+def test_pass_seeds_are_distinct_and_fit_torch() -> None:
+    """Neighbouring audits' passes must not be shifted copies of each other."""
+    seeds = [pass_seed(seed, index) for seed in (0, 1, 2, 2**40) for index in range(500)]
+    assert len(set(seeds)) == len(seeds)
+    assert all(0 <= seed < 2**63 for seed in seeds)
+    assert pass_seed(3, 4) == pass_seed(3, 4) != pass_seed(4, 3)
+
+
+@pytest.mark.parametrize(
+    ("raised", "wanted"),
+    [
+        (RuntimeError("first line\nsecond line"), "RuntimeError: first line"),
+        (KeyError("a"), "KeyError: 'a'"),
+        (ValueError(), "ValueError: "),
+        (ValueError("\n"), "ValueError: "),
+    ],
+)
+def test_a_models_own_error_is_wrapped_in_one_line(raised: Exception, wanted: str) -> None:
+    """A broken model is a finding, not a traceback; whatever it says, the cause stays attached."""
+
+    class Broken(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            raise raised
+
+    with pytest.raises(ForwardError) as caught:
+        PassBank(Broken(), images(), 0).first(1)
+    assert str(caught.value) == wanted
+    assert caught.value.__cause__ is raised
+
+
+def test_an_output_that_is_no_tensor_is_a_forward_error() -> None:
+    """The caller handles one kind of error for one forward."""
+
+    class Words(nn.Module):
+        def forward(self, x: Tensor) -> str:
+            return "cat"
+
+    with pytest.raises(ForwardError, match="returned str"):
+        forward(Words(), images())
+
+
+def test_ctrl_c_is_not_swallowed() -> None:
+    """Only errors of the model are findings."""
+
+    class Slow(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        forward(Slow(), images())

@@ -1,0 +1,227 @@
+"""Intervals against scipy; sequential tests against their promises, on simulated data whose truth is known."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from fractions import Fraction
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+from torch import Tensor
+
+from pytest_bnn.statistics import ERROR_RATE, BettingTest, LeadingClassTest, clopper_pearson_lower
+
+#: The bets of the mixture, as the tests' own numbers: exact fractions for exact results.
+BETS = (Fraction(1, 16), Fraction(1, 4), Fraction(1, 2), Fraction(3, 4), Fraction(1))
+
+
+@settings(deadline=None, max_examples=150)
+@given(st.integers(1, 2000), st.data(), st.floats(1e-9, 0.5))
+def test_clopper_pearson_is_scipys_exact_interval(trials: int, data: st.DataObject, error_rate: float) -> None:
+    """scipy finds the bound by root search on the binomial tail, not by the beta quantile."""
+    successes = data.draw(st.integers(0, trials))
+    interval = stats.binomtest(successes, trials, alternative="greater").proportion_ci(
+        confidence_level=1 - error_rate, method="exact"
+    )
+    lower = clopper_pearson_lower(successes, trials, error_rate)
+    assert lower == pytest.approx(float(interval.low), rel=1e-5, abs=1e-12)
+
+
+@pytest.mark.parametrize(("successes", "trials"), [(360, 360), (359, 360), (1, 1), (3, 7)])
+def test_at_the_lower_bound_the_data_are_as_rare_as_the_error_rate(successes: int, trials: int) -> None:
+    """The definition of the interval: P(at least so many successes | share = bound) = error rate."""
+    for error_rate in (1e-6, 0.01, 0.3):
+        bound = clopper_pearson_lower(successes, trials, error_rate)
+        assert float(stats.binom.sf(successes - 1, trials, bound)) == pytest.approx(error_rate, rel=1e-6)
+
+
+def test_how_much_360_images_can_carry() -> None:
+    """.95 at 1e-6 needs 359 of 360: what the documentation tells users about their image sets."""
+    assert clopper_pearson_lower(359, 360, 1e-6) > 0.95
+    assert clopper_pearson_lower(358, 360, 1e-6) < 0.95
+
+
+@pytest.mark.parametrize(("successes", "trials"), [(-1, 5), (6, 5), (0, 0)])
+def test_impossible_counts_are_refused(successes: int, trials: int) -> None:
+    with pytest.raises(ValueError, match="impossible"):
+        clopper_pearson_lower(successes, trials, 0.01)
+
+
+def exact_capital(draws: list[Fraction]) -> Fraction:
+    """Give the mixture's largest capital by exact arithmetic."""
+    capitals, largest = [Fraction(1)] * len(BETS), Fraction(1)
+    for draw in draws:
+        capitals = [capital * (1 + bet * draw) for capital, bet in zip(capitals, BETS, strict=True)]
+        largest = max(largest, sum(capitals, Fraction(0)) / len(BETS))
+    return largest
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.lists(st.integers(-64, 64), max_size=40))
+def test_the_capital_is_that_of_exact_arithmetic(numerators: list[int]) -> None:
+    """Logarithms of sums of products are easy to get wrong; fractions are not."""
+    test = BettingTest((1,))
+    for numerator in numerators:
+        test.update(torch.tensor([numerator / 64]), torch.tensor([0]))
+    largest = exact_capital([Fraction(n, 64) for n in numerators])
+    assert float(test.log_largest[0]) == pytest.approx(math.log(largest), abs=1e-9)
+
+
+def signs(generator: torch.Generator, count: int) -> Tensor:
+    return torch.randint(0, 2, (count,), generator=generator) * 2.0 - 1
+
+
+def uniform(generator: torch.Generator, count: int) -> Tensor:
+    return torch.rand(count, generator=generator, dtype=torch.float64) * 2 - 1
+
+
+def rare_gain(generator: torch.Generator, count: int) -> Tensor:
+    return torch.where(torch.rand(count, generator=generator) < 1 / 17, 1.0, -1 / 16)
+
+
+def rare_loss(generator: torch.Generator, count: int) -> Tensor:
+    return torch.where(torch.rand(count, generator=generator) < 1 / 17, -1.0, 1 / 16)
+
+
+def negative(generator: torch.Generator, count: int) -> Tensor:
+    return (signs(generator, count) - 0.1).clamp(-1, 1) * 0.5
+
+
+@pytest.mark.parametrize("draw", [signs, uniform, rare_gain, rare_loss, negative])
+@pytest.mark.parametrize("level", [0.05, 0.2])
+def test_no_more_false_alarms_than_the_level_however_often_one_looks(
+    draw: Callable[[torch.Generator, int], Tensor], level: float
+) -> None:
+    """3000 games whose mean is not positive, looked at after every one of 200 draws.
+
+    The count of alarms may reach what a binomial of that level reaches with probability 1e-6.
+    """
+    generator, games = torch.Generator().manual_seed(11), 3000
+    test, rows = BettingTest((games,)), torch.arange(games)
+    for _ in range(200):
+        test.update(draw(generator, games), rows)
+    alarms = int(test.positive(level).sum())
+    assert stats.binom.sf(alarms - 1, games, level) > 1e-6, f"{alarms} of {games}"
+
+
+def test_false_alarms_stay_rare_when_stakes_follow_the_past() -> None:
+    """Draws need not be independent: here each is larger after a win, as an adversary would choose."""
+    generator, games = torch.Generator().manual_seed(12), 3000
+    test, rows, size = BettingTest((games,)), torch.arange(games), torch.full((games,), 0.5)
+    for _ in range(200):
+        draws = signs(generator, games) * size
+        test.update(draws, rows)
+        size = torch.where(draws > 0, 1.0, 0.25)
+    assert stats.binom.sf(int(test.positive(0.05).sum()) - 1, games, 0.05) > 1e-6
+
+
+@pytest.mark.parametrize("mean", [0.2, 0.5, 0.9])
+def test_a_clearly_positive_mean_is_found(mean: float) -> None:
+    """Heavy +-1 noise around the mean, the worst case: 4000 draws leave even mean .2 no way out.
+
+    There the bet 1/16 alone gains 42 +- 4 nats, and log(5 / 1e-6) = 15.4 are needed.
+    """
+    generator, games = torch.Generator().manual_seed(13), 50
+    test, rows = BettingTest((games,)), torch.arange(games)
+    for _ in range(4000):
+        test.update(torch.where(torch.rand(games, generator=generator) < (1 + mean) / 2, 1.0, -1.0), rows)
+    assert bool(test.positive(1e-6).all())
+
+
+def test_a_decision_stands() -> None:
+    """Once the capital was reached, later losses do not take the verdict back."""
+    test, row = BettingTest((1,)), torch.tensor([0])
+    for draw in [1.0] * 12 + [-1.0] * 50:
+        test.update(torch.tensor([draw]), row)
+    assert bool(test.positive(0.01).all())
+
+
+@pytest.mark.parametrize("bad", [float("nan"), 1.0001, -1.0001, float("inf")])
+def test_draws_out_of_range_are_refused(bad: float) -> None:
+    """Outside [-1, 1] the capital could become negative and the guarantee void; NaN would decide at random."""
+    test = BettingTest((2,))
+    with pytest.raises(ValueError, match=r"\[-1, 1\]"):
+        test.update(torch.tensor([0.0, bad]), torch.tensor([0, 1]))
+    assert bool((test.log_largest == 0).all())
+
+
+def test_an_update_touches_its_rows_only() -> None:
+    """Images that are decided get no more passes; the others' capital must not move with them."""
+    test = BettingTest((3, 2))
+    test.update(torch.ones(1, 2), torch.tensor([1]))
+    assert test.log_largest.tolist() == [[0, 0], [pytest.approx(test.log_largest[1, 0].item())] * 2, [0, 0]]
+    assert float(test.log_largest[1, 0]) == pytest.approx(math.log(exact_capital([Fraction(1)])))
+
+
+@pytest.mark.parametrize(("images", "error_rate"), [(1, 1e-6), (20, 1e-6), (360, 1e-6), (10, 1e-3)])
+def test_unanimous_images_need_as_many_passes_as_the_formula_says(images: int, error_rate: float) -> None:
+    """All probability on one class: every gap is 1, the capital after n passes is the mean of (1 + bet)**n.
+
+    It has to reach images / error_rate, so n is a little above log2 of that.
+    """
+    goal = images / Fraction(error_rate).limit_denominator(10**9)
+    needed = next(n for n in range(200) if sum((1 + bet) ** n for bet in BETS) / len(BETS) >= goal)
+    assert math.log2(goal) <= needed <= math.log2(goal) + math.log2(len(BETS)) + 1
+    test = LeadingClassTest(torch.zeros(images, dtype=torch.long), 10, error_rate)
+    certain = torch.nn.functional.one_hot(torch.zeros(images, dtype=torch.long), 10).float()
+    for passes in range(1, needed + 1):
+        assert not bool(test.leading().any()), passes
+        test.update(certain, torch.arange(images))
+    assert bool(test.leading().all())
+    assert not bool(test.overtaken().any())
+
+
+def test_the_passes_of_the_embedded_images() -> None:
+    """360 images at 1e-6, by hand: 2**31 / 5 = 4.3e8 is the first above 3.6e8."""
+    goal = 360 / ERROR_RATE
+    assert 2**31 / 5 >= goal > sum(float(1 + bet) ** 30 for bet in BETS) / 5
+
+
+def simulated(means: Tensor, leaders: Tensor, passes: int, concentration: float) -> LeadingClassTest:
+    """Run the test on Dirichlet draws around known mean probabilities."""
+    drawn = torch.distributions.Dirichlet(means.double() * concentration)
+    test, rows = LeadingClassTest(leaders, means.shape[1], 1e-3), torch.arange(len(means))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(14)
+        for _ in range(passes):
+            test.update(drawn.sample(), rows)
+    return test
+
+
+@pytest.mark.parametrize("concentration", [0.3, 3.0, 30.0])
+def test_decisions_on_a_grid_of_known_means_are_never_wrong(concentration: float) -> None:
+    """From a tie to a landslide, with the asked class ahead or behind: undecided is fine, wrong is not.
+
+    The chance that any decision is wrong is 1e-3 by design, for each of the three kinds of noise.
+    """
+    gaps = torch.linspace(0, 0.6, 25)
+    ahead = torch.stack([torch.tensor([0.2, 0.2, 0.1, 0.1]) + torch.tensor([g, 0, 0, 0]) for g in gaps])
+    means = torch.cat([ahead, ahead]) / torch.cat([ahead, ahead]).sum(1, keepdim=True)
+    leaders = torch.cat([torch.zeros(25, dtype=torch.long), torch.ones(25, dtype=torch.long)])
+    test = simulated(means, leaders, 300, concentration)
+    strictly_leads = torch.cat([gaps > 0, torch.zeros(25, dtype=torch.bool)])
+    strictly_behind = torch.cat([torch.zeros(25, dtype=torch.bool), gaps > 0])
+    assert not bool((test.leading() & ~strictly_leads).any())
+    assert not bool((test.overtaken() & ~strictly_behind).any())
+    assert bool(test.leading()[gaps.argmax()])
+    assert bool(test.overtaken()[25 + gaps.argmax()])
+
+
+def test_a_class_that_is_second_everywhere_is_overtaken() -> None:
+    """One class ahead is enough, whichever it is, and says nothing about the other images."""
+    test = LeadingClassTest(torch.tensor([0, 0]), 3, 1e-3)
+    for _ in range(200):
+        test.update(torch.tensor([[0.3, 0.1, 0.6], [0.6, 0.3, 0.1]]), torch.arange(2))
+    assert test.overtaken().tolist() == [True, False]
+    assert test.leading().tolist() == [False, True]
+
+
+def test_probabilities_that_are_nan_are_refused() -> None:
+    """A network that returns NaN has no leading class; the caller says so, not a coin."""
+    test = LeadingClassTest(torch.tensor([0]), 2)
+    with pytest.raises(ValueError, match="NaN"):
+        test.update(torch.tensor([[float("nan"), 1.0]]), torch.tensor([0]))
