@@ -256,9 +256,8 @@ def _show(run: AuditRun, *, verbose: bool) -> None:
     told = (Verdict.FAIL, Verdict.ERROR, Verdict.INCONCLUSIVE, Verdict.WARN)
     for check in run.checks:
         if check.verdict in told or verbose:
-            console.print()
             console.print(Text(check.explain()))
-    console.print()
+            console.print()
     console.print(Text(f"verdict: {run.verdict.replace('_', ' ')}", style=style.get(run.verdict, "bold")))
 
 

@@ -7,10 +7,12 @@ import math
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from types import MethodType
 from typing import Literal
 
 import torch
 from bayesian_torch.models.dnn_to_bnn import dnn_to_bnn
+from bayesian_torch.utils.util import get_rho
 from torch import Tensor, nn
 
 from pytest_bnn.errors import ConversionError
@@ -24,7 +26,8 @@ CONVERTIBLE = (nn.Linear, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTrans
 _SELECTED_NAMES = ("Conv", "Linear", "LSTM")
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks",
-          "_forward_hooks_with_kwargs", "_forward_pre_hooks_with_kwargs", "_forward_hooks_always_called")  # fmt: skip
+          "_forward_hooks_with_kwargs", "_forward_pre_hooks_with_kwargs", "_forward_hooks_always_called",
+          "_is_full_backward_hook")  # fmt: skip
 
 Estimator = Literal["Reparameterization", "Flipout"]
 
@@ -119,7 +122,8 @@ def convert_with(model: nn.Module, conversion: Conversion) -> nn.Module:
     """Do as `convert`, with the parameters as one record."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, not {_type_name(model)}")
-    obstacles = list(_obstacles(model, conversion))
+    with preserved_random_state():
+        obstacles = list(_obstacles(model, conversion))
     if obstacles:
         raise ConversionError(
             f"{_type_name(model)} cannot be converted, and nothing was touched: " + "; ".join(obstacles),
@@ -129,18 +133,23 @@ def convert_with(model: nn.Module, conversion: Conversion) -> nn.Module:
     converted = copy.deepcopy(model)
     originals = {path: module for path, module in converted.named_modules() if isinstance(module, CONVERTIBLE)}
     parameters = {name: getattr(conversion, name) for name in Conversion.__dataclass_fields__}
+    empty = [(m, name) for m in converted.modules() for name, child in m._modules.items() if child is None]
+    for module, name in empty:  # the library would stumble over `model.downsample = None`
+        del module._modules[name]
     if conversion.moped_enable:
         with preserved_random_state():
             dnn_to_bnn(converted, parameters)
     else:
         dnn_to_bnn(converted, parameters)
+    for module, name in empty:
+        module._modules[name] = None
     for path, original in originals.items():
-        _carry_over(original, converted.get_submodule(path))
+        _carry_over(original, converted.get_submodule(path), conversion)
     _check_sigma(converted)
     return converted
 
 
-def _carry_over(original: nn.Module, layer: nn.Module) -> None:
+def _carry_over(original: nn.Module, layer: nn.Module, conversion: Conversion) -> None:
     """Give a new layer what the library forgets of the old one (FAULTS A21)."""
     weight = original.weight
     assert isinstance(weight, Tensor)
@@ -150,6 +159,10 @@ def _carry_over(original: nn.Module, layer: nn.Module) -> None:
         for name, parameter in layer.named_parameters(recurse=False):
             if name.endswith("_bias") == (role == "bias"):
                 parameter.requires_grad_(tensor.requires_grad)
+                if conversion.moped_enable:  # the library went through float32
+                    rho = name.startswith("rho")
+                    value = get_rho(tensor.detach(), conversion.moped_delta) if rho else tensor
+                    parameter.data.copy_(value.detach())
     for hooks in _HOOKS:
         layer.__dict__[hooks] = original.__dict__[hooks]
 
@@ -246,13 +259,14 @@ def _shared(model: nn.Module, convertible: list[tuple[str, nn.Module]]) -> Itera
                     yield f"{place} keeps a second reference to {paths[id(held)][0]} that would stay deterministic"
 
 
-def _modules_in(value: object) -> Iterator[nn.Module]:
+def _modules_in(value: object, depth: int = 3) -> Iterator[nn.Module]:
     if isinstance(value, nn.Module):
         yield value
-    elif isinstance(value, list | tuple | set):
-        yield from (item for item in value if isinstance(item, nn.Module))
-    elif isinstance(value, dict):
-        yield from (item for item in value.values() if isinstance(item, nn.Module))
+    elif isinstance(value, MethodType):
+        yield from _modules_in(value.__self__, 0)
+    elif isinstance(value, list | tuple | set | dict) and depth:
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _modules_in(item, depth - 1)
 
 
 def _type_name(value: object) -> str:

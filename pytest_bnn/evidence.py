@@ -314,7 +314,7 @@ def from_plain(plain: Any, kind: type[Any]) -> Any:
     """Rebuild a record of the type ``kind`` from what `to_plain` gave.
 
     Raises:
-        InputError: A field is missing, unknown or of the wrong type; the message has its place.
+        InputError: A field is missing or of the wrong type; the message has its place.
     """
     import msgspec
 
@@ -328,7 +328,8 @@ def _with_floats(plain: Any) -> Any:
     if isinstance(plain, dict):
         if plain.keys() == {"float"} and plain["float"] in ("NaN", "Infinity", "-Infinity"):
             return float(plain["float"])
-        return {key: _with_floats(value) for key, value in plain.items()}
+        # Provenance is free text; what looks like an encoded number there is none.
+        return {key: value if key == "provenance" else _with_floats(value) for key, value in plain.items()}
     if isinstance(plain, list):
         return [_with_floats(value) for value in plain]
     return plain
@@ -369,7 +370,11 @@ def _with_non_finite(schema: Any) -> Any:
         return schema
     if schema.get("type") == "number":
         return {"anyOf": [schema, {"$ref": "#/$defs/NonFinite"}]}
-    return {key: _with_non_finite(item) for key, item in schema.items()}
+    items = {key: _with_non_finite(item) for key, item in schema.items()}
+    for key in ("anyOf", "enum"):  # unions are sets: their order would change from process to process
+        if key in items:
+            items[key] = sorted(items[key], key=json.dumps)
+    return items
 
 
 @dataclass(slots=True)

@@ -28,6 +28,7 @@ def undisturbed(*models: nn.Module, seed: int) -> Iterator[None]:
     parameters = _distinct(p for module in modules for p in module._parameters.values() if p is not None)
     saved = [(module, dict(module.__dict__)) for module in modules]
     gradients = [(parameter, parameter.grad, parameter.requires_grad) for parameter in parameters]
+    values = [(parameter, parameter.detach().clone()) for parameter in parameters]
     with preserved_random_state():
         try:
             _work_on_clones(modules)
@@ -43,6 +44,9 @@ def undisturbed(*models: nn.Module, seed: int) -> Iterator[None]:
             for module, attributes in saved:
                 module.__dict__.clear()
                 module.__dict__.update(attributes)
+            for parameter, value in values:
+                if not torch.equal(parameter.detach(), value):
+                    parameter.data.copy_(value)
             for parameter, gradient, requires_grad in gradients:
                 parameter.requires_grad_(requires_grad)
                 parameter.grad = gradient

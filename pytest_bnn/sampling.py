@@ -18,7 +18,8 @@ class ForwardError(Exception):
     """A model's own forward raised; the cause is chained."""
 
     def __init__(self, error: BaseException) -> None:
-        super().__init__(f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}")
+        first = next(iter(str(error).strip().splitlines()), "")
+        super().__init__(f"{type(error).__name__}: {first}")
 
 
 def output_tensor(output: Any) -> Tensor:
@@ -49,7 +50,9 @@ def forward(model: nn.Module, images: Tensor) -> Tensor:
 
 def pass_seed(seed: int, index: int) -> int:
     """Give pass number ``index`` its own seed, so that a pass does not depend on which ones ran before it."""
-    return int(numpy.random.SeedSequence((seed, index)).generate_state(1, numpy.uint64)[0] >> numpy.uint64(1))
+    return int(
+        numpy.random.SeedSequence(seed, spawn_key=(index,)).generate_state(1, numpy.uint64)[0] >> numpy.uint64(1)
+    )
 
 
 def probabilities(outputs: Tensor) -> Tensor:

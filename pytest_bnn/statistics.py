@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import torch
@@ -52,7 +53,7 @@ class BettingTest:
         if not bool(((draws >= -1) & (draws <= 1)).all()):
             raise ValueError("draws must lie in [-1, 1]; NaN does not")
         self._log_capital[:, rows] += torch.log1p(self._bets * draws.double())
-        capital = torch.logsumexp(self._log_capital[:, rows], dim=0) - torch.log(torch.tensor(float(len(_BETS))))
+        capital = torch.logsumexp(self._log_capital[:, rows], dim=0) - math.log(len(_BETS))
         self.log_largest[rows] = torch.maximum(self.log_largest[rows], capital)
 
     def positive(self, error_rate: float) -> Tensor:

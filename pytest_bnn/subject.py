@@ -168,6 +168,8 @@ def fitted(images: Tensor, model: nn.Module) -> Tensor:
 
 
 def _require_usable(images: Tensor | None, labels: Tensor | None) -> None:
+    if labels is not None and not isinstance(labels, Tensor):
+        raise TypeError(f"labels must be a tensor [N], not {type(labels).__name__}")
     if images is None:
         return
     if not isinstance(images, Tensor):
@@ -180,9 +182,10 @@ def _require_usable(images: Tensor | None, labels: Tensor | None) -> None:
             f"{len(rows)} of {len(images)} images hold NaN or infinity, the first is number {rows[0]}",
             fix="remove them, or mend the transform that made them",
         )
-    if labels is not None and (not isinstance(labels, Tensor) or len(labels) != len(images)):
-        count = len(labels) if isinstance(labels, Tensor) else type(labels).__name__
-        raise InputError(f"there are {len(images)} images and {count} labels", fix="give one label for each image")
+    if labels is not None and len(labels) != len(images):
+        raise InputError(
+            f"there are {len(images)} images and {len(labels)} labels", fix="give one label for each image"
+        )
 
 
 def stage_of(model: nn.Module, teacher: nn.Module | None) -> Stage:

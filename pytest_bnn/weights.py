@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import pickle
+import re
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -69,7 +71,10 @@ def _imagenet() -> Teacher:
     cached = Path(torch.hub.get_dir()) / "checkpoints" / name
     if not cached.is_file():
         try:
-            torch.hub.load_state_dict_from_url(weights.url, progress=False, check_hash=True, map_location="cpu")
+            # Not load_state_dict_from_url: it would also unpickle, with weights_only=False.
+            cached.parent.mkdir(parents=True, exist_ok=True)
+            prefix = cached.stem.rsplit("-", 1)[1]
+            torch.hub.download_url_to_file(weights.url, str(cached), hash_prefix=prefix, progress=False)
         except (OSError, RuntimeError) as error:
             raise WeightsError(
                 f"torchvision's ImageNet weights are not in its cache and cannot be downloaded ({error})",
@@ -92,16 +97,21 @@ def _read(path: Path) -> dict[str, Tensor]:
         except (SafetensorError, OSError, ValueError) as error:
             raise WeightsError(f"{path} is truncated or is not a safetensors file ({error})", fix=again) from error
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise WeightsError(
-            f"{path} holds more than tensors, and loading it would execute code ({_first_line(error)})", fix=again
-        ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError) as error:
-        raise WeightsError(
-            f"{path} is truncated or is not a torch checkpoint ({_first_line(error)})", fix=again
-        ) from error
-    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch.load warns of odd pickles before it refuses them
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged pickle raises nearly anything: IndexError, struct.error, ...
+        # torch's own words advise to load it with weights_only=False: the one thing not to do.
+        code = re.search(r"GLOBAL (\S+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
+        if code:
+            raise WeightsError(
+                f"{path} holds more than tensors, and loading it would execute code ({code[1]})", fix=again
+            ) from error
+        detail = type(error).__name__ if isinstance(error, pickle.UnpicklingError) else _first_line(error)
+        raise WeightsError(f"{path} is truncated or is not a torch checkpoint ({detail})", fix=again) from error
+    if not isinstance(state, dict) or not all(
+        isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in state.items()
+    ):
         raise WeightsError(f"{path} holds no state_dict: a dict of names and tensors", fix=again)
     return state
 
@@ -148,6 +158,13 @@ def _require_fit(state: dict[str, Tensor], expected: dict[str, Tensor], name: st
         f"{key} is {tuple(state[key].shape)} instead of {tuple(expected[key].shape)}"
         for key in expected
         if state[key].shape != expected[key].shape
+    ]
+    wrong += [
+        f"{key} is {state[key].dtype} on {state[key].device.type}"
+        for key in expected
+        if state[key].is_floating_point() != expected[key].is_floating_point()
+        or state[key].is_complex()
+        or state[key].is_meta
     ]
     if wrong:
         raise WeightsError(f"the weights {name!r} do not fit a ResNet18: {_some(wrong)}", fix=fix)

@@ -52,7 +52,8 @@ class Fault:
 def loss_with(term: Callable[[nn.Module], Any]) -> Callable[[nn.Module, tuple[Tensor, Tensor]], Tensor]:
     def loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
         images, labels = batch
-        return functional.cross_entropy(model(images), labels) + term(model)
+        total: Tensor = functional.cross_entropy(model(images), labels) + term(model)
+        return total
 
     return loss
 
@@ -214,11 +215,6 @@ def circular(patient: Patient) -> Given:
     return {"model": patient.converted()}
 
 
-def float64(patient: Patient) -> Given:
-    patient.teacher.double()
-    return {"model": patient.converted()}
-
-
 def lost_hook(patient: Patient) -> Given:
     patient.teacher.block.conv1.register_forward_hook(lambda module, inputs, output: output + 1)
     return {"model": patient.converted()}
@@ -235,10 +231,6 @@ def deterministic_checkpoint(patient: Patient) -> Given:
 
 
 # --- What users do -----------------------------------------------------------------------------------------------
-
-
-def much_too_wide(patient: Patient) -> Given:
-    return {"model": patient.converted(delta=3.0)}
 
 
 def with_loss(term: Callable[[nn.Module], Any]) -> Callable[[Patient], Given]:
@@ -363,7 +355,7 @@ FAULTS = (
         id="A3-garbage",
         description="prior buffers are not persistent: garbage after to_empty",
         inject=broken_prior,
-        fails={"kl.present": ("prior sigma", "stem"), "kl.loss": ("nan",)},
+        fails={"kl.present": ("prior sigma", "stem"), "kl.loss": ("prior sigma", "stem")},
     ),
     Fault(
         id="A6",
@@ -457,18 +449,6 @@ FAULTS = (
         open=("teacher.agreement",),
     ),
     Fault(
-        id="A21-dtype",
-        description="the layers of a float64 network become float32",
-        inject=float64,
-        fails={
-            "mean.equals_teacher": ("raised", "float64"),
-            "noise.varies": ("forward raised", "dtype"),
-            "noise.source": ("forward raised", "dtype"),
-            "teacher.agreement": ("forward raised", "dtype"),
-        },
-        open=("kl.loss", "layers.replaced"),
-    ),
-    Fault(
         id="A21-hook",
         description="forward hooks are lost",
         inject=lost_hook,
@@ -488,12 +468,6 @@ FAULTS = (
         inject=deterministic_checkpoint,
         fails={"mean.equals_teacher": ("teacher's weights are not in this model", "strict=True")},
         open=("teacher.agreement",),
-    ),
-    Fault(
-        id="B1",
-        description="moped_delta so large that the network forgets what it knew",
-        inject=much_too_wide,
-        fails={"teacher.agreement": ("moped_delta", "certainly not")},
     ),
     Fault(
         id="B2",

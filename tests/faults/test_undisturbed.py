@@ -48,9 +48,9 @@ class Snapshot:
     def take(self) -> dict[str, Any]:
         seen: dict[str, Any] = {
             "python's random state": random.getstate(),
-            "numpy's random state": [
-                part.tobytes() if isinstance(part, numpy.ndarray) else part for part in numpy.random.get_state()
-            ],
+            "numpy's random state": repr(numpy.random.get_state(legacy=False)["state"]["key"].tolist()),
+            "numpy's place in it": numpy.random.get_state(legacy=False)["state"]["pos"],
+            "numpy's spare Gaussian": numpy.random.get_state(legacy=False)["gauss"],
             "torch's random state": torch.get_rng_state().tolist(),
             "grad mode": torch.is_grad_enabled(),
         }
@@ -103,8 +103,13 @@ def _raising_loss(model: nn.Module, batch: Batch) -> Tensor:
 
 def _backward_loss(model: nn.Module, batch: Batch) -> Tensor:
     loss = _loss(model, batch)
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     return loss
+
+
+def _training_loss(model: nn.Module, batch: Batch) -> Tensor:
+    model.train()
+    return _loss(model, batch)
 
 
 @pytest.fixture
@@ -184,6 +189,17 @@ def test_nothing_changes_when_the_loss_is_unusable(
     snapshot.assert_unchanged()
 
 
+def test_nothing_changes_when_the_loss_switches_to_train_mode(
+    model: nn.Module, teacher: nn.Module, batch: Batch, measures: Measures
+) -> None:
+    """Many a training loss calls model.train() itself: dropout draws, BatchNorm counts, and none of it stays."""
+    model.get_submodule("stem").get_parameter("mu_kernel").requires_grad_(True)
+    snapshot = Snapshot(model, teacher)
+    evidence = measures["kl.loss"](model, teacher=teacher, images=batch[0], labels=batch[1], loss=_training_loss)
+    snapshot.assert_unchanged()
+    assert evidence.verdict is Verdict.PASS, evidence.explain()
+
+
 @pytest.mark.parametrize("id", CHECKS)
 def test_check_between_forward_and_backward_keeps_the_gradient(
     id: str, model: nn.Module, teacher: nn.Module, batch: Batch, measures: Measures
@@ -197,7 +213,7 @@ def test_check_between_forward_and_backward_keeps_the_gradient(
         loss = _loss(subject, batch)
         between_on[0] = subject
         between()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         return [p.grad for p in subject.parameters() if p.grad is not None]
 
     between_on = [model]

@@ -243,9 +243,7 @@ def test_without_moped_the_posterior_is_drawn_from_the_global_generator() -> Non
 
 def test_without_moped_large_weights_are_no_obstacle() -> None:
     """The weights are thrown away then, so no sigma can overflow."""
-    model = nn.Sequential(nn.Linear(2, 2))
-    nn.init.constant_(model[0].weight, 1e6)
-    assert len(bayesian_layers(convert(model, moped_enable=False))) == 1
+    assert len(bayesian_layers(convert(filled(1e6), moped_enable=False))) == 1
 
 
 def test_a_slot_that_was_set_to_none_converts() -> None:
@@ -272,9 +270,9 @@ def test_a_slot_that_was_set_to_none_converts() -> None:
 
 def test_a_weight_of_exactly_zero_converts_with_no_noise() -> None:
     """Zero biases are how torchvision initialises; the conversion follows delta * abs(w) (the audit reports A6)."""
-    model = nn.Sequential(nn.Linear(3, 3))
-    nn.init.zeros_(model[0].bias)
-    bias = bayesian_layers(convert(model))[0].tensors[1]
+    layer = nn.Linear(3, 3)
+    nn.init.zeros_(layer.bias)
+    bias = bayesian_layers(convert(nn.Sequential(layer)))[0].tensors[1]
     assert bias.role == "bias"
     assert float(bias.sigma.max()) < 1e-15
     assert bool(torch.isfinite(bias.rho).all())

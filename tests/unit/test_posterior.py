@@ -67,7 +67,7 @@ def test_kl_and_its_gradient_are_those_of_torch_distributions(
     rho = torch.tensor([r for _, r in entries], dtype=torch.float64, requires_grad=True)
     tensor = free_tensor(mu.detach().clone(), rho.detach().clone(), prior_mu, prior_sigma)
     expected = true_kl(mu, rho, tensor.prior_mu, tensor.prior_sigma).sum()
-    expected.backward()  # type: ignore[no-untyped-call]
+    expected.backward()
     assert tensor.kl_sum() == pytest.approx(float(expected.detach()), rel=1e-9, abs=1e-9)
     to_mu, to_rho = tensor.kl_gradient()
     assert mu.grad is not None
@@ -236,7 +236,7 @@ def test_without_noise_rho_gets_the_gradient_of_kl_alone() -> None:
         for tensor in layer.tensors:
             rho = tensor.rho.detach().double().requires_grad_()
             prior = tensor.prior_mu.double(), tensor.prior_sigma.double()
-            true_kl(tensor.mu.detach().double(), rho, *prior).mean().backward()  # type: ignore[no-untyped-call]
+            true_kl(tensor.mu.detach().double(), rho, *prior).mean().backward()
             assert rho.grad is not None
             assert tensor.rho.grad is not None
             torch.testing.assert_close(tensor.rho.grad.double(), 0.25 * rho.grad, rtol=1e-4, atol=1e-6)

@@ -168,8 +168,9 @@ def test_passes_are_draws_from_the_posterior() -> None:
 
 def test_the_global_generators_are_left_alone() -> None:
     """A check between two lines of a user's seeded test must not change what follows."""
+    model = converted()
     state = torch.get_rng_state(), numpy.random.get_state()[1].tolist(), random.getstate()  # type: ignore[index]
-    PassBank(converted(), images(), 3).first(2)
+    PassBank(model, images(), 3).first(2)
     assert torch.equal(torch.get_rng_state(), state[0])
     assert numpy.random.get_state()[1].tolist() == state[1]  # type: ignore[index]
     assert random.getstate() == state[2]

@@ -26,7 +26,7 @@ def teacher_network(dtype: torch.dtype = torch.float32) -> nn.Sequential:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=generator) / 3)
-        model[1].running_var.fill_(0.7)  # type: ignore[operator, union-attr]
+        model.get_buffer("1.running_var").fill_(0.7)
     return model.eval()
 
 
@@ -101,9 +101,7 @@ def test_the_trajectory_is_that_of_a_loop_written_by_hand(estimator: str) -> Non
     teacher, data = teacher_network(torch.float64), images(10, torch.float64)
     model = convert(teacher, type=estimator)  # type: ignore[arg-type]
     twin = convert(teacher, type=estimator)  # type: ignore[arg-type]
-    trajectory = finetune(
-        model, teacher, data, steps=8, batch=4, learning_rate=0.01, decay=0.8, kl_weight=0.3, seed=5
-    )
+    trajectory = finetune(model, teacher, data, steps=8, batch=4, learning_rate=0.01, decay=0.8, kl_weight=0.3, seed=5)
     expected = by_hand(twin, teacher, data, steps=8, batch=4, rate=0.01, decay=0.8, weight=0.3, seed=5)
     assert [record.step for record in trajectory] == list(range(1, 9))
     for record, wanted in zip(trajectory, expected, strict=True):
@@ -131,12 +129,13 @@ def test_top1_is_named_by_its_index() -> None:
     """A head with one huge bias leaves no doubt which class leads."""
     teacher = teacher_network()
     with torch.no_grad():
-        teacher[5].bias[2] = 1000.0  # type: ignore[index, union-attr]
+        teacher.get_parameter("5.bias")[2] = 1000.0
     model = convert(teacher, moped_delta=1e-6)
     kept: dict[str, Sequence[str]] = {"third": ("zeroth", "first", "third"), "class 2": ("zeroth", "first")}
     for name, names in kept.items():
         (record,) = finetune(model, teacher, images(), steps=1, class_names=names)
-        assert (record.top1, record.percent) == (name, pytest.approx(100))
+        assert record.top1 == name
+        assert record.percent == pytest.approx(100)
 
 
 @pytest.mark.parametrize(("count", "batch", "batches"), [(10, 4, 3), (10, 5, 2), (3, 32, 1), (1, 1, 1), (64, 32, 2)])
@@ -187,12 +186,8 @@ def test_the_same_seed_gives_the_same_trajectory() -> None:
 
 
 def test_the_global_generator_is_left_alone() -> None:
-    torch.manual_seed(3)
-    before = torch.get_rng_state()
+    """Training inside somebody's seeded test must not shift what that test draws next."""
     teacher = teacher_network()
-    finetune(convert(teacher, moped_delta=0.1), teacher, images(), steps=2)
-    torch.manual_seed(3)
-    assert torch.equal(torch.get_rng_state(), before)
     model = convert(teacher)
     before = torch.get_rng_state()
     finetune(model, teacher, images(), steps=2)
@@ -294,7 +289,14 @@ def test_images_with_nan_are_refused_at_the_step_they_meet() -> None:
 
 @pytest.mark.parametrize(
     "given",
-    [{"steps": 0}, {"batch": 0}, {"learning_rate": 0.0}, {"learning_rate": float("nan")}, {"decay": 0.0}, {"decay": 1.5}],
+    [
+        {"steps": 0},
+        {"batch": 0},
+        {"learning_rate": 0.0},
+        {"learning_rate": float("nan")},
+        {"decay": 0.0},
+        {"decay": 1.5},
+    ],
 )
 def test_numbers_out_of_range_are_refused_before_anything_moves(given: dict[str, float]) -> None:
     teacher = teacher_network()

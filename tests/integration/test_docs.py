@@ -1,0 +1,318 @@
+"""The documentation is run as it is read: Python, console and configuration blocks, and its tables against the code.
+
+A line ``% file: NAME`` before a block writes the block into a file, ``% exit: N`` expects another exit code than 0.
+myst drops such lines from the page.
+"""
+
+from __future__ import annotations
+
+import configparser
+import importlib.util
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+import sysconfig
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import pytest_bnn
+from pytest_bnn import cli
+from pytest_bnn.options import OPTIONS
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+PAGES = sorted(path.stem for path in DOCS.glob("*.md"))
+
+_BLOCK = re.compile(r"((?:^%[^\n]*\n)*)^```([^\n]*)\n(.*?)^```$", re.M | re.S)
+#: Rendered by Sphinx or only shown; everything else is run or parsed.
+SHOWN = {"", "{toctree}", "{eval-rst}"}
+RUN = {"python", "console"}
+PARSED = {"yaml", "toml", "ini", "json"}
+INSTALL = "pip install pytest-bnn\n"
+
+
+@dataclass(frozen=True)
+class Block:
+    language: str
+    text: str
+    file: str | None
+    exit_code: int
+    line: int
+
+
+def page(name: str) -> str:
+    return (DOCS / f"{name}.md").read_text(encoding="utf-8")
+
+
+def blocks(name: str) -> list[Block]:
+    text = page(name)
+    found = []
+    for match in _BLOCK.finditer(text):
+        orders = dict(re.findall(r"^% (\w+): (.+)$", match[1], re.M))
+        assert orders.keys() <= {"file", "exit"}, orders
+        line = text.count("\n", 0, match.start(2)) + 1
+        found.append(Block(match[2], match[3], orders.get("file"), int(orders.get("exit", 0)), line))
+    return found
+
+
+def row(name: str, id: str) -> str:
+    """The table row of a page that begins with this cell."""
+    (found,) = re.findall(rf"^\| {re.escape(id)} \|.*$", page(name), re.M)
+    assert isinstance(found, str)
+    return found
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A user's folder to stand in; modules that are imported from it are forgotten afterwards."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "250")
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    yield tmp_path
+    for name, module in list(sys.modules.items()):
+        if str(getattr(module, "__file__", None) or "").startswith(str(tmp_path)):
+            del sys.modules[name]
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_page_runs(name: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One namespace and one folder a page; what a console block shows must be in the output, in this order."""
+    namespace: dict[str, object] = {"__name__": "docs"}
+    for block in blocks(name):
+        place = f"{name}.md, line {block.line}"
+        if block.file is not None:
+            (folder / block.file).write_text(block.text, encoding="utf-8")
+        elif block.language == "python":
+            exec(compile("\n" * block.line + block.text, str(DOCS / f"{name}.md"), "exec"), namespace)
+        elif block.language == "console":
+            command, *shown = block.text.splitlines()
+            code, output = _run(command, capsys)
+            assert code == block.exit_code, f"{place}: exit code {code}\n{output}"
+            said = " ".join(output.split())
+            start = 0
+            for text in filter(None, map(str.strip, shown)):
+                start = said.find(text, start)
+                assert start >= 0, f"{place}: {text!r} is not in\n{output}"
+                start += len(text)
+
+
+def _run(command: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
+    assert command.startswith("$ "), command
+    program, *arguments = shlex.split(command[2:])
+    if program == "pytest-bnn":
+        capsys.readouterr()
+        code = cli.main(arguments)
+        captured = capsys.readouterr()
+        return code, captured.out + captured.err
+    assert program == "pytest", command
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "COV_"))}
+    script = Path(sysconfig.get_path("scripts")) / "pytest"
+    done = subprocess.run([script, *arguments], env=environment, capture_output=True, text=True, check=False)
+    return done.returncode, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_every_block_is_checked(name: str) -> None:
+    """A block in another language, or a test file that no command runs, would be text that nobody checks."""
+    found = blocks(name)
+    assert len(found) == len(re.findall(r"^```", page(name), re.M)) / 2
+    for block in found:
+        if block.language == "bash":
+            assert block.text == INSTALL, f"{name}.md, line {block.line}: make it a console block"
+        else:
+            assert block.language in SHOWN | RUN | PARSED, f"{name}.md, line {block.line}"
+    for index, block in enumerate(found):
+        if block.file is not None and block.file.startswith("test_"):
+            later = [other.text for other in found[index:] if other.text.startswith("$ pytest ")]
+            assert any(block.file in text or ".py" not in text for text in later), block.file
+
+
+def test_configuration_blocks_are_valid() -> None:
+    """Settings that a reader copies must be settings that exist."""
+    keys = {f"bnn_{option.key}" for option in OPTIONS}
+    given: set[str] = set()
+    for name in PAGES:
+        for block in blocks(name):
+            if block.language == "json":
+                json.loads(block.text)
+            elif block.language == "toml":
+                given |= tomllib.loads(block.text)["tool"]["pytest"]["ini_options"].keys()
+            elif block.language == "ini":
+                parser = configparser.ConfigParser()
+                parser.read_string(block.text)
+                given |= set(parser["pytest"])
+    assert given
+    assert given <= keys
+
+
+def test_yaml_blocks_are_valid() -> None:
+    """The snippets for CI are parsed, and the commands in them are the documented ones."""
+    yaml = pytest.importorskip("yaml", reason="runs where the docs extra is installed (myst-parser brings PyYAML)")
+    documents = [yaml.safe_load(block.text) for name in PAGES for block in blocks(name) if block.language == "yaml"]
+    github, gitlab = documents
+    steps = [step.get("run", "") for step in github["jobs"]["audit"]["steps"]]
+    assert "pytest --bnn-report=bnn/report.html" in steps
+    assert any("pytest-bnn render bnn/report.json -o bnn/summary.md" in step for step in steps)
+    assert any(line.startswith("pytest --bnn-report=bnn/report.html") for line in gitlab["audit"]["script"])
+
+
+def test_every_check_has_a_section() -> None:
+    """The ids of the audit are the headings of checks.md, each with everything that a reader has to know."""
+    from pytest_bnn.audit import CHECKS
+
+    sections = re.split(r"^## (.+)$", page("checks"), flags=re.M)[1:]
+    texts = dict(zip(sections[::2], sections[1::2], strict=True))
+    assert list(texts) == [check.id for check, _ in CHECKS]
+    for check, _ in CHECKS:
+        terms = re.findall(r"^(\w[\w ]*)\n: ", texts[check.id], re.M)
+        assert terms == ["Claim", "Statistic", "Fails when", "Cannot see", "Options", "Kind", "Source"], check.id
+        claim = re.search(r"^Claim\n: (.*?)\n\n", texts[check.id], re.M | re.S)
+        assert claim is not None
+        assert " ".join(claim[1].split()) == check.claim
+
+
+@pytest.mark.parametrize("option", OPTIONS, ids=lambda option: option.name)
+def test_every_setting_is_documented(option: object) -> None:
+    """All four names of a setting with its default, and its place on the command line."""
+    from pytest_bnn.options import Option
+
+    assert isinstance(option, Option)
+    configuration = row("configuration", f"`--{option.name}`")
+    for word in (f"--bnn-{option.name}", f"bnn_{option.key}", option.environment, str(option.default)):
+        assert f"`{word}`" in configuration
+    (audit,) = re.findall(rf"^\| `--{option.name} .*$", page("command-line"), re.M)
+    assert str(option.default) in audit.split("|")[-2]
+    assert f"--bnn-{option.name}" in page("command-line")
+
+
+def test_every_option_of_the_audit_is_documented(capsys: pytest.CaptureFixture[str]) -> None:
+    """What ``--help`` lists is in command-line.md, and nothing else is."""
+    with pytest.raises(SystemExit):
+        cli.main(["audit", "--help"])
+    helped = set(re.findall(r"^  (?:-\w [\w.]+, |-\w, )?(--[\w-]+)", capsys.readouterr().out, re.M))
+    table = page("command-line").partition("### Exit codes")[0]
+    assert set(re.findall(r"^\| [^|]*?`(--[\w-]+)", table, re.M)) == helped - {"--help"}
+
+
+def test_exit_codes_are_documented() -> None:
+    """Scripts rely on them."""
+    for code in (cli.PASSED, cli.FAILED, cli.BROKEN, cli.NOTHING_APPLIES, cli.USAGE):
+        assert row("command-line", str(code))
+
+
+def test_every_fixture_is_documented() -> None:
+    """Those without a leading underscore are public."""
+    source = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "pytest_bnn" / "fixtures").glob("*.py"))
+    fixtures = re.findall(r"@pytest\.fixture.*\ndef ([a-z]\w*)\(", source)
+    assert "bnn_audit" in fixtures
+    for fixture in fixtures:
+        assert row("fixtures", f"`{fixture}`")
+
+
+def test_every_public_name_is_in_the_api() -> None:
+    """And each once, or Sphinx would document it twice."""
+    documented = re.findall(r"^\.\. auto\w+:: pytest_bnn\.(\w+)$", page("api"), re.M)
+    assert sorted(documented) == sorted(pytest_bnn.__all__)
+
+
+def test_every_verdict_is_documented() -> None:
+    """With the schema's version, which promises their meaning."""
+    from pytest_bnn.evidence import SCHEMA_VERSION, SEVERITY
+
+    assert re.findall(r"^\| `(\w+)` \|[^|]*\| (?:yes|no)", page("json"), re.M) == list(SEVERITY)
+    assert f'`"{SCHEMA_VERSION}"`' in row("json", "`schema_version`")
+
+
+def test_model_card_is_documented() -> None:
+    """Every figure of the card, as it is written there."""
+    card = pytest_bnn.model_card()
+    training = card["training"]
+    assert isinstance(training, dict)
+    figures = [card["held_out_accuracy"], card["held_out_images"], card["sha256"], *training.values()]
+    for figure in figures:
+        words = str(figure).replace("optimizer", "").split(", ")
+        assert all(
+            re.search(rf"(?<![\w.]){re.escape(w)}(?!\w)", page("teachers")) or w == "one-cycle" for w in words
+        ), figure
+
+
+CATALOGUE = [f"A{number}" for number in range(1, 28)] + [f"B{number}" for number in range(1, 16)]
+
+
+def test_catalogue_is_whole() -> None:
+    """Every row, in order, and none that the list above does not know."""
+    assert re.findall(r"^\| ([AB]\d+) \|", page("faults"), re.M) == CATALOGUE
+
+
+def _injected() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("injected", ROOT / "tests" / "faults" / "test_injected_faults.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["injected"] = module
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        del sys.modules["injected"]
+    return module
+
+
+def test_catalogue_says_what_the_injected_faults_show() -> None:
+    """A check that a test proves to see a row is named there; a check that is named exists."""
+    from pytest_bnn.audit import CHECK_IDS
+
+    for fault in _injected().FAULTS:
+        id = fault.id.partition("-")[0]
+        if id in CATALOGUE:
+            seen = row("faults", id)
+            missing = [check for check in (*fault.fails, *fault.warns) if f"`{check}`" not in seen]
+            assert not missing, f"{fault.id}: name {missing} in the row {id} of faults.md"
+    named = set(re.findall(r"`((?:layers|mean|noise|kl|teacher)\.\w+)`", page("faults")))
+    assert named == set(CHECK_IDS)
+
+
+def test_catalogue_claims_no_check_without_a_test() -> None:
+    """A row that names a check is injected somewhere in tests/faults, or admits that it is not."""
+    sources = [path.read_text(encoding="utf-8") for path in (ROOT / "tests" / "faults").glob("test_*.py")]
+    tested = {id for source in sources for id in re.findall(r"\b([AB]\d+)\b", source)}
+    for id in CATALOGUE:
+        seen = row("faults", id).split("|")[-2]
+        if "none yet" not in seen and "not injected" not in seen:
+            assert id in tested, f"row {id} of faults.md has no test in tests/faults"
+
+
+def test_pages_build_without_warnings(tmp_path: Path) -> None:
+    """Strictly: a broken link, a name that autodoc cannot find or a bad docstring is an error."""
+    reason = "runs where the docs extra is installed, as in .ci/run"
+    for module in ("sphinx", "myst_parser", "furo"):
+        if importlib.util.find_spec(module) is None:
+            pytest.skip(reason)
+    command = [
+        sys.executable,
+        "-m",
+        "sphinx",
+        "-W",
+        "--keep-going",
+        "-q",
+        "-b",
+        "html",
+        str(DOCS),
+        str(tmp_path / "html"),
+    ]
+    done = subprocess.run(
+        [*command, "-d", str(tmp_path / "doctrees")], capture_output=True, text=True, check=False, cwd=ROOT
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    api = (tmp_path / "html" / "api.html").read_text(encoding="utf-8")
+    for name in pytest_bnn.__all__:
+        assert f'id="pytest_bnn.{name}"' in api
+    written = "".join(path.read_text(encoding="utf-8") for path in (tmp_path / "html").glob("*.html"))
+    assert "% file:" not in written

@@ -1,0 +1,145 @@
+"""The examples, run as a user runs them: by their command lines, and audited from their own folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+import sklearn.datasets
+import torch
+import torchvision
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+PUBLISHED = "resnet18_notebook_as_published"
+
+
+def run(*command: str, folder: Path = EXAMPLES, **environment: str) -> subprocess.CompletedProcess[str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "COV_"))}
+    return subprocess.run(
+        command, cwd=folder, env={**kept, "COLUMNS": "250", **environment}, capture_output=True, text=True, check=False
+    )
+
+
+def verdicts(audit: Path) -> dict[str, str]:
+    document = json.loads(audit.read_text(encoding="utf-8"))
+    return {check["id"]: check["verdict"] for check in document["checks"]}
+
+
+def percents(text: str) -> list[float]:
+    return [float(number) for number in re.findall(r"^ +([\d.]+) %", text, re.M)]
+
+
+def test_notebook_on_digits(tmp_path: Path) -> None:
+    """Offline and without arguments but for its length: the teacher knows the digit, and the conversion keeps it."""
+    report = tmp_path / "audit.html"
+    done = run(
+        sys.executable, "resnet18_notebook.py", "--steps", "6", "--passes", "40", "--output", str(report)
+    )  # fmt: skip
+    assert done.returncode in (0, 1), done.stdout + done.stderr
+    teacher, conversion, training, prediction, audit = done.stdout.split("\n\n")[1:]
+
+    label = re.search(r"labelled (\w+)", done.stdout)
+    assert label is not None
+    assert f"%  {label[1]}" in teacher.splitlines()[1]
+    assert len(percents(teacher)) == 5
+    assert percents(teacher) == sorted(percents(teacher), reverse=True)
+
+    assert "Conv2d -> Conv2dReparameterization" in conversion
+    first, second = re.findall(r"pass \d: (.+)", conversion)
+    assert first != second
+
+    steps = re.findall(r"step +(\d+): loss ([\d.]+), one pass says (\w+) ([\d.]+) %", training)
+    assert [int(step) for step, *_ in steps] == list(range(1, 7))
+    assert {name for _, _, name, _ in steps} == {label[1]}
+    assert "KL weight 1/45" in training
+
+    assert "over 40 passes" in prediction
+    assert prediction.splitlines()[1].endswith(f" {label[1]}")
+    for mean, low, high in re.findall(r"^ +([\d.]+) %  \[([\d.]+), ([\d.]+)\]", prediction, re.M):
+        assert float(low) <= float(high)
+        assert 0 <= float(mean) <= 100
+    entropy, information = (float(number) for number in re.findall(r"([\d.]+) nats", prediction))
+    assert 0 <= information <= entropy
+
+    found = verdicts(report.with_suffix(".json"))
+    assert len(found) == len(audit.splitlines()) - 2 == 7
+    assert found.pop("mean.equals_teacher") == "not_applicable"
+    # With so few passes the undecided images may be too many.
+    assert found.pop("teacher.agreement") in ("pass", "inconclusive")
+    assert set(found.values()) == {"pass"}
+    assert label[1] in report.read_text(encoding="utf-8")
+
+
+def test_notebook_on_imagenet(tmp_path: Path) -> None:
+    """The original's way: torchvision's checkpoint from the cache, a JPEG, a thousand classes; the weights are random."""
+    checkpoint = tmp_path / "cache" / "hub" / "checkpoints" / "resnet18-f37072fd.pth"
+    checkpoint.parent.mkdir(parents=True)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        torch.save(torchvision.models.resnet18().state_dict(), checkpoint)
+    photograph = Path(sklearn.datasets.__file__).parent / "images" / "flower.jpg"
+    report = tmp_path / "audit.html"
+    done = run(
+        *(sys.executable, "resnet18_notebook.py", str(photograph), "--weights", "imagenet", "--steps", "2"),
+        *("--passes", "2", "--type", "Flipout", "--output", str(report)),
+        TORCH_HOME=str(tmp_path / "cache"),
+    )
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "weights imagenet, 1000 classes" in done.stdout
+    assert "image: 640x427 pixels, as a batch [1, 3, 224, 224]" in done.stdout
+    assert "from logits of shape [1, 1000]" in done.stdout
+    assert "Conv2d -> Conv2dFlipout" in done.stdout
+    categories = torchvision.models.ResNet18_Weights.IMAGENET1K_V1.meta["categories"]
+    named = re.findall(r"one pass says (.+?) [\d.]+ %", done.stdout)
+    assert len(named) == 2
+    assert set(named) <= set(categories)
+    found = verdicts(report.with_suffix(".json"))
+    assert found["layers.replaced"] == found["kl.present"] == found["kl.loss"] == "pass"
+    # No teacher's opinion can be decided in two passes.
+    assert found["teacher.agreement"] == "inconclusive"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (("--weights", "missing.pth"), "there are no weights 'missing.pth'"),
+        (("missing.jpg",), "there is no image 'missing.jpg'"),
+    ],
+    ids=["weights", "image"],
+)
+def test_notebook_says_what_is_missing(arguments: tuple[str, ...], problem: str, tmp_path: Path) -> None:
+    """One line on what to give instead of a traceback."""
+    done = run(sys.executable, str(EXAMPLES / "resnet18_notebook.py"), *arguments, folder=tmp_path)
+    assert done.returncode == 4
+    assert problem in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_published_exercise_runs() -> None:
+    """Forty steps, each with what a single pass says."""
+    done = run(sys.executable, f"{PUBLISHED}.py")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [int(step) for step in re.findall(r"step +(\d+): \w+ [\d.]+ %", done.stdout)] == list(range(1, 41))
+    before = re.findall(r"the BNN, pass \d: (.+)", done.stdout)
+    assert len(set(before)) == 2
+
+
+def test_audit_of_the_published_exercise(tmp_path: Path) -> None:
+    """What the reader should have been told and an audit of the result can tell: the loss lacks its KL term."""
+    report = tmp_path / "audit.html"
+    named = (f"--{role}={PUBLISHED}:{name}" for role, name in
+             {"model": "bayesian", "teacher": "teacher", "data": "held_out", "loss": "loss"}.items())  # fmt: skip
+    script = Path(sysconfig.get_path("scripts")) / "pytest-bnn"
+    done = run(str(script), "audit", *named, "--images", "20", "--samples", "32", "--output", str(report))
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "the KL term is missing from the loss" in done.stdout
+    found = verdicts(report.with_suffix(".json"))
+    assert found["kl.loss"] == "fail"
+    assert found["layers.replaced"] == "pass"
+    assert [id for id, verdict in found.items() if verdict in ("fail", "error")] == ["kl.loss"]

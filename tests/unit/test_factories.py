@@ -1,0 +1,227 @@
+"""What users hold becomes a batch: tensors, data sets, loaders; and names on a command line become objects."""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+
+from pytest_bnn import factories
+from pytest_bnn.errors import InputError
+
+IMAGES = torch.arange(10 * 3 * 2 * 2, dtype=torch.float32).reshape(10, 3, 2, 2)
+LABELS = torch.arange(10) % 4
+
+
+class Pairs(Dataset[tuple[Tensor, int]]):
+    """A map-style data set with int labels, which counts what is asked of it."""
+
+    def __init__(self) -> None:
+        self.asked: list[int] = []
+
+    def __len__(self) -> int:
+        return len(IMAGES)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        self.asked.append(index)
+        return IMAGES[index], int(LABELS[index])
+
+
+class Bare(Dataset[Tensor]):
+    """Images without labels."""
+
+    def __len__(self) -> int:
+        return len(IMAGES)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return IMAGES[index]
+
+
+class Stream(IterableDataset[tuple[Tensor, int]]):
+    """A stream without length."""
+
+    def __iter__(self) -> Iterator[tuple[Tensor, int]]:
+        return ((image, int(label)) for image, label in zip(IMAGES, LABELS, strict=True))
+
+
+class Unlimited(IterableDataset[tuple[Tensor, int]]):
+    """A stream without end: only a limit stops it."""
+
+    def __iter__(self) -> Iterator[tuple[Tensor, int]]:
+        while True:
+            yield IMAGES[0], 1
+
+
+LABELLED: dict[str, Any] = {
+    "tuple": (IMAGES, LABELS),
+    "list": [IMAGES, LABELS],
+    "labels as a list": (IMAGES, LABELS.tolist()),
+    "labels of numpy": (IMAGES, LABELS.numpy()),
+    "dataset": Pairs(),
+    "tensor dataset": TensorDataset(IMAGES, LABELS),
+    "stream": Stream(),
+    "loader": DataLoader(TensorDataset(IMAGES, LABELS), batch_size=3),
+    "loader of a stream": DataLoader(Stream(), batch_size=4),
+}
+BARE: dict[str, Any] = {
+    "tensor": IMAGES,
+    "tuple of one": (IMAGES,),
+    "labels None": (IMAGES, None),
+    "dataset": Bare(),
+    "tensor dataset": TensorDataset(IMAGES),
+    "loader": DataLoader(TensorDataset(IMAGES), batch_size=4),
+    "loader of images": DataLoader(Bare(), batch_size=4),
+}
+
+
+@pytest.mark.parametrize("limit", [1, 3, 4, 10, 512])
+@pytest.mark.parametrize("kind", LABELLED)
+def test_labelled_data(kind: str, limit: int) -> None:
+    """The same images in the same order whatever holds them, from the start, up to the limit."""
+    images, labels = factories.batch_of(LABELLED[kind], limit=limit)
+    assert labels is not None
+    assert torch.equal(images, IMAGES[:limit])
+    assert torch.equal(labels, LABELS[:limit])
+
+
+@pytest.mark.parametrize("limit", [3, 512])
+@pytest.mark.parametrize("kind", BARE)
+def test_data_without_labels(kind: str, limit: int) -> None:
+    """Labels that nobody gave are None, never invented."""
+    images, labels = factories.batch_of(BARE[kind], limit=limit)
+    assert labels is None
+    assert torch.equal(images, IMAGES[:limit])
+
+
+def test_no_more_is_read_than_is_taken() -> None:
+    """A data set may be large, or have no end."""
+    data = Pairs()
+    factories.batch_of(data, limit=4)
+    assert data.asked == [0, 1, 2, 3]
+    assert len(factories.batch_of(Unlimited(), limit=5)[0]) == 5
+    assert len(factories.batch_of(DataLoader(Unlimited(), batch_size=2), limit=5)[0]) == 5
+
+
+def test_the_default_limit() -> None:
+    """The help names it."""
+    assert len(factories.batch_of(torch.zeros(600, 1, 2, 2))[0]) == factories.MAX_IMAGES == 512
+
+
+def test_random_states_are_left_alone() -> None:
+    """A loader that shuffles or augments draws from the user's generators, and they are put back."""
+
+    class Augmented(Dataset[Tensor]):
+        def __len__(self) -> int:
+            return 6
+
+        def __getitem__(self, index: int) -> Tensor:
+            return IMAGES[index] + torch.rand(1) + random.random() + numpy.random.rand()
+
+    before = torch.get_rng_state(), random.getstate(), numpy.random.get_state()[1].tolist()  # type: ignore[index,union-attr]
+    factories.batch_of(DataLoader(Augmented(), batch_size=2, shuffle=True))
+    factories.batch_of(Augmented())
+    after = torch.get_rng_state(), random.getstate(), numpy.random.get_state()[1].tolist()  # type: ignore[index,union-attr]
+    assert torch.equal(before[0], after[0])
+    assert before[1:] == after[1:]
+
+
+class Pictures(Dataset[Any]):
+    """torchvision's data sets without a transform: Pillow images."""
+
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, index: int) -> Any:
+        return Image.new("RGB", (4, 4)), 1
+
+
+class Ragged(Dataset[Tensor]):
+    """Images of two sizes."""
+
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, index: int) -> Tensor:
+        return torch.zeros(3, 2 + index, 2)
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (Pictures(), ("an Image", "add a transform that makes tensors")),
+        ([], ("a list", "no tensor, Dataset or DataLoader")),
+        (None, ("None", "no tensor, Dataset or DataLoader")),
+        (7, ("an int",)),
+        ({"images": IMAGES}, ("a dict",)),
+        (IMAGES.numpy(), ("ndarray", "as tensors")),
+        (TensorDataset(IMAGES[:0]), ("is empty", "at least one image")),
+        (DataLoader(TensorDataset(IMAGES[:0])), ("is empty",)),
+        (Ragged(), ("Ragged", "no batch can be made")),
+    ],
+)
+def test_what_is_no_data(data: Any, words: tuple[str, ...]) -> None:
+    """The message has what was given and what would be right, and the caller's name for it."""
+    with pytest.raises(InputError) as caught:
+        factories.batch_of(data, "--data: net:held_out")
+    for word in ("--data: net:held_out", *words):
+        assert word in str(caught.value)
+
+
+@pytest.fixture
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A user's module in the current folder, forgotten afterwards."""
+    text = """
+from torch import nn
+import torch
+network = nn.Linear(2, 2)
+def make_network(): return nn.Linear(3, 3)
+class Zoo:
+    @staticmethod
+    def small(): return nn.Linear(4, 4)
+def broken(): raise ZeroDivisionError("no\\nsecond line")
+pixels = torch.zeros(700, 3)
+def dataset(): return torch.utils.data.TensorDataset(pixels)
+"""
+    (tmp_path / "factories_of_a_user.py").write_text(text, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    yield "factories_of_a_user"
+    sys.modules.pop("factories_of_a_user", None)
+
+
+def test_models_by_name(module: str) -> None:
+    """A factory, a static method and the network itself are all named alike."""
+    for name, size in (("make_network", 3), ("Zoo.small", 4), ("network", 2)):
+        model = factories.load_model(f"{module}:{name}", "--model")
+        assert isinstance(model, nn.Linear)
+        assert model.in_features == size
+
+
+def test_data_by_name(module: str) -> None:
+    """A tensor or data set needs no function around it."""
+    assert len(factories.load_data(f"{module}:pixels", "--data")[0]) == 512
+    assert len(factories.load_data(f"{module}:dataset", "--data", 5)[0]) == 5
+
+
+def test_loss_by_name(module: str) -> None:
+    """Whatever is called is a loss, a number is not."""
+    assert callable(factories.load_loss(f"{module}:make_network", "--loss"))
+    with pytest.raises(InputError, match="--loss: factories_of_a_user:pixels is a Tensor"):
+        factories.load_loss(f"{module}:pixels", "--loss")
+
+
+def test_only_the_first_line_of_what_a_factory_raises(module: str) -> None:
+    """Torch's errors run to pages; the first line says it, and the cause stays chained for -v."""
+    with pytest.raises(InputError) as caught:
+        factories.load_model(f"{module}:broken", "--model")
+    assert "factories_of_a_user:broken() raised ZeroDivisionError: no. Make it work" in str(caught.value)
+    assert isinstance(caught.value.__cause__, ZeroDivisionError)
