@@ -103,11 +103,12 @@ def _exercise(given: argparse.Namespace) -> int:
     _print_prediction(pytest_bnn.PassBank(finetuned, batch, given.seed).first(given.passes), names)
 
     # 8. The audit: seven claims about the fine-tuned network on held-out images, and a report.
+    judged, labels = suitable(teacher.images, "held_out")
     print("\nthe audit")
     run = pytest_bnn.audit_model(
         finetuned,
         teacher=teacher.model,
-        data=suitable(teacher.images, "held_out"),
+        data=(judged[: given.images], None if labels is None else labels[: given.images]),
         loss=pytest_bnn.distillation_loss(teacher.model, 1 / batches),
         name="resnet18 fine-tuned",
         seed=given.seed,
@@ -174,6 +175,7 @@ def _parser() -> argparse.ArgumentParser:
         default=128,
         help="passes of the prediction, and at most of a check (default: %(default)s)",
     )
+    parser.add_argument("--images", type=int, help="the most held-out images that the audit judges (default: all)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("-o", "--output", default="audit.html", help="the report (default: %(default)s)")
     return parser

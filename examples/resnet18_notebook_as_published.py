@@ -88,7 +88,7 @@ def predict(model: nn.Module, image: Tensor) -> str:
     """Give the leading class of a single pass, in percent; mistake 5."""
     with torch.no_grad():
         shares = model(image).softmax(1)[0]
-    return f"{pytest_bnn.load_teacher('digits').class_names[int(shares.argmax())]} {100 * float(shares.max()):.2f} %"
+    return f"{pytest_bnn.load_teacher('digits').class_names[int(shares.argmax())]} {100 * float(shares.max()):.4f} %"
 
 
 def bayesian() -> nn.Module:

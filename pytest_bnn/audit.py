@@ -221,6 +221,6 @@ def _chosen(checks: Iterable[str] | None) -> frozenset[str]:
     chosen = frozenset([checks] if isinstance(checks, str) else checks)
     for unknown in sorted(chosen - set(CHECK_IDS)):
         near = difflib.get_close_matches(unknown, CHECK_IDS, n=1)
-        fix = f"did you mean {near[0]}" if near else f"the checks are {', '.join(CHECK_IDS)}"
+        fix = f"write {near[0]}" if near else f"the checks are {', '.join(CHECK_IDS)}"
         raise InputError(f"there is no check {unknown!r}", fix=fix)
     return chosen

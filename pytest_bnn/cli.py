@@ -256,7 +256,7 @@ def _show(run: AuditRun, *, verbose: bool) -> None:
     told = (Verdict.FAIL, Verdict.ERROR, Verdict.INCONCLUSIVE, Verdict.WARN)
     for check in run.checks:
         if check.verdict in told or verbose:
-            console.print(Text(check.explain()))
+            console.print(Text(check.explain()), soft_wrap=True)
             console.print()
     console.print(Text(f"verdict: {run.verdict.replace('_', ' ')}", style=style.get(run.verdict, "bold")))
 

@@ -225,6 +225,11 @@ def _why_not(path: str, module: nn.Module, conversion: Conversion) -> str:
             return (
                 f"has a {name} of size {largest:.3g}: moped_delta * abs(weight) overflows above 88; lower moped_delta"
             )
+    if conversion.type == "Flipout":
+        if isinstance(module, nn.ConvTranspose2d) and module.in_channels != module.out_channels:
+            return "has another number of channels out than in, for which the library's Flipout has no KL term"
+        if isinstance(module, nn.ConvTranspose3d) and module.bias is not None:
+            return "has a bias, with which the library's Flipout raises in forward"
     plain = set(module.__dict__) - set(type(module)(*_smallest(module)).__dict__)
     if plain:
         return f"carries attributes that the Bayesian layer would lack ({', '.join(sorted(plain))})"

@@ -129,6 +129,12 @@ def batch_of(data: Any, source: str = "data", limit: int = MAX_IMAGES) -> tuple[
             ) from error
     if not batches:
         raise InputError(f"{source} is empty", fix="give at least one image")
+    sizes = {tuple(images.shape[1:]) for images, _ in batches}
+    if len(sizes) > 1:
+        raise InputError(
+            f"{source} gave {_kind(data)} with images of different sizes: {' and '.join(map(str, sorted(sizes)[:3]))}",
+            fix="add a transform that makes them equal",
+        )
     images = torch.cat([images for images, _ in batches])[:limit]
     if any(labels is None for _, labels in batches):
         return images, None

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 
 @contextmanager
@@ -28,7 +29,7 @@ def undisturbed(*models: nn.Module, seed: int) -> Iterator[None]:
     parameters = _distinct(p for module in modules for p in module._parameters.values() if p is not None)
     saved = [(module, dict(module.__dict__)) for module in modules]
     gradients = [(parameter, parameter.grad, parameter.requires_grad) for parameter in parameters]
-    values = [(parameter, parameter.detach().clone()) for parameter in parameters]
+    values = [(parameter, parameter.detach().clone()) for parameter in parameters if not is_lazy(parameter)]
     with preserved_random_state():
         try:
             _work_on_clones(modules)
@@ -50,6 +51,16 @@ def undisturbed(*models: nn.Module, seed: int) -> Iterator[None]:
             for parameter, gradient, requires_grad in gradients:
                 parameter.requires_grad_(requires_grad)
                 parameter.grad = gradient
+
+
+def raised_in(model: nn.Module, error: BaseException) -> str:
+    """Name the innermost submodule that was running when an exception was raised; empty where none was."""
+    paths = {id(m): f"{path} ({type(m).__name__})" for path, m in model.named_modules() if path}
+    place, traceback = "", error.__traceback__
+    while traceback is not None:
+        place = paths.get(id(traceback.tb_frame.f_locals.get("self")), place)
+        traceback = traceback.tb_next
+    return place
 
 
 def _work_on_clones(modules: list[nn.Module]) -> None:

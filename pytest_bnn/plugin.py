@@ -25,6 +25,9 @@ pytest_plugins = (
 _RECORDER = pytest.StashKey[Recorder]()
 _PHASES = ("setup", "call", "teardown")
 
+#: Claims that do not hold, as lines at the end of a session; the report has them all.
+_MOST_LINES = 20
+
 _REPORT_HELP = "write every check's evidence into this HTML file, and as JSON beside it"
 
 
@@ -144,8 +147,10 @@ class _Collector:
         counts = {verdict: sum(check.verdict is verdict for check in checks) for verdict in Verdict}
         words = [f"{count} {verdict.replace('_', ' ')}" for verdict, count in counts.items() if count]
         terminalreporter.line(f"{len(checks)} checks: {', '.join(words) or 'none ran'}")
-        for check in checks:
-            if check.verdict in (Verdict.FAIL, Verdict.ERROR, Verdict.INCONCLUSIVE, Verdict.WARN):
-                terminalreporter.line(f"  {check.verdict.value:<12} {check.id:<20} {check.subject}: {check.headline}")
+        told = [check for check in checks if check.verdict not in (Verdict.PASS, Verdict.NOT_APPLICABLE)]
+        for check in told[:_MOST_LINES]:
+            terminalreporter.line(f"  {check.verdict.value:<12} {check.id:<20} {check.subject}: {check.headline}")
+        if len(told) > _MOST_LINES:
+            terminalreporter.line(f"  and {len(told) - _MOST_LINES} more")
         if self.said:
             terminalreporter.line(self.said)

@@ -17,7 +17,7 @@ from bayesian_torch.models.dnn_to_bnn import get_kl_loss
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from pytest_bnn.isolation import replaced
+from pytest_bnn.isolation import raised_in, replaced
 
 ESTIMATORS = ("Reparameterization", "Flipout")
 
@@ -175,9 +175,20 @@ def orphaned_posteriors(model: nn.Module) -> tuple[str, ...]:
     return tuple(dict.fromkeys(found))
 
 
+class KlError(Exception):
+    """A layer's own ``kl_loss()`` raised: what, and in which layer; the cause is chained."""
+
+
 def kl(model: nn.Module) -> Tensor | None:
-    """Give the model's KL term as bayesian-torch's ``get_kl_loss`` computes it; None where nothing is Bayesian."""
-    value = get_kl_loss(model)
+    """Give the model's KL term as bayesian-torch's ``get_kl_loss`` computes it; None where nothing is Bayesian.
+
+    Raises:
+        KlError: A layer's own ``kl_loss()`` raised.
+    """
+    try:
+        value = get_kl_loss(model)
+    except Exception as error:
+        raise KlError(f"{type(error).__name__}: {error}, in {raised_in(model, error) or 'the model itself'}") from error
     assert value is None or isinstance(value, Tensor)
     return value
 

@@ -8,7 +8,7 @@ import numpy
 import torch
 from torch import Tensor, nn
 
-from pytest_bnn.isolation import seed_everything, undisturbed
+from pytest_bnn.isolation import raised_in, seed_everything, undisturbed
 
 #: Numbers in the images of one chunk: 64 images of 3x224x224. Bounds the memory of a pass.
 _CHUNK = 64 * 3 * 224 * 224
@@ -17,9 +17,9 @@ _CHUNK = 64 * 3 * 224 * 224
 class ForwardError(Exception):
     """A model's own forward raised; the cause is chained."""
 
-    def __init__(self, error: BaseException) -> None:
+    def __init__(self, error: BaseException, place: str = "") -> None:
         first = next(iter(str(error).strip().splitlines()), "")
-        super().__init__(f"{type(error).__name__}: {first}")
+        super().__init__(f"{type(error).__name__}: {first}" + (f", in {place}" if place else ""))
 
 
 def output_tensor(output: Any) -> Tensor:
@@ -45,7 +45,7 @@ def forward(model: nn.Module, images: Tensor) -> Tensor:
         with torch.no_grad():
             return output_tensor(model(images))
     except Exception as error:
-        raise ForwardError(error) from error
+        raise ForwardError(error, raised_in(model, error)) from error
 
 
 def pass_seed(seed: int, index: int) -> int:

@@ -166,6 +166,11 @@ def _finding(
             f"allow more than {votes.passes} passes (--samples): the leading class of {images - agree - disagree} images is "
             "too close to call"
         )
+        if single < min_agreement:
+            remedy += (
+                f"; where that does not help, convert with a smaller moped_delta: a single pass agrees on "
+                f"{100 * single:.3g} % of the images only"
+            )
     return Finding(
         verdict=verdict,
         headline=headline,

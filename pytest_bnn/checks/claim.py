@@ -19,6 +19,7 @@ from pytest_bnn.evidence import (
     inconclusive_policy,
     record,
 )
+from pytest_bnn.posterior import KlError
 from pytest_bnn.sampling import ForwardError
 from pytest_bnn.subject import Subject
 
@@ -76,6 +77,13 @@ class Check:
                     headline=f"the model's own forward raised {error}",
                     remedy="make model(images) work first; where the teacher accepts the same images, the "
                     "conversion changed a shape or a dtype",
+                )
+            except KlError as error:
+                finding = Finding(
+                    verdict=Verdict.FAIL,
+                    headline=f"the model's own kl_loss() raised {error}",
+                    remedy="make get_kl_loss(model) work first; a layer whose prior and posterior differ in shape or "
+                    "dtype cannot have a KL term",
                 )
             except Exception as error:  # noqa: BLE001  a check must not take the whole run with it
                 finding = Finding(

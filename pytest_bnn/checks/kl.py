@@ -30,6 +30,15 @@ _HALF_TOLERANCE = 5e-2
 #: A sigma below this is dead: its gradient is below 1e-8 of a weight's, so no training moves it (FAULTS A6).
 DEAD_SIGMA = 1e-8
 
+#: Share of dead sigma in a tensor from which it is worth a warning; a few in a million weights never matter.
+DEAD_SHARE = 1e-3
+
+#: What to do where `not_finite` found something.
+NOT_FINITE = (
+    "sigma must be finite and above 0: an infinite rho comes from moped_delta * abs(weight) above 88, "
+    "a sigma of 0 from collapse or half precision; the prior's sigma must be above 0"
+)
+
 SUM, MEAN = "sum", "mean per tensor"
 
 
@@ -38,7 +47,8 @@ def measure_kl_present(model: nn.Module | Subject, **given: Unpack[Given]) -> Ev
 
     Compares what ``get_kl_loss`` gives with the closed form for Gaussians in float64, under both conventions in
     use (the sum over all weights, or bayesian-torch's mean over each tensor, summed over tensors), and its
-    gradient with the closed form's, tensor by tensor. The verdict is ``warn`` where some sigma are dead.
+    gradient with the closed form's, tensor by tensor. The verdict is ``warn`` where more than a thousandth of a tensor's
+    sigma are dead.
     Exact: no randomness.
 
     Args:
@@ -82,7 +92,7 @@ def _find(subject: Subject) -> Finding:
             return _absent(subject)
         gradients = _gradients(kl, tensors)
         value = float(kl.detach())
-        sick = _not_finite(layers)
+        sick = not_finite(layers)
     closed = closed_form(tensors)
     allowed = TOLERANCE if kl.dtype in (torch.float32, torch.float64) else _HALF_TOLERANCE
     convention = closed.convention(value, allowed)
@@ -93,8 +103,7 @@ def _find(subject: Subject) -> Finding:
             headline=f"the KL term is {value}" + (f": {sick[0].path} {sick[0].finding}" if sick else ""),
             measurements=measurements,
             layers=tuple(sick),
-            remedy="sigma must be finite and above 0: an infinite rho comes from moped_delta * abs(weight) above 88, "
-            "a sigma of 0 from collapse or half precision; the prior's sigma must be above 0",
+            remedy=NOT_FINITE,
         )
     wrong = [] if convention else _wrong_layers(layers, allowed)
     problems = _gradient_problems(tensors, gradients, convention)
@@ -194,7 +203,8 @@ def _wrong_layers(layers: tuple[BayesianLayer, ...], allowed: float) -> list[Lay
     return found
 
 
-def _not_finite(layers: tuple[BayesianLayer, ...]) -> list[LayerFinding]:
+def not_finite(layers: tuple[BayesianLayer, ...]) -> list[LayerFinding]:
+    """Name every tensor of a posterior or prior for which no finite KL exists, and why."""
     found = []
     for layer in layers:
         for tensor in layer.tensors:
@@ -217,7 +227,7 @@ def _dead(tensors: tuple[PosteriorTensor, ...]) -> list[LayerFinding]:
     found = []
     for tensor in tensors:
         dead = int((tensor.sigma < DEAD_SIGMA).sum())
-        if dead:
+        if dead > DEAD_SHARE * tensor.count:
             finding = f"{dead:,} of {tensor.count:,} sigma of the {tensor.role} are dead (below {DEAD_SIGMA:g})"
             found.append(LayerFinding(path=tensor.path, kind=type(tensor.module).__name__, ok=False, finding=finding))
     return found
@@ -233,6 +243,11 @@ def _measurements(
         Measurement(name="convention", value=convention or "neither"),
         Measurement(name="closed form, sum", value=closed.total, unit="nats"),
         Measurement(name="closed form, mean per tensor", value=closed.averaged, unit="nats"),
+        Measurement(
+            name="dead sigma",
+            value=sum(int((t.sigma < DEAD_SIGMA).sum()) for t in tensors),
+            note=f"below {DEAD_SIGMA:g}; no training moves them",
+        ),
         Measurement(name="prior", value=prior, note="mean over each tensor; of every layer" if len(priors) == 1 else ""),
     )
 

@@ -16,11 +16,12 @@ from torch import Tensor, nn
 
 from pytest_bnn import posterior
 from pytest_bnn.checks.claim import Check, Finding, asserting
-from pytest_bnn.checks.kl import MEAN, SUM
+from pytest_bnn.checks.kl import MEAN, NOT_FINITE, SUM, not_finite
 from pytest_bnn.errors import InputError
 from pytest_bnn.evidence import Evidence, LayerFinding, Measurement, Threshold, Verdict
 from pytest_bnn.isolation import seed_everything, undisturbed
 from pytest_bnn.posterior import PosteriorTensor, bayesian_layers, shifted_prior, zero_noise
+from pytest_bnn.sampling import forward
 from pytest_bnn.subject import Given, Subject
 from pytest_bnn.training import BATCH
 
@@ -87,6 +88,14 @@ def _find(subject: Subject, expected: float | None) -> Finding:
             verdict=Verdict.FAIL,
             headline="there is no KL term that a loss could contain: the model has no Bayesian layer",
             remedy="convert the network first",
+        )
+    sick = not_finite(bayesian_layers(subject.model))
+    if sick:
+        return Finding(
+            verdict=Verdict.FAIL,
+            headline=f"no loss can contain a finite KL term: {sick[0].path} {sick[0].finding}",
+            layers=tuple(sick),
+            remedy=NOT_FINITE,
         )
     frozen = [tensor.name for tensor in tensors if not tensor.rho.requires_grad]
     gradients, seen_by_prior = _probe(subject, tensors)
@@ -206,6 +215,9 @@ def _loss(subject: Subject) -> Tensor:
     try:
         value = subject.loss(subject.model, (subject.require_images()[:BATCH], labels))
     except Exception as error:
+        # A model that cannot run, or has no KL, is the model's failure and not the loss's.
+        forward(subject.model, subject.require_images()[:BATCH])
+        posterior.kl(subject.model)
         raise InputError(
             f"the loss {name}(model, (images, labels)) raised {type(error).__name__}: {error}",
             fix="give a function that takes the model and one batch (images, labels)"

@@ -63,6 +63,8 @@ def _find(subject: Subject) -> Finding:
     allowed = tolerance(expected, outputs)
     ok = 0 <= apart <= allowed
     notes = [] if bayesian_layers(subject.model) else ["the model has no Bayesian layer, so this compares two networks"]
+    if outputs.dtype != expected.dtype:
+        notes.append(f"the outputs are {outputs.dtype}, the teacher's {expected.dtype}: the conversion changed the dtype")
     where = None if ok else _parting(subject, images)
     if where is not None:
         notes.append(f"the first module whose output differs is {where}")

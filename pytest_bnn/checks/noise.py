@@ -145,6 +145,9 @@ def _source(subject: Subject, min_spread: float) -> Finding:
         silent = difference(forward(subject.model, images), forward(subject.model, images))
     with undisturbed(subject.model, seed=subject.seed):
         one, other = forward(subject.model, images), forward(subject.model, images)
+    bad = sum(not bool(torch.isfinite(outputs).all()) for outputs in (one, other))
+    if bad:
+        return _not_finite(subject, 2, bad)
     floor = _floor(one, min_spread)
     allowed = tolerance(one)
     gap = float((one.double() - other.double()).square().mean().sqrt()) / _scale(one.double().flatten(1))
@@ -154,6 +157,9 @@ def _source(subject: Subject, min_spread: float) -> Finding:
         headline = f"with every sigma at 0 two passes still differ by {silent:.2g} of the outputs' scale"
         headline += f"; the noise enters at {where.path or 'the model itself'} ({where.kind})" if where else ""
         remedy = "switch that module to eval mode, or remove it: its noise is not the posterior's"
+        if not bayesian_layers(subject.model):
+            headline += f"; {_causes_of_silence(subject, gap)[0]}"
+            remedy = "audit the converted model itself, not one derived from it; what varies here is no posterior"
         quantity, observed, relation, bound = "difference with every sigma at 0", silent, "<=", allowed
     else:
         quantity, observed, relation, bound = "difference of two passes", gap, ">", floor

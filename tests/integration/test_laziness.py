@@ -16,7 +16,8 @@ HEAVY = (
 
 def loaded(code: str) -> set[str]:
     """Run code in a new process; give the modules that it loaded, those of the heavy packages and ours."""
-    told = f"{code}\nimport sys\nprint('LOADED', [m for m in sys.modules if m.partition('.')[0] in {(*HEAVY, 'pytest_bnn')}])"
+    ours = (*HEAVY, "pytest_bnn")
+    told = f"{code}\nimport sys\nprint('LOADED', [m for m in sys.modules if m.partition('.')[0] in {ours}])"
     done = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, check=True, timeout=120)
     line = next(line for line in done.stdout.splitlines() if line.startswith("LOADED "))
     modules: list[str] = ast.literal_eval(line.removeprefix("LOADED "))
@@ -29,7 +30,7 @@ def packages(modules: set[str]) -> set[str]:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], ["--version"], ["--markers"], ["--collect-only", "-q"], ["-q"]],
+    [["--help"], ["--markers"], ["--collect-only", "-q"], ["-q"]],
     ids=lambda arguments: arguments[0],
 )
 def test_pytest_loads_nothing_heavy(arguments: list[str], tmp_path_factory: pytest.TempPathFactory) -> None:

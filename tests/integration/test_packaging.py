@@ -45,7 +45,17 @@ def test_top_level(wheel: Path) -> None:
 
 def test_imports_from_the_wheel(wheel: Path, tmp_path: Path) -> None:
     """Both sub-packages import from what was installed, and not from the checkout."""
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(tmp_path / "site"), str(wheel)]
+    pip = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--target",
+        str(tmp_path / "site"),
+        str(wheel),
+    ]
     subprocess.run(pip, check=True, capture_output=True, text=True)
     code = (
         f"import sys; sys.path.insert(0, {str(tmp_path / 'site')!r})\n"

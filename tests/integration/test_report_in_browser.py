@@ -61,7 +61,9 @@ def sample() -> AuditRun:
         sha256="ab" * 32,
         layers=(LayerRow(path=path, kind="Conv2d", shape="64x3", weights=9, bayesian=True, sigma_over_mu=0.1, kl=1.0),),
         predictions=(
-            Prediction(index=0, image=PNG, label="7", passes=3, entropy=0.1, mutual_information=0.01, classes=(share,) * 5),
+            Prediction(
+                index=0, image=PNG, label="7", passes=3, entropy=0.1, mutual_information=0.01, classes=(share,) * 5
+            ),
         ),
         training=tuple(
             TrainingStep(

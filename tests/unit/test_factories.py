@@ -126,10 +126,10 @@ def test_random_states_are_left_alone() -> None:
         def __getitem__(self, index: int) -> Tensor:
             return IMAGES[index] + torch.rand(1) + random.random() + numpy.random.rand()
 
-    before = torch.get_rng_state(), random.getstate(), numpy.random.get_state()[1].tolist()  # type: ignore[index,union-attr]
+    before = torch.get_rng_state(), random.getstate(), numpy.random.get_state()[1].tolist()  # type: ignore[index]
     factories.batch_of(DataLoader(Augmented(), batch_size=2, shuffle=True))
     factories.batch_of(Augmented())
-    after = torch.get_rng_state(), random.getstate(), numpy.random.get_state()[1].tolist()  # type: ignore[index,union-attr]
+    after = torch.get_rng_state(), random.getstate(), numpy.random.get_state()[1].tolist()  # type: ignore[index]
     assert torch.equal(before[0], after[0])
     assert before[1:] == after[1:]
 
@@ -165,7 +165,7 @@ class Ragged(Dataset[Tensor]):
         (IMAGES.numpy(), ("ndarray", "as tensors")),
         (TensorDataset(IMAGES[:0]), ("is empty", "at least one image")),
         (DataLoader(TensorDataset(IMAGES[:0])), ("is empty",)),
-        (Ragged(), ("Ragged", "no batch can be made")),
+        (Ragged(), ("size", "(3, 2, 2)", "(3, 3, 2)")),
     ],
 )
 def test_what_is_no_data(data: Any, words: tuple[str, ...]) -> None:

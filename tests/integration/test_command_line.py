@@ -1,0 +1,525 @@
+"""pytest-bnn as it is typed: what it prints, which files it leaves, its exit codes, and how it words mistakes."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+
+from pytest_bnn import audit, cli, render_html, render_markdown
+from pytest_bnn.checks.claim import Check
+from pytest_bnn.evidence import AuditRun, Verdict, json_schema
+
+SCRIPT = Path(sys.executable).parent / "pytest-bnn"
+
+MORE = """
+
+import numpy
+from PIL import Image
+
+
+def raises():
+    raise ZeroDivisionError("the factory's own trouble")
+
+
+def on_cuda():
+    raise RuntimeError("Found no NVIDIA driver on your system. Please check that CUDA is installed")
+
+
+def nothing():
+    return None
+
+
+def none_held_out():
+    return []
+
+
+def an_empty_tensor():
+    return torch.zeros(0, 3, 8, 8)
+
+
+class Pictures(torch.utils.data.Dataset):
+    def __len__(self):
+        return 3
+
+    def __getitem__(self, index):
+        return Image.new("RGB", (8, 8)), 0
+
+
+def not_numbers():
+    images, labels = held_out()
+    images[5, 0, 0, 0] = float("nan")
+    return images, labels
+
+
+def grey():
+    return torch.zeros(4, 1, 8, 8)
+
+
+def few_labels():
+    images, labels = held_out()
+    return images, labels[:7]
+
+
+def raising_loss(model, batch):
+    raise ValueError("the loss's own trouble")
+
+
+def vector_loss(model, batch):
+    return model(batch[0]).sum(1)
+
+
+def number_loss(model, batch):
+    return 3.0
+
+
+def backward_loss(model, batch):
+    value = loss(model, batch)
+    value.backward()
+    return value
+
+
+def words():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Embedding(50, 4), nn.Flatten(), nn.Linear(24, 3)).eval()
+
+
+def bayesian_words():
+    return pytest_bnn.convert(words())
+
+
+def sentences():
+    return torch.arange(60).reshape(10, 6) % 50
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, net_py: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A user's folder with a module, which this process forgets afterwards."""
+    (tmp_path / "own_net.py").write_text(net_py + MORE, encoding="utf-8")
+    (tmp_path / "broken_net.py").write_text("import a_package_that_is_missing\n", encoding="utf-8")
+    (tmp_path / "raising_net.py").write_text("raise OSError('no such disk')\n", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setenv("COLUMNS", "200")
+    yield tmp_path
+    for name in ("own_net", "broken_net", "raising_net"):
+        sys.modules.pop(name, None)
+
+
+@dataclass(frozen=True)
+class Said:
+    code: int
+    out: str
+    err: str
+
+
+Run = Callable[..., Said]
+
+
+@pytest.fixture
+def run(folder: Path, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Call the command as if it were typed; argparse's way out is an exit code like the others."""
+
+    def run(*arguments: str) -> Said:
+        try:
+            code: Any = cli.main(arguments)
+        except SystemExit as end:
+            code = end.code
+        said = capsys.readouterr()
+        assert isinstance(code, int)
+        return Said(code, said.out, said.err)
+
+    return run
+
+
+OWN = ("audit", "--model", "own_net:bayesian")
+WHOLE = (*OWN, "--teacher", "own_net:teacher", "--data", "own_net:held_out", "--loss", "own_net:loss")
+
+
+def read(path: str = "audit.json") -> Any:
+    document = json.loads(Path(path).read_text(encoding="utf-8"))
+    jsonschema.Draft202012Validator(json_schema()).validate(document)
+    return document
+
+
+@pytest.fixture(scope="module")
+def default(tmp_path_factory: pytest.TempPathFactory) -> tuple[subprocess.CompletedProcess[str], Path]:
+    """The audit that the README begins with, by the installed script, with the two cheapest checks."""
+    folder = tmp_path_factory.mktemp("default")
+    command = [str(SCRIPT), "audit", "--checks", "layers.replaced,kl.present", "-o", "out/resnet18.html"]
+    environment = {**os.environ, "COLUMNS": "200"}
+    return (
+        subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, env=environment),
+        folder / "out",
+    )
+
+
+def test_default_audit(default: tuple[subprocess.CompletedProcess[str], Path]) -> None:
+    """Without a network of one's own both conversions of the embedded ResNet18 are audited, and they are sound."""
+    done, _ = default
+    assert done.returncode == cli.PASSED, done.stderr
+    assert done.stdout.count("21 of 21 convolution and linear layers are Bayesian") == 2
+    assert "verdict: pass" in done.stdout
+    assert done.stderr == ""
+    last = done.stdout.strip().splitlines()[-1]
+    assert last == f"report: {Path('out/resnet18.html')}  data: {Path('out/resnet18.json')}"
+
+
+def test_default_audit_s_files(default: tuple[subprocess.CompletedProcess[str], Path]) -> None:
+    """JSON that fits the schema, with the trajectory of fine-tuning; the page is its function."""
+    _, folder = default
+    text = (folder / "resnet18.json").read_text(encoding="utf-8")
+    document = json.loads(text)
+    jsonschema.Draft202012Validator(json_schema()).validate(document)
+    assert [subject["stage"] for subject in document["subjects"]] == ["converted", "finetuned"]
+    assert [len(subject["training"]) for subject in document["subjects"]] == [0, 40]
+    assert [(check["id"], check["verdict"]) for check in document["checks"]] == 2 * [
+        ("layers.replaced", "pass"),
+        ("kl.present", "pass"),
+    ]
+    assert document["provenance"]["command"].startswith("pytest-bnn audit --checks")
+    assert "digits" in document["provenance"]["teacher"]
+    assert (folder / "resnet18.html").read_text(encoding="utf-8") == render_html(AuditRun.from_json(text))
+
+
+def test_script_ends_with_the_code(folder: Path) -> None:
+    """What a CI job sees is the process's exit code."""
+    command = [str(SCRIPT), "audit", "--model", "own_net:partly", "--checks", "layers.replaced"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == cli.FAILED, done.stderr
+    assert "1 of 2" in done.stdout
+
+
+def test_own_network(run: Run) -> None:
+    """Everything given: all seven checks, a report beside the JSON, exit code 0."""
+    said = run(*WHOLE, "--num-batches", "100", "--seed", "3", "--samples", "64")
+    assert said.code == cli.PASSED, said
+    assert said.err == ""
+    document = read()
+    assert [check["id"] for check in document["checks"]] == list(audit.CHECK_IDS)
+    assert {(check["subject"], check["verdict"], check["seed"]) for check in document["checks"]} == {
+        ("own_net:bayesian", "pass", 3)
+    }
+    assert document["provenance"]["seed"] == "3"
+    for id in audit.CHECK_IDS:
+        assert re.search(rf"^pass +{re.escape(id)} ", said.out, re.M)
+    assert "verdict: pass\n" in said.out
+    assert Path("audit.html").read_text(encoding="utf-8") == render_html(
+        AuditRun.from_json(Path("audit.json").read_text("utf-8"))
+    )
+
+
+def test_verbose_shows_the_evidence_of_passed_claims(run: Run) -> None:
+    """-v is for those who want to see why."""
+    arguments = (*OWN, "--checks", "layers.replaced")
+    assert "claim:" not in run(*arguments).out
+    assert "claim:" in run(*arguments, "-v").out
+
+
+def test_failed_claim(run: Run) -> None:
+    """Exit code 1, and the terminal explains."""
+    said = run("audit", "--model", "own_net:partly", "--teacher", "own_net:teacher", "--checks", "layers.replaced")
+    assert said.code == cli.FAILED
+    for words in ("0 (Conv2d): is still a deterministic Conv2d", "fix:", "verdict: fail"):
+        assert words in said.out
+    assert read()["verdict"] == "fail"
+
+
+def test_allowed_layers(run: Run) -> None:
+    """Said with a reason, a deterministic layer is no failure, and the reason is in the report."""
+    said = run("audit", "--model", "own_net:partly", "--checks", "layers.replaced", "--allow", "0=kept = for speed")
+    assert said.code == cli.PASSED
+    assert "kept = for speed" in read()["checks"][0]["notes"][0]
+
+
+@pytest.mark.parametrize(("policy", "code"), [("fail", cli.FAILED), ("warn", cli.PASSED)])
+def test_undecided_claim(run: Run, policy: str, code: int) -> None:
+    """Four passes decide nothing; whether that fails is the user's choice, the word stays."""
+    said = run(*WHOLE, "--checks", "teacher.agreement", "--samples", "4", "--inconclusive", policy)
+    assert said.code == code
+    assert "verdict: inconclusive" in said.out
+    assert read()["verdict"] == "inconclusive"
+
+
+def test_settings_from_the_environment(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same names as in pytest; the command line has the last word."""
+    monkeypatch.setenv("PYTEST_BNN_SEED", "5")
+    monkeypatch.setenv("PYTEST_BNN_INCONCLUSIVE", "warn")
+    assert run(*WHOLE, "--checks", "teacher.agreement", "--samples", "4").code == cli.PASSED
+    assert read()["checks"][0]["seed"] == 5
+    assert run(*WHOLE, "--checks", "kl.present", "--seed", "6").code == cli.PASSED
+    assert read()["checks"][0]["seed"] == 6
+    monkeypatch.setenv("PYTEST_BNN_SEED", "five")
+    said = run(*OWN)
+    assert said.code == cli.USAGE
+    assert said.err == "pytest-bnn: PYTEST_BNN_SEED is 'five'. Give a whole number from 0.\n"
+
+
+def test_a_check_that_breaks(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An auditor's own defect is neither a pass nor the model's fault; the other checks' evidence is kept."""
+    check = Check(id="layers.replaced", claim="A check that breaks.")
+    broken = (check, lambda subject, thresholds: check.run(subject, lambda subject: 1 / 0))  # type: ignore[arg-type,return-value]
+    monkeypatch.setattr(audit, "CHECKS", (broken, *audit.CHECKS[1:]))
+    said = run(*OWN, "--checks", "layers.replaced,kl.present")
+    assert said.code == cli.BROKEN
+    assert "the check itself broke: ZeroDivisionError" in said.out
+    assert [check["verdict"] for check in read()["checks"]] == ["error", "pass"]
+
+
+def test_an_audit_that_breaks(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One line, with the way to more."""
+
+    def breaks(*arguments: object, **more: object) -> None:
+        raise ZeroDivisionError("deep inside")
+
+    monkeypatch.setattr(audit, "describe", breaks)
+    said = run(*OWN, "--checks", "layers.replaced")
+    assert said.code == cli.BROKEN
+    assert said.err == "pytest-bnn: the audit broke: ZeroDivisionError: deep inside; -v shows where\n"
+    assert "Traceback" in run(*OWN, "--checks", "layers.replaced", "-v").err
+    assert not Path("audit.json").exists()
+
+
+def test_interrupted(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C is no defect and needs no traceback."""
+
+    def interrupt(*arguments: object, **more: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(audit, "describe", interrupt)
+    said = run(*OWN)
+    assert (said.code, said.err) == (130, "pytest-bnn: interrupted\n")
+
+
+def test_nothing_applies(run: Run) -> None:
+    """A pass that is none must not look like one in CI."""
+    said = run(*OWN, "--checks", "noise.varies,kl.loss")
+    assert said.code == cli.NOTHING_APPLIES
+    assert "verdict: not applicable" in said.out
+    assert "--data MODULE:FACTORY" in said.out
+
+
+def test_token_ids_instead_of_images(run: Run) -> None:
+    """Nothing in an audit is about pictures, when the user brings the data."""
+    said = run(
+        "audit", "--model", "own_net:bayesian_words", "--teacher", "own_net:words", "--data", "own_net:sentences"
+    )
+    verdicts = {check["id"]: check["verdict"] for check in read()["checks"]}
+    assert verdicts.pop("kl.loss") == "not_applicable"
+    agreement = verdicts.pop("teacher.agreement")
+    assert agreement in ("pass", "inconclusive")
+    assert said.code == (cli.PASSED if agreement == "pass" else cli.FAILED)
+    assert set(verdicts.values()) == {"pass"}
+
+
+MODEL = ("audit", "--checks", "layers.replaced", "--model")
+DATA = (*OWN, "--checks", "noise.varies", "--data")
+LOSS = (*OWN, "--data", "own_net:held_out", "--checks", "kl.loss", "--loss")
+CHECKS = (*OWN, "--checks")
+MISTAKES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "no colon": ((*MODEL, "own_net"), ("--model is 'own_net', not MODULE:NAME", "own_net:make_model")),
+    "no name": ((*MODEL, "own_net:"), ("not MODULE:NAME",)),
+    "no module": ((*MODEL, ":bayesian"), ("not MODULE:NAME",)),
+    "a path": ((*MODEL, "own_net.py:bayesian"), ("not MODULE:NAME", "Write it like own_net:bayesian")),
+    "a path in folders": ((*MODEL, "./zoo/net.py:make"), ("not MODULE:NAME", "zoo.net:make")),
+    "missing module": ((*MODEL, "my_missing_net:make"), ("no module 'my_missing_net'", "Run from the folder")),
+    "missing parent": ((*MODEL, "my_missing.net:make"), ("no module 'my_missing'",)),
+    "module that imports what is missing": (
+        (*MODEL, "broken_net:make"),
+        ("importing 'broken_net' raised ModuleNotFoundError", "a_package_that_is_missing"),
+    ),
+    "module that raises": ((*MODEL, "raising_net:make"), ("importing 'raising_net' raised OSError: no such disk",)),
+    "missing name": ((*MODEL, "own_net:baysian"), ("has no 'baysian'", "bayesian")),
+    "missing method": ((*MODEL, "own_net:bayesian.small"), ("has no 'bayesian.small'",)),
+    "factory raises": (
+        (*MODEL, "own_net:raises"),
+        ("own_net:raises() raised ZeroDivisionError: the factory's own trouble", "-v shows the traceback"),
+    ),
+    "factory wants CUDA": (
+        (*MODEL, "own_net:on_cuda"),
+        ("raised RuntimeError: Found no NVIDIA", "CPU", "map_location"),
+    ),
+    "factory returns None": ((*MODEL, "own_net:nothing"), ("returned None, not a torch.nn.Module",)),
+    "factory returns data": ((*MODEL, "own_net:grey"), ("returned a Tensor, not a torch.nn.Module",)),
+    "model is a number": ((*MODEL, "own_net:NUMBER"), ("has no 'NUMBER'",)),
+    "teacher returns None": ((*OWN, "--teacher", "own_net:nothing"), ("--teacher: own_net:nothing returned None",)),
+    "data is an empty list": ((*DATA, "own_net:none_held_out"), ("--data: own_net:none_held_out", "a list")),
+    "data is an empty tensor": ((*DATA, "own_net:an_empty_tensor"), ("[0, 3, 8, 8]", "at least 1")),
+    "data is None": ((*DATA, "own_net:nothing"), ("--data: own_net:nothing gave None",)),
+    "data of pictures": ((*DATA, "own_net:Pictures"), ("an Image", "a transform that makes tensors")),
+    "data with NaN": ((*DATA, "own_net:not_numbers"), ("1 of 12 images hold NaN", "number 5")),
+    "wrong shape": (
+        (*DATA, "own_net:grey"),
+        ("the model Sequential does not accept images of shape [4, 1, 8, 8]", "to have 3 channels"),
+    ),
+    "wrong shape for the teacher": (
+        (*OWN, "--teacher", "own_net:teacher", "--data", "own_net:grey"),
+        ("the teacher Sequential does not accept images of shape [4, 1, 8, 8]",),
+    ),
+    "too few labels": ((*DATA, "own_net:few_labels"), ("12 images and 7 labels", "one label for each")),
+    "no images": ((*DATA, "own_net:held_out", "--images", "0"), ("argument --images", "from 1")),
+    "loss raises": ((*LOSS, "own_net:raising_loss"), ("raising_loss", "ValueError: the loss's own trouble")),
+    "loss returns a vector": ((*LOSS, "own_net:vector_loss"), ("a tensor of shape [12]", "one scalar tensor")),
+    "loss returns a number": ((*LOSS, "own_net:number_loss"), ("returned float", "one scalar tensor")),
+    "loss calls backward": ((*LOSS, "own_net:backward_loss"), ("without calling backward()",)),
+    "loss is missing": ((*LOSS, "own_net:los"), ("has no 'los'", "loss")),
+    "unknown check": ((*CHECKS, "layers.replacd"), ("no check 'layers.replacd'", "Did you mean layers.replaced")),
+    "a check of nothing like": ((*CHECKS, "everything"), ("The checks are layers.replaced, mean.equals_teacher",)),
+    "no check": ((*CHECKS, ","), ("--checks",)),
+    "allow without reason": ((*OWN, "--allow", "fc"), ("--allow is 'fc'", "give a reason too")),
+    "allow with an empty reason": ((*OWN, "--allow", "fc= "), ("--allow is 'fc= '",)),
+    "both weights": ((*OWN, "--kl-weight", "0.1", "--num-batches", "10"), ("--num-batches", "not allowed with")),
+    "weight 0": ((*OWN, "--kl-weight", "0"), ("argument --kl-weight", "above 0")),
+    "weight NaN": ((*OWN, "--kl-weight", "nan"), ("argument --kl-weight",)),
+    "weight of words": ((*OWN, "--kl-weight", "small"), ("argument --kl-weight", "small")),
+    "batches 1.5": ((*OWN, "--num-batches", "1.5"), ("argument --num-batches", "1.5")),
+    "teacher alone": (("audit", "--teacher", "own_net:teacher"), ("--teacher without --model",)),
+    "data alone": (("audit", "--data", "own_net:held_out"), ("--data without --model",)),
+    "weights are missing": (("audit", "--weights", "nowhere.pt"), ("no weights 'nowhere.pt'",)),
+    "bad setting": ((*OWN, "--samples", "1"), ("--samples is '1'", "a whole number from 2")),
+    "output is no page": ((*OWN, "-o", "audit.pdf"), ("'audit.pdf'", "ends in .html")),
+    "output is a folder": ((*OWN, "-o", "a_folder.html"), ("'a_folder.html'",)),
+    "output under a file": ((*OWN, "-o", "own_net.py/audit.html"), ("own_net.py/audit.html", "cannot be written")),
+    "unknown option": (("audit", "--modle", "own_net:bayesian"), ("--modle",)),
+    "unknown command": (("adit",), ("adit",)),
+    "no command": ((), ("audit | render | schema",)),
+    "unknown stage": ((*OWN, "--stage", "trained"), ("--stage", "finetuned")),
+    "render nothing": (("render", "missing.json"), ("missing.json could not be rendered", "check both paths")),
+    "render a page": (("render", "own_net.py"), ("the audit is not JSON", "Give the audit.json of a run")),
+    "render to another format": (("render", "audit.json", "-o", "audit.pdf"), ("'audit.pdf'", ".html or .md")),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes_are_worded(run: Run, folder: Path, mistake: str) -> None:
+    """Exit code 4 and one sentence on stderr that says what is wrong and how to mend it; nothing is left behind."""
+    (folder / "a_folder.html").mkdir()
+    arguments, words = MISTAKES[mistake]
+    before = sorted(path.name for path in folder.iterdir() if path.name != "__pycache__")
+    said = run(*arguments)
+    assert said.code == cli.USAGE, said
+    assert said.out == ""
+    assert "Traceback" not in said.err
+    for word in words:
+        assert word.lower() in said.err.lower()
+    message = [line for line in said.err.splitlines() if line.startswith("pytest-bnn")]
+    assert len(message) == 1
+    assert sorted(path.name for path in folder.iterdir() if path.name != "__pycache__") == before
+
+
+def test_verbose_shows_the_traceback_of_a_mistake(run: Run) -> None:
+    """Who wrote the factory needs to see where it raised."""
+    said = run(*MODEL, "own_net:raises", "-v")
+    assert said.code == cli.USAGE
+    assert "Traceback" in said.err
+    assert "in raises" in said.err
+
+
+def test_render(run: Run) -> None:
+    """The same JSON gives the same bytes, those of the audit's own page."""
+    run(*OWN, "--checks", "layers.replaced,kl.present")
+    page = Path("audit.html").read_bytes()
+    said = run("render", "audit.json", "-o", "sub/again.html")
+    assert (said.code, said.out) == (cli.PASSED, f"{Path('sub/again.html')}\n")
+    assert Path("sub/again.html").read_bytes() == page
+    Path("audit.html").unlink()
+    assert run("render", "audit.json").code == cli.PASSED
+    assert Path("audit.html").read_bytes() == page
+    assert run("render", "audit.json", "-o", "summary.md").code == cli.PASSED
+    expected = render_markdown(AuditRun.from_json(Path("audit.json").read_text(encoding="utf-8")))
+    assert Path("summary.md").read_text(encoding="utf-8") == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{", "is not JSON"),
+        ("[]", "no schema_version"),
+        ('{"schema_version": "9.0", "checks": []}', "schema version 9.0"),
+        ('{"schema_version": "1.0", "checks": [{"id": 3}]}', "does not fit its schema"),
+        ("\ufeff{", "is not JSON"),
+        ("[" * 100_000, "is not JSON"),
+    ],
+    ids=["broken", "no audit", "another version", "wrong record", "byte order mark", "deep"],
+)
+def test_render_refuses(run: Run, text: str, words: str) -> None:
+    """What is no audit of this version is told from one that is, without a page being written."""
+    Path("odd.json").write_text(text, encoding="utf-8")
+    said = run("render", "odd.json")
+    assert said.code == cli.USAGE
+    assert words in said.err
+    assert "Traceback" not in said.err
+    assert not Path("odd.html").exists()
+
+
+def test_render_of_bytes_that_are_no_text(run: Run) -> None:
+    """A binary file given by mistake."""
+    Path("odd.json").write_bytes(b"\xff\xfe\x00")
+    said = run("render", "odd.json")
+    assert said.code == cli.USAGE
+    assert "could not be rendered" in said.err
+
+
+def test_render_never_overwrites_its_source(run: Run) -> None:
+    """AUDIT.json is all that is left of an audit: a page must not take its place."""
+    Path("audit.html").write_text(AuditRun().to_json(), encoding="utf-8")
+    before = Path("audit.html").read_bytes()
+    assert run("render", "audit.html").code == cli.USAGE
+    assert Path("audit.html").read_bytes() == before
+
+
+def test_schema(run: Run) -> None:
+    """What is printed is JSON Schema, and an audit fits it."""
+    said = run("schema")
+    assert said.code == cli.PASSED
+    schema = json.loads(said.out)
+    jsonschema.Draft202012Validator.check_schema(schema)
+    document = json.loads(AuditRun(checks=()).to_json())
+    jsonschema.Draft202012Validator(schema).validate(document)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.Draft202012Validator(schema).validate({**document, "verdict": "fine"})
+
+
+@pytest.mark.parametrize("verdict", Verdict)
+def test_exit_code_of_each_verdict(run: Run, monkeypatch: pytest.MonkeyPatch, verdict: Verdict) -> None:
+    """The help's list of exit codes, verdict by verdict."""
+    expected = {
+        Verdict.PASS: cli.PASSED,
+        Verdict.WARN: cli.PASSED,
+        Verdict.FAIL: cli.FAILED,
+        Verdict.INCONCLUSIVE: cli.FAILED,
+        Verdict.ERROR: cli.BROKEN,
+        Verdict.NOT_APPLICABLE: cli.NOTHING_APPLIES,
+    }
+    whole = audit.audit_model
+
+    def judged(*arguments: Any, **more: Any) -> AuditRun:
+        found = whole(*arguments, **more)
+        return replace(found, checks=tuple(replace(check, verdict=verdict) for check in found.checks))
+
+    monkeypatch.setattr(audit, "audit_model", judged)
+    assert run(*OWN, "--checks", "layers.replaced").code == expected[verdict]
+
+
+def test_help_names_every_option_and_exit_code(run: Run) -> None:
+    """--help is the command line's documentation."""
+    said = run("audit", "--help")
+    assert said.code == 0
+    text = " ".join(said.out.split())
+    for option in ("--model", "--teacher", "--data", "--images", "--loss", "--stage", "--checks", "--allow",
+                   "--kl-weight", "--num-batches", "--weights", "--type", "--delta", "--samples", "--seed",
+                   "--min-agreement", "--inconclusive", "--output", "--verbose"):  # fmt: skip
+        assert option in text
+    assert (
+        "exit codes: 0 every claim holds; 1 a claim failed or stayed inconclusive; 2 the audit itself broke; " in text
+    )
