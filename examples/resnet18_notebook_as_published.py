@@ -77,7 +77,7 @@ def finetune(model: nn.Module, image: Tensor, *, steps: int = STEPS, say: bool =
     optimizer.zero_grad()  # mistake 3: belongs into the loop
     for step in range(1, steps + 1):
         value = loss(model, (image, None))
-        value.backward(retain_graph=True)  # type: ignore[no-untyped-call]
+        value.backward(retain_graph=True)
         optimizer.step()
         schedule.step()
         if say:

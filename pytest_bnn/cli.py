@@ -66,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     own.add_argument("--images", metavar="N", type=_whole, help="use at most N of these images (default: 512)")
     own.add_argument("--loss", metavar="MODULE:FUNCTION", help="the training loss, called as loss(model, batch)")
-    own.add_argument("--stage", choices=("auto", "converted", "finetuned"), default="auto",
+    own.add_argument("--stage", choices=("auto", "converted", "finetuned"),
                      help="what the model is; auto compares its mu with the teacher's weights")  # fmt: skip
     claims = audit.add_argument_group("what is claimed")
     claims.add_argument("--checks", metavar="ID,...", help="run these checks only, for example layers.replaced,kl.loss")
@@ -156,10 +156,7 @@ def _audit(given: argparse.Namespace, arguments: list[str]) -> int:
     allow = _allowed(given.allow)
     output = Path(given.output)
     require_writable(output)
-    if given.model is None:
-        for name in ("teacher", "data", "loss", "images"):
-            if getattr(given, name) is not None:
-                raise InputError(f"--{name} without --model", fix="name your own network with --model MODULE:FACTORY")
+    _require_fitting_options(given)
     with _progress() as say:
         say("loading torch")
         from pytest_bnn.audit import Thresholds, provenance
@@ -178,6 +175,21 @@ def _audit(given: argparse.Namespace, arguments: list[str]) -> int:
     _show(run, verbose=given.verbose)
     print(f"report: {page}  data: {data}")
     return _exit_code(run, settings)
+
+
+def _require_fitting_options(given: argparse.Namespace) -> None:
+    """Refuse what would be ignored without a word: options of the one kind of audit in the other."""
+    if given.model is None:
+        for name in ("teacher", "data", "loss", "images", "stage"):
+            if getattr(given, name) is not None:
+                raise InputError(f"--{name} without --model", fix="name your own network with --model MODULE:FACTORY")
+        return
+    for name in ("weights", "type", "delta"):
+        if getattr(given, name) is not None:
+            raise InputError(
+                f"--{name} with --model: it is for the ResNet18 that is converted here, and yours is judged as it is",
+                fix="leave it away; the deterministic network is named with --teacher MODULE:FACTORY",
+            )
 
 
 def _run(given: argparse.Namespace, settings: Settings, thresholds: Thresholds, say: Progress) -> AuditRun:
@@ -210,7 +222,7 @@ def _run(given: argparse.Namespace, settings: Settings, thresholds: Thresholds, 
         loss=None if given.loss is None else factories.load_loss(given.loss, "--loss"),
         checks=checks,
         name=given.model,
-        stage=given.stage,
+        stage=given.stage or "auto",
         seed=settings.seed,
         thresholds=thresholds,
         progress=say,

@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 
 from pytest_bnn.errors import PytestBnnError
-from pytest_bnn.evidence import AuditRun, Recorder, Verdict, from_plain, recording, show, to_plain
+from pytest_bnn.evidence import AuditRun, Recorder, Verdict, recording, show
 from pytest_bnn.fixtures.settings import SETTINGS
 from pytest_bnn.options import OPTIONS, resolve
+from pytest_bnn.plain import from_plain, to_plain
 
 pytest_plugins = (
     "pytest_bnn.fixtures.teachers",

@@ -175,6 +175,7 @@ def _finding(
         verdict=verdict,
         headline=headline,
         measurements=(
+            Measurement(name="needed", value=needed, unit="images"),
             Measurement(name="decided for the teacher", value=agree, unit="images"),
             Measurement(name="decided against the teacher", value=disagree, unit="images"),
             Measurement(name="open", value=images - agree - disagree, unit="images"),
@@ -185,7 +186,7 @@ def _finding(
             Measurement(name="error rate", value=ERROR_RATE, note="that any image is decided wrongly"),
         ),
         threshold=Threshold(
-            quantity=f"share of images decided for the teacher ({needed} needed)",
+            quantity="certain share of the images",
             observed=agree / images,
             relation=">=",
             allowed=min_agreement,

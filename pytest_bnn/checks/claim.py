@@ -13,7 +13,6 @@ from pytest_bnn.evidence import (
     Evidence,
     LayerFinding,
     Measurement,
-    Scalar,
     Threshold,
     Verdict,
     inconclusive_policy,
@@ -114,11 +113,6 @@ class Check:
 def not_applicable(why: str) -> Finding:
     """Say that the claim cannot be judged here, and what it would take."""
     return Finding(verdict=Verdict.NOT_APPLICABLE, headline=why)
-
-
-def measured(**values: Scalar) -> tuple[Measurement, ...]:
-    """Make measurements from names and values; a name's underscores become blanks."""
-    return tuple(Measurement(name=name.replace("_", " "), value=value) for name, value in values.items())
 
 
 def asserting(measure: Callable[P, Evidence]) -> Callable[P, Evidence]:

@@ -6,7 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Final
 
-from pytest_bnn.evidence import SEVERITY, Scalar, Threshold, Verdict
+from pytest_bnn.evidence import SEVERITY, Threshold, Verdict
+from pytest_bnn.plain import Scalar
 
 SYMBOLS: Final[Mapping[Verdict, str]] = {
     Verdict.PASS: "✓",

@@ -25,6 +25,7 @@ import pytest
 
 import pytest_bnn
 from pytest_bnn import cli
+from pytest_bnn.evidence import Recorder, recording
 from pytest_bnn.options import OPTIONS
 
 ROOT = Path(__file__).parents[2]
@@ -72,11 +73,12 @@ def row(name: str, id: str) -> str:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A user's folder to stand in; modules that are imported from it are forgotten afterwards."""
+    """A user's folder to stand in, outside of this test's recorder; modules from it are forgotten afterwards."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "250")
     monkeypatch.setattr(sys, "path", list(sys.path))
-    yield tmp_path
+    with recording(Recorder()):
+        yield tmp_path
     for name, module in list(sys.modules.items()):
         if str(getattr(module, "__file__", None) or "").startswith(str(tmp_path)):
             del sys.modules[name]
@@ -98,7 +100,7 @@ def test_page_runs(name: str, folder: Path, capsys: pytest.CaptureFixture[str]) 
             assert code == block.exit_code, f"{place}: exit code {code}\n{output}"
             said = " ".join(output.split())
             start = 0
-            for text in filter(None, map(str.strip, shown)):
+            for text in filter(None, (" ".join(line.split()) for line in shown)):
                 start = said.find(text, start)
                 assert start >= 0, f"{place}: {text!r} is not in\n{output}"
                 start += len(text)

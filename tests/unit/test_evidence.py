@@ -35,15 +35,14 @@ from pytest_bnn.evidence import (
     Threshold,
     TrainingStep,
     Verdict,
-    from_plain,
     inconclusive_policy,
     is_failure,
     json_schema,
     record,
     recording,
     show,
-    to_plain,
 )
+from pytest_bnn.plain import from_plain, to_plain
 
 
 def evidence(id: str = "bayesian_layers", verdict: Verdict = Verdict.PASS, **others: Any) -> Evidence:
