@@ -139,6 +139,8 @@ def _render(given: argparse.Namespace) -> int:
     target = source.with_suffix(".html") if given.output is None else Path(given.output)
     if target.suffix not in (".html", ".md"):
         raise InputError(f"the output is {str(target)!r}", fix="give a path that ends in .html or .md")
+    if target == source:
+        raise InputError(f"{given.audit!r} would be overwritten by its own report", fix="give the .json of an audit")
     try:
         run = AuditRun.from_json(source.read_text(encoding="utf-8"))
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -19,7 +19,7 @@ from pytest_bnn.errors import ConversionError
 from pytest_bnn.isolation import preserved_random_state
 from pytest_bnn.posterior import bayesian_layers, is_bayesian
 
-#: What the library converts faithfully. It has Conv1d and ConvTranspose1d too, but cannot build them (FAULTS A20).
+#: What the library converts faithfully. It has one-dimensional ones too, but cannot build them (docs/faults.md, A20).
 CONVERTIBLE = (nn.Linear, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 #: The library goes by words in a class's name.
@@ -37,7 +37,7 @@ class Conversion:
     """The parameters of a conversion, validated.
 
     Args:
-        prior_mu: Mean of the prior of every weight. The library leaves it here under MOPED too (FAULTS A4).
+        prior_mu: Mean of the prior of every weight. The library leaves it here under MOPED too (docs/faults.md, A4).
         prior_sigma: Standard deviation of the prior of every weight, above 0.
         posterior_mu_init: Mean of the random posterior means; used without MOPED only.
         posterior_rho_init: Mean of the random rho; used without MOPED only.
@@ -150,7 +150,7 @@ def convert_with(model: nn.Module, conversion: Conversion) -> nn.Module:
 
 
 def _carry_over(original: nn.Module, layer: nn.Module, conversion: Conversion) -> None:
-    """Give a new layer what the library forgets of the old one (FAULTS A21)."""
+    """Give a new layer what the library forgets of the old one (docs/faults.md, A21)."""
     weight = original.weight
     assert isinstance(weight, Tensor)
     layer.to(device=weight.device, dtype=weight.dtype)

@@ -121,7 +121,7 @@ class Evidence:
         lines.extend(f"  note:     {note}" for note in self.notes)
         if self.remedy:
             lines.append(f"  fix:      {self.remedy}")
-        return "\n".join(lines)
+        return str(to_plain("\n".join(lines)))
 
     def raise_if_failed(self, *, inconclusive: Inconclusive = "fail") -> Evidence:
         """Raise AssertionError with `explain` when the claim failed; return self otherwise."""

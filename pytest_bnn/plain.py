@@ -74,7 +74,8 @@ def schema_definitions(kind: type[Any]) -> dict[str, Any]:
     """Give the JSON Schema definitions of a record and of all that it holds, with the encoding of NaN."""
     import msgspec
 
-    definitions: dict[str, Any] = _with_non_finite(msgspec.json.schema(kind)["$defs"])
+    schema = json.loads(json.dumps(msgspec.json.schema(kind)))  # its defaults are tuples
+    definitions: dict[str, Any] = _with_non_finite(schema["$defs"])
     definitions["NonFinite"] = {
         "description": "NaN or an infinity, which JSON numbers cannot express",
         "type": "object",

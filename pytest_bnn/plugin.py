@@ -6,6 +6,7 @@ Loads neither torch nor numpy: those come with the first fixture or check that a
 from __future__ import annotations
 
 from collections.abc import Generator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ import pytest
 
 from pytest_bnn.errors import PytestBnnError
 from pytest_bnn.evidence import AuditRun, Recorder, Verdict, recording, show
-from pytest_bnn.fixtures.settings import SETTINGS
+from pytest_bnn.fixtures.settings import SETTINGS, settings_of
 from pytest_bnn.options import OPTIONS, resolve
 from pytest_bnn.plain import from_plain, to_plain
+from pytest_bnn.report.files import require_writable
 
 pytest_plugins = (
     "pytest_bnn.fixtures.teachers",
@@ -55,11 +57,11 @@ def pytest_configure(config: pytest.Config) -> None:
             {option.key: str(config.getini(f"bnn_{option.key}")) for option in OPTIONS},
             prefix="--bnn-",
         )
+        report = config.getoption("--bnn-report")
+        if report is not None and not hasattr(config, "workerinput"):
+            require_writable(Path(report))
     except PytestBnnError as error:
         raise pytest.UsageError(str(error)) from None
-    report = config.getoption("--bnn-report")
-    if report is not None and (not str(report).endswith(".html") or Path(report).is_dir()):
-        raise pytest.UsageError(f"--bnn-report is {report!r}. Give the path of a file that ends in .html.")
     if not hasattr(config, "workerinput"):
         config.pluginmanager.register(_Collector(config), "bnn-collector")
 
@@ -73,11 +75,15 @@ def pytest_report_header(config: pytest.Config) -> str:
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
     """Let the checks of a test, of its fixtures and of their tear-down report to its recorder."""
-    marker = item.get_closest_marker("bnn")
-    policy = (marker.kwargs if marker else {}).get("inconclusive", item.config.stash[SETTINGS].inconclusive)
-    recorder = item.stash[_RECORDER] = Recorder(inconclusive=policy, subject=item.name)
+    recorder = item.stash[_RECORDER] = Recorder(subject=item.name)
     with recording(recorder):
         return (yield)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Settle what an undecided claim counts as in this test; a wrong ``bnn`` marker fails it with one line."""
+    item.stash[_RECORDER].inconclusive = settings_of(item).inconclusive
 
 
 @pytest.hookimpl(wrapper=True)
@@ -88,7 +94,7 @@ def pytest_runtest_makereport(
     run = item.stash[_RECORDER].drain()
     for check in run.checks:
         observed = "" if check.threshold is None else f" {show(check.threshold.observed)}"
-        item.user_properties.append((f"bnn.{check.id}", f"{check.verdict.value}{observed}"))
+        item.user_properties.append((f"bnn.{check.id}", to_plain(f"{check.verdict.value}{observed}")))
     report = yield
     if run.checks or run.subjects:
         report.bnn = to_plain(run)  # type: ignore[attr-defined]
@@ -133,9 +139,11 @@ class _Collector:
 
     def _run(self, provenance: dict[str, str]) -> AuditRun:
         runs = [run for _, run in sorted(self.found, key=lambda pair: pair[0])]
+        # A session's fixture runs once in every worker: what differs in nothing but the time it took is one finding.
+        checks = {replace(check, seconds=0.0): check for run in reversed(runs) for check in reversed(run.checks)}
         return AuditRun(
-            checks=tuple(check for run in runs for check in run.checks),
-            subjects=tuple(subject for run in runs for subject in run.subjects),
+            checks=tuple(reversed(checks.values())),
+            subjects=tuple(dict.fromkeys(subject for run in runs for subject in run.subjects)),
             provenance=provenance,
             title="Bayesian checks of a test session",
         )

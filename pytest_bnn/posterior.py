@@ -72,7 +72,7 @@ class PosteriorTensor:
 
     @property
     def prior_sigma(self) -> Tensor:
-        """The prior standard deviation (bayesian-torch calls it prior variance, FAULTS A10)."""
+        """The prior standard deviation (bayesian-torch calls it prior variance, docs/faults.md A10)."""
         return self._get(self.prior_sigma_name)
 
     @property
@@ -194,7 +194,7 @@ def kl(model: nn.Module) -> Tensor | None:
 
 
 def counted_twice(model: nn.Module) -> tuple[str, ...]:
-    """Give the paths of layers whose KL ``get_kl_loss`` adds again for a layer around them (FAULTS A12)."""
+    """Give the paths of layers whose KL ``get_kl_loss`` adds again for a layer around them (docs/faults.md, A12)."""
     outer = [path for path, module in model.named_modules() if hasattr(module, "kl_loss")]
     return tuple(p for p in outer if any(p.startswith(f"{o}.") or (o == "" and p) for o in outer))
 

@@ -27,7 +27,7 @@ TOLERANCE = 1e-4
 GRADIENT_TOLERANCE = 1e-3
 _HALF_TOLERANCE = 5e-2
 
-#: A sigma below this is dead: its gradient is below 1e-8 of a weight's, so no training moves it (FAULTS A6).
+#: A sigma below this is dead: its gradient is below 1e-8 of a weight's, so no training moves it (docs/faults.md, A6).
 DEAD_SIGMA = 1e-8
 
 #: Share of dead sigma in a tensor from which it is worth a warning; a few in a million weights never matter.

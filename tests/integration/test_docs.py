@@ -37,7 +37,7 @@ _BLOCK = re.compile(r"((?:^%[^\n]*\n)*)^```([^\n]*)\n(.*?)^```$", re.M | re.S)
 SHOWN = {"", "{toctree}", "{eval-rst}"}
 RUN = {"python", "console"}
 PARSED = {"yaml", "toml", "ini", "json"}
-INSTALL = "pip install pytest-bnn\n"
+INSTALL = "pip install .\n"
 
 
 @dataclass(frozen=True)
