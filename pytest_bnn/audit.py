@@ -219,8 +219,6 @@ def _chosen(checks: Iterable[str] | None) -> frozenset[str]:
     if checks is None:
         return frozenset(CHECK_IDS)
     chosen = frozenset([checks] if isinstance(checks, str) else checks)
-    if not chosen:
-        raise InputError("no check was chosen", fix=f"the checks are {', '.join(CHECK_IDS)}")
     for unknown in sorted(chosen - set(CHECK_IDS)):
         near = difflib.get_close_matches(unknown, CHECK_IDS, n=1)
         fix = f"did you mean {near[0]}" if near else f"the checks are {', '.join(CHECK_IDS)}"

@@ -195,10 +195,12 @@ def _require_fitting_options(given: argparse.Namespace) -> None:
 
 
 def _run(given: argparse.Namespace, settings: Settings, thresholds: Thresholds, say: Progress) -> AuditRun:
-    from pytest_bnn.audit import audit_model, audit_resnet18
+    from pytest_bnn.audit import CHECK_IDS, audit_model, audit_resnet18
     from pytest_bnn.weights import load_teacher
 
     checks = None if given.checks is None else [id.strip() for id in given.checks.split(",") if id.strip()]
+    if checks == []:
+        raise InputError(f"--checks is {given.checks!r}", fix=f"name some of {', '.join(CHECK_IDS)}")
     if given.model is None:
         from pytest_bnn.conversion import Conversion
 

@@ -26,6 +26,7 @@ pytest_plugins = (
 )
 
 _RECORDER = pytest.StashKey[Recorder]()
+_LAST = pytest.StashKey[bool]()
 _PHASES = ("setup", "call", "teardown")
 
 #: Claims that do not hold, as lines at the end of a session; the report has them all.
@@ -59,7 +60,7 @@ def pytest_configure(config: pytest.Config) -> None:
         )
         report = config.getoption("--bnn-report")
         if report is not None and not hasattr(config, "workerinput"):
-            require_writable(Path(report))
+            require_writable(report, "--bnn-report")
     except PytestBnnError as error:
         raise pytest.UsageError(str(error)) from None
     if not hasattr(config, "workerinput"):
@@ -73,9 +74,10 @@ def pytest_report_header(config: pytest.Config) -> str:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> Generator[None, object, object]:
     """Let the checks of a test, of its fixtures and of their tear-down report to its recorder."""
     recorder = item.stash[_RECORDER] = Recorder(subject=item.name)
+    item.stash[_LAST] = nextitem is None
     with recording(recorder):
         return (yield)
 
@@ -98,6 +100,8 @@ def pytest_runtest_makereport(
     report = yield
     if run.checks or run.subjects:
         report.bnn = to_plain(run)  # type: ignore[attr-defined]
+        # After its last test a worker tears the session's fixtures down: which test that is says nothing.
+        report.bnn_closing = item.stash[_LAST] and call.when == "teardown"  # type: ignore[attr-defined]
     return report
 
 
@@ -106,14 +110,15 @@ class _Collector:
 
     def __init__(self, config: pytest.Config) -> None:
         self.config = config
-        self.found: list[tuple[tuple[str, int, str, int], AuditRun]] = []
+        self.found: list[tuple[tuple[bool, str, int, str, int], AuditRun]] = []
         self.said = ""
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         plain: Any = getattr(report, "bnn", None)
         if plain is not None:
             path, line, _ = report.location
-            place = (path, line or 0, report.nodeid, _PHASES.index(report.when))
+            closing = bool(getattr(report, "bnn_closing", False))
+            place = (closing, path, line or 0, report.nodeid, _PHASES.index(report.when))
             self.found.append((place, from_plain(plain, AuditRun)))
 
     @pytest.hookimpl(wrapper=True)

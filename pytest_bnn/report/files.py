@@ -11,14 +11,19 @@ if TYPE_CHECKING:
     from pytest_bnn.evidence import AuditRun
 
 
-def require_writable(path: Path) -> None:
+def require_writable(path: str | Path, option: str = "the report's path") -> None:
     """Make sure, before an audit takes its time, that its report can be written.
+
+    Args:
+        path: Where the HTML will be; the JSON beside it.
+        option: How messages call the path.
 
     Raises:
         InputError: The name does not end in .html, is a folder's, or its folder cannot be made.
     """
+    said, path = str(path), Path(path)
     if path.suffix != ".html" or path.is_dir():
-        raise InputError(f"the report's path is {str(path)!r}", fix="give the path of a file that ends in .html")
+        raise InputError(f"{option} is {said!r}", fix="give the path of a file that ends in .html")
     for place in (path, path.with_suffix(".json")):
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
