@@ -379,7 +379,7 @@ MISTAKES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "loss is missing": ((*LOSS, "own_net:los"), ("has no 'los'", "loss")),
     "unknown check": ((*CHECKS, "layers.replacd"), ("no check 'layers.replacd'", "layers.replaced")),
     "a check of nothing like": ((*CHECKS, "everything"), ("The checks are layers.replaced, mean.equals_teacher",)),
-    "no check": ((*CHECKS, ","), ("no check was chosen", "layers.replaced, mean")),
+    "no check": ((*CHECKS, ","), ("--checks", "layers.replaced, mean")),
     "allow without reason": ((*OWN, "--allow", "fc"), ("--allow is 'fc'", "give a reason too")),
     "allow with an empty reason": ((*OWN, "--allow", "fc= "), ("--allow is 'fc= '",)),
     "both weights": ((*OWN, "--kl-weight", "0.1", "--num-batches", "10"), ("--num-batches", "not allowed with")),

@@ -462,6 +462,36 @@ def test_a_shared_fixture_is_reported_once_by_two_workers(tmp_path: Path, net_py
     assert found.checks == [("in set-up", "layers.replaced", "pass"), ("in tear-down", "kl.present", "pass")]
 
 
+def test_an_unnamed_shared_subject_is_reported_once_by_two_workers(tmp_path: Path, net_py: str) -> None:
+    """A subject that nobody named may not be called after whichever test of a worker happened to come first."""
+    conftest = """
+import net
+import pytest
+import pytest_bnn
+
+
+@pytest.fixture(scope="session")
+def shared():
+    pytest_bnn.measure_layers_replaced(net.bayesian())
+"""
+    tests = "def test_one(shared): pass\n\n\ndef test_other(shared): pass\n"
+    files = {"net.py": net_py, "conftest.py": conftest, "test_both.py": tests}
+    found = session(tmp_path, files, "--bnn-report=out/audit.html", "-n", "2")
+    assert found.code == 0, found.text
+    assert len(found.checks) == 1
+
+
+def test_equal_findings_of_different_tests_are_all_reported(tmp_path: Path, net_py: str) -> None:
+    """Two files often have tests of one name, and two models the same layers: neither may swallow the other."""
+    tests = "import net, pytest_bnn\n\n\ndef test_it():\n    pytest_bnn.assert_layers_replaced(net.bayesian())\n"
+    twice = tests + "    pytest_bnn.assert_layers_replaced(net.bayesian())\n"
+    files = {"net.py": net_py, "test_first.py": tests, "test_second.py": twice}
+    found = session(tmp_path, files, "--bnn-report=out/audit.html")
+    assert found.code == 0, found.text
+    assert found.checks == [("test_it", "layers.replaced", "pass")] * 3
+    assert "3 checks: 3 pass" in found.text
+
+
 @pytest.mark.parametrize(
     ("tests", "code"),
     [
@@ -615,11 +645,7 @@ def test_wrong_report_path_is_a_usage_error(pytester: pytest.Pytester, path: str
     result = in_a_process_like_this(pytester, f"--bnn-report={path}")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     lines = [line for line in result.stderr.lines if line.strip()]
-    assert len(lines) == 1
-    assert lines[0].startswith("ERROR: ")
-    assert "report" in lines[0]
-    assert repr(path or ".") in lines[0]
-    assert lines[0].endswith("Give the path of a file that ends in .html.")
+    assert lines == [f"ERROR: --bnn-report is {path!r}. Give the path of a file that ends in .html."]
 
 
 def test_unwritable_report_is_a_usage_error(pytester: pytest.Pytester) -> None:
