@@ -5,7 +5,9 @@ Loads neither torch nor numpy: those come with the first fixture or check that a
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Generator
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +28,9 @@ pytest_plugins = (
 )
 
 _RECORDER = pytest.StashKey[Recorder]()
-_LAST = pytest.StashKey[bool]()
+_RUNNING = pytest.StashKey[pytest.Item]()
+#: What fixtures wider than a test recorded: "" for the place of the running test, else the end of a file or session.
+_SHARED = pytest.StashKey[list[tuple[str, Recorder]]]()
 _PHASES = ("setup", "call", "teardown")
 
 #: Claims that do not hold, as lines at the end of a session; the report has them all.
@@ -74,12 +78,35 @@ def pytest_report_header(config: pytest.Config) -> str:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> Generator[None, object, object]:
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
     """Let the checks of a test, of its fixtures and of their tear-down report to its recorder."""
     recorder = item.stash[_RECORDER] = Recorder(subject=item.name)
-    item.stash[_LAST] = nextitem is None
+    item.stash[_SHARED] = []
+    item.config.stash[_RUNNING] = item
     with recording(recorder):
         return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_fixture_setup(
+    fixturedef: pytest.FixtureDef[object], request: pytest.FixtureRequest
+) -> Generator[None, object, object]:
+    """Let a fixture that tests share report under its own name, wherever its worker happens to set it up or end it."""
+    if fixturedef.scope == "function" or _RUNNING not in request.config.stash:
+        return (yield)
+
+    def recorder(place: str) -> Recorder:
+        found = Recorder(inconclusive=request.config.stash[SETTINGS].inconclusive, subject=fixturedef.argname)
+        request.config.stash[_RUNNING].stash[_SHARED].append((place, found))
+        return found
+
+    end = ExitStack()
+    fixturedef.addfinalizer(end.close)  # the first to be added is the last to run
+    with recording(recorder("")):
+        result = yield
+    place = "\U0010ffff" if fixturedef.scope in ("session", "package") else request.node.nodeid.partition("::")[0]
+    fixturedef.addfinalizer(lambda: end.enter_context(recording(recorder(place))) and None)
+    return result
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -98,10 +125,11 @@ def pytest_runtest_makereport(
         observed = "" if check.threshold is None else f" {show(check.threshold.observed)}"
         item.user_properties.append((f"bnn.{check.id}", to_plain(f"{check.verdict.value}{observed}")))
     report = yield
-    if run.checks or run.subjects:
-        report.bnn = to_plain(run)  # type: ignore[attr-defined]
-        # After its last test a worker tears the session's fixtures down: which test that is says nothing.
-        report.bnn_closing = item.stash[_LAST] and call.when == "teardown"  # type: ignore[attr-defined]
+    shared = [(place, recorder.drain()) for place, recorder in item.stash[_SHARED]]
+    item.stash[_SHARED].clear()
+    shared = [(place, found) for place, found in shared if found.checks or found.subjects]
+    if shared or run.checks or run.subjects:
+        report.bnn = to_plain({"shared": shared, "test": run})  # type: ignore[attr-defined]
     return report
 
 
@@ -110,16 +138,23 @@ class _Collector:
 
     def __init__(self, config: pytest.Config) -> None:
         self.config = config
-        self.found: list[tuple[tuple[bool, str, int, str, int], AuditRun]] = []
+        self.found: list[tuple[tuple[str, int, str, int], AuditRun]] = []
+        self.shared: dict[str, tuple[tuple[str, int, str, int], AuditRun]] = {}
         self.said = ""
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         plain: Any = getattr(report, "bnn", None)
         if plain is not None:
             path, line, _ = report.location
-            closing = bool(getattr(report, "bnn_closing", False))
-            place = (closing, path, line or 0, report.nodeid, _PHASES.index(report.when))
-            self.found.append((place, from_plain(plain, AuditRun)))
+            place = (path, line or 0, report.nodeid, _PHASES.index(report.when))
+            for end, shared in plain["shared"]:
+                self._take_shared((end, sys.maxsize, "", 0) if end else place, from_plain(shared, AuditRun))
+            self.found.append((place, from_plain(plain["test"], AuditRun)))
+
+    def _take_shared(self, place: tuple[str, int, str, int], run: AuditRun) -> None:
+        """Keep what a shared fixture found once, at its earliest place: in two workers only the time differs."""
+        timeless = replace(run, checks=tuple(replace(check, seconds=0.0) for check in run.checks)).to_json()
+        self.shared[timeless] = min(self.shared.get(timeless, (place, run)), (place, run), key=lambda pair: pair[0])
 
     @pytest.hookimpl(wrapper=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> Generator[None, object, object]:
@@ -143,12 +178,10 @@ class _Collector:
         return f"report: {written[0]} and {written[1].name}"
 
     def _run(self, provenance: dict[str, str]) -> AuditRun:
-        runs = [run for _, run in sorted(self.found, key=lambda pair: pair[0])]
-        # A session's fixture runs once in every worker: what differs in nothing but the time it took is one finding.
-        checks = {replace(check, seconds=0.0): check for run in reversed(runs) for check in reversed(run.checks)}
+        runs = [run for _, run in sorted([*self.shared.values(), *self.found], key=lambda pair: pair[0])]
         return AuditRun(
-            checks=tuple(reversed(checks.values())),
-            subjects=tuple(dict.fromkeys(subject for run in runs for subject in run.subjects)),
+            checks=tuple(check for run in runs for check in run.checks),
+            subjects=tuple(subject for run in runs for subject in run.subjects),
             provenance=provenance,
             title="Bayesian checks of a test session",
         )
