@@ -31,7 +31,7 @@ from pytest_bnn.environment import versions
 from pytest_bnn.errors import InputError
 from pytest_bnn.evidence import AuditRun, Evidence, TrainingStep, record
 from pytest_bnn.exhibits import describe
-from pytest_bnn.factories import batch_of
+from pytest_bnn.factories import MAX_IMAGES, batch_of
 from pytest_bnn.images import suitable
 from pytest_bnn.subject import StageOption, Subject
 from pytest_bnn.training import Loss, batch_size, distillation_loss, finetune, number_of_batches
@@ -85,13 +85,14 @@ def audit_model(
     thresholds: Thresholds | None = None,
     training: Sequence[TrainingStep] = (),
     progress: Progress | None = None,
+    max_images: int = MAX_IMAGES,
 ) -> AuditRun:
     """Run every applicable check on a model, which is judged as it is and never changed.
 
     Args:
         model: The Bayesian network.
         teacher: The deterministic network that it was converted from.
-        data: Images, ``(images, labels)``, a Dataset or a DataLoader; the first 512 images are used.
+        data: Images, ``(images, labels)``, a Dataset or a DataLoader.
         loss: The training loss, ``loss(model, (images, labels)) -> scalar tensor``.
         checks: Ids of the checks to run; all when None.
         name: How the report calls the model.
@@ -101,13 +102,14 @@ def audit_model(
         thresholds: What the checks require.
         training: The trajectory of `finetune`, for the report.
         progress: Called with the id of each check before it runs.
+        max_images: How many images of the data are used, from the start.
 
     Raises:
         InputError: An argument cannot be used: data that neither network accepts, unknown check ids.
         TypeError: An argument is of the wrong type.
     """
     chosen = _chosen(checks)
-    images, labels = (None, None) if data is None else batch_of(data)
+    images, labels = (None, None) if data is None else batch_of(data, limit=max_images)
     subject = Subject(
         model,
         teacher=teacher,
@@ -193,17 +195,7 @@ def audit_resnet18(
         "teacher sha256": teacher.sha256,
         "conversion": ", ".join(f"{key}={getattr(conversion, key)}" for key in Conversion.__dataclass_fields__),
     }
-    return merged(runs, {**runs[0].provenance, **details})
-
-
-def merged(runs: Iterable[AuditRun], provenance: Mapping[str, str]) -> AuditRun:
-    """Give one run with the checks and subjects of several, in their order."""
-    runs = list(runs)
-    return AuditRun(
-        checks=tuple(check for run in runs for check in run.checks),
-        subjects=tuple(subject for run in runs for subject in run.subjects),
-        provenance=dict(provenance),
-    )
+    return AuditRun.merged(runs, provenance={**runs[0].provenance, **details})
 
 
 def provenance(*, seed: int, command: Sequence[str] | None = None) -> dict[str, str]:

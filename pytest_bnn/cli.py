@@ -217,12 +217,11 @@ def _run(given: argparse.Namespace, settings: Settings, thresholds: Thresholds, 
     from pytest_bnn import factories
 
     say("loading the model")
+    max_images = given.images or factories.MAX_IMAGES
     return audit_model(
         factories.load_model(given.model, "--model"),
         teacher=None if given.teacher is None else factories.load_model(given.teacher, "--teacher"),
-        data=None
-        if given.data is None
-        else factories.load_data(given.data, "--data", given.images or factories.MAX_IMAGES),
+        data=None if given.data is None else factories.load_data(given.data, "--data", max_images),
         loss=None if given.loss is None else factories.load_loss(given.loss, "--loss"),
         checks=checks,
         name=given.model,
@@ -230,6 +229,7 @@ def _run(given: argparse.Namespace, settings: Settings, thresholds: Thresholds, 
         seed=settings.seed,
         thresholds=thresholds,
         progress=say,
+        max_images=max_images,
     )
 
 

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import enum
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
 from pytest_bnn.errors import InputError
-from pytest_bnn.plain import Scalar, from_plain, schema_definitions, to_plain
+from pytest_bnn.plain import Scalar, from_plain, schema_definitions, show, to_plain
 
 SCHEMA_VERSION = "1.0"
 
@@ -209,6 +209,17 @@ class AuditRun:
     provenance: dict[str, str] = field(default_factory=dict)
     title: str = "Bayesian conversion audit"
 
+    @classmethod
+    def merged(cls, runs: Iterable[AuditRun], *, provenance: Mapping[str, str], title: str = "") -> AuditRun:
+        """Give one run with the checks and subjects of several, in their order."""
+        runs = list(runs)
+        return cls(
+            checks=tuple(check for run in runs for check in run.checks),
+            subjects=tuple(subject for run in runs for subject in run.subjects),
+            provenance=dict(provenance),
+            title=title or cls().title,
+        )
+
     @property
     def verdict(self) -> Verdict:
         """The worst verdict of its checks; not_applicable when there is none."""
@@ -264,15 +275,6 @@ class AuditRun:
         run = from_plain(body, cls)
         assert isinstance(run, cls)
         return run
-
-
-def show(value: Scalar) -> str:
-    """Write a value for people: short floats, thousands separated."""
-    if isinstance(value, bool) or value is None or isinstance(value, str):
-        return str(value)
-    if isinstance(value, int):
-        return f"{value:,}"
-    return f"{value:.4g}"
 
 
 def is_failure(verdict: Verdict, *, inconclusive: Inconclusive = "fail") -> bool:

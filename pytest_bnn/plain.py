@@ -18,6 +18,15 @@ Scalar: TypeAlias = str | int | float | bool | None
 Plain: TypeAlias = "Scalar | list[Plain] | dict[str, Plain]"
 
 
+def show(value: Scalar) -> str:
+    """Write a value for people: short floats, thousands separated."""
+    if isinstance(value, bool) or value is None or isinstance(value, str):
+        return str(value)
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:.4g}"
+
+
 def to_plain(value: object) -> Plain:
     """Turn records, numpy and torch scalars, enums and odd strings into what JSON and execnet carry safely."""
     if value is None or isinstance(value, bool):

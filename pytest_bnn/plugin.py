@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 
 from pytest_bnn.errors import PytestBnnError
-from pytest_bnn.evidence import AuditRun, Recorder, Verdict, recording, show
+from pytest_bnn.evidence import AuditRun, Recorder, Verdict, recording
 from pytest_bnn.fixtures.settings import SETTINGS, settings_of
 from pytest_bnn.options import OPTIONS, resolve
-from pytest_bnn.plain import from_plain, to_plain
+from pytest_bnn.plain import from_plain, show, to_plain
 from pytest_bnn.report.files import require_writable
 
 pytest_plugins = (
@@ -179,12 +179,7 @@ class _Collector:
 
     def _run(self, provenance: dict[str, str]) -> AuditRun:
         runs = [run for _, run in sorted([*self.shared.values(), *self.found], key=lambda pair: pair[0])]
-        return AuditRun(
-            checks=tuple(check for run in runs for check in run.checks),
-            subjects=tuple(subject for run in runs for subject in run.subjects),
-            provenance=provenance,
-            title="Bayesian checks of a test session",
-        )
+        return AuditRun.merged(runs, provenance=provenance, title="Bayesian checks of a test session")
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         checks = self._run({}).checks

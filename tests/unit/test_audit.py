@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pytest_bnn.audit import CHECK_IDS, CHECKS, Thresholds, audit_model, merged, provenance
+from pytest_bnn.audit import CHECK_IDS, CHECKS, Thresholds, audit_model, provenance
 from pytest_bnn.conversion import convert
 from pytest_bnn.errors import InputError
 from pytest_bnn.evidence import AuditRun, Recorder, Verdict, recording
@@ -200,7 +200,7 @@ def test_no_check_is_never_a_pass(given: Given) -> None:
 def test_merged_keeps_the_order(given: Given) -> None:
     """Two subjects, one report."""
     runs = [audit_model(given[0], checks=["kl.present"], name=name) for name in "ba"]
-    both = merged(iter(runs), {"seed": "0"})
+    both = AuditRun.merged(iter(runs), provenance={"seed": "0"})
     assert isinstance(both, AuditRun)
     assert [check.subject for check in both.checks] == [subject.name for subject in both.subjects] == ["b", "a"]
     assert both.provenance == {"seed": "0"}
@@ -212,3 +212,11 @@ def test_check_ids_are_those_of_the_documentation() -> None:
     assert tuple(re.findall(r"^## ([a-z_]+\.[a-z_]+)$", text, re.M)) == CHECK_IDS
     assert tuple(re.findall(r"^\| \[`([^`]+)`\]", text, re.M)) == CHECK_IDS
     assert len({check.claim for check, _ in CHECKS}) == len(CHECKS)
+
+
+def test_more_images_than_the_default_can_be_asked_for() -> None:
+    """A limit that the user raised must not be cut back to the default on the way."""
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 2))
+    images = torch.zeros(600, 1, 2, 2)
+    runs = [audit_model(network, data=images, checks=[], max_images=limit) for limit in (600, 512, 7)]
+    assert [run.subjects[0].images for run in runs] == [600, 512, 7]

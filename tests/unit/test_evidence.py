@@ -40,9 +40,8 @@ from pytest_bnn.evidence import (
     json_schema,
     record,
     recording,
-    show,
 )
-from pytest_bnn.plain import from_plain, to_plain
+from pytest_bnn.plain import from_plain, show, to_plain
 
 
 def evidence(id: str = "bayesian_layers", verdict: Verdict = Verdict.PASS, **others: Any) -> Evidence:
