@@ -138,12 +138,12 @@ class Snapshot:
         if now.tensors.keys() != self.tensors.keys():
             return f"tensors changed: {', '.join(sorted(now.tensors.keys() ^ self.tensors.keys()))}"
         for name, (tensor, value, requires_grad) in self.tensors.items():
-            other, _, other_requires = now.tensors[name]
-            if other is not tensor:
+            now_tensor, _, other_requires = now.tensors[name]
+            if now_tensor is not tensor:
                 return f"{name} is another tensor"
             if other_requires != requires_grad:
                 return f"{name} has requires_grad {other_requires}"
-            if not same(other, value):
+            if not same(now_tensor, value):
                 return f"{name} has other values"
         return ""
 

@@ -74,6 +74,6 @@ def _show(example: Any, printer: RepresentationPrinter, cycle: bool) -> None:
         printer.text(line)
 
 
-# A single root layer is exactly torch's class, whose repr is not ours to change: hypothesis shows its code all the same.
+# A single root layer is exactly torch's class, whose repr is not ours to change: hypothesis shows its code.
 for_type_by_name("torch.nn.modules.module", "Module", _show)
 for_type_by_name("torch", "Tensor", _show)
