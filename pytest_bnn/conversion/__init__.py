@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from pytest_bnn.conversion.build import build
+from pytest_bnn.conversion.assembly import build
 from pytest_bnn.conversion.parameters import Conversion, Estimator
 from pytest_bnn.conversion.plan import CONVERTIBLE, make_plan
 from pytest_bnn.errors import ConversionError

@@ -24,16 +24,16 @@ class BayesianMultiheadAttention(nn.MultiheadAttention):
     hint. Nested tensors are not supported.
     """
 
-    def forward(  # noqa: PLR0913
+    def forward(
         self,
         query: Tensor,
         key: Tensor,
         value: Tensor,
         key_padding_mask: Tensor | None = None,
-        need_weights: bool = True,  # noqa: FBT001, FBT002
+        need_weights: bool = True,
         attn_mask: Tensor | None = None,
-        average_attn_weights: bool = True,  # noqa: FBT001, FBT002
-        is_causal: bool = False,  # noqa: FBT001, FBT002
+        average_attn_weights: bool = True,
+        is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         """Attend; see `nn.MultiheadAttention`."""
         if is_causal and attn_mask is None:

@@ -40,7 +40,7 @@ class _Padded:
     padding_mode: str
     border: list[int]
 
-    def forward(self, input: Tensor, return_kl: bool = True) -> Any:  # noqa: FBT001, FBT002
+    def forward(self, input: Tensor, return_kl: bool = True) -> Any:
         padded = functional.pad(input, self.border, mode=self.padding_mode)
         return super().forward(padded, return_kl)  # type: ignore[misc]
 
@@ -93,7 +93,7 @@ class _Keyless:
 
 
 class _KeylessReparameterization(_Keyless):
-    def forward(self, input: Tensor, return_kl: bool = True) -> Tensor:  # noqa: ARG002, FBT001, FBT002
+    def forward(self, input: Tensor, return_kl: bool = True) -> Tensor:
         layer: Any = self
         weight, bias = draw(layer)
         assert bias is not None
@@ -101,7 +101,7 @@ class _KeylessReparameterization(_Keyless):
 
 
 class _KeylessFlipout(_Keyless):
-    def forward(self, input: Tensor, return_kl: bool = True) -> Tensor:  # noqa: ARG002, FBT001, FBT002
+    def forward(self, input: Tensor, return_kl: bool = True) -> Tensor:
         layer: Any = self
         weight, bias = draw(layer)
         assert bias is not None
@@ -111,64 +111,64 @@ class _KeylessFlipout(_Keyless):
 
 
 # Written out one by one: pickle finds a class by its name in its module.
-class Conv1dReparameterization(_Padded, library.Conv1dReparameterization):
+class Conv1dReparameterization(_Padded, library.Conv1dReparameterization):  # type: ignore[misc]
     """A padded one-dimensional convolution."""
 
 
-class Conv2dReparameterization(_Padded, library.Conv2dReparameterization):
+class Conv2dReparameterization(_Padded, library.Conv2dReparameterization):  # type: ignore[misc]
     """A padded two-dimensional convolution."""
 
 
-class Conv3dReparameterization(_Padded, library.Conv3dReparameterization):
+class Conv3dReparameterization(_Padded, library.Conv3dReparameterization):  # type: ignore[misc]
     """A padded three-dimensional convolution."""
 
 
-class Conv1dFlipout(_Padded, library.Conv1dFlipout):
+class Conv1dFlipout(_Padded, library.Conv1dFlipout):  # type: ignore[misc]
     """A padded one-dimensional convolution."""
 
 
-class Conv2dFlipout(_Padded, library.Conv2dFlipout):
+class Conv2dFlipout(_Padded, library.Conv2dFlipout):  # type: ignore[misc]
     """A padded two-dimensional convolution."""
 
 
-class Conv3dFlipout(_Padded, library.Conv3dFlipout):
+class Conv3dFlipout(_Padded, library.Conv3dFlipout):  # type: ignore[misc]
     """A padded three-dimensional convolution."""
 
 
-class ConvTranspose1dReparameterization(_TransposedReparameterization, library.ConvTranspose1dReparameterization):
+class ConvTranspose1dReparameterization(_TransposedReparameterization, library.ConvTranspose1dReparameterization):  # type: ignore[misc]
     """A one-dimensional transposed convolution."""
 
 
-class ConvTranspose2dReparameterization(_TransposedReparameterization, library.ConvTranspose2dReparameterization):
+class ConvTranspose2dReparameterization(_TransposedReparameterization, library.ConvTranspose2dReparameterization):  # type: ignore[misc]
     """A two-dimensional transposed convolution."""
 
 
-class ConvTranspose3dReparameterization(_TransposedReparameterization, library.ConvTranspose3dReparameterization):
+class ConvTranspose3dReparameterization(_TransposedReparameterization, library.ConvTranspose3dReparameterization):  # type: ignore[misc]
     """A three-dimensional transposed convolution."""
 
 
-class ConvTranspose1dFlipout(_TransposedFlipout, library.ConvTranspose1dFlipout):
+class ConvTranspose1dFlipout(_TransposedFlipout, library.ConvTranspose1dFlipout):  # type: ignore[misc]
     """A one-dimensional transposed convolution."""
 
 
-class ConvTranspose2dFlipout(_TransposedFlipout, library.ConvTranspose2dFlipout):
+class ConvTranspose2dFlipout(_TransposedFlipout, library.ConvTranspose2dFlipout):  # type: ignore[misc]
     """A two-dimensional transposed convolution."""
 
 
-class ConvTranspose3dFlipout(_TransposedFlipout, library.ConvTranspose3dFlipout):
+class ConvTranspose3dFlipout(_TransposedFlipout, library.ConvTranspose3dFlipout):  # type: ignore[misc]
     """A three-dimensional transposed convolution."""
 
 
-class LinearReparameterization(_KeylessReparameterization, library.LinearReparameterization):
+class LinearReparameterization(_KeylessReparameterization, library.LinearReparameterization):  # type: ignore[misc]
     """The projection of Swin V2 to query, key and value."""
 
 
-class LinearFlipout(_KeylessFlipout, library.LinearFlipout):
+class LinearFlipout(_KeylessFlipout, library.LinearFlipout):  # type: ignore[misc]
     """The projection of Swin V2 to query, key and value."""
 
 
 def layer_class(kind: str, estimator: str, *, own: bool) -> type[nn.Module]:
-    """Give the class of a Bayesian layer: ours where the layer needs more than the library's can, else the library's."""
+    """Give the class of a Bayesian layer: the library's, or ours where the layer needs more."""
     assert estimator in ESTIMATORS
     name = kind + estimator
     found: type[nn.Module] = globals()[name] if own else getattr(library, name)

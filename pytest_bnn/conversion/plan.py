@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import sys
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -30,14 +30,15 @@ _SELECTED_NAMES = ("Conv", "Linear", "LSTM")
 #: What the body of a subclass may define besides data: none of it changes what the layer computes for others.
 _HARMLESS = {
     "__init__", "__module__", "__qualname__", "__doc__", "__annotations__", "__annotate__", "__annotate_func__",
-    "__annotations_cache__", "__constants__", "__parameters__", "__orig_bases__", "__slots__", "__dict__", "__weakref__",
-    "__firstlineno__", "__static_attributes__", "__repr__", "extra_repr", "_get_name", "reset_parameters",
+    "__annotations_cache__", "__constants__", "__parameters__", "__orig_bases__", "__slots__", "__dict__",
+    "__weakref__", "__firstlineno__", "__static_attributes__", "__repr__", "extra_repr", "_get_name",
+    "reset_parameters",
 }  # fmt: skip
 
 #: Instance attributes of the library's layers that no convolution or Linear has.
 _TAKEN = {
-    "prior_mean", "prior_variance", "posterior_mu_init", "posterior_rho_init", "kl", "quant_prepare", "_dnn_to_bnn_flag",
-    "dnn_to_bnn_flag", "kl_loss", "kl_div", "init_parameters", "prepare", "border",
+    "prior_mean", "prior_variance", "posterior_mu_init", "posterior_rho_init", "kl", "quant_prepare",
+    "_dnn_to_bnn_flag", "dnn_to_bnn_flag", "kl_loss", "kl_div", "init_parameters", "prepare", "border",
 }  # fmt: skip
 
 
@@ -115,7 +116,7 @@ def _plan(path: str, module: nn.Module, plan: Plan, conversion: Conversion, *, k
         return
     base = next((b for b in (*CONVERTIBLE, nn.MultiheadAttention) if isinstance(module, b)), None)
     if base is None:
-        yield f"is no torch.nn layer, only its name says so ({_full_name(module)}): its weights would stay deterministic"
+        yield f"is a layer by its name only ({_full_name(module)}): its weights would stay deterministic"
         return
     if isinstance(module, nn.modules.lazy.LazyModuleMixin):
         yield "is lazy: run the network once first"
@@ -211,7 +212,7 @@ def _layer_plan(path: str, module: nn.Module, base: type[nn.Module], *, keyless:
 
 
 def _between(module: nn.Module, base: type[nn.Module]) -> list[type]:
-    """Give the classes by which a module's class extends a base, save for the one that torch makes to parametrize it."""
+    """Give the classes by which a module's class extends a base, save for the one that parametrizing made."""
     classes = [cls for cls in type(module).__mro__ if cls not in base.__mro__]
     return classes[1:] if parametrize.is_parametrized(module) else classes
 
@@ -226,13 +227,14 @@ def _own_definitions(module: nn.Module, base: type[nn.Module]) -> list[str]:
 
 
 @cache
-def _plain_attributes(base: type[nn.Module]) -> frozenset[str]:
-    sizes = {nn.Linear: 2, nn.MultiheadAttention: 2}.get(base, 3)  # type: ignore[call-overload]
+def _plain_attributes(base: Any) -> frozenset[str]:
+    sizes = 2 if base is nn.Linear else 3
     return frozenset(base(*[1] * sizes).__dict__)
 
 
 def _extra_attributes(module: nn.Module, base: type[nn.Module]) -> list[str]:
-    return [name for name in module.__dict__ if name not in _plain_attributes(base) | sources(module)]
+    plain = _plain_attributes(cast("Hashable", base)) | sources(module)
+    return [name for name in module.__dict__ if name not in plain]
 
 
 def _plan_attention(path: str, module: nn.Module, plan: Plan, conversion: Conversion) -> Iterator[str]:
@@ -266,10 +268,10 @@ def _plan_attention(path: str, module: nn.Module, plan: Plan, conversion: Conver
 
 
 def _swin(model: nn.Module, plan: Plan) -> Iterator[int]:
-    """Plan torchvision's windowed attention, which reads its layers' weights; give the layers whose key bias is unused."""
+    """Plan torchvision's windowed attention, which reads its layers' weights; give the layers without a key bias."""
     if "torchvision.models.swin_transformer" not in sys.modules:
         return
-    from pytest_bnn.conversion.swin import CONVERTED, ShiftedWindowAttentionV2
+    from pytest_bnn.conversion.swin import CONVERTED, KEYLESS
 
     for path, module in model.named_modules():
         base = next((cls for cls in CONVERTED if isinstance(module, cls)), None)
@@ -281,7 +283,7 @@ def _swin(model: nn.Module, plan: Plan) -> Iterator[int]:
                 f"{_named(path, module)} is a subclass of torchvision's with its own {', '.join(own)}"
             )
         plan.renamed.append((module, CONVERTED[base]))
-        if issubclass(base, ShiftedWindowAttentionV2):
+        if base in KEYLESS:
             yield id(module.qkv)
 
 

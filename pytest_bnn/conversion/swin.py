@@ -56,3 +56,6 @@ CONVERTED: dict[type[nn.Module], type[nn.Module]] = {
     ShiftedWindowAttentionV2: BayesianShiftedWindowAttentionV2,
     ShiftedWindowAttention: BayesianShiftedWindowAttention,
 }
+
+#: Those whose attention takes the key's bias for 0.
+KEYLESS = (ShiftedWindowAttentionV2,)

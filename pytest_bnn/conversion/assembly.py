@@ -83,7 +83,7 @@ def make_layer(plan: LayerPlan, conversion: Conversion) -> nn.Module:
 
 
 def _set_rho(rho: Tensor, weight: Tensor, delta: float) -> None:
-    """Make sigma = delta * abs(weight); the library's ``get_rho`` to the bit, without its five copies of the weights."""
+    """Make sigma = delta * abs(weight): the library's ``get_rho`` to the bit, without its copies of the weights."""
     torch.abs(weight, out=rho)
     rho.mul_(delta).expm1_().add_(1e-20).log_()
 
@@ -107,7 +107,7 @@ class _NoDraws(TorchFunctionMode):
 
 
 @contextmanager
-def _without_draws(wanted: bool) -> Iterator[None]:  # noqa: FBT001
+def _without_draws(wanted: bool) -> Iterator[None]:
     if wanted:
         with _NoDraws():
             yield
