@@ -1,4 +1,4 @@
-"""Attention made of Bayesian layers that are called: torch's and torchvision's own read ``.weight`` of theirs instead.
+"""Attention made of Bayesian layers that are called: torch's own keeps bare weights, and reads those of its layer.
 
 Each projection is a Bayesian layer of its own, so every forward draws it once, its KL term is counted once, and both
 estimators work. The modules around them own no posterior.
@@ -7,7 +7,6 @@ estimators work. The modules around them own no posterior.
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,8 +19,7 @@ PROJECTIONS = ("q_proj", "k_proj", "v_proj")
 class BayesianMultiheadAttention(nn.MultiheadAttention):
     """`nn.MultiheadAttention` whose four projections are layers, with the same arguments and results.
 
-    Shapes, masks and the returned weights are those of torch's. A mask is always used as it is; ``is_causal`` stays a
-    hint. Nested tensors are not supported.
+    Shapes, masks and the returned weights are those of torch's; nested tensors are not supported.
     """
 
     def forward(
@@ -46,7 +44,9 @@ class BayesianMultiheadAttention(nn.MultiheadAttention):
         elif not self.batch_first:
             projected = [x.transpose(0, 1) for x in projected]
         q, k, v = projected
-        mask = self._mask(q, k, attn_mask, key_padding_mask)
+        # Torch follows the hint only where neither padding nor returned weights need the mask.
+        hinted = is_causal and key_padding_mask is None and not need_weights
+        mask = None if hinted else self._mask(q, k, attn_mask, key_padding_mask)
         if self.bias_k is not None and self.bias_v is not None:
             k = torch.cat((k, self.bias_k.expand(len(k), -1, -1)), 1)
             v = torch.cat((v, self.bias_v.expand(len(v), -1, -1)), 1)
@@ -54,7 +54,7 @@ class BayesianMultiheadAttention(nn.MultiheadAttention):
             k, v = functional.pad(k, (0, 0, 0, 1)), functional.pad(v, (0, 0, 0, 1))
         if mask is not None:  # what was appended may always be attended to
             mask = functional.pad(mask, (0, k.shape[1] - mask.shape[-1]))
-        out, weights = self._attend(q, k, v, mask, need_weights=need_weights)
+        out, weights = self._attend(q, k, v, mask, need_weights=need_weights, is_causal=hinted)
         if weights is not None and average_attn_weights:
             weights = weights.mean(1)
         if not batched:
@@ -76,7 +76,7 @@ class BayesianMultiheadAttention(nn.MultiheadAttention):
         return mask
 
     def _attend(
-        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, need_weights: bool
+        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, need_weights: bool, is_causal: bool
     ) -> tuple[Tensor, Tensor | None]:
         q, k, v = (x.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2) for x in (q, k, v))
         dropout = self.dropout if self.training else 0.0
@@ -86,7 +86,7 @@ class BayesianMultiheadAttention(nn.MultiheadAttention):
             weights = functional.dropout((scores if mask is None else scores + mask).softmax(-1), dropout)
             out = weights @ v
         else:
-            out = functional.scaled_dot_product_attention(q, k, v, mask, dropout)
+            out = functional.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal)
         return out.transpose(1, 2).flatten(2), weights
 
 
@@ -94,21 +94,3 @@ def _additive(mask: Tensor, like: Tensor) -> Tensor:
     if mask.dtype is not torch.bool:
         return mask
     return torch.zeros_like(mask, dtype=like.dtype).masked_fill_(mask, -math.inf)
-
-
-class Called:
-    """Stands in for a weight: ``linear(x, stand_in)`` calls the layer behind it.
-
-    With it torchvision's ``shifted_window_attention``, which takes weights, runs on layers.
-
-    Source: torch's ``__torch_function__`` protocol, which types other than tensors may implement too.
-    """
-
-    def __init__(self, layer: nn.Module) -> None:
-        self.layer = layer
-
-    @classmethod
-    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is functional.linear and isinstance(args[1], cls):
-            return args[1].layer(args[0])
-        return NotImplemented

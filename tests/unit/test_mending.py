@@ -1,4 +1,4 @@
-"""What dnn_to_bnn converts wrongly, convert() mends: the same function at the posterior mean, noise, and one KL term."""
+"""What dnn_to_bnn converts wrongly, convert() mends: the teacher at the posterior mean, noise, and one KL term."""
 
 from __future__ import annotations
 
@@ -85,14 +85,14 @@ def test_resnet18_is_the_librarys_to_the_bit(estimator: Any, moped: bool) -> Non
     assert [type(m) for m in converted.modules()] == [type(m) for m in reference.modules()]
     for (name, p), (_, q) in zip(converted.named_parameters(), reference.named_parameters(), strict=True):
         assert torch.equal(p, q), name
-    for (name, p), (_, q) in zip(converted.named_buffers(), reference.named_buffers(), strict=True):
-        assert "eps" in name or torch.equal(p, q), name  # eps is whatever was in memory
-        assert p.shape == q.shape, name
-    for (path, one), (_, other) in zip(converted.named_modules(), reference.named_modules(), strict=True):
-        assert one.__dict__.keys() == other.__dict__.keys(), path
-        for name, value in one.__dict__.items():
+    for (name, one), (_, other) in zip(converted.named_buffers(), reference.named_buffers(), strict=True):
+        assert "eps" in name or torch.equal(one, other), name  # eps is whatever was in memory
+        assert one.shape == other.shape, name
+    for (path, ours), (_, theirs) in zip(converted.named_modules(), reference.named_modules(), strict=True):
+        assert ours.__dict__.keys() == theirs.__dict__.keys(), path
+        for name, value in ours.__dict__.items():
             if not name.startswith("_") or name == "_dnn_to_bnn_flag":
-                assert value == other.__dict__[name] or callable(value), (path, name)
+                assert value == theirs.__dict__[name] or callable(value), (path, name)
 
 
 def test_equal_seeds_give_the_librarys_outputs(estimator: Any) -> None:
@@ -200,7 +200,7 @@ class Labelled(nn.Linear):
 def test_a_subclass_that_adds_attributes_keeps_them(estimator: Any) -> None:
     """The network around it may read them."""
     teacher = nn.Sequential(Labelled(4, 3)).eval()
-    converted = convert(teacher, type=estimator)
+    converted: Any = convert(teacher, type=estimator)
     assert type(converted[0]) is getattr(library, f"Linear{estimator}")
     assert (converted[0].label, converted[0].rank) == (["head"], 3)
     assert converted[0].label is not teacher[0].label
@@ -217,7 +217,7 @@ class ConvScale(nn.Module):
 def test_a_class_without_weights_is_left_alone_whatever_its_name() -> None:
     """Nothing in it could be Bayesian; the library would replace it."""
     teacher = nn.Sequential(nn.Linear(4, 3), ConvScale()).eval()
-    converted = convert(teacher)
+    converted: Any = convert(teacher)
     assert type(converted[1]) is ConvScale
     assert_is_teacher_at_its_mean(teacher, converted, torch.randn(2, 4))
 
@@ -250,7 +250,7 @@ def test_the_current_weight_is_baked_in(name: str, estimator: Any) -> None:
     teacher(torch.randn(2, 3, 5, 5))
     teacher.eval()
     before = {key: value.clone() for key, value in teacher.state_dict().items()}
-    converted = convert(teacher, type=estimator, moped_delta=0.2)
+    converted: Any = convert(teacher, type=estimator, moped_delta=0.2)
     assert [layer.kind for layer in bayesian_layers(converted)] == ["Conv2d", "Linear"]
     assert not converted[0]._modules
     assert not converted[0]._forward_pre_hooks
@@ -288,7 +288,7 @@ def test_a_module_at_several_places_is_one_bayesian_layer(depth: int, estimator:
     for _ in range(depth):
         shared = nn.Sequential(shared)
     teacher = nn.Sequential(shared, nn.Tanh(), shared).eval()
-    converted = convert(teacher, type=estimator)
+    converted: Any = convert(teacher, type=estimator)
     assert converted[0] is converted[2]
     assert len(bayesian_layers(converted)) == 1
     assert sum(p.numel() for p in converted.parameters()) == 2 * 20
@@ -370,7 +370,7 @@ def test_attention_is_torchs_at_its_mean(name: str, options: dict[str, Any], mas
     heads, targets, sources, batch = 2, 5, 5 if masks == "causal" else 7, 3
     lower = torch.ones(targets, sources).triu(1).bool()
     padding = torch.arange(sources).expand(batch, -1) > torch.tensor([[sources], [sources - 2], [0]])
-    given: dict[str, Any] = {
+    given: Any = {
         "none": {},
         "bool": {"attn_mask": lower},
         "float": {"attn_mask": torch.randn(targets, sources)},
@@ -395,7 +395,7 @@ def test_attention_without_a_batch(estimator: Any) -> None:
 
 def test_attentions_posterior(estimator: Any) -> None:
     """Its layers are Linear, hold every projection weight once, and are frozen where the teacher's weights are."""
-    teacher = with_trained_looking(nn.MultiheadAttention(8, 2))
+    teacher: Any = with_trained_looking(nn.MultiheadAttention(8, 2))
     teacher.in_proj_weight.requires_grad_(False)
     converted = convert(teacher, type=estimator)
     layers = {layer.path: layer for layer in bayesian_layers(converted)}
@@ -429,7 +429,7 @@ def test_windowed_attention(cls: Any, bias: bool, estimator: Any) -> None:
     """Swin reads .weight of its Linear layers; V2 takes the key's bias for 0, also where training has moved it."""
     attention = cls(8, [4, 4], [2, 2], 2, qkv_bias=bias, proj_bias=bias)
     teacher = with_trained_looking(nn.Sequential(attention))
-    converted = convert(teacher, type=estimator)
+    converted: Any = convert(teacher, type=estimator)
     assert isinstance(converted[0], cls)
     assert_is_teacher_at_its_mean(teacher, converted, torch.randn(2, 7, 6, 8))
     assert_kl_is_counted_once(converted)
