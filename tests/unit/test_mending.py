@@ -425,16 +425,17 @@ def test_torchs_transformer(estimator: Any) -> None:
 
 @pytest.mark.parametrize("cls", [ShiftedWindowAttention, ShiftedWindowAttentionV2])
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
-def test_windowed_attention(cls: Any, bias: bool, estimator: Any) -> None:
+@pytest.mark.parametrize("size", [(7, 6), (8, 8), (3, 9)], ids=["padded", "fitting", "one window high"])
+def test_windowed_attention(cls: Any, bias: bool, size: tuple[int, int], estimator: Any) -> None:
     """Swin reads .weight of its Linear layers; V2 takes the key's bias for 0, also where training has moved it."""
     attention = cls(8, [4, 4], [2, 2], 2, qkv_bias=bias, proj_bias=bias)
     teacher = with_trained_looking(nn.Sequential(attention))
     converted: Any = convert(teacher, type=estimator)
     assert isinstance(converted[0], cls)
-    assert_is_teacher_at_its_mean(teacher, converted, torch.randn(2, 7, 6, 8))
+    assert_is_teacher_at_its_mean(teacher, converted, torch.randn(2, *size, 8))
     assert_kl_is_counted_once(converted)
     with watched_noise(converted) as drawn, torch.no_grad():
-        converted(torch.randn(2, 7, 6, 8))
+        converted(torch.randn(2, *size, 8))
     assert drawn == {layer.path for layer in bayesian_layers(converted)}
 
 
