@@ -32,10 +32,10 @@ def convert(
 ) -> nn.Module:
     """Give a Bayesian copy of a network; the network itself is not touched.
 
-    Every Linear, Conv2d, Conv3d, ConvTranspose2d and ConvTranspose3d becomes a Bayesian layer through
-    bayesian-torch's ``dnn_to_bnn``. Device, dtype, requires_grad, train/eval modes and forward hooks survive.
-    With MOPED the global random state is not used; without it the posterior is drawn from it, as by any
-    initialisation.
+    Every Linear, convolution and transposed convolution becomes the Bayesian layer that bayesian-torch's ``dnn_to_bnn``
+    makes, and so do the projections of attention; what the library gets wrong is mended or refused. Device, dtype,
+    requires_grad, train/eval modes, hooks and sharing survive. With MOPED the global random state is not used; without
+    it the posterior is drawn from it, as by any initialisation.
 
     Args:
         model: The deterministic network.

@@ -106,7 +106,8 @@ def _is_selected(module: nn.Module) -> bool:
     if isinstance(module, (*CONVERTIBLE, nn.MultiheadAttention, nn.RNNBase, nn.RNNCellBase)):
         return True
     named = not module._modules and any(word in type(module).__name__ for word in _SELECTED_NAMES)
-    return named and bool(module._parameters)
+    # What is neither parameter nor buffer, and saved all the same, are packed weights.
+    return named and bool(set(module.state_dict()) - {name for name, _ in module.named_buffers()})
 
 
 def _plan(path: str, module: nn.Module, plan: Plan, conversion: Conversion, *, keyless: bool) -> Iterator[str]:

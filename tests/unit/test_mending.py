@@ -208,7 +208,12 @@ def test_a_subclass_that_adds_attributes_keeps_them(estimator: Any) -> None:
 
 
 class ConvScale(nn.Module):
-    """Named like a layer, without weights."""
+    """Named like a layer, without weights that could be learned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("kernel", torch.ones(3))
+        self.register_parameter("bias", None)
 
     def forward(self, x: Tensor) -> Tensor:
         return 2 * x
