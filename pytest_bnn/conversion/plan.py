@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections import defaultdict
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
@@ -16,7 +15,7 @@ from torch.nn.utils import parametrize
 from pytest_bnn.conversion.attention import PROJECTIONS
 from pytest_bnn.conversion.baking import baked, making_hooks, sources
 from pytest_bnn.conversion.parameters import Conversion
-from pytest_bnn.conversion.references import Method, references
+from pytest_bnn.conversion.references import Method, references, shared_tensors
 from pytest_bnn.posterior import is_bayesian
 
 #: The layers that are converted, with every subclass that inherits their forward.
@@ -89,7 +88,7 @@ def make_plan(model: nn.Module, conversion: Conversion) -> Plan:
         plan.obstacles += [f"{_named(path, module)} {reason}" for reason in reasons]
     if not planned:
         plan.obstacles.append("it has no Linear or convolution layer")
-    plan.obstacles += _shared_tensors(model, planned)
+    plan.obstacles += shared_tensors(model, planned)
     for reference in references(model, planned):
         if isinstance(reference, Method):
             plan.methods.append(reference)
@@ -286,20 +285,6 @@ def _swin(model: nn.Module, plan: Plan) -> Iterator[int]:
         plan.renamed.append((module, CONVERTED[base]))
         if base in KEYLESS:
             yield id(module.qkv)
-
-
-def _shared_tensors(model: nn.Module, planned: dict[int, str]) -> Iterator[str]:
-    owners: defaultdict[int, dict[int, str]] = defaultdict(dict)
-    inside = {id(part) for m in model.modules() if id(m) in planned for part in m.modules()}
-    for path, module in model.named_modules():
-        for name, tensor in module.named_parameters(recurse=False):
-            owners[id(tensor)][id(module)] = f"{path}.{name}" if path else name
-    for places in owners.values():
-        if len(places) > 1 and any(owner in inside for owner in places):
-            yield (
-                f"one tensor is shared by {' and '.join(places.values())}: Bayesian layers draw each for itself, "
-                "so the weights would differ in every forward"
-            )
 
 
 def _full_name(module: nn.Module) -> str:

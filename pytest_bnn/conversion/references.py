@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -42,6 +43,21 @@ def references(model: nn.Module, planned: dict[int, str]) -> Iterator[Method | s
             place = f"{path}.{name}" if path else name
             for found in _found(value, planned, weights, _DEPTH):
                 yield f"{place} keeps {found}" if isinstance(found, str) else found
+
+
+def shared_tensors(model: nn.Module, planned: dict[int, str]) -> Iterator[str]:
+    """Give the tensors that layers share with other modules, in words."""
+    owners: defaultdict[int, dict[int, str]] = defaultdict(dict)
+    inside = {id(part) for m in model.modules() if id(m) in planned for part in m.modules()}
+    for path, module in model.named_modules():
+        for name, tensor in module.named_parameters(recurse=False):
+            owners[id(tensor)][id(module)] = f"{path}.{name}" if path else name
+    for places in owners.values():
+        if len(places) > 1 and any(owner in inside for owner in places):
+            yield (
+                f"one tensor is shared by {' and '.join(places.values())}: Bayesian layers draw each for itself, "
+                "so the weights would differ in every forward"
+            )
 
 
 def _found(value: Any, planned: dict[int, str], weights: dict[int, str], depth: int) -> Iterator[Method | str]:
