@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -18,8 +19,8 @@ from pytest_bnn.subject import Given, Subject, fitted
 
 LAYERS_REPLACED = Check(
     id="layers.replaced",
-    claim="Every convolution and linear layer of the teacher became a Bayesian layer, is called in a forward pass, "
-    "and what the teacher shares is still shared.",
+    claim="Every convolution and linear layer of the teacher, the projections of its attention among them, became a "
+    "Bayesian layer, is called in a forward pass, and what the teacher shares is still shared.",
 )
 
 REMEDY = (
@@ -33,7 +34,9 @@ def measure_layers_replaced(
 ) -> Evidence:
     """Measure whether every convolution and linear layer became Bayesian.
 
-    Counts by layers and by weights; BatchNorm and embeddings are outside the claim. With images, every Bayesian
+    Counts by layers and by weights; BatchNorm and embeddings are outside the claim, and a layer with a parametrization
+    counts by the weights that it computes with. `nn.MultiheadAttention` counts as one layer for the three projections
+    that it keeps as bare parameters, and its ``out_proj`` as another. With images, every Bayesian
     layer must also be called (a layer that the teacher does not call either is excused). Without a teacher the
     claim is about the model alone. Needs no randomness: the verdict is exact.
 
@@ -59,6 +62,31 @@ assert_layers_replaced = asserting(measure_layers_replaced)
 def is_convolution_or_linear(module: nn.Module) -> bool:
     """Say whether the claim is about a module: a deterministic convolution or Linear, subclasses included."""
     return isinstance(module, nn.modules.conv._ConvNd | nn.Linear) and not is_bayesian(module)
+
+
+def _own_weights(module: nn.Module) -> int:
+    """Count the weights and biases that a convolution or Linear computes with, parametrized or not."""
+    weight: tuple[int, ...]
+    if isinstance(module, nn.Linear):
+        weight, out = (module.in_features, module.out_features), module.out_features
+    else:
+        assert isinstance(module, nn.modules.conv._ConvNd)
+        weight, out = (module.in_channels, module.out_channels // module.groups, *module.kernel_size), module.out_channels
+    return math.prod(weight) + (out if _has_bias(module) else 0)
+
+
+def _has_bias(module: nn.Module) -> bool:
+    parametrized = module._modules.get("parametrizations")
+    names = (*(n for n, p in module._parameters.items() if p is not None), *(parametrized._modules if parametrized else ()))
+    return any(name == "bias" or name.startswith("bias_") for name in names)
+
+
+def _bare_projections(module: nn.Module) -> int:
+    """Count the weights of the projections that an attention keeps as bare parameters, and not in layers."""
+    if not isinstance(module, nn.MultiheadAttention):
+        return 0
+    names = ("in_proj_weight", "in_proj_bias", "q_proj_weight", "k_proj_weight", "v_proj_weight")
+    return sum(p.numel() for name in names if (p := module._parameters.get(name)) is not None)
 
 
 @dataclass(slots=True)
@@ -97,10 +125,12 @@ def _rows(subject: Subject, layers: dict[str, BayesianLayer]) -> list[_Row]:
     by_module = {id(layer.module): layer for layer in layers.values()}
     rows = []
     for path, original in () if subject.teacher is None else subject.teacher.named_modules():
+        if projections := _bare_projections(original):
+            rows.append(_attention_row(path, original, projections, modules.get(path)))
         if not is_convolution_or_linear(original):
             continue
         now = modules.get(path)
-        row = _Row(path, type(original).__name__, sum(p.numel() for p in original.parameters()))
+        row = _Row(path, type(original).__name__, _own_weights(original))
         layer = by_module.get(id(now))
         if now is None:
             row.problem = "is not in the model at this path"
@@ -112,11 +142,28 @@ def _rows(subject: Subject, layers: dict[str, BayesianLayer]) -> list[_Row]:
     known = {row.path for row in rows}
     for path, module in subject.model.named_modules():
         if is_convolution_or_linear(module) and path not in known:
-            weights = sum(p.numel() for p in module.parameters())
-            rows.append(_Row(path, type(module).__name__, weights, _still_deterministic(module)))
+            rows.append(_Row(path, type(module).__name__, _own_weights(module), _still_deterministic(module)))
+        elif path not in known and (projections := _bare_projections(module)):
+            rows.append(_Row(path, type(module).__name__, projections, _BARE))
         elif path in layers and path not in known and subject.teacher is None:
             rows.append(_Row(path, layers[path].kind, layers[path].weights))
     return rows
+
+
+_BARE = "keeps deterministic projections to query, key and value"
+
+
+def _attention_row(path: str, original: nn.Module, projections: int, now: nn.Module | None) -> _Row:
+    row = _Row(path, type(original).__name__, projections)
+    bayesian = () if now is None else bayesian_layers(now)
+    found = sum(layer.weights for layer in bayesian if layer.path != "out_proj")
+    if now is None:
+        row.problem = "is not in the model at this path"
+    elif _bare_projections(now):
+        row.problem = _BARE
+    elif found != projections:
+        row.problem = f"has {found} weights in Bayesian projections to query, key and value, {projections} in the teacher"
+    return row
 
 
 def _still_deterministic(module: nn.Module) -> str:

@@ -67,6 +67,31 @@ class CalledTwice(nn.Module):
         return out
 
 
+class Attending(nn.Module):
+    """Attention between pixels, and a layer that is called at two places."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Linear(3, 8)
+        self.again = self.stem
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        for bias in (self.attention.in_proj_bias, self.attention.out_proj.bias):
+            nn.init.normal_(bias, std=0.1)  # at exactly 0 sigma would be dead
+        self.head = nn.Linear(8, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        pixels = x.flatten(2).transpose(1, 2)
+        tokens = functional.relu(self.stem(pixels)) + self.again(-pixels)
+        out: Tensor = self.head((self.attention(tokens, tokens, tokens)[0] + tokens).mean(1))
+        return out
+
+
+class Named(nn.Conv2d):
+    """Adds an attribute to a layer and nothing else."""
+
+    label = "mine"
+
+
 def _image_network(*layers: nn.Module) -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(), *layers, nn.Flatten(), nn.LazyLinear(CLASSES))
 
@@ -79,7 +104,6 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "dilation": lambda: _image_network(nn.Conv2d(6, 6, 3, dilation=2)),
     "stride": lambda: _image_network(nn.Conv2d(6, 6, 3, stride=2, padding=1)),
     "non-square": lambda: _image_network(nn.Conv2d(6, 6, (1, 5), stride=(2, 1), padding=(0, 2), dilation=(1, 1))),
-    # As many channels out as in: the library's Flipout cannot hold any other (test_single_faults).
     "transposed with groups": lambda: _image_network(nn.ConvTranspose2d(6, 6, 3, stride=2, padding=1, groups=2)),
     "no bias": lambda: nn.Sequential(
         nn.Conv2d(3, 6, 3, bias=False), nn.BatchNorm2d(6), nn.ReLU(), nn.Flatten(), nn.Linear(216, CLASSES, bias=False)
@@ -90,6 +114,23 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
         nn.Unflatten(1, (1, 3)), nn.Conv3d(1, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(768, CLASSES)
     ),
     "perceptron": lambda: nn.Sequential(nn.Flatten(), nn.Linear(192, 12), nn.Tanh(), nn.Linear(12, CLASSES)),
+    # What the library would convert wrongly or not at all, and convert() mends.
+    "circular padding": lambda: _image_network(nn.Conv2d(6, 6, 3, padding=1, padding_mode="circular")),
+    "output padding": lambda: _image_network(nn.ConvTranspose2d(6, 4, 3, stride=2, output_padding=1)),
+    "transposed in three dimensions": lambda: nn.Sequential(
+        nn.Unflatten(1, (1, 3)), nn.ConvTranspose3d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(1000, CLASSES)
+    ),
+    "one dimension": lambda: nn.Sequential(
+        nn.Flatten(2),
+        nn.Conv1d(3, 6, 5, stride=3),
+        nn.ReLU(),
+        nn.ConvTranspose1d(6, 4, 3),
+        nn.Flatten(),
+        nn.LazyLinear(CLASSES),
+    ),
+    "subclass": lambda: _image_network(Named(6, 6, 3)),
+    "weight norm": lambda: _image_network(nn.utils.parametrizations.weight_norm(nn.Conv2d(6, 6, 3))),
+    "attention": Attending,
     "auxiliary head": UncalledAuxiliary,
     "called twice": CalledTwice,
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 import torch
 import torchvision
 from torch import Tensor, nn
+from torch.nn import functional
 
 from pytest_bnn.conversion import Conversion, convert
 from pytest_bnn.errors import ConversionError
@@ -278,15 +280,41 @@ def test_a_weight_of_exactly_zero_converts_with_no_noise() -> None:
     assert bool(torch.isfinite(bias.rho).all())
 
 
-class Subclass(nn.Linear):
+class Overriding(nn.Linear):
     """A layer that may compute anything."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * functional.linear(x, self.weight, self.bias)
+
+
+class Helpful(nn.Linear):
+    """A layer with a method that the network around it may call."""
+
+    def norm(self) -> Tensor:
+        return self.weight.abs()
+
+
+class OwnPadding(nn.Conv2d):
+    """Inherits forward, and changes what forward calls."""
+
+    def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return functional.conv2d(x.flip(-1), weight, bias)
+
+
+class OwnAttention(nn.MultiheadAttention):
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return super().forward(*args, **kwargs)
 
 
 class Conv2d(nn.Module):
-    """A user's own class, whose name happens to be that of a layer."""
+    """A user's own class with weights, whose name happens to be that of a layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
 
     def forward(self, x: Tensor) -> Tensor:
-        return x
+        return x * self.scale
 
 
 def lora() -> nn.Module:
@@ -301,16 +329,6 @@ def filled(value: float) -> nn.Module:
     return nn.Sequential(layer)
 
 
-def tied_modules() -> nn.Module:
-    layer = nn.Linear(2, 2)
-    return nn.Sequential(layer, nn.ReLU(), layer)
-
-
-def tied_containers() -> nn.Module:
-    block = nn.Sequential(nn.Linear(2, 2))
-    return nn.Sequential(block, block)
-
-
 def tied_tensors() -> nn.Module:
     model = nn.Sequential(nn.Embedding(4, 2), nn.Linear(2, 4))
     model[1].weight = model[0].weight
@@ -323,43 +341,52 @@ def referred(keep: Callable[[nn.Module], object]) -> nn.Module:
     return model
 
 
-def transposed() -> nn.Module:
-    return nn.Sequential(nn.ConvTranspose2d(1, 1, 3, stride=2, output_padding=1))
+def attended(**given: Any) -> nn.Module:
+    attention = nn.MultiheadAttention(4, 2, **given)
+    attention.extra = nn.Identity()
+    return nn.Sequential(attention)
+
+
+def instance_forward() -> nn.Module:
+    layer = nn.Linear(2, 2)
+    layer.__dict__["forward"] = lambda x: x
+    return nn.Sequential(layer)
+
+
+def masked() -> nn.Module:
+    layer = nn.Linear(2, 2)
+    layer.register_buffer("mask", torch.ones(2))
+    return nn.Sequential(layer)
 
 
 OBSTACLES: dict[str, tuple[Callable[[], nn.Module], list[str]]] = {
     "A7 overflow": (lambda: filled(1000.0), ["0 (Linear)", "1e+03", "moped_delta"]),
     "A8 half": (lambda: nn.Sequential(nn.Linear(2, 2)).half(), ["0 (Linear)", "float16"]),
     "A13 nothing": (lambda: nn.Sequential(nn.ReLU()), ["no Linear or convolution"]),
-    "A14 itself": (lambda: nn.Linear(2, 2), ["the model itself (Linear)", "nn.Sequential"]),
-    "A15 weight norm": (
-        lambda: nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(2, 2))),
-        ["0 (ParametrizedLinear)"],
-    ),
     "A15 LoRA": (lora, ["0 (Linear)", "lora"]),
-    "A16 subclass": (lambda: nn.Sequential(Subclass(2, 2)), ["0 (Subclass)"]),
+    "A16 forward": (lambda: nn.Sequential(Overriding(2, 2)), ["0 (Overriding)", "its own forward"]),
+    "A16 method": (lambda: nn.Sequential(Helpful(2, 2)), ["0 (Helpful)", "its own norm"]),
+    "A16 inner method": (lambda: nn.Sequential(OwnPadding(1, 1, 1)), ["0 (OwnPadding)", "its own _conv_forward"]),
+    "A16 forward of the instance": (instance_forward, ["0 (Linear)", "attributes", "forward"]),
+    "A16 attention's forward": (lambda: nn.Sequential(OwnAttention(4, 2)), ["0 (OwnAttention)", "its own forward"]),
+    "A16 attention's child": (attended, ["0 (MultiheadAttention)", "out_proj, extra"]),
+    "A16 buffer": (masked, ["0 (Linear)", "further parameters or buffers (mask)"]),
     "A16 lazy": (lambda: nn.Sequential(nn.LazyLinear(2)), ["0 (LazyLinear)", "lazy"]),
     "A16 cell": (lambda: nn.Sequential(nn.LSTMCell(2, 2)), ["0 (LSTMCell)", "recurrent"]),
-    "A16 attention": (lambda: nn.Sequential(nn.MultiheadAttention(4, 2)), ["0.out_proj"]),
-    "A16 homonym": (lambda: nn.Sequential(nn.Linear(2, 2), Conv2d()), ["1 (Conv2d)"]),
+    "A16 homonym": (lambda: nn.Sequential(nn.Linear(2, 2), Conv2d()), ["1 (Conv2d)", "by its name only"]),
     "A12 LSTM": (lambda: nn.Sequential(nn.LSTM(2, 2)), ["0 (LSTM)", "recurrent"]),
-    "A17 module twice": (tied_modules, ["0 and 2", "independent copies"]),
-    "A17 container twice": (tied_containers, ["0.0 and 1.0"]),
-    "A17 tensor twice": (tied_tensors, ["0.weight", "1.weight", "untie"]),
-    "A17 attribute": (lambda: referred(lambda layer: layer), ["keep", "second reference to 0"]),
-    "A17 list": (lambda: referred(lambda layer: [layer]), ["keep", "second reference to 0"]),
-    "A17 dict": (lambda: referred(lambda layer: {"a": layer}), ["keep", "second reference to 0"]),
-    "A17 nested": (lambda: referred(lambda layer: {"a": [layer]}), ["keep", "second reference to 0"]),
-    "A17 bound method": (lambda: referred(lambda layer: layer.forward), ["keep", "second reference to 0"]),
-    "A18 padding mode": (
-        lambda: nn.Sequential(nn.Conv2d(1, 1, 3, padding=1, padding_mode="circular")),
-        ["0 (Conv2d)", "circular"],
+    "A17 tensor twice": (tied_tensors, ["0.weight", "1.weight", "shared by"]),
+    "A17 own method": (
+        lambda: referred(lambda layer: layer.extra_repr),
+        ["keep keeps the method extra_repr of 0"],
     ),
-    "A19 output padding": (transposed, ["0 (ConvTranspose2d)", "output_padding (1, 1)"]),
-    "A20 one-dimensional": (
-        lambda: nn.Sequential(nn.Conv1d(1, 1, 1), nn.ConvTranspose1d(1, 1, 1)),
-        ["0 (Conv1d)", "1 (ConvTranspose1d)", "one-dimensional"],
+    "A17 closure": (
+        lambda: referred(lambda layer: lambda x: layer(x)),
+        ["keep keeps a function that refers to 0", "stay deterministic"],
     ),
+    "A17 weak reference": (lambda: referred(weakref.ref), ["keep keeps a weak reference to 0"]),
+    "A17 parameter": (lambda: referred(lambda layer: [layer.weight]), ["keep", "second reference to 0.weight"]),
+    "complex": (lambda: nn.Sequential(nn.Linear(2, 2, dtype=torch.complex64)), ["0 (Linear)", "real numbers"]),
     "NaN": (lambda: filled(float("nan")), ["0 (Linear)", "NaN"]),
     "twice": (lambda: convert(small_cnn()), ["already holds Bayesian layers"]),
 }
@@ -390,11 +417,11 @@ def test_every_obstacle_is_named_and_nothing_is_touched(name: str) -> None:
 def test_all_obstacles_are_listed_at_once() -> None:
     """One run, one list: nobody mends a network one error at a time."""
     model = nn.Sequential(
-        nn.Conv1d(1, 1, 1), nn.Linear(2, 2), nn.Sequential(Subclass(2, 2), nn.LSTM(2, 2)), *transposed().children()
+        OwnPadding(1, 1, 1), nn.Linear(2, 2), nn.Sequential(Overriding(2, 2), nn.LSTM(2, 2)), *filled(1e4).children()
     )
     with pytest.raises(ConversionError) as caught:
         convert(model)
-    for words in ("0 (Conv1d)", "2.0 (Subclass)", "2.1 (LSTM)", "3 (ConvTranspose2d)"):
+    for words in ("0 (OwnPadding)", "2.0 (Overriding)", "2.1 (LSTM)", "3 (Linear)"):
         assert words in str(caught.value)
     assert "1 (Linear)" not in str(caught.value)
 

@@ -1,0 +1,1 @@
+"""Figures of the documentation, measured: each module is a command, ``python -m benchmarks.NAME``."""
