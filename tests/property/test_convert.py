@@ -17,9 +17,6 @@ from pytest_bnn.isolation import undisturbed
 from pytest_bnn.posterior import bayesian_layers, kl, zero_sigma
 from pytest_bnn.strategies import architectures, inputs_for
 
-#: torch says once that it pads a copy; that is what the example asked for.
-pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same':UserWarning")
-
 #: More refusals than this would be a way out. Refused are subclasses with a forward of
 #: their own, LSTM, LoRA, shared tensors, and weights of 1000 under MOPED.
 MOST_REFUSED = 0.3

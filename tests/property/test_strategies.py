@@ -15,9 +15,6 @@ from torch import Tensor, nn
 from pytest_bnn.isolation import preserved_random_state
 from pytest_bnn.strategies import FEATURES, KINDS, architectures, inputs_for, layers, source
 
-#: torch says once that it pads a copy; that is what the example asked for.
-pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same':UserWarning")
-
 SETTINGS = settings(max_examples=100, derandomize=True, deadline=None, database=None)
 
 
