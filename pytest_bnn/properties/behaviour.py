@@ -12,11 +12,11 @@ from scipy import stats
 from torch import Tensor, nn
 
 from pytest_bnn.capture import capture
-from pytest_bnn.checks.trace import tolerance, traced
+from pytest_bnn.checks.trace import first_parting, tolerance, traced
 from pytest_bnn.errors import ConversionError
 from pytest_bnn.isolation import undisturbed
-from pytest_bnn.posterior import KlError, PosteriorTensor, bayesian_layers, kl
-from pytest_bnn.properties.trial import PropertyError, Trial, evaluated, outputs, raising, run, same
+from pytest_bnn.posterior import KlError, PosteriorTensor, bayesian_layers, kl, zero_sigma
+from pytest_bnn.properties.trial import PropertyError, Trial, evaluated, named, outputs, raising, run, same
 
 #: The rate at which `noise_is_posterior` accuses a right conversion, over all its tests: one in a billion.
 ERROR_RATE = 1e-9
@@ -53,14 +53,18 @@ def mean_equals_teacher(trial: Trial) -> None:
     name = "mean_equals_teacher"
     with evaluated(trial.network, seed=trial.seed), traced(trial.network) as calls:
         trial.network(trial.x)
-    largest = max((float(c.output.abs().max()) for c in calls if c.output.numel()), default=0.0)
+    largest = max((float(call.output.abs().max()) for call in calls if call.output.numel()), default=0.0)
     for before, after in _paired(name, trial, trial.outputs(name, mean=True)):
         apart = float((before.double() - after.double()).abs().max()) if before.numel() else 0.0
         if not apart <= tolerance(before, after) * largest:
-            raise PropertyError(
-                name, f"with every sigma at 0 the outputs differ from the teacher's by {apart:.3g}; its largest "
-                f"activation is {largest:.3g}"
-            )  # fmt: skip
+            with evaluated(trial.result, seed=trial.seed), zero_sigma(trial.result), traced(trial.result) as now:
+                trial.result(trial.x)
+            where = first_parting(calls, now)
+            text = (
+                f"with every sigma at 0 the outputs differ from the teacher's by {apart:.3g} (its largest activation "
+            )
+            text += f"is {largest:.3g})" + (f"; first at {named(where.path)} ({where.kind})" if where else "")
+            raise PropertyError(name, text, [where.path] if where else [])
 
 
 def _paired(name: str, trial: Trial, after: tuple[Tensor, ...]) -> list[tuple[Tensor, Tensor]]:
