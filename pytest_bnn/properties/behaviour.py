@@ -8,7 +8,6 @@ from collections import defaultdict
 from itertools import combinations
 
 import torch
-from scipy import stats
 from torch import Tensor, nn
 
 from pytest_bnn.capture import capture
@@ -110,6 +109,8 @@ def noise_is_posterior(trial: Trial) -> None:
     being repeated, between passes or layers, exactly. Weights whose sigma is 0 or drowned by the rounding of mu are
     left out, and so are layers that compute by other means than a functional call of torch.
     """
+    from scipy import stats
+
     draws = _draws(trial)
     groups = [(t.name, t.path, torch.stack(passes).flatten()) for t, passes in draws.values()]
     groups.append(

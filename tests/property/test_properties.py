@@ -32,7 +32,6 @@ MOST_REFUSED = 0.3
 @pytest.mark.parametrize("estimator", get_args(Estimator))
 def test_our_conversion_has_every_property(estimator: Estimator) -> None:
     @properties.refusals(limit=MOST_REFUSED)
-    @settings(max_examples=150, derandomize=True, deadline=None, database=None)
     @given(architectures(), st.data())
     def check(network: nn.Module, data: st.DataObject) -> None:
         check_conversion(lambda network: convert(network, type=estimator), network, data.draw(inputs_for(network)))
@@ -43,7 +42,6 @@ def test_our_conversion_has_every_property(estimator: Estimator) -> None:
 def test_without_moped_all_but_the_mean_holds() -> None:
     refused = []
 
-    @settings(max_examples=60, derandomize=True, deadline=None, database=None)
     @given(architectures(features=PLAIN_FEATURES), st.data())
     def check(network: nn.Module, data: st.DataObject) -> None:
         trial = check_conversion(
@@ -282,7 +280,7 @@ def test_every_property_has_a_converter_that_lacks_it() -> None:
 
 @pytest.mark.parametrize(("name", "broken"), BROKEN)
 def test_a_broken_converter_is_caught_by_the_property_that_it_lacks(name: str, broken: Converter) -> None:
-    @settings(max_examples=EXAMPLES, derandomize=True, deadline=None, database=None, phases=[Phase.generate])
+    @settings(max_examples=EXAMPLES, phases=[Phase.generate])
     @given(architectures(), st.data())
     def check(network: nn.Module, data: st.DataObject) -> None:
         check_conversion(broken, network, data.draw(inputs_for(network)))
