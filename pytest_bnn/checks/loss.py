@@ -7,6 +7,7 @@ depend on the prior either: moving the prior gives a second opinion that tells a
 
 from __future__ import annotations
 
+import math
 import statistics
 from dataclasses import dataclass
 from typing import Unpack
@@ -101,7 +102,7 @@ def _find(subject: Subject, expected: float | None) -> Finding:
     gradients, seen_by_prior = _probe(subject, tensors)
     candidates = (_fit(tensor, gradient) for tensor, gradient in zip(tensors, gradients, strict=True))
     fits = [fit for fit in candidates if fit is not None]
-    convention, weight, spread = _convention([fit for fit in fits if fit.weight != 0])
+    convention, weight, spread = _convention([fit for fit in fits if fit.weight != 0], expected)
     absent = [fit for fit in fits if fit.weight == 0]
     strangers = [fit for fit in fits if fit.residual > TOLERANCE]
     uneven = [f for f in fits if f.weight and abs(_in(convention, f) / weight - 1) > TOLERANCE] if weight else []
@@ -251,17 +252,22 @@ def _in(convention: str, fit: _Fit) -> float:
     return fit.weight * fit.tensor.count if convention == MEAN else fit.weight
 
 
-def _convention(fits: list[_Fit]) -> tuple[str, float, float]:
-    """Give the convention under which the weights of all tensors agree best, their median, and their spread."""
-    best = (MEAN, 0.0, 0.0)
-    for convention in (SUM, MEAN):
+def _convention(fits: list[_Fit], expected: float | None) -> tuple[str, float, float]:
+    """Give the convention under which the weights of most tensors agree, their median, and their spread.
+
+    Tensors of one size agree under both conventions: there the expected weight decides, and MEAN without one.
+    """
+    best, least = (MEAN, 0.0, 0.0), (math.inf, False, 0.0)
+    for convention in (MEAN, SUM):
         weights = [_in(convention, fit) for fit in fits]
         middle = statistics.median_low(weights) if weights else 0.0
-        spread = statistics.median(abs(w / middle - 1) for w in weights) if middle else 0.0
-        if convention == SUM or spread <= best[2]:
-            best = (convention, middle, spread)
-    convention, middle, _ = best
-    return convention, middle, max((abs(_in(convention, f) / middle - 1) for f in fits), default=0.0) if middle else 0.0
+        errors = [abs(w / middle - 1) for w in weights] if middle else [0.0]
+        off = sum(error > TOLERANCE for error in errors)
+        far = expected is not None and abs(middle / expected - 1) > TOLERANCE
+        key = (off, far, statistics.median(errors) if off else 0.0)
+        if key < least:
+            best, least = (convention, middle, max(errors)), key
+    return best
 
 
 def _notes(

@@ -35,7 +35,7 @@ class Sketch:
     definitions: dict[str, str] = field(default_factory=dict)
 
     def chain(self, shape: Shape, length: int, *, depth: int = 0, parametric: bool = False) -> tuple[list[str], Shape]:
-        """Draw so many layers or blocks, one after the other; ``parametric`` makes the first one own weights."""
+        """Draw so many layers or blocks, one after the other; ``parametric`` makes the first layer own weights."""
         codes = []
         for index in range(length):
             code, shape = self._item(shape, depth, parametric=parametric and index == 0)
@@ -45,7 +45,7 @@ class Sketch:
     def _item(self, shape: Shape, depth: int, *, parametric: bool) -> tuple[str, Shape]:
         block = self.draw(st.sampled_from(("layer", *self.blocks))) if self.blocks and depth < 2 else "layer"
         if block != "layer":
-            return getattr(self, "_" + block.replace(" ", "_").lower())(shape, depth)  # type: ignore[no-any-return]
+            return getattr(self, "_" + block.replace(" ", "_").lower())(shape, depth, parametric)  # type: ignore[no-any-return]
         return self.layer(shape, parametric=parametric)
 
     def layer(self, shape: Shape, *, parametric: bool = False) -> tuple[str, Shape]:
@@ -88,51 +88,51 @@ class Sketch:
         self.define(definition(part))
         return call(part, *codes)
 
-    def _nested(self, shape: Shape, depth: int) -> tuple[str, Shape]:
-        codes, after = self.chain(shape, self.draw(st.integers(1, 2)), depth=depth + 1)
+    def _nested(self, shape: Shape, depth: int, parametric: bool) -> tuple[str, Shape]:
+        codes, after = self.chain(shape, self.draw(st.integers(1, 2)), depth=depth + 1, parametric=parametric)
         return call("nn.Sequential", *codes), after
 
-    def _module_list(self, shape: Shape, depth: int) -> tuple[str, Shape]:
-        codes, after = self.chain(shape, self.draw(st.integers(1, 2)), depth=depth + 1)
+    def _module_list(self, shape: Shape, depth: int, parametric: bool) -> tuple[str, Shape]:
+        codes, after = self.chain(shape, self.draw(st.integers(1, 2)), depth=depth + 1, parametric=parametric)
         return self._wrapped("Stack", *codes), after
 
-    def _residual(self, shape: Shape, depth: int) -> tuple[str, Shape]:
+    def _residual(self, shape: Shape, depth: int, parametric: bool) -> tuple[str, Shape]:
         codes = [self._like(shape, shape[0])]
         if self.draw(st.booleans()):
             codes += ["nn.ReLU()", self._like(shape, shape[0])]
         return self._wrapped("Residual", *codes), shape
 
-    def _dense(self, shape: Shape, depth: int) -> tuple[str, Shape]:
+    def _dense(self, shape: Shape, depth: int, parametric: bool) -> tuple[str, Shape]:
         more = self.draw(st.integers(1, self.most))
         code = self._like(shape, more)
         if not code:
-            return self.layer(shape)
+            return self.layer(shape, parametric=parametric)
         return self._wrapped("Dense", code), (shape[0] + more, *shape[1:])
 
-    def _branches(self, shape: Shape, depth: int) -> tuple[str, Shape]:
+    def _branches(self, shape: Shape, depth: int, parametric: bool) -> tuple[str, Shape]:
         out = self.draw(st.integers(1, self.most))
         codes = [self._like(shape, out) for _ in range(2)]
         if not all(codes):
-            return self.layer(shape)
+            return self.layer(shape, parametric=parametric)
         return self._wrapped("Sum", *codes), (out, *shape[1:])
 
-    def _owner(self, shape: Shape, depth: int) -> tuple[str, Shape]:
-        code, after = self.layer(shape)
+    def _owner(self, shape: Shape, depth: int, parametric: bool) -> tuple[str, Shape]:
+        code, after = self.layer(shape, parametric=parametric)
         return self._wrapped("Scaled", code), after
 
-    def _slot(self, shape: Shape, depth: int) -> tuple[str, Shape]:
-        code, after = self.layer(shape)
+    def _slot(self, shape: Shape, depth: int, parametric: bool) -> tuple[str, Shape]:
+        code, after = self.layer(shape, parametric=parametric)
         return self._wrapped("Slotted", code), after
 
-    def _reference(self, shape: Shape, depth: int) -> tuple[str, Shape]:
-        code, after = self.layer(shape)
+    def _reference(self, shape: Shape, depth: int, parametric: bool) -> tuple[str, Shape]:
+        code, after = self.layer(shape, parametric=parametric)
         return self._wrapped("Referring", code), after
 
-    def _lora(self, shape: Shape, depth: int) -> tuple[str, Shape]:
+    def _lora(self, shape: Shape, depth: int, parametric: bool) -> tuple[str, Shape]:
         out = self.draw(st.integers(1, self.most))
         return self._wrapped("LoRA", str(shape[-1]), str(out)), (*shape[:-1], out)
 
-    def _shared(self, shape: Shape, depth: int) -> tuple[str, Shape]:
+    def _shared(self, shape: Shape, depth: int, parametric: bool) -> tuple[str, Shape]:
         name = f"shared{len(self.statements) or ''}"
         code = self._like(shape, shape[0])
         if self.draw(st.booleans()):
@@ -140,17 +140,17 @@ class Sketch:
         self.statements.append(f"{name} = {code}")
         return call("nn.Sequential", name, "nn.Tanh()", name), shape
 
-    def _parametrized(self, shape: Shape, depth: int) -> tuple[str, Shape]:
+    def _parametrized(self, shape: Shape, depth: int, parametric: bool) -> tuple[str, Shape]:
         code, after = self._named_layer(shape)
         return f"nn.utils.parametrizations.weight_norm({code})", after
 
-    def _subclass(self, shape: Shape, depth: int) -> tuple[str, Shape]:
+    def _subclass(self, shape: Shape, depth: int, parametric: bool) -> tuple[str, Shape]:
         code, after = self._named_layer(shape)
         base = code.partition("(")[0].removeprefix("nn.")
         self.define(definition("Doubled", base=base).replace("Doubled", f"Doubled{base}"))
         return code.replace(f"nn.{base}", f"Doubled{base}", 1), after
 
-    def _namesake(self, shape: Shape, depth: int) -> tuple[str, Shape]:
+    def _namesake(self, shape: Shape, depth: int, parametric: bool) -> tuple[str, Shape]:
         if self.draw(st.booleans()):
             name = self.draw(st.sampled_from(("Linear", "Conv2d", "LSTM")))
             if self.define(definition("Namesake", base=name)):
@@ -165,9 +165,9 @@ class Sketch:
         piece = _layers.piece(self.draw, self.draw(st.sampled_from(kinds or ["Linear"])), shape, self.most)
         return piece.code, piece.shape
 
-    def _attention(self, shape: Shape, depth: int) -> tuple[str, Shape]:
+    def _attention(self, shape: Shape, depth: int, parametric: bool) -> tuple[str, Shape]:
         if len(shape) != 2:
-            return self.layer(shape)
+            return self.layer(shape, parametric=parametric)
         heads = self.draw(st.sampled_from([h for h in range(1, shape[-1] + 1) if shape[-1] % h == 0]))
         return self._wrapped("Attention", str(shape[-1]), str(heads)), shape
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from math import gcd, prod
@@ -236,10 +237,11 @@ def check_dtypes(dtypes: Collection[torch.dtype]) -> None:
         raise InvalidArgument(f"dtypes={dtypes!r} must be a collection of floating-point torch.dtypes")
 
 
-def check_bound(name: str, value: int, least: int) -> None:
-    """Refuse what is no integer of at least ``least``."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise InvalidArgument(f"{name}={value!r} must be an integer of at least {least}")
+def check_bound(name: str, value: int, least: int, most: float = math.inf) -> None:
+    """Refuse what is no integer of at least ``least`` and at most ``most``."""
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        above = "" if most == math.inf else f" and at most {most}"
+        raise InvalidArgument(f"{name}={value!r} must be an integer of at least {least}{above}")
 
 
 def _dims(kind: str) -> tuple[int, ...]:

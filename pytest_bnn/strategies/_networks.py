@@ -46,7 +46,7 @@ def _architectures(
     dtypes: tuple[torch.dtype, ...],
     most: int,
 ) -> nn.Module:
-    chosen: set[str] = draw(st.sets(st.sampled_from(features), max_size=3)) if features else set()
+    chosen: set[str] = draw(st.sets(st.sampled_from(features), max_size=4)) if features else set()
     blocks = tuple(block for block in (*PLAIN_BLOCKS, *ODD_BLOCKS) if block in chosen)
     sketch = Sketch(draw, kinds, blocks, most)
     needed = {kind for kind in kinds if kind in ("Linear", "Conv", "ConvTranspose", "LSTM")}
@@ -132,7 +132,7 @@ def architectures(
 ) -> st.SearchStrategy[nn.Module]:
     """Generate whole networks that run, each with at least one layer that owns weights or a block in its place.
 
-    A network is shown as the code that rebuilds it from torch alone; `source` gives that code. At most three
+    A network is shown as the code that rebuilds it from torch alone; `source` gives that code. At most four
     features come together. Examples shrink to ``Network(nn.Linear(1, 1))``: fewer layers, no features, sizes of 1.
 
     Args:

@@ -109,6 +109,44 @@ PARTS = {
         class Network(nn.Sequential):
             input_shape = {shape}
         """,
+    "SmallResNet": """
+        class SmallResNet(resnet.ResNet):
+            input_shape = {shape}
+
+            def __init__(self, block, depths, channels, num_classes):
+                nn.Module.__init__(self)
+                self._norm_layer, self.groups, self.base_width, self.dilation = nn.BatchNorm2d, 1, 64, 1
+                self.inplanes = channels
+                self.conv1 = nn.Conv2d(3, channels, 7, stride=2, padding=3, bias=False)
+                self.bn1 = nn.BatchNorm2d(channels)
+                self.relu = nn.ReLU(inplace=True)
+                self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
+                for stage, depth in enumerate([*depths, 0, 0, 0][:4]):
+                    stride = 2 if stage else 1
+                    layer = self._make_layer(block, channels * 2**stage, depth, stride) if depth else nn.Identity()
+                    setattr(self, f"layer{{stage + 1}}", layer)
+                self.avgpool = nn.AdaptiveAvgPool2d(1)
+                self.fc = nn.Linear(self.inplanes, num_classes)
+                for module in self.modules():
+                    if isinstance(module, nn.Conv2d):
+                        nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        """,
+    "trained": """
+        @torch.no_grad()
+        def trained(network):
+            norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+            for module in network.modules():
+                if isinstance(module, (nn.Conv2d, nn.Linear)):
+                    module.weight *= torch.empty_like(module.weight).log_normal_(-0.25, 0.5)
+            for norm in norms:
+                norm.weight.log_normal_(-0.3, 0.4)
+                norm.bias.normal_(-0.1, 0.2)
+                norm.momentum = 0.9
+            network.train()(torch.randn(16, *network.input_shape).to(network.fc.weight))
+            for norm in norms:
+                norm.momentum = 0.1
+            return network.eval()
+        """,
     "double": """
         def double(module, arguments, output):
             return 2 * output

@@ -65,9 +65,11 @@ def _repr(self: nn.Module) -> str:
 
 
 def _show(example: Any, printer: RepresentationPrinter, cycle: bool) -> None:
-    text = _sources.get(example)
-    if text is None:
-        text = repr(example)
+    show(_sources.get(example) or repr(example), printer)
+
+
+def show(text: str, printer: RepresentationPrinter) -> None:
+    """Print code as hypothesis prints an example: every line in its place."""
     for index, line in enumerate(text.splitlines()):
         if index:
             printer.break_()

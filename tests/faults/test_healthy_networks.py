@@ -12,6 +12,7 @@ from bayesian_torch.models.dnn_to_bnn import get_kl_loss
 from torch import Tensor, nn
 from torch.nn import functional
 
+from pytest_bnn.checks import measure_kl_loss
 from pytest_bnn.conversion import convert
 from pytest_bnn.environment import torchvision
 from pytest_bnn.evidence import Evidence, Verdict
@@ -203,3 +204,33 @@ def test_healthy_torchvision_networks_pass(name: str, size: int, layers: int, au
     )
     assert [e.explain() for e in found.values() if e.verdict is not Verdict.PASS] == []
     assert found["layers.replaced"]["Bayesian layers"] == layers
+
+
+@pytest.mark.parametrize(
+    ("expected", "verdict"), [(None, Verdict.PASS), (0.1, Verdict.PASS), (0.2, Verdict.PASS), (0.3, Verdict.FAIL)]
+)
+def test_tensors_of_one_size_leave_the_convention_to_the_expectation(expected: float | None, verdict: Verdict) -> None:
+    """Here 0.2 of the means is 0.1 of the sum, since each tensor holds two weights: nobody can tell them apart."""
+
+    def loss(model: nn.Module, batch: tuple[Tensor, Tensor | None]) -> Tensor:
+        data_term: Tensor = model(batch[0]).square().mean()
+        return data_term + 0.2 * get_kl_loss(model)
+
+    bnn = convert(nn.Sequential(nn.Linear(1, 2)))
+    found = measure_kl_loss(bnn, loss=loss, images=torch.ones(3, 1), kl_weight=expected)
+    assert found.verdict is verdict, found.explain()
+
+
+def test_most_tensors_of_one_size_do_not_hide_the_convention() -> None:
+    """Most tensors agree under both conventions, up to rounding: the one of another size decides."""
+
+    def loss(model: nn.Module, batch: tuple[Tensor, Tensor | None]) -> Tensor:
+        data_term: Tensor = model(batch[0]).square().mean()
+        return data_term + 0.5 * get_kl_loss(model)
+
+    for seed in range(8):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            network = nn.Sequential(*(nn.Linear(6, 6, bias=False) for _ in range(4)), nn.Linear(6, 3))
+        found = measure_kl_loss(convert(network), loss=loss, images=torch.ones(3, 6), kl_weight=0.5)
+        assert found.verdict is Verdict.PASS, found.explain()
