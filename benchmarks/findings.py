@@ -140,10 +140,10 @@ CAUSES = (
         "first at",
         is_a_namesake,
     ),
-    Cause("A child that is None raises an AttributeError", "new", "failure_is_a_refusal", "'NoneType' object"),
+    Cause("A child that is None raises an AttributeError", "A28", "failure_is_a_refusal", "'NoneType' object"),
     Cause(
         "A container at two places raises an AttributeError",
-        "new",
+        "A29",
         "failure_is_a_refusal",
         r"no attribute '\w*(Reparameterization|Flipout){2}'",
     ),
@@ -209,13 +209,13 @@ CAUSES = (
     ),
     Cause(
         "Converting twice raises an AttributeError",
-        "new",
+        "A30",
         "twice_is_refused_or_idempotent",
         r"no attribute '\w*(Reparameterization|Flipout){2}'",
     ),
     Cause(
         "Flipout's ConvTranspose2d swaps the channels of its prior",
-        "new",
+        "A31",
         "kl_is_closed_form",
         r"kl_loss\(\) raised RuntimeError: The size of tensor",
         also="^tensors_survive: .* had the shape",
@@ -223,7 +223,7 @@ CAUSES = (
     ),
     Cause(
         "Flipout's ConvTranspose3d with a bias cannot run",
-        "new",
+        "A32",
         "forward_runs",
         "UnboundLocalError",
         way="Flipout",

@@ -6,7 +6,7 @@ project = "pytest-bnn"
 author = "The pytest-bnn maintainers"
 release = version = installed("pytest-bnn")
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "sphinx.ext.napoleon"]
 exclude_patterns = ["_build"]
 html_theme = "furo"
 html_title = f"pytest-bnn {release}"

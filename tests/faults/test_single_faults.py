@@ -197,7 +197,7 @@ def test_float64_network_gets_float32_layers(
 
 @pytest.mark.parametrize("channels", [(4, 6), (6, 4)], ids=str)
 def test_flipout_of_transposed_convolution_has_no_kl(channels: tuple[int, int], bare: Bare, audit: Audit) -> None:
-    """ConvTranspose2dFlipout's prior has in and out channels swapped, so its own KL raises."""
+    """A31: ConvTranspose2dFlipout's prior has in and out channels swapped, so its own KL raises."""
     teacher = nn.Sequential(nn.ConvTranspose2d(*channels, 3), nn.Flatten(), nn.Linear(channels[1] * 36, 3)).eval()
     model = bare(teacher, "Flipout")
     found = audit(
@@ -212,7 +212,7 @@ def test_flipout_of_transposed_convolution_has_no_kl(channels: tuple[int, int], 
 
 
 def test_flipout_of_transposed_convolution_in_three_dimensions_raises(bare: Bare, audit: Audit) -> None:
-    """ConvTranspose3dFlipout with a bias reads a KL that it did not compute."""
+    """A32: ConvTranspose3dFlipout with a bias reads a KL that it did not compute."""
     teacher = nn.Sequential(nn.Unflatten(1, (1, 3)), nn.ConvTranspose3d(1, 2, 3), nn.Flatten()).eval()
     found = audit(bare(teacher, "Flipout"), teacher=teacher, images=torch.randn(2, 3, 4, 4))
     _says(found["mean.equals_teacher"], Verdict.FAIL, "raised", "1 (ConvTranspose3dFlipout)")

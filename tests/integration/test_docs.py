@@ -225,6 +225,16 @@ def test_every_public_name_is_in_the_api() -> None:
     assert sorted(documented) == sorted(pytest_bnn.__all__)
 
 
+def test_every_strategy_and_property_is_documented() -> None:
+    """On its own page: what they are is told there, and autodoc shows it."""
+    from pytest_bnn import properties, strategies
+
+    for name, module in (("strategies", strategies), ("properties", properties)):
+        text = page("strategies") + page("properties")
+        missing = [public for public in module.__all__ if not re.search(rf"\b{public}\b", text)]
+        assert not missing, f"{name}.md does not mention {missing}"
+
+
 def test_every_verdict_is_documented() -> None:
     """With the schema's version, which promises their meaning."""
     from pytest_bnn.evidence import SCHEMA_VERSION, SEVERITY
@@ -246,7 +256,7 @@ def test_model_card_is_documented() -> None:
         ), figure
 
 
-CATALOGUE = [f"A{number}" for number in range(1, 28)] + [f"B{number}" for number in range(1, 16)]
+CATALOGUE = [f"A{number}" for number in range(1, 33)] + [f"B{number}" for number in range(1, 16)]
 
 
 def test_catalogue_is_whole() -> None:
