@@ -213,8 +213,8 @@ def test_tensors_of_one_size_leave_the_convention_to_the_expectation(expected: f
     """Here 0.2 of the means is 0.1 of the sum, since each tensor holds two weights: nobody can tell them apart."""
 
     def loss(model: nn.Module, batch: tuple[Tensor, Tensor | None]) -> Tensor:
-        data_term: Tensor = model(batch[0]).square().mean()
-        return data_term + 0.2 * get_kl_loss(model)
+        value: Tensor = model(batch[0]).square().mean() + 0.2 * get_kl_loss(model)
+        return value
 
     bnn = convert(nn.Sequential(nn.Linear(1, 2)))
     found = measure_kl_loss(bnn, loss=loss, images=torch.ones(3, 1), kl_weight=expected)
@@ -225,8 +225,8 @@ def test_most_tensors_of_one_size_do_not_hide_the_convention() -> None:
     """Most tensors agree under both conventions, up to rounding: the one of another size decides."""
 
     def loss(model: nn.Module, batch: tuple[Tensor, Tensor | None]) -> Tensor:
-        data_term: Tensor = model(batch[0]).square().mean()
-        return data_term + 0.5 * get_kl_loss(model)
+        value: Tensor = model(batch[0]).square().mean() + 0.5 * get_kl_loss(model)
+        return value
 
     for seed in range(8):
         with torch.random.fork_rng(devices=[]):
