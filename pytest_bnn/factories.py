@@ -183,7 +183,7 @@ def _call(factory: Any, name: str, option: str) -> Any:
 
 
 def _raised(what: str, error: Exception) -> InputError:
-    message = f"{what} raised {type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
+    message = f"{what} raised {type(error).__name__}: {(str(error).strip().splitlines() or [''])[0].rstrip('.')}"
     if any(word in str(error).lower() for word in ("cuda", "nvidia", "mps")):
         fix = "there is no such accelerator here: build the network on the CPU and load weights with map_location='cpu'"
     else:

@@ -37,6 +37,8 @@ def references(model: nn.Module, planned: dict[int, str]) -> Iterator[Method | s
         for name, parameter in module.named_parameters()
     }
     for path, module in model.named_modules():
+        if isinstance(module, nn.RNNBase):  # refused, and torch keeps its weights twice
+            continue
         for name, value in module.__dict__.items():
             if name in ("_modules", "_parameters", "_buffers"):
                 continue

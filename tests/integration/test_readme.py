@@ -30,7 +30,7 @@ def blocks() -> list[Block]:
 
 
 def run(command: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    variables = {k: v for k, v in os.environ.items() if not k.startswith(("PYTEST_", "COV_"))}
+    variables = {k: v for k, v in os.environ.items() if not k.startswith(("PYTEST_", "COV_", "PYTHONPATH"))}
     return subprocess.run(
         ["bash", "-c", command],
         cwd=folder,

@@ -424,6 +424,7 @@ def test_all_obstacles_are_listed_at_once() -> None:
     for words in ("0 (OwnPadding)", "2.0 (Overriding)", "2.1 (LSTM)", "3 (Linear)"):
         assert words in str(caught.value)
     assert "1 (Linear)" not in str(caught.value)
+    assert "_flat_weights" not in str(caught.value)  # torch's own second list of an LSTM's weights
 
 
 @pytest.mark.parametrize("name", ["prior_mu", "prior_sigma", "posterior_mu_init", "posterior_rho_init", "moped_delta"])

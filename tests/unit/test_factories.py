@@ -187,7 +187,7 @@ def make_network(): return nn.Linear(3, 3)
 class Zoo:
     @staticmethod
     def small(): return nn.Linear(4, 4)
-def broken(): raise ZeroDivisionError("no\\nsecond line")
+def broken(): raise ZeroDivisionError("no.\\nsecond line")
 pixels = torch.zeros(700, 3)
 def dataset(): return torch.utils.data.TensorDataset(pixels)
 """
