@@ -17,7 +17,7 @@ import pytest
 from pytest_bnn.errors import PytestBnnError
 from pytest_bnn.evidence import AuditRun, Recorder, Verdict, recording
 from pytest_bnn.fixtures.settings import SETTINGS, settings_of
-from pytest_bnn.options import OPTIONS, resolve
+from pytest_bnn.options import OPTIONS, resolve, using
 from pytest_bnn.plain import from_plain, show, to_plain
 from pytest_bnn.report.files import require_writable
 
@@ -83,7 +83,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
     recorder = item.stash[_RECORDER] = Recorder(subject=item.name)
     item.stash[_SHARED] = []
     item.config.stash[_RUNNING] = item
-    with recording(recorder):
+    with recording(recorder), using(item.config.stash[SETTINGS]):
         return (yield)
 
 

@@ -21,6 +21,7 @@ from pytest_bnn.evidence import (
 from pytest_bnn.posterior import KlError
 from pytest_bnn.sampling import ForwardError
 from pytest_bnn.subject import Subject
+from pytest_bnn.threads import limited
 
 P = ParamSpec("P")
 
@@ -67,7 +68,8 @@ class Check:
             finding = not_applicable(_HOW_TO_GIVE[missing[0]])
         else:
             try:
-                finding = find(subject)
+                with limited():
+                    finding = find(subject)
             except PytestBnnError:
                 raise
             except ForwardError as error:
