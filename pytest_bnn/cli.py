@@ -268,6 +268,8 @@ def _show(run: AuditRun, *, verbose: bool) -> None:
                 word = Text(check.verdict.replace("_", " "), style=style.get(check.verdict, "dim"))
                 table.add_row(word, check.id, Text(check.headline))
         console.print(table)
+        for sampler in dict.fromkeys(c.sampler for c in run.checks if c.subject == subject and c.sampler):
+            console.print(Text(f"passes: {sampler}", style="dim"))
         console.print()
     told = (Verdict.FAIL, Verdict.ERROR, Verdict.INCONCLUSIVE, Verdict.WARN)
     for check in run.checks:

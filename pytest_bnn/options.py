@@ -136,6 +136,14 @@ OPTIONS = (
         help="threads that an audit computes with; 0 takes the process's share of the cores, which pytest-xdist's "
         "workers split between them",
     ),
+    Option(
+        name="sampler",
+        default="auto",
+        read=_choice("auto", "own", "engine"),
+        metavar="auto|own|engine",
+        help="what computes the Monte-Carlo passes: the engine where it has repeated passes of the model's own "
+        "forward, else that forward; always that forward; or the engine, and an error where it cannot be used",
+    ),
 )
 
 
@@ -151,6 +159,7 @@ class Settings:
     min_agreement: float = 0.95
     inconclusive: Inconclusive = "fail"
     threads: int = 0
+    sampler: str = "auto"
 
 
 _settings: ContextVar[Settings | None] = ContextVar("pytest_bnn_settings", default=None)

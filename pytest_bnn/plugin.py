@@ -6,6 +6,7 @@ Loads neither torch nor numpy: those come with the first fixture or check that a
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Generator
 from contextlib import ExitStack
 from dataclasses import replace
@@ -194,5 +195,7 @@ class _Collector:
             terminalreporter.line(f"  {check.verdict.value:<12} {check.id:<20} {check.subject}: {check.headline}")
         if len(told) > _MOST_LINES:
             terminalreporter.line(f"  and {len(told) - _MOST_LINES} more")
+        for sampler, count in Counter(check.sampler for check in checks if check.sampler).items():
+            terminalreporter.line(f"passes of {count} checks: {sampler}")
         if self.said:
             terminalreporter.line(self.said)

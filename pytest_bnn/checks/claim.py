@@ -62,7 +62,7 @@ class Check:
         A model whose own forward raises fails the claim; anything else that goes wrong inside the check is the
         verdict ``error``; wrong input (`PytestBnnError`) is raised.
         """
-        start = time.perf_counter()
+        start, asked = time.perf_counter(), subject.asked
         missing = [need for need in self.needs if getattr(subject, need) is None]
         if missing:
             finding = not_applicable(_HOW_TO_GIVE[missing[0]])
@@ -107,6 +107,7 @@ class Check:
             seed=subject.seed,
             samples=finding.samples,
             seconds=round(time.perf_counter() - start, 3),
+            sampler=subject.sampler if subject.asked > asked else "",
         )
         record(evidence)
         return evidence

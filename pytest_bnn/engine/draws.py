@@ -24,6 +24,9 @@ _HEAD = 4096
 #: Where the spacing of floats at mu exceeds this share of sigma, a draw cannot be seen in the sum of the two.
 _ROUNDING = 0.1
 
+#: A sigma below this is none.
+_TINY = 1e-30
+
 #: No standard normal number is larger: the chance is 1e-23.
 _LARGEST = 10.0
 
@@ -39,9 +42,19 @@ class _Sums:
 
     def take(self, values: Tensor, head: Tensor) -> None:
         self.count += values.numel()
-        self.total += float(values.sum(dtype=torch.float64))
-        self.squares += float(torch.linalg.vector_norm(values, dtype=torch.float64)) ** 2
+        self.total += float(values.sum())
+        self.squares += float(values.square().sum())
         self.heads.append(head.double())
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Scale:
+    """A tensor's sigma and the spacing of floats at its draws, flat; which draws can be seen, None where all can."""
+
+    sigma: Tensor
+    spacing: Tensor | None
+    seen: Tensor | None
+    finite: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +73,7 @@ class DrawTests:
     def __init__(self) -> None:
         self._noise: defaultdict[tuple[str, int], _Sums] = defaultdict(_Sums)
         self._signs: defaultdict[tuple[str, int], _Sums] = defaultdict(_Sums)
+        self._scales: dict[str, _Scale] = {}
         self._trouble = ""
 
     def take(self, calls: list[LayerCall]) -> None:
@@ -83,17 +97,22 @@ class DrawTests:
                     )
 
     def _take_noise(self, tensor: PosteriorTensor, noise: Tensor, number: int, *, rounded: bool) -> None:
-        sigma, noise = tensor.sigma.flatten(), noise.flatten()
-        if not bool(torch.isfinite(sigma).all() & torch.isfinite(noise).all()):
+        scale = self._scales.get(tensor.name) or self._scales.setdefault(tensor.name, _scale(tensor, rounded=rounded))
+        noise = noise.flatten()
+        values = noise / scale.sigma
+        head = values[:_HEAD]
+        low, high = (float(bound) for bound in torch.aminmax(noise if scale.seen is not None else values))
+        if not (scale.finite and math.isfinite(low) and math.isfinite(high)):
             self._trouble = self._trouble or f"{tensor.name} is drawn with NaN or infinity"
             return
-        spacing = torch.finfo(noise.dtype).eps * tensor.mu.detach().flatten().abs() if rounded else 0 * sigma
-        seen = (spacing <= _ROUNDING * sigma) & (sigma > 1e-30)
-        if bool((noise.abs() > _LARGEST * sigma + 2 * spacing + 1e-30).any()):
+        if scale.seen is None:
+            far = max(-low, high) > _LARGEST
+        else:
+            assert scale.spacing is not None
+            far = bool((noise.abs() > _LARGEST * scale.sigma + 2 * scale.spacing + _TINY).any())
+            values, head = values[scale.seen], head[scale.seen[:_HEAD]]
+        if far:
             self._trouble = self._trouble or f"{tensor.name} is drawn further from mu than {_LARGEST:g} sigma"
-        whole = bool(seen.all())
-        values = noise / sigma if whole else noise[seen] / sigma[seen]
-        head = values[:_HEAD] if whole else (noise[:_HEAD] / sigma[:_HEAD])[seen[:_HEAD]]
         self._noise[tensor.name, number].take(values, head)
 
     def trouble(self) -> str:
@@ -131,6 +150,16 @@ class DrawTests:
             common = min(a.shape[1], b.shape[1])
             probability = _related(a[:, :common].flatten(), b[:, :common].flatten())
             yield _Test(probability, f"{one_key[0]} and {other_key[0]} share their noise")
+
+
+def _scale(tensor: PosteriorTensor, *, rounded: bool) -> _Scale:
+    sigma = tensor.sigma.flatten()
+    seen, spacing = sigma > _TINY, torch.zeros(1)
+    if rounded:
+        spacing = torch.finfo(sigma.dtype).eps * tensor.mu.detach().flatten().abs()
+        seen &= spacing <= _ROUNDING * sigma
+    finite = math.isfinite(float(sigma.max()))
+    return _Scale(sigma, None, None, finite) if bool(seen.all()) else _Scale(sigma, spacing, seen, finite)
 
 
 def _normal(deviate: float) -> float:

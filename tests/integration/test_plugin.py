@@ -581,6 +581,7 @@ WRONG = {
     "min-agreement": ("1.5", "a number above 0, up to 1"),
     "inconclusive": ("perhaps", "fail or warn"),
     "threads": ("-1", "a whole number from 0"),
+    "sampler": ("fast", "auto or own or engine"),
     "weights": (" ", "a text that is not empty"),
 }
 
