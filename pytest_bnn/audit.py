@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch
 from torch import nn
 
 from pytest_bnn.checks.agreement import MAX_PASSES, MIN_AGREEMENT, TEACHER_AGREEMENT, measure_teacher_agreement
@@ -34,6 +33,7 @@ from pytest_bnn.exhibits import describe
 from pytest_bnn.factories import MAX_IMAGES, batch_of
 from pytest_bnn.images import suitable
 from pytest_bnn.subject import StageOption, Subject
+from pytest_bnn.threads import share
 from pytest_bnn.training import Loss, batch_size, distillation_loss, finetune, number_of_batches
 from pytest_bnn.weights import Teacher
 
@@ -204,7 +204,7 @@ def provenance(*, seed: int, command: Sequence[str] | None = None) -> dict[str, 
     said = {"created": now.strftime("%Y-%m-%d %H:%M:%S UTC"), "seed": str(seed)}
     if command is not None:
         said["command"] = shlex.join(command)
-    return {**said, "threads": str(torch.get_num_threads()), **versions()}
+    return {**said, "threads": str(share()), **versions()}
 
 
 def _chosen(checks: Iterable[str] | None) -> frozenset[str]:

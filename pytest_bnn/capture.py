@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -29,11 +30,12 @@ class FunctionalCall:
 
 @dataclass(slots=True, eq=False)
 class LayerCall:
-    """What one call of a Bayesian layer did: its functional calls in order, and its output."""
+    """What one call of a Bayesian layer did: its functional calls in order, its output, and Flipout's signs (int8)."""
 
     layer: BayesianLayer
     functional: list[FunctionalCall] = field(default_factory=list)
     output: Any = None
+    signs: list[Tensor] = field(default_factory=list)
 
     def noise(self) -> list[tuple[PosteriorTensor, Tensor]]:
         """Give the noise that the call really used, ``w - mu``, in units of the weights, for each posterior tensor.
@@ -66,7 +68,10 @@ class _Capture(TorchFunctionMode):
             weight = args[1] if len(args) > 1 else kwargs["weight"]
             bias = args[2] if len(args) > 2 else kwargs.get("bias")
             self.running[-1].functional.append(FunctionalCall(func, weight, bias, tuple(args[3:]), rest))
-        return func(*args, **kwargs)
+        result = func(*args, **kwargs)
+        if self.running and func is Tensor.uniform_ and self.running[-1].layer.estimator == "Flipout":
+            self.running[-1].signs.append(result.detach().sign().to(torch.int8))
+        return result
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from pytest_bnn.errors import InputError, PytestBnnError
-from pytest_bnn.options import OPTIONS, Settings, resolve
+from pytest_bnn.options import OPTIONS, Settings, resolve, using
 
 if TYPE_CHECKING:
     from pytest_bnn.audit import Progress, Thresholds
@@ -159,7 +159,7 @@ def _audit(given: argparse.Namespace, arguments: list[str]) -> int:
     output = Path(given.output)
     require_writable(output)
     _require_fitting_options(given)
-    with _progress() as say:
+    with using(settings), _progress() as say:
         say("loading torch")
         from pytest_bnn.audit import Thresholds, provenance
 
@@ -268,6 +268,8 @@ def _show(run: AuditRun, *, verbose: bool) -> None:
                 word = Text(check.verdict.replace("_", " "), style=style.get(check.verdict, "dim"))
                 table.add_row(word, check.id, Text(check.headline))
         console.print(table)
+        for sampler in dict.fromkeys(c.sampler for c in run.checks if c.subject == subject and c.sampler):
+            console.print(Text(f"passes: {sampler}", style="dim"))
         console.print()
     told = (Verdict.FAIL, Verdict.ERROR, Verdict.INCONCLUSIVE, Verdict.WARN)
     for check in run.checks:

@@ -78,7 +78,10 @@ class LayerFinding:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evidence:
-    """One check's verdict on one subject, with all that a reader needs to believe or repeat it."""
+    """One check's verdict on one subject, with all that a reader needs to believe or repeat it.
+
+    ``sampler`` says what computed its Monte-Carlo passes, and why; it is empty where it took none.
+    """
 
     id: str
     subject: str
@@ -94,6 +97,7 @@ class Evidence:
     seed: int = 0
     samples: int = 0
     seconds: float = 0.0
+    sampler: str = ""
 
     def __getitem__(self, name: str) -> Scalar:
         """Give the value of the measurement called ``name``; KeyError lists the names there are."""
@@ -187,7 +191,7 @@ class TrainingStep:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SubjectRecord:
-    """What was audited: a model, described so that the report can show it."""
+    """What was audited: a model, described so that the report can show it. ``sampler`` is that of its passes."""
 
     name: str
     stage: Stage
@@ -198,6 +202,7 @@ class SubjectRecord:
     layers: tuple[LayerRow, ...] = ()
     predictions: tuple[Prediction, ...] = ()
     training: tuple[TrainingStep, ...] = ()
+    sampler: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -34,6 +34,7 @@ def describe(subject: Subject, training: Sequence[TrainingStep] = ()) -> Subject
         layers=tuple(_layer_rows(subject.model)),
         predictions=tuple(_predictions(subject)),
         training=tuple(training),
+        sampler=subject.sampler,
     )
 
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, fields
 from typing import Any, cast
 
@@ -126,6 +128,22 @@ OPTIONS = (
         metavar="fail|warn",
         help="what a claim counts as that the samples could not decide",
     ),
+    Option(
+        name="threads",
+        default=0,
+        read=_whole(0),
+        metavar="N",
+        help="threads that an audit computes with; 0 takes the process's share of the cores, which pytest-xdist's "
+        "workers split between them",
+    ),
+    Option(
+        name="sampler",
+        default="auto",
+        read=_choice("auto", "own", "engine"),
+        metavar="auto|own|engine",
+        help="what computes the Monte-Carlo passes: the engine where it has repeated passes of the model's own "
+        "forward, else that forward; always that forward; or the engine, and an error where it cannot be used",
+    ),
 )
 
 
@@ -140,6 +158,26 @@ class Settings:
     seed: int = 0
     min_agreement: float = 0.95
     inconclusive: Inconclusive = "fail"
+    threads: int = 0
+    sampler: str = "auto"
+
+
+_settings: ContextVar[Settings | None] = ContextVar("pytest_bnn_settings", default=None)
+
+
+@contextmanager
+def using(settings: Settings) -> Iterator[None]:
+    """Let settings be in force inside, for what is no argument of a check: how the passes are computed."""
+    token = _settings.set(settings)
+    try:
+        yield
+    finally:
+        _settings.reset(token)
+
+
+def in_force() -> Settings:
+    """Give the settings in force, the defaults where there are none."""
+    return _settings.get() or Settings()
 
 
 def resolve(command_line: Mapping[str, str | None], ini: Mapping[str, str] | None = None, *, prefix: str) -> Settings:

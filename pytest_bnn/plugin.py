@@ -6,6 +6,7 @@ Loads neither torch nor numpy: those come with the first fixture or check that a
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Generator
 from contextlib import ExitStack
 from dataclasses import replace
@@ -17,7 +18,7 @@ import pytest
 from pytest_bnn.errors import PytestBnnError
 from pytest_bnn.evidence import AuditRun, Recorder, Verdict, recording
 from pytest_bnn.fixtures.settings import SETTINGS, settings_of
-from pytest_bnn.options import OPTIONS, resolve
+from pytest_bnn.options import OPTIONS, resolve, using
 from pytest_bnn.plain import from_plain, show, to_plain
 from pytest_bnn.report.files import require_writable
 
@@ -83,7 +84,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
     recorder = item.stash[_RECORDER] = Recorder(subject=item.name)
     item.stash[_SHARED] = []
     item.config.stash[_RUNNING] = item
-    with recording(recorder):
+    with recording(recorder), using(item.config.stash[SETTINGS]):
         return (yield)
 
 
@@ -194,5 +195,7 @@ class _Collector:
             terminalreporter.line(f"  {check.verdict.value:<12} {check.id:<20} {check.subject}: {check.headline}")
         if len(told) > _MOST_LINES:
             terminalreporter.line(f"  and {len(told) - _MOST_LINES} more")
+        for sampler, count in Counter(check.sampler for check in checks if check.sampler).items():
+            terminalreporter.line(f"passes of {count} checks: {sampler}")
         if self.said:
             terminalreporter.line(self.said)

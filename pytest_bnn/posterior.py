@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+from bayesian_torch import layers as library
 from bayesian_torch.layers.base_variational_layer import BaseVariationalLayer_
 from bayesian_torch.models.dnn_to_bnn import get_kl_loss
 from torch import Tensor, nn
@@ -20,6 +21,9 @@ from torch.overrides import TorchFunctionMode
 from pytest_bnn.isolation import raised_in, replaced
 
 ESTIMATORS = ("Reparameterization", "Flipout")
+
+#: Kinds of the library's layers that are one functional call with a drawn weight and bias.
+_STOCK = frozenset(["Linear", *(f"Conv{t}{n}d" for t in ("", "Transpose") for n in (1, 2, 3))])
 
 #: Attributes of a bayesian-torch layer, for its weight (named kernel in convolutions) and its bias.
 _ATTRIBUTES = (
@@ -124,6 +128,19 @@ class BayesianLayer:
     def weights(self) -> int:
         """How many weights have a posterior here."""
         return sum(tensor.count for tensor in self.tensors)
+
+    @property
+    def is_stock(self) -> bool:
+        """Whether it is the library's own convolution or linear layer with its own forward, which gives the output."""
+        module: Any = self.module
+        return (
+            self.estimator in ESTIMATORS
+            and self.kind in _STOCK
+            and type(module) is getattr(library, self.kind + self.estimator)
+            and "forward" not in vars(module)
+            and bool(module.dnn_to_bnn_flag)
+            and not module.quant_prepare
+        )
 
     def kl(self) -> Tensor:
         """Give the KL term as the layer itself computes it, with its graph."""

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy
 import torch
 from torch import Tensor, nn
 
+from pytest_bnn.errors import InputError
 from pytest_bnn.isolation import raised_in, seed_everything, undisturbed
+from pytest_bnn.options import in_force
+
+if TYPE_CHECKING:
+    from pytest_bnn.engine.run import Engine
 
 #: Numbers in the images of one chunk: 64 images of 3x224x224. Bounds the memory of a pass.
 _CHUNK = 64 * 3 * 224 * 224
@@ -66,30 +71,64 @@ def probabilities(outputs: Tensor) -> Tensor:
 class PassBank:
     """The outputs of a model on a set of images, pass after pass: pass k is the same whoever asks first.
 
-    One draw of the weights serves all images of a pass, as in the library, whatever the chunking (Flipout's
-    signs repeat from chunk to chunk, which no statement about single images can notice).
+    One draw of the weights serves all images of a pass, as in the library, whatever the chunking. The sampling engine
+    draws the passes where it has shown that it repeats the model's own forward (`pytest_bnn.engine`); otherwise that
+    forward does (there Flipout's signs repeat from chunk to chunk, which no statement about single images can notice).
+
+    Args:
+        model: The network.
+        images: Inputs ``[N, ...]``.
+        seed: Of the passes.
+        sampler: ``"auto"``, ``"own"`` or ``"engine"``; the setting in force when None.
     """
 
-    def __init__(self, model: nn.Module, images: Tensor, seed: int) -> None:
+    def __init__(self, model: nn.Module, images: Tensor, seed: int, *, sampler: str | None = None) -> None:
         self.model = model
         self.images = images
         self.seed = seed
+        self.asked = 0
+        self._choice = sampler
         self._stored: list[Tensor] = []
+        self._engine: Engine | None = None
+        self._decided_for: object = None
+        self._sampler = ""
 
     @property
     def drawn(self) -> int:
         """How many passes on all images are there already."""
         return len(self._stored)
 
+    @property
+    def sampler(self) -> str:
+        """What draws the passes, and why, in words; empty before the first one."""
+        return self._sampler
+
     def first(self, passes: int) -> Tensor:
         """Give the first passes on all images, ``[passes, images, ...]``, drawing those that are missing."""
+        self.asked += 1
         if len(self._stored) < passes:
             self._stored.extend(self.draw(len(self._stored), passes))
         return torch.stack(self._stored[:passes])
 
     def draw(self, start: int, stop: int, rows: Tensor | None = None) -> Tensor:
-        """Give the passes from ``start`` up to ``stop``, on some images or all, without keeping them."""
+        """Give the passes from ``start`` up to ``stop``, on some images or all, without keeping them.
+
+        Raises:
+            ForwardError: The model raised, or returned something that is no tensor.
+            InputError: The sampler is ``"engine"``, and the engine cannot be used.
+        """
+        self.asked += 1
         images = self.images if rows is None else self.images[rows]
+        self._decide()
+        if self._engine is not None:
+            numbers = torch.arange(len(images)) if rows is None else rows.to(torch.int64)
+            try:
+                return self._engine.run(range(start, stop), images, numbers)
+            except Exception as error:
+                self._decline(f"{type(error).__name__}: {error}")
+        return self._own(start, stop, images)
+
+    def _own(self, start: int, stop: int, images: Tensor) -> Tensor:
         parts = images.split(max(1, _CHUNK // max(1, images[0].numel())))
         passes = []
         with undisturbed(self.model, seed=self.seed):
@@ -100,3 +139,42 @@ class PassBank:
                     outputs.append(forward(self.model, part))
                 passes.append(torch.cat(outputs))
         return torch.stack(passes)
+
+    def _decide(self) -> None:
+        """Let the engine and the model shake hands, again where the model has changed."""
+        choice = self._choice or in_force().sampler
+        state = (choice, None if choice == "own" else _state(self.model))
+        if state == self._decided_for:
+            return
+        self._decided_for, self._engine = state, None
+        if choice == "own":
+            self._sampler = "own forward (chosen)"
+            return
+        from pytest_bnn.engine.handshake import shake_hands
+        from pytest_bnn.engine.plan import Unsupported
+
+        try:
+            self._engine = shake_hands(self.model, self.images, self.seed)
+        except Unsupported as error:
+            self._decline(str(error))
+        else:
+            warning = f": {self._engine.warning}" if self._engine.warning else ""
+            self._sampler = f"engine ({self._engine.noise}{warning})"
+
+    def _decline(self, reason: str) -> None:
+        self._engine = None
+        self._sampler = f"own forward ({reason})"
+        if (self._choice or in_force().sampler) == "engine":
+            raise InputError(f"the sampling engine cannot be used: {reason}", fix="leave the sampler at auto")
+
+
+def _state(model: nn.Module) -> tuple[object, ...]:
+    """Give what tells whether a model may have changed: its modules, modes, hooks and tensors, noise buffers aside."""
+    found: list[object] = []
+    for module in model.modules():
+        hooks = len(module._forward_hooks), len(module._forward_pre_hooks), "forward" in vars(module)
+        found.append((id(module), module.training, hooks))
+        for name, tensor in (*module._parameters.items(), *module._buffers.items()):
+            if tensor is not None and not name.startswith("eps_"):
+                found.append((id(tensor), tensor._version))
+    return tuple(found)

@@ -111,6 +111,16 @@ class Subject:
             self._bank = PassBank(self.model, self.require_images(), self.seed)
         return self._bank
 
+    @property
+    def asked(self) -> int:
+        """How often passes were asked for."""
+        return 0 if self._bank is None else self._bank.asked
+
+    @property
+    def sampler(self) -> str:
+        """What draws the passes, and why, in words; empty where none was drawn."""
+        return "" if self._bank is None else self._bank.sampler
+
     def require_images(self) -> Tensor:
         """Give the images; `Check.run` has made sure that there are some."""
         assert self.images is not None
@@ -126,7 +136,7 @@ class Subject:
             assert self.teacher is not None
             images = fitted(self.require_images(), self.teacher)
             try:
-                output = PassBank(self.teacher, images, self.seed).first(1)[0]
+                output = PassBank(self.teacher, images, self.seed, sampler="own").first(1)[0]
             except ForwardError as error:
                 raise does_not_accept("teacher", self.teacher, images, error) from error
             self._teacher_output = output.to(self.require_images().device)

@@ -15,6 +15,7 @@ from pytest_bnn.errors import InputError
 from pytest_bnn.evidence import TrainingStep
 from pytest_bnn.isolation import preserved_random_state, seed_everything
 from pytest_bnn.sampling import output_tensor, probabilities
+from pytest_bnn.threads import limited
 
 #: A training loss: ``loss(model, (images, labels))`` gives a scalar tensor.
 Loss: TypeAlias = Callable[[nn.Module, tuple[Tensor, Tensor | None]], Tensor]
@@ -97,7 +98,7 @@ def finetune(
     if kl_weight is None:
         kl_weight = 1 / number_of_batches(len(images), batch)
     trajectory = []
-    with _modes_of(model, teacher), preserved_random_state():
+    with limited(), _modes_of(model, teacher), preserved_random_state():
         seed_everything(seed)
         model.eval()
         teacher.eval()

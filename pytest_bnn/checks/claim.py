@@ -21,6 +21,7 @@ from pytest_bnn.evidence import (
 from pytest_bnn.posterior import KlError
 from pytest_bnn.sampling import ForwardError
 from pytest_bnn.subject import Subject
+from pytest_bnn.threads import limited
 
 P = ParamSpec("P")
 
@@ -61,13 +62,14 @@ class Check:
         A model whose own forward raises fails the claim; anything else that goes wrong inside the check is the
         verdict ``error``; wrong input (`PytestBnnError`) is raised.
         """
-        start = time.perf_counter()
+        start, asked = time.perf_counter(), subject.asked
         missing = [need for need in self.needs if getattr(subject, need) is None]
         if missing:
             finding = not_applicable(_HOW_TO_GIVE[missing[0]])
         else:
             try:
-                finding = find(subject)
+                with limited():
+                    finding = find(subject)
             except PytestBnnError:
                 raise
             except ForwardError as error:
@@ -105,6 +107,7 @@ class Check:
             seed=subject.seed,
             samples=finding.samples,
             seconds=round(time.perf_counter() - start, 3),
+            sampler=subject.sampler if subject.asked > asked else "",
         )
         record(evidence)
         return evidence

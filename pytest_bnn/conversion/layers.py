@@ -173,3 +173,14 @@ def layer_class(kind: str, estimator: str, *, own: bool) -> type[nn.Module]:
     name = kind + estimator
     found: type[nn.Module] = globals()[name] if own else getattr(library, name)
     return found
+
+
+def is_ours(module: nn.Module) -> bool:
+    """Say whether it is one of the layers here that draw exactly as the library's do: padded or transposed."""
+    own = globals().get(type(module).__name__) is type(module) and "forward" not in vars(module)
+    return own and isinstance(module, _Padded | _Transposed)
+
+
+def border_of(module: nn.Module) -> tuple[list[int], str] | None:
+    """Give how a padded layer pads its input before its convolution: for ``torch.nn.functional.pad``."""
+    return (module.border, module.padding_mode) if isinstance(module, _Padded) else None

@@ -580,6 +580,8 @@ WRONG = {
     "seed": ("-1", "a whole number from 0"),
     "min-agreement": ("1.5", "a number above 0, up to 1"),
     "inconclusive": ("perhaps", "fail or warn"),
+    "threads": ("-1", "a whole number from 0"),
+    "sampler": ("fast", "auto or own or engine"),
     "weights": (" ", "a text that is not empty"),
 }
 

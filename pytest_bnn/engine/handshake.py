@@ -1,0 +1,136 @@
+"""May the engine stand in for a model's own forward? Only after it has repeated some of its passes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from pytest_bnn.capture import LayerCall, capture
+from pytest_bnn.checks.trace import difference, tolerance
+from pytest_bnn.engine.draws import DrawTests
+from pytest_bnn.engine.noise import make_noise
+from pytest_bnn.engine.plan import Consumers, Plan, Unsupported, make_plan
+from pytest_bnn.engine.replica import Worker, calls_by_layer
+from pytest_bnn.engine.run import Engine, passes_chunk
+from pytest_bnn.isolation import undisturbed
+from pytest_bnn.posterior import BayesianLayer, bayesian_layers
+from pytest_bnn.sampling import output_tensor
+from pytest_bnn.threads import share
+
+#: Passes of the model's own forward that are repeated: the least, the most, and the draws that they should add up to.
+_LEAST_PASSES, _MOST_PASSES, _ENOUGH_DRAWS = 3, 32, 20_000
+
+
+def shake_hands(model: nn.Module, images: Tensor, seed: int) -> Engine:
+    """Make an engine for a model, once it has shown that it computes what the model's own forward computes.
+
+    The weights that the own forward really used in some passes on two images are captured and given to the engine:
+    the outputs must be equal to float tolerance. The captured draws must be what the posterior says (`DrawTests`).
+    The engine's own passes must give an image the same output whatever images are beside it.
+
+    Args:
+        model: The network; it is left undisturbed.
+        images: Its inputs.
+        seed: Of the engine's noise.
+
+    Raises:
+        Unsupported: The engine must not be used; the message says why.
+    """
+    layers = bayesian_layers(model)
+    reason = refusal(model, layers, images)
+    if reason:
+        raise Unsupported(reason)
+    two = images[:2] if len(images) > 1 else images[:1].repeat(2, *[1] * (images.ndim - 1))
+    reasons = []
+    for channels_last in (True, False):
+        noise, warning = make_noise(seed)
+        with undisturbed(model, seed=seed), torch.no_grad():
+            try:
+                plan, chunk = _compare(model, layers, two, seed, channels_last=channels_last)
+                workers = [Worker(model, plan, noise) for _ in range(share())]
+                engine = Engine(plan, workers, chunk, warning)
+                _require_independent_images(engine, two)
+            except Unsupported:
+                raise
+            except Exception as error:
+                reasons.append(f"{type(error).__name__}: {error}")
+                continue
+        return engine
+    raise Unsupported(f"the engine could not repeat its forward ({reasons[-1]})")
+
+
+def refusal(model: nn.Module, layers: Sequence[BayesianLayer], images: Tensor) -> str:
+    """Say why the engine must not even try a model as it is now; empty where it may."""
+    if not layers:
+        return "nothing in it is Bayesian"
+    if images.device.type != "cpu" or images.dtype is not torch.float32:
+        return f"the images are {str(images.dtype).removeprefix('torch.')} on {images.device.type}"
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.device.type != "cpu" or tensor.layout is not torch.strided:
+            return f"{name} is on {tensor.device.type}, {str(tensor.layout).removeprefix('torch.')}"
+        if tensor.is_floating_point() and tensor.dtype is not torch.float32:
+            return f"{name} is {str(tensor.dtype).removeprefix('torch.')}"
+    if nn.modules.module._global_forward_hooks or nn.modules.module._global_forward_pre_hooks:
+        return "torch has global forward hooks"
+    bayesian = {id(layer.module) for layer in layers}
+    for path, module in model.named_modules():
+        where = f"{path or 'the model itself'} ({type(module).__name__})"
+        if module._forward_hooks or module._forward_pre_hooks:
+            return f"{where} has a forward hook"
+        if "forward" in vars(module) or type(module).__call__ is not nn.Module.__call__:
+            return f"{where} has a forward of its own instead of its class's"
+        if isinstance(module, torch.jit.ScriptModule):
+            return f"{where} is compiled"
+        if module.training and not model.training and id(module) not in bayesian:
+            return f"{where} is in train mode"
+    return ""
+
+
+def _compare(
+    model: nn.Module, layers: Sequence[BayesianLayer], images: Tensor, seed: int, *, channels_last: bool
+) -> tuple[Plan, int]:
+    """Let the engine repeat passes of the model's own forward; give its plan, and the images of a chunk."""
+    weights = sum(layer.weights for layer in layers)
+    passes = max(_LEAST_PASSES, min(_MOST_PASSES, _ENOUGH_DRAWS // max(1, weights)))
+    tests = DrawTests()
+    worker = None
+    chunk = 1
+    for index in range(passes):
+        with _watched(model) as (calls, consumers):
+            wanted = output_tensor(model(images))
+        tests.take(calls)
+        if worker is None:
+            plan = make_plan(calls, consumers, channels_last=channels_last)
+            chunk = passes_chunk(calls, len(images))
+            worker = Worker(model, plan, make_noise(seed)[0])
+        worker.given = calls_by_layer(calls)
+        worker.start(index, torch.arange(len(images)))
+        found = output_tensor(worker.model(images))
+        worker.finish()
+        gap = difference(wanted, found)
+        if not 0 <= gap <= tolerance(wanted):
+            amount = "shape" if gap < 0 else f"{gap:.2g} of the outputs' scale"
+            raise Unsupported(f"with the weights of its own forward the engine's outputs differ by {amount}")
+        del calls
+    trouble = tests.trouble()
+    if trouble:
+        raise Unsupported(trouble)
+    return plan, chunk
+
+
+@contextmanager
+def _watched(model: nn.Module) -> Iterator[tuple[list[LayerCall], Consumers]]:
+    with capture(model) as calls, Consumers(model, calls) as consumers:
+        yield calls, consumers
+
+
+def _require_independent_images(engine: Engine, two: Tensor) -> None:
+    rows = torch.arange(2)
+    together = engine.run(range(1), two, rows)
+    apart = torch.cat([engine.run(range(1), two[i : i + 1], rows[i : i + 1]) for i in range(2)], dim=1)
+    gap = difference(together, apart)
+    if not 0 <= gap <= tolerance(together):
+        raise Unsupported("its output for an image depends on the images beside it")

@@ -1,0 +1,103 @@
+"""The engine's passes over workers: one thread each, with one torch thread each."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from pytest_bnn.capture import LayerCall
+from pytest_bnn.engine.plan import Plan
+from pytest_bnn.engine.replica import Worker, share_out
+from pytest_bnn.sampling import output_tensor
+from pytest_bnn.threads import limited
+
+T = TypeVar("T")
+
+#: Numbers in the largest output of a layer, of all images of a chunk together: docs/sampling.md has the measurement.
+CHUNK_NUMBERS = 8_000_000
+
+
+class Engine:
+    """Passes of a planned network; the noise of pass k depends on nothing but the seed and k.
+
+    Few images: each worker does whole passes, with the weights of a layer drawn just before they are used. Many
+    images: the weights of a pass are drawn once, and the workers share the images, a chunk at a time.
+    """
+
+    def __init__(self, plan: Plan, workers: Sequence[Worker], chunk: int, warning: str) -> None:
+        self.workers = workers
+        self.chunk = chunk
+        self.warning = warning
+        self._shares = share_out(plan, len(workers))
+
+    @property
+    def noise(self) -> str:
+        """What draws the noise."""
+        return self.workers[0].noise.name
+
+    def run(self, passes: range, images: Tensor, rows: Tensor) -> Tensor:
+        """Give the outputs ``[passes, images, ...]`` of some passes.
+
+        Args:
+            passes: Their numbers.
+            images: Inputs ``[N, ...]``.
+            rows: The number of each image, int64 ``[N]``: Flipout's signs depend on it.
+
+        Raises:
+            Unsupported: The forward did not do what it did when the plan was made.
+        """
+        with limited(1), ThreadPoolExecutor(len(self.workers), "pytest-bnn") as pool:
+            if len(images) <= self.chunk:
+                return torch.stack(self._spread(pool, list(passes), lambda w, index: _forward(w, index, images, rows)))
+            return torch.stack([self._in_chunks(pool, index, images, rows) for index in passes])
+
+    def _in_chunks(self, pool: ThreadPoolExecutor, index: int, images: Tensor, rows: Tensor) -> Tensor:
+        held: dict[tuple[int, int], list[Tensor]] = {}
+
+        def draw(worker: Worker, share: Any) -> None:
+            worker.index = index
+            held.update({(key, call): worker.draw(layer, call) for key, call, layer in share})
+
+        self._spread(pool, self._shares, draw)
+        size = math.ceil(len(images) / math.ceil(len(images) / self.chunk))
+        parts = list(zip(images.split(size), rows.split(size), strict=True))
+        try:
+            for worker in self.workers:
+                worker.held = held
+            return torch.cat(self._spread(pool, parts, lambda worker, part: _forward(worker, index, *part)))
+        finally:
+            for worker in self.workers:
+                worker.held = None
+
+    def _spread(self, pool: ThreadPoolExecutor, work: Sequence[Any], job: Callable[[Worker, Any], T]) -> list[T]:
+        """Do pieces of work, each by the next worker that is free; give the results in order."""
+        results: list[Any] = [None] * len(work)
+        places = iter(range(len(work)))  # next() on it is atomic
+
+        def run(worker: Worker) -> None:
+            torch.set_num_threads(1)
+            with torch.no_grad():
+                for place in places:
+                    results[place] = job(worker, work[place])
+
+        for done in [pool.submit(run, worker) for worker in self.workers[: len(work)]]:
+            done.result()
+        return results
+
+
+def _forward(worker: Worker, index: int, images: Tensor, rows: Tensor) -> Tensor:
+    worker.start(index, rows)
+    output = output_tensor(worker.model(images))
+    worker.finish()
+    return output
+
+
+def passes_chunk(calls: Sequence[LayerCall], images: int) -> int:
+    """Give how many images a chunk should have, from what a pass on some images did."""
+    largest = max((call.output.numel() for call in calls if isinstance(call.output, Tensor)), default=1)
+    return max(1, CHUNK_NUMBERS * images // max(1, largest))

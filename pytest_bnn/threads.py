@@ -1,0 +1,36 @@
+"""How many cores an audit may use: those of the process, shared with the workers beside it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from pytest_bnn.options import in_force
+
+
+def share() -> int:
+    """Give the number of threads that this process should use.
+
+    What ``threads`` in the settings says; otherwise the cores that the process may run on, split over pytest-xdist's
+    workers, and never more than torch was told to use (``OMP_NUM_THREADS``, ``torch.set_num_threads``).
+    """
+    chosen = in_force().threads
+    if chosen:
+        return chosen
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    workers = os.environ.get("PYTEST_XDIST_WORKER_COUNT", "")
+    return max(1, min(cores // (int(workers) if workers.isdecimal() and int(workers) else 1), torch.get_num_threads()))
+
+
+@contextmanager
+def limited(threads: int | None = None) -> Iterator[None]:
+    """Set torch's number of threads to ``threads``, or to the `share`, and put it back, also after errors."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(share() if threads is None else threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
