@@ -34,6 +34,8 @@ _HARMLESS = {
     "reset_parameters",
 }  # fmt: skip
 
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
 #: Instance attributes of the library's layers that no convolution or Linear has.
 _TAKEN = {
     "prior_mean", "prior_variance", "posterior_mu_init", "posterior_rho_init", "kl", "quant_prepare",
@@ -241,6 +243,9 @@ def _plan_attention(path: str, module: nn.Module, plan: Plan, conversion: Conver
     attention: Any = module
     if set(module._modules) != {"out_proj"} or not isinstance(attention.out_proj, nn.Linear):
         yield f"has other modules than its out_proj ({', '.join(module._modules)}): its forward may not call them"
+        return
+    if any(getattr(attention.out_proj, name).keys() - making_hooks(attention.out_proj) for name in _HOOKS):
+        yield "has hooks on its out_proj: torch's attention never calls that layer, and a Bayesian one does"
         return
     packed, bias = attention.in_proj_weight, attention.in_proj_bias
     weights = (

@@ -347,6 +347,12 @@ def attended(**given: Any) -> nn.Module:
     return nn.Sequential(attention)
 
 
+def hooked_attention() -> nn.Module:
+    attention = nn.MultiheadAttention(4, 2)
+    attention.out_proj.register_forward_hook(lambda *_: None)
+    return nn.Sequential(attention)
+
+
 def instance_forward() -> nn.Module:
     layer = nn.Linear(2, 2)
     layer.__dict__["forward"] = lambda x: x
@@ -370,6 +376,7 @@ OBSTACLES: dict[str, tuple[Callable[[], nn.Module], list[str]]] = {
     "A16 forward of the instance": (instance_forward, ["0 (Linear)", "attributes", "forward"]),
     "A16 attention's forward": (lambda: nn.Sequential(OwnAttention(4, 2)), ["0 (OwnAttention)", "its own forward"]),
     "A16 attention's child": (attended, ["0 (MultiheadAttention)", "out_proj, extra"]),
+    "attention's dead hook": (hooked_attention, ["0 (MultiheadAttention) has hooks on its out_proj", "never calls"]),
     "A16 buffer": (masked, ["0 (Linear)", "further parameters or buffers (mask)"]),
     "A16 lazy": (lambda: nn.Sequential(nn.LazyLinear(2)), ["0 (LazyLinear)", "lazy"]),
     "A16 cell": (lambda: nn.Sequential(nn.LSTMCell(2, 2)), ["0 (LSTMCell)", "recurrent"]),
