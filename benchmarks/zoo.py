@@ -200,8 +200,7 @@ def summary(rows: list[Row]) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.zoo", description=__doc__.splitlines()[0])
-    parser.add_argument("--json", action="store_true", help="print the rows as JSON")
-    parser.add_argument("--markdown", action="store_true", help="print the table in Markdown, which is the default")
+    parser.add_argument("--json", action="store_true", help="print the rows as JSON, not the table in Markdown")
     parser.add_argument("--write", type=Path, metavar="FILE", help="put the table between the markers in a file")
     parser.add_argument("--only", nargs="*", choices=FAMILIES, metavar="FAMILY", help="some families")
     given = parser.parse_args(arguments)

@@ -82,7 +82,8 @@ def _conversions(
     teacher, conversion = draw(networks), draw(parameters)
     seed = 0 if conversion.moped_enable else draw(st.integers(0, 9))
     with preserved_random_state():
-        torch.manual_seed(seed)
+        if not conversion.moped_enable:
+            torch.manual_seed(seed)
         converted = convert_with(teacher, conversion)
     x = draw(inputs_for(teacher, min_batch=batches[0], max_batch=batches[1]))
     return ConversionExample(teacher=teacher, parameters=conversion, seed=seed, converted=converted, x=x)

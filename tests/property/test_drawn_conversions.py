@@ -21,7 +21,7 @@ from pytest_bnn.isolation import preserved_random_state
 from pytest_bnn.posterior import bayesian_layers, zero_sigma
 from pytest_bnn.strategies import ConversionExample, architectures, conversions, prior_parameters, teachers
 
-SETTINGS = settings(max_examples=60, derandomize=True, deadline=None, database=None)
+SETTINGS = settings(max_examples=40, derandomize=True, deadline=None, database=None)
 #: Explaining a failure, which nobody reads here, takes most of a find().
 FIND = settings(database=None, phases=[Phase.generate, Phase.shrink])
 

@@ -29,7 +29,7 @@ from pytest_bnn.strategies import (
     losses,
 )
 
-SETTINGS = settings(max_examples=60, derandomize=True, deadline=None, database=None)
+SETTINGS = settings(max_examples=40, derandomize=True, deadline=None, database=None)
 #: Explaining a failure, which nobody reads here, takes most of a find().
 FIND = settings(database=None, phases=[Phase.generate, Phase.shrink])
 
@@ -63,7 +63,7 @@ def hides_its_kl(loss: ExampleLoss, example: ConversionExample) -> bool:
             return bool(before == loss(example.converted, (example.x, None)))
 
 
-@settings(SETTINGS, max_examples=250)
+@settings(SETTINGS, max_examples=150)
 @given(conversions(), st.data())
 def test_the_check_finds_what_a_loss_is(example: ConversionExample, data: st.DataObject) -> None:
     loss = data.draw(losses(example.teacher, kinds=LOSS_KINDS))

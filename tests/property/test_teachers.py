@@ -20,7 +20,7 @@ from pytest_bnn.isolation import preserved_random_state
 from pytest_bnn.posterior import zero_sigma
 from pytest_bnn.strategies import inputs_for, source, teachers
 
-SETTINGS = settings(max_examples=30, derandomize=True, deadline=None, database=None)
+SETTINGS = settings(max_examples=20, derandomize=True, deadline=None, database=None)
 #: Explaining a failure, which nobody reads here, takes most of a find().
 FIND = settings(database=None, phases=[Phase.generate, Phase.shrink])
 
