@@ -78,10 +78,7 @@ class LayerFinding:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evidence:
-    """One check's verdict on one subject, with all that a reader needs to believe or repeat it.
-
-    ``sampler`` says what computed its Monte-Carlo passes, and why; it is empty where it took none.
-    """
+    """One check's verdict on one subject, to believe or repeat; ``sampler`` says what computed its passes, and why."""
 
     id: str
     subject: str

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import torch
@@ -120,11 +121,12 @@ class _DrawnLayer(nn.Module):
 
     def __init__(self, worker: Worker, plan: LayerPlan) -> None:
         super().__init__()
-        self._worker = [worker]  # in a list, so that no module holds the worker's network
+        self._worker = weakref.ref(worker)  # a cycle would keep all its memory until it is found
         self._plan = plan
 
     def forward(self, input: Tensor) -> Tensor:
-        worker, plan = self._worker[0], self._plan
+        worker, plan = self._worker(), self._plan
+        assert worker is not None
         call = worker.count(id(plan.layer.module))
         weight, *rest = worker.weights(plan, call)
         bias = rest[0] if rest else plan.constant_bias
@@ -148,10 +150,12 @@ class _FoldedNorm(nn.Module):
 
     def __init__(self, worker: Worker) -> None:
         super().__init__()
-        self._worker = [worker]
+        self._worker = weakref.ref(worker)
 
     def forward(self, input: Tensor) -> Tensor:
-        pending, self._worker[0].pending = self._worker[0].pending, None
+        worker = self._worker()
+        assert worker is not None
+        pending, worker.pending = worker.pending, None
         if pending is not input:
             raise Unsupported("its forward does not always give a layer's output to the same BatchNorm")
         return input

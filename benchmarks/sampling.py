@@ -1,0 +1,218 @@
+"""How long Monte-Carlo passes of ResNet18 take: the library's loop, the engine, and the limit of the hardware.
+
+``python -m benchmarks.sampling`` measures in one process, in turns, so that all see the same machine, and compares
+medians. The limit is the deterministic network with BatchNorm folded, channels_last, on all cores, plus a bare fill of
+one pass's noise on all cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import statistics
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+from bayesian_torch.models.dnn_to_bnn import dnn_to_bnn
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from pytest_bnn.conversion import Conversion, convert
+from pytest_bnn.engine.handshake import shake_hands
+from pytest_bnn.engine.noise import PhiloxNoise, Scratch
+from pytest_bnn.threads import limited
+
+#: What is not built, so not measured.
+MISSING = ("kl: the library's own call is used", "finetune: the plain loop is used")
+
+
+@dataclass(frozen=True)
+class Work:
+    """A work of so many passes, of which each round measures a few."""
+
+    name: str
+    size: int
+    images: int
+    passes: int
+    measured: int
+    estimator: str = "Reparameterization"
+
+
+WORKS = (
+    Work("predict-32-b1", 32, 1, 100, 8),
+    Work("predict-224-b1", 224, 1, 100, 6),
+    Work("flipout-224-b1", 224, 1, 100, 6, "Flipout"),
+    Work("predict-224-b8", 224, 8, 100, 2),
+    Work("predict-32-b64", 32, 64, 100, 4),
+    Work("predict-224-b64", 224, 64, 50, 1),
+)
+
+
+def folded(network: nn.Module) -> nn.Module:
+    """Give a copy with every BatchNorm folded into the convolution before it, channels_last."""
+    network = copy.deepcopy(network)
+    for module in list(network.modules()):
+        for conv, norm in (("conv1", "bn1"), ("conv2", "bn2"), ("0", "1")):
+            pair = getattr(module, conv, None), getattr(module, norm, None)
+            if isinstance(pair[0], nn.Conv2d) and isinstance(pair[1], nn.BatchNorm2d):
+                setattr(module, conv, fuse_conv_bn_eval(pair[0], pair[1]))
+                setattr(module, norm, nn.Identity())
+    return network.to(memory_format=torch.channels_last)
+
+
+def interleaved(rounds: int, **timed: Callable[[], object]) -> dict[str, float]:
+    """Give the median seconds of each, measured in turns after one round to warm up."""
+    seconds: dict[str, list[float]] = {name: [] for name in timed}
+    for round in range(-1, rounds):
+        for name, run in timed.items():
+            start = time.perf_counter()
+            run()
+            if round >= 0:
+                seconds[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def predict(work: Work, network: nn.Module, threads: int, rounds: int) -> dict[str, Any]:
+    bnn = convert(network, type=work.estimator)  # type: ignore[arg-type]
+    images = torch.randn(work.images, 3, work.size, work.size)
+    rows = torch.arange(work.images)
+    torch.set_num_threads(threads)
+    shake_hands(bnn, images, 0)  # compiles
+    start = time.perf_counter()
+    engine = shake_hands(bnn, images, 0)
+    build = time.perf_counter() - start
+    limit = folded(network)
+    fills = [torch.empty(-(-sum(p.numel() for p in network.parameters()) // threads)) for _ in range(threads)]
+    noise = PhiloxNoise(0)
+    numbers = range(work.measured)
+
+    def library() -> None:
+        for _ in numbers:
+            bnn(images)
+
+    def deterministic(part: Tensor) -> None:
+        with torch.no_grad():
+            limit(part)
+
+    def limited_by_hardware() -> None:
+        with limited(1), ThreadPoolExecutor(threads) as pool:
+            size = min(engine.chunk, -(-work.images // threads)) if work.images > 1 else 1
+            parts = list(images.contiguous(memory_format=torch.channels_last).split(size))
+            list(pool.map(deterministic, [part for _ in numbers for part in parts]))
+
+    def fill() -> None:
+        with ThreadPoolExecutor(threads) as pool:
+            for number in numbers:
+                list(pool.map(lambda out: noise.draw(out, None, out, 0, number, Scratch()), fills))  # noqa: B023
+
+    with torch.no_grad():
+        found = interleaved(
+            rounds,
+            library=library,
+            ours=lambda: engine.run(numbers, images, rows),
+            network=limited_by_hardware,
+            fill=fill,
+        )
+    scale = work.passes / work.measured
+    library_s, ours_s, network_s, fill_s = (scale * found[name] for name in ("library", "ours", "network", "fill"))
+    return {
+        "work": work.name, "library": library_s, "ours": ours_s, "limit": network_s + fill_s, "build": build,
+        "passes": work.passes, "measured": work.measured,
+    }  # fmt: skip
+
+
+def conversion(network: nn.Module, rounds: int) -> dict[str, Any]:
+    given = Conversion()
+    parameters = {name: getattr(given, name) for name in Conversion.__dataclass_fields__}
+    found = interleaved(
+        rounds, library=lambda: dnn_to_bnn(copy.deepcopy(network), parameters), ours=lambda: convert(network)
+    )
+    return {"work": "convert", **found, "limit": None}
+
+
+def peak_memory() -> tuple[float, float]:
+    """Give the resident peak of the handshake over the loaded model, and what 100 passes at 224x224 add to 4."""
+    network = torchvision.models.resnet18().eval()
+    bnn = convert(network)
+    images = torch.randn(1, 3, 224, 224)
+    with torch.no_grad():
+        bnn(images)
+    Path("/proc/self/clear_refs").write_text("5")  # forget the peak of the conversion; Linux only
+    before = _peak_kib()
+    engine = shake_hands(bnn, images, 0)
+    build = _peak_kib()
+    engine.run(range(4), images, torch.arange(1))
+    Path("/proc/self/clear_refs").write_text("5")
+    few = _peak_kib()
+    engine.run(range(100), images, torch.arange(1))
+    weights = sum(4 * p.numel() for p in network.parameters()) / 1024
+    return (build - before) / weights, (_peak_kib() - few) / weights
+
+
+def _peak_kib() -> float:
+    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
+    return float(line.split()[1])
+
+
+def show(rows: list[dict[str, Any]], old: dict[str, dict[str, Any]]) -> None:
+    print(
+        f"{'work':<18}{'library':>10}{'ours':>10}{'limit':>10}{'library/ours':>14}{'with build':>12}{'ours/limit':>12}"
+    )
+    for row in rows:
+        cells = [
+            f"{row['work']:<18}",
+            *(f"{row[k]:>8.2f} s" if row[k] else f"{'-':>10}" for k in ("library", "ours", "limit")),
+        ]
+        cells.append(f"{row['library'] / row['ours']:>14.2f}")
+        cells.append(f"{row['library'] / (row['ours'] + row['build']):>12.2f}" if "build" in row else f"{'-':>12}")
+        cells.append(f"{row['ours'] / row['limit']:>12.2f}" if row["limit"] else f"{'-':>12}")
+        if row["work"] in old:
+            before = old[row["work"]]
+            cells.append(f"   library/ours was {before['library'] / before['ours']:.2f}, ours {before['ours']:.2f} s")
+        print("".join(cells))
+    print(
+        "In seconds for all passes: 100, or 50 of 224-b64; each round measures a few of them. Not built, so left out:"
+    )
+    print("".join(f"  {line}\n" for line in MISSING), end="")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.sampling", description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=7, help="measurements of each (default: 7)")
+    parser.add_argument("--threads", type=int, default=2, help="threads of ours and the limit (default: 2)")
+    parser.add_argument("--works", default=",".join([work.name for work in WORKS] + ["convert"]), help="which, by name")
+    parser.add_argument("--json", type=Path, help="write the medians here")
+    parser.add_argument("--compare", type=Path, help="what changed since this file was written")
+    parser.add_argument("--memory", action="store_true", help="only print the peak memory, in copies of the weights")
+    given = parser.parse_args(arguments)
+    warnings.simplefilter("ignore")
+    torch.manual_seed(0)
+    if given.memory:
+        print("handshake {:.1f}, and 100 passes add {:.2f} to what 4 take".format(*peak_memory()))
+        return
+    network = torchvision.models.resnet18().eval()
+    chosen = given.works.split(",")
+    rows = [predict(work, network, given.threads, given.rounds) for work in WORKS if work.name in chosen]
+    if "convert" in chosen:
+        rows.append(conversion(network, given.rounds))
+    old = {row["work"]: row for row in json.loads(given.compare.read_text())["rows"]} if given.compare else {}
+    show(rows, old)
+    command = [sys.executable, "-m", "benchmarks.sampling", "--memory"]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()  # noqa: S603
+    print(f"peak memory over the model's own, in copies of its weights: {said}")
+    if given.json:
+        given.json.write_text(json.dumps({"rows": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
