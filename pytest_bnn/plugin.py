@@ -196,6 +196,6 @@ class _Collector:
         if len(told) > _MOST_LINES:
             terminalreporter.line(f"  and {len(told) - _MOST_LINES} more")
         for sampler, count in Counter(check.sampler for check in checks if check.sampler).items():
-            terminalreporter.line(f"passes of {count} checks: {sampler}")
+            terminalreporter.line(f"passes of {count} {'check' if count == 1 else 'checks'}: {sampler}")
         if self.said:
             terminalreporter.line(self.said)
