@@ -17,7 +17,7 @@ from typing import Any, Literal, TypeAlias
 from pytest_bnn.errors import InputError
 from pytest_bnn.plain import Scalar, from_plain, schema_definitions, show, to_plain
 
-SCHEMA_VERSION = "1.0"
+SCHEMA_VERSION = "1.1"
 
 Stage: TypeAlias = Literal["converted", "finetuned", "unrelated", "unknown"]
 Inconclusive: TypeAlias = Literal["fail", "warn"]
