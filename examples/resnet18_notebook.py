@@ -102,7 +102,7 @@ def _exercise(given: argparse.Namespace) -> int:
     # 7. The prediction: the mean of the probabilities over many passes, with its uncertainty.
     _print_prediction(pytest_bnn.PassBank(finetuned, batch, given.seed).first(given.passes), names)
 
-    # 8. The audit: seven claims about the fine-tuned network on held-out images, and a report.
+    # 8. The audit: every claim about the fine-tuned network on held-out images, and a report.
     judged, labels = suitable(teacher.images, "held_out")
     print("\nthe audit")
     run = pytest_bnn.audit_model(

@@ -25,6 +25,8 @@ from pytest_bnn.checks.noise import (
     measure_noise_source,
     measure_noise_varies,
 )
+from pytest_bnn.checks.noise_posterior import MAX_PASSES as MAX_NOISE_PASSES
+from pytest_bnn.checks.noise_posterior import NOISE_POSTERIOR, measure_noise_posterior
 from pytest_bnn.conversion import Conversion, convert_with
 from pytest_bnn.environment import versions
 from pytest_bnn.errors import InputError
@@ -60,6 +62,7 @@ CHECKS: tuple[tuple[Check, _Measure], ...] = (
     (MEAN_EQUALS_TEACHER, lambda s, t: measure_mean_equals_teacher(s)),
     (NOISE_SOURCE, lambda s, t: measure_noise_source(s)),
     (NOISE_VARIES, lambda s, t: measure_noise_varies(s, passes=min(PASSES, t.max_passes))),
+    (NOISE_POSTERIOR, lambda s, t: measure_noise_posterior(s, max_passes=min(MAX_NOISE_PASSES, t.max_passes))),
     (KL_PRESENT, lambda s, t: measure_kl_present(s)),
     (KL_LOSS, lambda s, t: measure_kl_loss(s, kl_weight=t.kl_weight, num_batches=t.num_batches)),
     (

@@ -5,6 +5,7 @@ Knows no pytest. Inside pytest, what runs here reaches the report through the re
 
 from __future__ import annotations
 
+from pytest_bnn.checks.noise_posterior import assert_noise_posterior, measure_noise_posterior
 from pytest_bnn.checks.agreement import assert_teacher_agreement, measure_teacher_agreement
 from pytest_bnn.checks.kl import assert_kl_present, measure_kl_present
 from pytest_bnn.checks.layers import assert_layers_replaced, measure_layers_replaced
@@ -22,6 +23,7 @@ __all__ = [
     "assert_kl_present",
     "assert_layers_replaced",
     "assert_mean_equals_teacher",
+    "assert_noise_posterior",
     "assert_noise_source",
     "assert_noise_varies",
     "assert_teacher_agreement",
@@ -29,6 +31,7 @@ __all__ = [
     "measure_kl_present",
     "measure_layers_replaced",
     "measure_mean_equals_teacher",
+    "measure_noise_posterior",
     "measure_noise_source",
     "measure_noise_varies",
     "measure_teacher_agreement",

@@ -1,4 +1,4 @@
-"""Healthy patients for the injectors: two small networks that know the digits, and one audit of all seven checks."""
+"""Healthy patients for the injectors: two small networks that know the digits, and one audit of all checks."""
 
 from __future__ import annotations
 
@@ -136,6 +136,7 @@ def measures() -> Mapping[str, Callable[..., Evidence]]:
         "mean.equals_teacher": checks.measure_mean_equals_teacher,
         "noise.varies": checks.measure_noise_varies,
         "noise.source": checks.measure_noise_source,
+        "noise.posterior": checks.measure_noise_posterior,
         "kl.present": checks.measure_kl_present,
         "kl.loss": checks.measure_kl_loss,
         "teacher.agreement": checks.measure_teacher_agreement,
@@ -144,7 +145,7 @@ def measures() -> Mapping[str, Callable[..., Evidence]]:
 
 @pytest.fixture(scope="session")
 def audit(measures: Mapping[str, Callable[..., Evidence]]) -> Callable[..., dict[str, Evidence]]:
-    """Run checks, all seven unless some are named, on one subject."""
+    """Run checks, all unless some are named, on one subject."""
 
     def run(
         model: nn.Module, *, only: tuple[str, ...] = (), num_batches: int | None = None, **given: Any

@@ -29,7 +29,7 @@ def held_out() -> tuple[Tensor, Tensor]:
     return digits("held_out", IMAGES)
 
 
-def test_healthy_conversion_passes_all_seven(
+def test_healthy_conversion_passes_all_checks(
     resnet18: nn.Module, held_out: tuple[Tensor, Tensor], audit: Audit
 ) -> None:
     """The project's own case must never be accused: 21 of 21 layers, at the delta that keeps the teacher's mind."""

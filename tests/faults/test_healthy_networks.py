@@ -165,7 +165,7 @@ def _sure(name: str) -> tuple[nn.Module, Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_healthy_layers_pass_all_seven(name: str, estimator: str, audit: Audit) -> None:
+def test_healthy_layers_pass_all_checks(name: str, estimator: str, audit: Audit) -> None:
     """A check that cries wolf over a legal setting is switched off, and then finds nothing at all."""
     network, images, labels = _sure(name)
     teacher = deepcopy(network)

@@ -548,7 +548,11 @@ FAULTS = (
         id="B11",
         description="the seed is reset inside forward",
         inject=seeded_forward,
-        fails={"noise.varies": ("exactly 0", "seeds"), "noise.source": ("seeds", "forward")},
+        fails={
+            "noise.varies": ("exactly 0", "seeds"),
+            "noise.source": ("seeds", "forward"),
+            "noise.posterior": ("correlate", "no seed inside forward"),
+        },
     ),
     Fault(
         id="B12-dropout",

@@ -231,7 +231,7 @@ class WithKl(nn.Module):
 
 
 def test_model_that_returns_its_kl_passes(teacher: nn.Module, estimator: str, batch: Batch, audit: Audit) -> None:
-    """A27: the pair is a legal form, and all seven claims are about its first half."""
+    """A27: the pair is a legal form, and all claims are about its first half."""
     images, labels = batch
 
     def loss(model: nn.Module, data: Batch) -> Tensor:

@@ -207,7 +207,7 @@ def test_script_ends_with_the_code(folder: Path) -> None:
 
 
 def test_own_network(run: Run) -> None:
-    """Everything given: all seven checks, a report beside the JSON, exit code 0."""
+    """Everything given: all checks, a report beside the JSON, exit code 0."""
     said = run(*WHOLE, "--num-batches", "100", "--seed", "3", "--samples", "64")
     assert said.code == cli.PASSED, said
     assert said.err == ""

@@ -39,7 +39,7 @@ def given() -> Given:
 
 
 def test_everything_given_everything_checked(given: Given) -> None:
-    """All seven, in the order of the table, on the same subject."""
+    """All of them, in the order of the table, on the same subject."""
     model, teacher, images, loss = given
     said: list[str] = []
     run = audit_model(

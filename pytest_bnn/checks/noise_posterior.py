@@ -1,0 +1,275 @@
+"""``noise.posterior``: are the weights that a forward pass really uses draws of the posterior?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Unpack
+
+import torch
+from torch import nn
+
+from pytest_bnn.capture import capture
+from pytest_bnn.checks.claim import Check, Finding, asserting, not_applicable
+from pytest_bnn.checks.draws import (
+    POWER,
+    ROUNDING,
+    SHAPE_DRAWS,
+    Sums,
+    TensorDraws,
+    between_layers,
+    draws_needed,
+    effect,
+    shape_p,
+)
+from pytest_bnn.evidence import Evidence, LayerFinding, Measurement, Threshold, Verdict
+from pytest_bnn.isolation import undisturbed
+from pytest_bnn.posterior import bayesian_layers
+from pytest_bnn.sampling import forward
+from pytest_bnn.statistics import ERROR_RATE
+from pytest_bnn.subject import Given, Subject
+
+NOISE_POSTERIOR = Check(
+    id="noise.posterior",
+    claim="The weights that a forward pass uses are draws of the posterior, N(mu, sigma^2), independent between passes "
+    "and between layers.",
+    needs=("images",),
+)
+
+#: The relative error of sigma that is looked for.
+TARGET = 0.01
+MAX_PASSES = 32
+
+#: Fewer would miss noise that is drawn anew only now and then.
+MIN_PASSES = 4
+
+#: Images of a pass: two, so that a BatchNorm in train mode runs. The draws do not depend on them.
+_IMAGES = 2
+
+#: Mean, variance, shape, passes, layers: each has its share of the error rate, split over its tests.
+_FAMILIES = 5
+
+
+def measure_noise_posterior(
+    model: nn.Module | Subject, *, max_passes: int = MAX_PASSES, **given: Unpack[Given]
+) -> Evidence:
+    """Measure whether the weights that a forward pass uses are draws of the posterior.
+
+    The weights are seen at the functional call, such as ``F.conv2d``, in passes that nobody seeds. Standardised by mu
+    and sigma they must be N(0, 1) in mean (z-test), variance (chi-square test) and shape (Kolmogorov-Smirnov test),
+    independent from draw to draw and from layer to layer (tests of correlation), tensor by tensor, and the small
+    tensors pooled as well. All tests are exact; together they accuse a right model with a chance of at most 1e-6
+    (Bonferroni). As many passes are drawn as a sigma that is off by 1 % takes to be seen with power .999.
+
+    Args:
+        model: The Bayesian network, or a `Subject`.
+        max_passes: The most passes, at least 2.
+        **given: images, at least; see `Subject`. Two of them are used.
+
+    Source: the tests of a normal sample with known mean and variance, as in Lehmann and Romano 2005; for correlations,
+    Fisher 1915.
+    """
+    if max_passes < 2:
+        raise ValueError("max_passes must be at least 2")
+    return NOISE_POSTERIOR.run(Subject.of(model, given), lambda subject: _find(subject, max_passes))
+
+
+assert_noise_posterior = asserting(measure_noise_posterior)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Test:
+    """A test's p-value, times the number of tests that share the error rate, and what it says if it is small."""
+
+    p: float
+    about: tuple[TensorDraws, ...]
+    words: str
+    remedy: str
+
+
+@dataclass(slots=True, eq=False)
+class _Drawing:
+    """The draws of all layers, pass by pass."""
+
+    subject: Subject
+    draws: dict[tuple[str, str], TensorDraws]
+    hidden: dict[str, str]
+    passes: int = 0
+
+    def next_pass(self) -> None:
+        with capture(self.subject.model) as calls:
+            forward(self.subject.model, self.subject.require_images()[:_IMAGES])
+            while calls:
+                call = calls.pop(0)
+                seen = call.noise()
+                missing = {t.role for t in call.layer.tensors} - {tensor.role for tensor, _ in seen}
+                if missing:
+                    self.hidden[call.layer.path] = f"its call does not reveal its {' and '.join(sorted(missing))}"
+                call.functional.clear()
+                for tensor, noise in seen:
+                    key = (tensor.path, tensor.role)
+                    if key not in self.draws:
+                        about_mu = call.layer.estimator != "Flipout"
+                        self.draws[key] = TensorDraws.of(tensor, noise, about_mu=about_mu)
+                    self.draws[key].take(noise)
+        self.passes += 1
+
+
+def _find(subject: Subject, max_passes: int) -> Finding:
+    layers = bayesian_layers(subject.model)
+    if not layers:
+        return not_applicable("the model has no Bayesian layer")
+    drawing = _Drawing(subject, {}, {})
+    with undisturbed(subject.model, seed=subject.seed):
+        drawing.next_pass()
+        seen = [t for t in drawing.draws.values() if t.count]
+        level = ERROR_RATE / _FAMILIES / (len(seen) + 1)
+        enough = draws_needed(TARGET, level)
+        small = [t for t in seen if MIN_PASSES * t.count < enough]
+        wanted = -(-enough // max(1, sum(t.count for t in small))) if small else MIN_PASSES
+        while drawing.passes < min(max_passes, max(MIN_PASSES, wanted)):
+            drawing.next_pass()
+    hidden = [*drawing.hidden.items()]
+    called = {path for path, _ in drawing.draws} | drawing.hidden.keys()
+    hidden += [(layer.path, "it is not called") for layer in layers if layer.path not in called]
+    notes = [f"not judged: {path or 'the model itself'}: {why}" for path, why in hidden[:3]]
+    notes += [f"and {len(hidden) - 3} more layers"] if len(hidden) > 3 else []
+    left_out = sum(t.left_out for t in drawing.draws.values())
+    share = left_out / max(1, sum(t.tensor.count for t in drawing.draws.values()))
+    if left_out:
+        notes.append(
+            f"left out: {left_out} weights ({100 * share:.3g} %) whose sigma is below {1 / ROUNDING:.0f} times mu's "
+            "rounding, is not finite, or that the forward puts out of use"
+        )
+    if not seen:
+        found = not_applicable("no layer's noise can be seen" + (f": {notes[0]}" if notes else ""))
+        return found
+    notes += _unseen(small, enough, level)
+    return _judged(drawing, seen, small, level, share, tuple(notes))
+
+
+def _judged(
+    drawing: _Drawing, seen: list[TensorDraws], small: list[TensorDraws], level: float, share: float, notes: tuple[str, ...]
+) -> Finding:
+    tests = [*_independence(seen)]
+    dependent = {id(t) for test in tests if test.p < ERROR_RATE for t in test.about}
+    # Mean, variance and shape over passes take independent draws for granted.
+    sound = [t for t in seen if id(t) not in dependent]
+    tests += _marginals(sound, small, len(seen) + 1)
+    tests.sort(key=lambda test: test.p)
+    bad = [test for test in tests if test.p < ERROR_RATE]
+    pooled = sum((t.sums for t in seen), Sums())
+    widest = max(seen, key=lambda t: abs(t.sums.scale - 1) * t.sums.count**0.5 if t.sums.count else 0)
+    headline = bad[0].words if bad else (
+        f"{pooled.count:,} draws of {len(seen)} tensors in {drawing.passes} passes are the posterior's: sigma is "
+        f"{pooled.scale:.5f} of what it says"
+    )
+    small_sums = sum((t.sums for t in small), Sums())
+    large = [effect(t.sums.count, level, t.slack) for t in seen if t not in small and t.sums.count]
+    return Finding(
+        verdict=Verdict.FAIL if bad else Verdict.PASS,
+        headline=headline,
+        measurements=(
+            Measurement(name="draws", value=pooled.count),
+            Measurement(name="sigma used", value=pooled.scale, unit="of the posterior's"),
+            Measurement(name="sigma farthest off", value=widest.sums.scale, unit="of the posterior's", note=widest.tensor.name),
+            Measurement(name="tests", value=_number(seen)),
+            Measurement(name="error rate", value=ERROR_RATE, note="of all tests together"),
+            Measurement(
+                name="effect shown in every large tensor", value=max(large) if large else None, unit="of sigma",
+                note=f"power {POWER}, {len(large)} tensors",
+            ),
+            Measurement(
+                name="effect shown in the small tensors together",
+                value=effect(small_sums.count, level, small_sums.slack) if small_sums.count else None,
+                unit="of sigma", note=f"power {POWER}, {len(small)} tensors",
+            ),
+            Measurement(name="share of weights left out", value=share),
+        ),
+        threshold=Threshold(
+            quantity="smallest p-value, times the number of tests", observed=tests[0].p if tests else 1.0,
+            relation=">=", allowed=ERROR_RATE,
+        ),
+        layers=tuple(
+            LayerFinding(path=t.tensor.path, kind=type(t.tensor.module).__name__, ok=False, finding=test.words)
+            for test in bad
+            for t in test.about[:1]
+        ),
+        remedy=bad[0].remedy if bad else "",
+        notes=notes,
+        samples=drawing.passes,
+    )  # fmt: skip
+
+
+def _number(seen: list[TensorDraws]) -> int:
+    return 3 * (len(seen) + 1) + sum(t.tests_between_passes for t in seen) + len(seen) * (len(seen) - 1) // 2
+
+
+def _independence(seen: list[TensorDraws]) -> Iterable[_Test]:
+    between_passes = sum(1 for t in seen if t.tests_between_passes)
+    for t in seen:
+        p, words = t.reused()
+        yield _Test(
+            p=min(1.0, p * between_passes * _FAMILIES),
+            about=(t,),
+            words=f"{t.tensor.name}: {words}",
+            remedy="draw the noise anew in every call of the layer: no cache, no seed inside forward",
+        )
+    if len(seen) > 1:
+        values, cosines = between_layers(seen)
+        rows, columns = torch.triu_indices(len(seen), len(seen), 1)
+        corrected = (values[rows, columns] * len(rows) * _FAMILIES).clamp_max(1)
+        for row, column, p in zip(rows.tolist(), columns.tolist(), corrected.tolist(), strict=True):
+            yield _Test(
+                p=p,
+                about=(seen[column], seen[row]),
+                words=f"{seen[column].tensor.name}: its noise correlates with that of {seen[row].tensor.name}: "
+                f"{float(cosines[row, column]):.3g}",
+                remedy="let every layer draw noise of its own, and none seed the generator",
+            )
+
+
+def _marginals(sound: list[TensorDraws], small: list[TensorDraws], groups: int) -> list[_Test]:
+    pool = tuple(t for t in sound if t in small)
+    members = [(t,) for t in sound] + ([pool] if len(pool) > 1 else [])
+    tests = []
+    for about in members:
+        broken = sum(t.not_finite for t in about)
+        name = about[0].tensor.name if len(about) == 1 else f"{len(about)} small tensors together"
+        if broken:
+            tests.append(
+                _Test(p=0.0, about=about, words=f"{name}: {broken} draws hold NaN or infinity", remedy="look for NaN in the forward")
+            )
+            continue
+        sums = sum((t.sums for t in about), Sums())
+        heads = torch.cat([head for t in about for head in t.heads])[:SHAPE_DRAWS]
+        silent = sums.squares == 0
+        says = "it makes no noise" if silent else f"its noise has {sums.scale:.4g} times the sigma of the posterior"
+        found = (
+            (sums.variance_p(), says, "use sigma = log(1 + exp(rho)) once and unscaled: the library's own forward does"),
+            (sums.mean_p(), f"its noise has the mean {sums.total / sums.count:.3g} sigma, not 0", "draw the noise about mu"),
+            (
+                shape_p(heads, max(t.largest_slack for t in about)),
+                "its noise is not Gaussian (Kolmogorov-Smirnov)",
+                "draw eps from N(0, 1), as normal_() does",
+            ),
+        )  # fmt: skip
+        tests += [
+            _Test(p=min(1.0, p * groups * _FAMILIES), about=about, words=f"{name}: {words}", remedy=remedy)
+            for p, words, remedy in found
+        ]
+    return tests
+
+
+def _unseen(small: list[TensorDraws], enough: int, level: float) -> list[str]:
+    """Say what cannot be shown of single small tensors."""
+    blind = [t for t in small if t.sums.count < enough and t.sums.count]
+    if not blind:
+        return []
+    worst = min(blind, key=lambda t: t.sums.count)
+    shown = effect(worst.sums.count, level, worst.slack)
+    return [
+        f"{len(blind)} tensors are too small to show a sigma that is off by {100 * TARGET:.0f} % one by one: "
+        f"{worst.tensor.name} ({worst.tensor.count}) shows {100 * shown:.3g} %, and {100 * TARGET:.0f} % would take "
+        f"{-(-enough // worst.count):,} passes"
+    ]
