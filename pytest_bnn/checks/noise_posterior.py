@@ -187,7 +187,7 @@ def _judged(
             Measurement(name="share of weights left out", value=share),
         ),
         threshold=Threshold(
-            quantity="smallest p-value, times the number of tests", observed=tests[0].p if tests else 1.0,
+            quantity="smallest p-value, corrected", observed=tests[0].p if tests else 1.0,
             relation=">=", allowed=ERROR_RATE,
         ),
         layers=tuple(
