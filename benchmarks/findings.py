@@ -95,7 +95,7 @@ def pads_its_output(trial: Trial, error: PropertyError) -> bool:
 
 def is_a_namesake(trial: Trial, error: PropertyError) -> bool:
     kind = type(blamed(trial, error))
-    return kind.__name__ in ("Linear", "Conv1d", "Conv2d", "Conv3d") and not kind.__module__.startswith("torch")
+    return kind.__name__.startswith(("Linear", "Conv")) and not kind.__module__.startswith("torch")
 
 
 def has_children(trial: Trial, error: PropertyError) -> bool:
@@ -115,7 +115,11 @@ CAUSES = (
         "Every replaced layer is left in train mode", "A21", "modes_survive", "was in eval mode and is in train mode"
     ),
     Cause(
-        "Replaced layers are float32, whatever the network is", "A21", "tensors_survive", "had the dtype torch.float64"
+        "Replaced layers are float32, whatever the network is",
+        "A21",
+        "tensors_survive",
+        "had the dtype torch.float64",
+        also="must have the same dtype",
     ),
     Cause("Frozen weights are trained", "A21", "requires_grad_survives", "had requires_grad False, its mu has True"),
     Cause("Hooks of replaced layers are lost", "A21", "hooks_survive", "had 1 forward hooks and has 0"),
