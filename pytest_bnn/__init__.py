@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         assert_mean_equals_teacher,
         assert_noise_posterior,
         assert_noise_source,
+        assert_noise_spread,
         assert_noise_varies,
         assert_teacher_agreement,
         measure_kl_loss,
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
         measure_mean_equals_teacher,
         measure_noise_posterior,
         measure_noise_source,
+        measure_noise_spread,
         measure_noise_varies,
         measure_teacher_agreement,
     )
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
     from pytest_bnn.report import render_html, render_markdown
     from pytest_bnn.report.files import write_report
     from pytest_bnn.sampling import PassBank, probabilities
+    from pytest_bnn.statistics import Budget
     from pytest_bnn.subject import Subject
     from pytest_bnn.training import distillation_loss, finetune
     from pytest_bnn.weights import Teacher, load_teacher, model_card
@@ -55,6 +58,7 @@ _HOMES = {
         "assert_mean_equals_teacher",
         "assert_noise_posterior",
         "assert_noise_source",
+        "assert_noise_spread",
         "assert_noise_varies",
         "assert_teacher_agreement",
         "measure_kl_loss",
@@ -63,6 +67,7 @@ _HOMES = {
         "measure_mean_equals_teacher",
         "measure_noise_posterior",
         "measure_noise_source",
+        "measure_noise_spread",
         "measure_noise_varies",
         "measure_teacher_agreement",
     ),
@@ -73,6 +78,7 @@ _HOMES = {
     "report": ("render_html", "render_markdown"),
     "report.files": ("write_report",),
     "sampling": ("PassBank", "probabilities"),
+    "statistics": ("Budget",),
     "subject": ("Subject",),
     "training": ("distillation_loss", "finetune"),
     "weights": ("Teacher", "load_teacher", "model_card"),
@@ -82,6 +88,7 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = [
     "AuditRun",
     "BrokenEnvironmentError",
+    "Budget",
     "Conversion",
     "ConversionError",
     "Evidence",
@@ -101,6 +108,7 @@ __all__ = [
     "assert_mean_equals_teacher",
     "assert_noise_posterior",
     "assert_noise_source",
+    "assert_noise_spread",
     "assert_noise_varies",
     "assert_teacher_agreement",
     "audit_model",
@@ -119,6 +127,7 @@ __all__ = [
     "measure_mean_equals_teacher",
     "measure_noise_posterior",
     "measure_noise_source",
+    "measure_noise_spread",
     "measure_noise_varies",
     "measure_teacher_agreement",
     "model_card",

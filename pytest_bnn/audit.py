@@ -21,19 +21,22 @@ from pytest_bnn.checks.mean import MEAN_EQUALS_TEACHER, measure_mean_equals_teac
 from pytest_bnn.checks.noise import (
     NOISE_SOURCE,
     NOISE_VARIES,
-    PASSES,
     measure_noise_source,
     measure_noise_varies,
 )
 from pytest_bnn.checks.noise_posterior import MAX_PASSES as MAX_NOISE_PASSES
 from pytest_bnn.checks.noise_posterior import NOISE_POSTERIOR, measure_noise_posterior
+from pytest_bnn.checks.spread import BAND, NOISE_SPREAD, measure_noise_spread
 from pytest_bnn.conversion import Conversion, convert_with
 from pytest_bnn.environment import versions
 from pytest_bnn.errors import InputError
-from pytest_bnn.evidence import AuditRun, Evidence, TrainingStep, record
+from pytest_bnn.evidence import AuditRun, Evidence, TrainingStep
 from pytest_bnn.exhibits import describe
 from pytest_bnn.factories import MAX_IMAGES, batch_of
 from pytest_bnn.images import suitable
+from pytest_bnn.options import Settings
+from pytest_bnn.recorder import record
+from pytest_bnn.statistics import Budget
 from pytest_bnn.subject import StageOption, Subject
 from pytest_bnn.threads import share
 from pytest_bnn.training import Loss, batch_size, distillation_loss, finetune, number_of_batches
@@ -48,10 +51,35 @@ class Thresholds:
     """What the checks of an audit require, and how many passes they may draw; see each ``measure_*``."""
 
     min_agreement: float = MIN_AGREEMENT
+    population: bool = False
+    spread: tuple[float, float] = BAND
     max_passes: int = MAX_PASSES
     kl_weight: float | None = None
     num_batches: int | None = None
     allow: Mapping[str, str] = field(default_factory=dict)
+    budget: Budget = field(default_factory=Budget)
+
+    @classmethod
+    def of(
+        cls,
+        settings: Settings,
+        *,
+        kl_weight: float | None = None,
+        num_batches: int | None = None,
+        allow: Mapping[str, str] | None = None,
+    ) -> Thresholds:
+        """Take what settings say, and what they cannot."""
+        least, most = (float(end) for end in settings.spread.split(":"))
+        return cls(
+            min_agreement=settings.min_agreement,
+            population=settings.population,
+            spread=(least, most),
+            max_passes=settings.samples,
+            kl_weight=kl_weight,
+            num_batches=num_batches,
+            allow=allow or {},
+            budget=Budget(alpha=settings.alpha, beta=settings.beta),
+        )
 
 
 _Measure = Callable[[Subject, Thresholds], Evidence]
@@ -61,13 +89,23 @@ CHECKS: tuple[tuple[Check, _Measure], ...] = (
     (LAYERS_REPLACED, lambda s, t: measure_layers_replaced(s, allow=t.allow)),
     (MEAN_EQUALS_TEACHER, lambda s, t: measure_mean_equals_teacher(s)),
     (NOISE_SOURCE, lambda s, t: measure_noise_source(s)),
-    (NOISE_VARIES, lambda s, t: measure_noise_varies(s, passes=min(PASSES, t.max_passes))),
-    (NOISE_POSTERIOR, lambda s, t: measure_noise_posterior(s, max_passes=min(MAX_NOISE_PASSES, t.max_passes))),
+    (NOISE_VARIES, lambda s, t: measure_noise_varies(s, max_passes=t.max_passes, budget=t.budget)),
+    (NOISE_SPREAD, lambda s, t: measure_noise_spread(s, band=t.spread, max_passes=t.max_passes, budget=t.budget)),
+    (
+        NOISE_POSTERIOR,
+        lambda s, t: measure_noise_posterior(s, max_passes=min(MAX_NOISE_PASSES, t.max_passes), budget=t.budget),
+    ),
     (KL_PRESENT, lambda s, t: measure_kl_present(s)),
     (KL_LOSS, lambda s, t: measure_kl_loss(s, kl_weight=t.kl_weight, num_batches=t.num_batches)),
     (
         TEACHER_AGREEMENT,
-        lambda s, t: measure_teacher_agreement(s, min_agreement=t.min_agreement, max_passes=t.max_passes),
+        lambda s, t: measure_teacher_agreement(
+            s,
+            min_agreement=t.min_agreement,
+            max_passes=t.max_passes,
+            population=t.population,
+            budget=t.budget,
+        ),
     ),
 )
 
@@ -91,6 +129,8 @@ def audit_model(
     max_images: int = MAX_IMAGES,
 ) -> AuditRun:
     """Run every applicable check on a model, which is judged as it is and never changed.
+
+    The error budget is split evenly over the checks that sample.
 
     Args:
         model: The Bayesian network.
@@ -126,6 +166,8 @@ def audit_model(
     )
     subject.try_images()
     requirements = thresholds or Thresholds()
+    sampled = sum(check.sampled for check, _ in CHECKS if check.id in chosen)
+    requirements = replace(requirements, budget=requirements.budget.split(sampled))
     evidence = []
     for check, measure in CHECKS:
         if check.id in chosen:
@@ -160,6 +202,7 @@ def audit_resnet18(
     requirements = thresholds or Thresholds()
     if requirements.kl_weight is None and requirements.num_batches is None:
         requirements = replace(requirements, num_batches=batches)
+    requirements = replace(requirements, budget=requirements.budget.split(2))  # two models are judged
     say("converting")
     converted = convert_with(teacher.model, conversion)
     finetuned = copy.deepcopy(converted)

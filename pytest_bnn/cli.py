@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from pytest_bnn.errors import InputError, PytestBnnError
-from pytest_bnn.options import OPTIONS, Settings, resolve, using
+from pytest_bnn.options import OPTIONS, DrawnSeed, Settings, resolve, using
 
 if TYPE_CHECKING:
     from pytest_bnn.audit import Progress, Thresholds
@@ -80,7 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     settings = audit.add_argument_group("settings", "also from the environment, as PYTEST_BNN_SEED and so on")
     for option in OPTIONS:
         text = f"{option.help} (default: {option.default})".replace("%", "%%")
-        settings.add_argument(f"--{option.name}", metavar=option.metavar, default=None, help=text)
+        settings.add_argument(f"--{option.name}", help=text, **option.argument)
     audit.add_argument(
         "-o", "--output", metavar="FILE.html", default="audit.html", help="the report (default: %(default)s)"
     )
@@ -163,18 +163,14 @@ def _audit(given: argparse.Namespace, arguments: list[str]) -> int:
         say("loading torch")
         from pytest_bnn.audit import Thresholds, provenance
 
-        thresholds = Thresholds(
-            min_agreement=settings.min_agreement,
-            max_passes=settings.samples,
-            kl_weight=given.kl_weight,
-            num_batches=given.num_batches,
-            allow=allow,
-        )
+        thresholds = Thresholds.of(settings, kl_weight=given.kl_weight, num_batches=given.num_batches, allow=allow)
         run = _run(given, settings, thresholds, say)
         say("writing the report")
         run = _with_provenance(run, provenance(seed=settings.seed, command=["pytest-bnn", *arguments]))
         page, data = write_report(run, output)
     _show(run, verbose=given.verbose)
+    if isinstance(settings.seed, DrawnSeed):
+        print(f"seed {settings.seed} was drawn; --seed {settings.seed} repeats this audit")
     print(f"report: {page}  data: {data}")
     return _exit_code(run, settings)
 

@@ -1,4 +1,4 @@
-"""What an audit found, as frozen records of plain values, and the recorder that collects them.
+"""What an audit found, as frozen records of plain values.
 
 Records hold no tensors. They become plain values (`pytest_bnn.plain`) before they cross a process boundary or are
 written as JSON, and `AuditRun.from_json` reads them back with validation.
@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import enum
 import json
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
 from pytest_bnn.errors import InputError
 from pytest_bnn.plain import Scalar, from_plain, schema_definitions, show, to_plain
 
-SCHEMA_VERSION = "1.1"
+SCHEMA_VERSION = "1.2"
 
 Stage: TypeAlias = Literal["converted", "finetuned", "unrelated", "unknown"]
 Inconclusive: TypeAlias = Literal["fail", "warn"]
@@ -67,6 +65,31 @@ class Threshold:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Certainty:
+    """What a verdict by sampling stands on: its share of the run's budget, and the statistic with its interval.
+
+    The check fails a sound model with a chance of at most ``alpha``, and passes an unsound one with at most ``beta``.
+    ``low`` and ``high`` are the bounds that were compared with the threshold, each None where there is none.
+    """
+
+    alpha: float
+    beta: float
+    statistic: str
+    low: float | None = None
+    high: float | None = None
+
+    def explain(self) -> str:
+        """Give it as one line of text."""
+        bounds = {
+            (True, True): "",
+            (False, True): f" at least {show(self.low)}",
+            (True, False): f" at most {show(self.high)}",
+            (False, False): f" in [{show(self.low)}, {show(self.high)}]",
+        }[self.low is None, self.high is None]
+        return f"{self.statistic}{bounds}; false alarm at most {self.alpha:.3g}, wrong pass at most {self.beta:.3g}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LayerFinding:
     """What a check has to say about one layer, by its path in the model. ``ok`` is False for offenders."""
 
@@ -95,6 +118,7 @@ class Evidence:
     samples: int = 0
     seconds: float = 0.0
     sampler: str = ""
+    certainty: Certainty | None = None
 
     def __getitem__(self, name: str) -> Scalar:
         """Give the value of the measurement called ``name``; KeyError lists the names there are."""
@@ -113,6 +137,8 @@ class Evidence:
                 f"  observed: {self.threshold.quantity} {show(self.threshold.observed)}{unit}, "
                 f"allowed {self.threshold.relation} {show(self.threshold.allowed)}{unit}"
             )
+        if self.certainty is not None:
+            lines.append(f"  certain:  {self.certainty.explain()}")
         bad = [layer for layer in self.layers if not layer.ok]
         for index, layer in enumerate(bad[:offenders]):
             label = "worst:   " if index == 0 else "         "
@@ -242,6 +268,8 @@ class AuditRun:
             inconclusive: Whether an undecided claim counts as a failure. None asks the recorder in force
                 (pytest's ``--bnn-inconclusive``), and ``"fail"`` where there is none.
         """
+        from pytest_bnn.recorder import inconclusive_policy
+
         policy = inconclusive_policy() if inconclusive is None else inconclusive
         bad = [check for check in self.checks if is_failure(check.verdict, inconclusive=policy)]
         if bad:
@@ -300,59 +328,3 @@ def json_schema() -> dict[str, Any]:
         "$ref": "#/$defs/AuditRun",
         "$defs": definitions,
     }
-
-
-@dataclass(slots=True)
-class Recorder:
-    """Collects what checks find while it is in force; `recording` puts it there.
-
-    ``subject`` is the name of subjects that were given none.
-    """
-
-    inconclusive: Inconclusive = "fail"
-    subject: str = "model"
-    checks: list[Evidence] = field(default_factory=list)
-    subjects: list[SubjectRecord] = field(default_factory=list)
-
-    def drain(self) -> AuditRun:
-        """Give what was collected since the last call, and forget it."""
-        run = AuditRun(checks=tuple(self.checks), subjects=tuple(self.subjects))
-        self.checks.clear()
-        self.subjects.clear()
-        return run
-
-
-_recorder: ContextVar[Recorder | None] = ContextVar("pytest_bnn_recorder", default=None)
-
-
-@contextmanager
-def recording(recorder: Recorder) -> Iterator[Recorder]:
-    """Let every check that runs inside report to ``recorder``."""
-    token = _recorder.set(recorder)
-    try:
-        yield recorder
-    finally:
-        _recorder.reset(token)
-
-
-def record(item: Evidence | SubjectRecord) -> None:
-    """Hand a record to the recorder in force, if there is one."""
-    recorder = _recorder.get()
-    if recorder is None:
-        return
-    if isinstance(item, Evidence):
-        recorder.checks.append(item)
-    else:
-        recorder.subjects.append(item)
-
-
-def inconclusive_policy() -> Inconclusive:
-    """Say what an inconclusive verdict counts as here: the recorder's policy, ``"fail"`` without one."""
-    recorder = _recorder.get()
-    return "fail" if recorder is None else recorder.inconclusive
-
-
-def default_subject_name() -> str:
-    """Give the name of a subject that was given none: the recorder's, ``"model"`` without one."""
-    recorder = _recorder.get()
-    return Recorder().subject if recorder is None else recorder.subject

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import secrets
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -27,6 +28,13 @@ class Option:
     read: Callable[[str], str | int | float]
     metavar: str
     help: str
+
+    @property
+    def argument(self) -> dict[str, Any]:
+        """What argparse needs beside the name; a switch takes no value on a command line."""
+        if self.read is _switch:
+            return {"action": "store_const", "const": "yes", "default": None}
+        return {"metavar": self.metavar, "default": None}
 
     @property
     def key(self) -> str:
@@ -58,6 +66,14 @@ def _share(text: str) -> float:
     return value
 
 
+def _error_rate(text: str) -> float:
+    """a number between 0 and 0.5"""  # noqa: D403
+    value = float(text)
+    if not 0 < value < 0.5:
+        raise ValueError
+    return value
+
+
 def _positive(text: str) -> float:
     """a number above 0"""  # noqa: D403
     value = float(text)
@@ -74,6 +90,30 @@ def _choice(*words: str) -> Callable[[str], str]:
 
     read.__doc__ = " or ".join(words)
     return read
+
+
+def _switch(text: str) -> bool:
+    """yes or no"""  # noqa: D403
+    if text.lower() not in ("yes", "true", "1", "no", "false", "0"):
+        raise ValueError
+    return text.lower() in ("yes", "true", "1")
+
+
+class DrawnSeed(int):
+    """A seed that nobody chose: it has to be said, so that the run can be repeated."""
+
+
+def _seed(text: str) -> int:
+    """a whole number from 0, or random"""  # noqa: D403
+    return DrawnSeed(secrets.randbelow(2**31)) if text == "random" else _whole(0)(text)
+
+
+def _band(text: str) -> str:
+    """two numbers LOW:HIGH with 0 < LOW < HIGH"""  # noqa: D403
+    low, high = (float(part) for part in text.split(":"))
+    if not 0 < low < high < math.inf:
+        raise ValueError
+    return text
 
 
 def _text(text: str) -> str:
@@ -113,13 +153,48 @@ OPTIONS = (
         metavar="N",
         help="the most Monte-Carlo passes that a check may draw",
     ),
-    Option(name="seed", default=0, read=_whole(0), metavar="N", help="seed of all randomness in an audit"),
+    Option(
+        name="seed",
+        default=0,
+        read=_seed,
+        metavar="N|random",
+        help="seed of all randomness in an audit; random draws one and says how to repeat it",
+    ),
     Option(
         name="min-agreement",
         default=0.95,
         read=_share,
         metavar="P",
         help="share of the images on which the mean prediction must agree with the teacher",
+    ),
+    Option(
+        name="spread",
+        default="0.001:1",
+        read=_band,
+        metavar="LOW:HIGH",
+        help="band of the predictive spread, relative to the scale of the outputs without noise",
+    ),
+    Option(
+        name="alpha",
+        default=1e-6,
+        read=_error_rate,
+        metavar="P",
+        help="chance that any check of an audit fails a sound model; split over the checks that sample",
+    ),
+    Option(
+        name="beta",
+        default=1e-3,
+        read=_error_rate,
+        metavar="P",
+        help="chance that any check of an audit passes a model beyond its threshold; split likewise",
+    ),
+    Option(
+        name="population",
+        default=False,
+        read=_switch,
+        metavar="yes|no",
+        help="claim the agreement with the teacher for the population that the images are a random sample of, "
+        "not for these images alone",
     ),
     Option(
         name="inconclusive",
@@ -157,6 +232,10 @@ class Settings:
     samples: int = 128
     seed: int = 0
     min_agreement: float = 0.95
+    spread: str = "0.001:1"
+    alpha: float = 1e-6
+    beta: float = 1e-3
+    population: bool = False
     inconclusive: Inconclusive = "fail"
     threads: int = 0
     sampler: str = "auto"
@@ -204,7 +283,7 @@ def resolve(command_line: Mapping[str, str | None], ini: Mapping[str, str] | Non
 
 
 #: What the ``bnn`` marker may change for one test; the other settings belong to the session's fixtures.
-OF_A_TEST = ("samples", "seed", "min_agreement", "inconclusive")
+OF_A_TEST = ("samples", "seed", "min_agreement", "spread", "alpha", "beta", "population", "inconclusive")
 
 
 def overridden(settings: Settings, values: Mapping[str, object], source: str) -> Settings:

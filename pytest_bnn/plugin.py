@@ -16,10 +16,11 @@ from typing import Any
 import pytest
 
 from pytest_bnn.errors import PytestBnnError
-from pytest_bnn.evidence import AuditRun, Recorder, Verdict, recording
+from pytest_bnn.evidence import AuditRun, Verdict
 from pytest_bnn.fixtures.settings import SETTINGS, settings_of
-from pytest_bnn.options import OPTIONS, resolve, using
+from pytest_bnn.options import OPTIONS, DrawnSeed, resolve, using
 from pytest_bnn.plain import from_plain, show, to_plain
+from pytest_bnn.recorder import Recorder, recording
 from pytest_bnn.report.files import require_writable
 
 pytest_plugins = (
@@ -34,6 +35,9 @@ _RUNNING = pytest.StashKey[pytest.Item]()
 _SHARED = pytest.StashKey[list[tuple[str, Recorder]]]()
 _PHASES = ("setup", "call", "teardown")
 
+#: Where a worker finds the seed of the session.
+_SEED = "bnn_seed"
+
 #: Claims that do not hold, as lines at the end of a session; the report has them all.
 _MOST_LINES = 20
 
@@ -46,7 +50,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--bnn-report", metavar="FILE.html", default=None, help=_REPORT_HELP)
     for option in OPTIONS:
         text = f"{option.help} (default: {option.default}; ini bnn_{option.key}, environment {option.environment})"
-        group.addoption(f"--bnn-{option.name}", metavar=option.metavar, default=None, help=text.replace("%", "%%"))
+        group.addoption(f"--bnn-{option.name}", help=text.replace("%", "%%"), **option.argument)
         parser.addini(f"bnn_{option.key}", option.help, default="")
 
 
@@ -63,6 +67,8 @@ def pytest_configure(config: pytest.Config) -> None:
             {option.key: str(config.getini(f"bnn_{option.key}")) for option in OPTIONS},
             prefix="--bnn-",
         )
+        if hasattr(config, "workerinput"):
+            config.stash[SETTINGS] = replace(config.stash[SETTINGS], seed=config.workerinput[_SEED])
         report = config.getoption("--bnn-report")
         if report is not None and not hasattr(config, "workerinput"):
             require_writable(report, "--bnn-report")
@@ -75,7 +81,8 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_report_header(config: pytest.Config) -> str:
     """Say what the fixtures stand on."""
     settings = config.stash[SETTINGS]
-    return f"bnn: weights {settings.weights}, seed {settings.seed}, at most {settings.samples} passes a check"
+    drawn = f" (drawn; --bnn-seed={settings.seed} repeats it)" if isinstance(settings.seed, DrawnSeed) else ""
+    return f"bnn: weights {settings.weights}, seed {settings.seed}{drawn}, at most {settings.samples} passes a check"
 
 
 @pytest.hookimpl(wrapper=True)
@@ -142,6 +149,11 @@ class _Collector:
         self.found: list[tuple[tuple[str, int, str, int], AuditRun]] = []
         self.shared: dict[str, tuple[tuple[str, int, str, int], AuditRun]] = {}
         self.said = ""
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_configure_node(self, node: Any) -> None:
+        """Let pytest-xdist's workers have one seed, also where it was drawn."""
+        node.workerinput[_SEED] = int(self.config.stash[SETTINGS].seed)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         plain: Any = getattr(report, "bnn", None)

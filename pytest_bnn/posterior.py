@@ -6,7 +6,7 @@ The only module, with `conversion`, that knows bayesian-torch. Checks see layers
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -217,11 +217,15 @@ def counted_twice(model: nn.Module) -> tuple[str, ...]:
 
 
 @contextmanager
-def zero_sigma(model: nn.Module) -> Iterator[None]:
-    """Run the model at its posterior mean: every rho at minus infinity, so every sigma is exactly 0."""
+def zero_sigma(model: nn.Module, *, save: Collection[str] = ()) -> Iterator[None]:
+    """Run the model at its posterior mean: every rho at minus infinity, so every sigma is exactly 0.
+
+    The layers at the paths in ``save`` keep theirs.
+    """
     with replaced(
         (t.module._parameters, t.rho_name, nn.Parameter(torch.full_like(t.rho, -torch.inf), requires_grad=False))
         for layer in bayesian_layers(model)
+        if layer.path not in save
         for t in layer.tensors
     ):
         yield

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from pytest_bnn.errors import InputError
-from pytest_bnn.evidence import Stage, default_subject_name
+from pytest_bnn.evidence import Stage
 from pytest_bnn.posterior import PosteriorTensor, bayesian_layers
+from pytest_bnn.recorder import default_subject_name
 from pytest_bnn.sampling import ForwardError, PassBank
 from pytest_bnn.training import Loss
 

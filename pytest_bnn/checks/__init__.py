@@ -17,6 +17,7 @@ from pytest_bnn.checks.noise import (
     measure_noise_source,
     measure_noise_varies,
 )
+from pytest_bnn.checks.spread import assert_noise_spread, measure_noise_spread
 
 __all__ = [
     "assert_kl_loss",
@@ -25,6 +26,7 @@ __all__ = [
     "assert_mean_equals_teacher",
     "assert_noise_posterior",
     "assert_noise_source",
+    "assert_noise_spread",
     "assert_noise_varies",
     "assert_teacher_agreement",
     "measure_kl_loss",
@@ -33,6 +35,7 @@ __all__ = [
     "measure_mean_equals_teacher",
     "measure_noise_posterior",
     "measure_noise_source",
+    "measure_noise_spread",
     "measure_noise_varies",
     "measure_teacher_agreement",
 ]

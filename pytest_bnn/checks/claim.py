@@ -10,15 +10,15 @@ from typing import Literal, ParamSpec, TypeAlias
 
 from pytest_bnn.errors import PytestBnnError
 from pytest_bnn.evidence import (
+    Certainty,
     Evidence,
     LayerFinding,
     Measurement,
     Threshold,
     Verdict,
-    inconclusive_policy,
-    record,
 )
 from pytest_bnn.posterior import KlError
+from pytest_bnn.recorder import inconclusive_policy, record
 from pytest_bnn.sampling import ForwardError
 from pytest_bnn.subject import Subject
 from pytest_bnn.threads import limited
@@ -46,15 +46,20 @@ class Finding:
     remedy: str = ""
     notes: tuple[str, ...] = ()
     samples: int = 0
+    certainty: Certainty | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Check:
-    """A claim about a subject, with the id that reports and options know it by."""
+    """A claim about a subject, with the id that reports and options know it by.
+
+    ``sampled`` is for claims that sampling decides: they share the run's error budget. The others are exact.
+    """
 
     id: str
     claim: str
     needs: tuple[Need, ...] = ()
+    sampled: bool = False
 
     def run(self, subject: Subject, find: Callable[[Subject], Finding]) -> Evidence:
         """Find out whether the claim holds, and record the evidence.
@@ -108,6 +113,7 @@ class Check:
             samples=finding.samples,
             seconds=round(time.perf_counter() - start, 3),
             sampler=subject.sampler if subject.asked > asked else "",
+            certainty=finding.certainty,
         )
         record(evidence)
         return evidence

@@ -19,9 +19,6 @@ HEAD = 4096
 #: The most draws in a test of the shape: enough for a Kolmogorov-Smirnov distance of 0.05 at any error rate in use.
 SHAPE_DRAWS = 16384
 
-#: Power at which effects are stated.
-POWER = 0.999
-
 #: Entries are left out where the rounding of mu exceeds this share of sigma: their noise is the grid's.
 ROUNDING = 0.1
 
@@ -77,28 +74,28 @@ def _bounds(slack: float) -> tuple[float, float]:
     return 1 - by, 1 + by
 
 
-def effect(count: int, level: float, slack: float = 0.0) -> float:
-    """Give the relative error of sigma that ``count`` draws show at ``level`` with power `POWER`, in either direction.
+def effect(count: int, level: float, power: float, slack: float = 0.0) -> float:
+    """Give the relative error of sigma that ``count`` draws show at ``level`` with this power, in either direction.
 
     Source: the power function of the chi-square test of a variance, solved for the ratio of variances.
     """
     from scipy.stats import chi2
 
     low, high = _bounds(slack)
-    wider = math.sqrt(float(chi2.isf(level / 2, count)) * high / float(chi2.ppf(1 - POWER, count))) - 1
+    wider = math.sqrt(float(chi2.isf(level / 2, count)) * high / float(chi2.ppf(1 - power, count))) - 1
     least = float(chi2.ppf(level / 2, count)) * max(low, 0.0)
-    narrower = 1 - math.sqrt(least / float(chi2.isf(1 - POWER, count)))
+    narrower = 1 - math.sqrt(least / float(chi2.isf(1 - power, count)))
     return max(wider, narrower)
 
 
-def draws_needed(target: float, level: float) -> int:
-    """Give how many draws show a relative error ``target`` of sigma at ``level`` with power `POWER`."""
+def draws_needed(target: float, level: float, power: float) -> int:
+    """Give how many draws show a relative error ``target`` of sigma at ``level`` with this power."""
     low, high = 1, 2
-    while effect(high, level) > target:
+    while effect(high, level, power) > target:
         low, high = high, 2 * high
     while high - low > max(1, low // 1000):
         middle = (low + high) // 2
-        low, high = (middle, high) if effect(middle, level) > target else (low, middle)
+        low, high = (middle, high) if effect(middle, level, power) > target else (low, middle)
     return high
 
 

@@ -8,21 +8,28 @@ import torch
 from torch import Tensor, nn
 
 from pytest_bnn.checks.claim import Check, Finding, asserting
+from pytest_bnn.checks.pairs import not_finite_in, scale_of, scale_without_noise, spreads
 from pytest_bnn.checks.trace import TRACED_IMAGES, Parting, difference, first_parting, tolerance, traced
-from pytest_bnn.evidence import Evidence, LayerFinding, Measurement, Threshold, Verdict
+from pytest_bnn.evidence import Certainty, Evidence, LayerFinding, Measurement, Threshold, Verdict
 from pytest_bnn.isolation import seed_everything, undisturbed
 from pytest_bnn.posterior import bayesian_layers, orphaned_posteriors, zero_sigma
 from pytest_bnn.sampling import forward
+from pytest_bnn.statistics import Budget, median_bounds, trials_needed
 from pytest_bnn.subject import Given, Subject
 
 #: A spread below this share of the logits' own scale is rounding or nothing: it cannot move a decision.
 MIN_SPREAD = 1e-4
-PASSES = 16
+MAX_PASSES = 128
+
+#: Images that get further passes at once, and how many passes, where the first ones did not decide.
+_SUSPECTS = 8
+_BLOCK = 16
 
 NOISE_VARIES = Check(
     id="noise.varies",
     claim="In eval mode, the outputs for the same input differ from pass to pass by more than rounding.",
     needs=("images",),
+    sampled=True,
 )
 
 NOISE_SOURCE = Check(
@@ -33,23 +40,36 @@ NOISE_SOURCE = Check(
 
 
 def measure_noise_varies(
-    model: nn.Module | Subject, *, passes: int = PASSES, min_spread: float = MIN_SPREAD, **given: Unpack[Given]
+    model: nn.Module | Subject,
+    *,
+    max_passes: int = MAX_PASSES,
+    min_spread: float = MIN_SPREAD,
+    budget: Budget | None = None,
+    **given: Unpack[Given],
 ) -> Evidence:
     """Measure whether the outputs for the same input differ between passes.
 
-    The spread of an image is the root mean square, over its outputs, of their standard deviation over passes,
-    relative to the standard deviation of the mean outputs over all images and classes. It must exceed
-    ``min_spread`` on every image, and every output must be finite.
+    The spread of an image in a pair of passes is the root mean square, over its outputs, of their difference by the
+    square root of 2, relative to the standard deviation over images and outputs of what the network says without
+    noise. Its median over pairs, the image's typical spread, must exceed ``min_spread`` on every image, and every
+    output must be finite. Passes are drawn until bounds of the medians decide, which take nothing for granted about
+    the outputs: no moments, no normality. A sound model fails with a chance of at most the budget's ``alpha``.
 
     Args:
         model: The Bayesian network, or a `Subject`.
-        passes: How many passes, at least 2.
+        max_passes: The most passes, at least 2; where they do not decide the verdict is ``inconclusive``.
         min_spread: The least relative spread; never below ten times the dtype's rounding.
+        budget: Error rates; those in force when None.
         **given: images, at least; see `Subject`.
+
+    Source: `pytest_bnn.statistics.median_bounds`.
     """
-    if passes < 2 or not min_spread > 0:
-        raise ValueError("passes must be at least 2 and min_spread above 0")
-    return NOISE_VARIES.run(Subject.of(model, given), lambda subject: _varies(subject, passes, min_spread))
+    if max_passes < 2 or not min_spread > 0:
+        raise ValueError("max_passes must be at least 2 and min_spread above 0")
+    return NOISE_VARIES.run(
+        Subject.of(model, given),
+        lambda subject: _varies(subject, budget or Budget.in_force(), max_passes, min_spread),
+    )
 
 
 def measure_noise_source(
@@ -75,43 +95,93 @@ assert_noise_varies = asserting(measure_noise_varies)
 assert_noise_source = asserting(measure_noise_source)
 
 
-def _varies(subject: Subject, passes: int, min_spread: float) -> Finding:
+def _varies(subject: Subject, budget: Budget, max_passes: int, min_spread: float) -> Finding:
+    passes = min(max_passes, 2 * trials_needed(budget.beta)) // 2 * 2
     outputs = subject.bank.first(passes)
-    finite = torch.isfinite(outputs).flatten(1).all(1)
-    if not bool(finite.all()):
-        return _not_finite(subject, passes, int((~finite).sum()))
-    floor = _floor(outputs, min_spread)
-    outputs = outputs.double().flatten(2)
-    mean = outputs.mean(0)
-    scale = _scale(mean)
-    spread = outputs.var(0, correction=1).mean(1).sqrt() / scale
-    lowest = float(spread.min())
-    image = int(spread.argmin())
-    ok = lowest > floor
-    causes = [] if ok else _causes_of_silence(subject, lowest)
-    headline = (
-        f"outputs vary by {float(spread.median()):.3g} of their scale (median of {len(spread)} images, {passes} passes)"
-    )
-    if not ok:
+    if not_finite_in(outputs):
+        return not_finite(subject, passes, not_finite_in(outputs))
+    scale, floor = scale_without_noise(subject), _floor(outputs, min_spread)
+    found = spreads(outputs, scale)
+    per_image = budget.alpha / found.shape[1]
+    low, high = median_bounds(found, budget.beta)[0], median_bounds(found, per_image)[1]
+    while not bool((high <= floor).any()) and not bool((low > floor).all()):
+        # A model that is silent is so for every image: a few decide.
+        rows = (low <= floor).nonzero().flatten()
+        rows = rows[found[:, rows].median(0).values.argsort()[:_SUSPECTS]]
+        few, passes = found[:, rows], len(outputs)
+        while passes + 2 <= max_passes and not bool((high <= floor).any()) and not bool((low[rows] > floor).all()):
+            stop = min(passes + _BLOCK, max_passes // 2 * 2)
+            few = torch.cat([few, spreads(subject.bank.draw(passes, stop, rows), scale)])
+            low[rows], high[rows], passes = median_bounds(few, budget.beta)[0], median_bounds(few, per_image)[1], stop
+        if not bool((low[rows] > floor).all()):
+            break
+    verdict = Verdict.PASS if bool((low > floor).all()) else Verdict.INCONCLUSIVE
+    if bool((high <= floor).any()):
+        verdict = Verdict.FAIL
+    return _variation(subject, verdict, found, (low, high), budget, floor, scale, passes)
+
+
+def _variation(
+    subject: Subject,
+    verdict: Verdict,
+    found: Tensor,
+    bounds: tuple[Tensor, Tensor],
+    budget: Budget,
+    floor: float,
+    scale: float,
+    passes: int,
+) -> Finding:
+    spread = found.median(0).values
+    low, high = bounds
+    image = int(high.argmin() if verdict is Verdict.FAIL else low.argmin())
+    lowest = float(spread[image])
+    causes = [] if verdict is Verdict.PASS else _causes_of_silence(subject, lowest)
+    headline = f"outputs vary by {float(spread.median()):.3g} of their scale (median of {len(spread)} images, {passes} passes)"
+    remedy = ""
+    if verdict is not Verdict.PASS:
         amount = "exactly 0" if lowest == 0 else f"{lowest:.2g} of the outputs' scale"
         headline = f"the outputs for image {image} vary by {amount}" + (f": {causes[0]}" if causes else "")
+        remedy = "make every forward pass draw its own weights; a posterior this narrow carries no uncertainty"
+    if verdict is Verdict.INCONCLUSIVE:
+        needed = 2 * trials_needed(budget.beta if lowest > floor else budget.alpha / len(spread))
+        remedy = (
+            f"allow more than {passes} passes (--samples): {needed} decide where all of them say the same"
+            if passes < needed
+            else f"the spread of image {image} is too close to {floor:g} to call: allow more passes, or say with "
+            "min_spread what you require"
+        )
     return Finding(
-        verdict=Verdict.PASS if ok else Verdict.FAIL,
+        verdict=verdict,
         headline=headline,
         measurements=(
             Measurement(name="median spread", value=float(spread.median()), unit="of the outputs' scale"),
-            Measurement(name="lowest spread", value=lowest, unit="of the outputs' scale", note=f"image {image}"),
+            Measurement(
+                name="lowest spread", value=float(spread.min()), unit="of the outputs' scale",
+                note=f"image {int(spread.argmin())}",
+            ),
             Measurement(name="highest spread", value=float(spread.max()), unit="of the outputs' scale"),
-            Measurement(name="outputs' scale", value=scale),
+            Measurement(name="outputs' scale", value=scale, note="without noise"),
         ),
         threshold=Threshold(quantity="lowest spread of an image", observed=lowest, relation=">", allowed=floor),
-        remedy="" if ok else "make every forward pass draw its own weights; a posterior this narrow carries no uncertainty",
+        remedy=remedy,
         notes=tuple(causes),
         samples=passes,
-    )
+        certainty=Certainty(
+            alpha=budget.alpha,
+            beta=budget.beta,
+            statistic=f"typical spread of image {image} (median over pairs of passes, by order statistics)",
+            low=_finite(low[image]),
+            high=_finite(high[image]),
+        ),
+    )  # fmt: skip
 
 
-def _not_finite(subject: Subject, passes: int, bad: int) -> Finding:
+def _finite(bound: Tensor) -> float | None:
+    return float(bound) if bool(torch.isfinite(bound)) else None
+
+
+def not_finite(subject: Subject, passes: int, bad: int) -> Finding:
+    """Give the finding of outputs that are NaN or infinite, with the layers that have such parameters."""
     culprits = [
         LayerFinding(path=tensor.path, kind=layer.kind, ok=False, finding=f"{tensor.role}: {problem}")
         for layer in bayesian_layers(subject.model)
@@ -145,12 +215,12 @@ def _source(subject: Subject, min_spread: float) -> Finding:
         silent = difference(forward(subject.model, images), forward(subject.model, images))
     with undisturbed(subject.model, seed=subject.seed):
         one, other = forward(subject.model, images), forward(subject.model, images)
-    bad = sum(not bool(torch.isfinite(outputs).all()) for outputs in (one, other))
+    bad = not_finite_in(torch.stack([one, other]))
     if bad:
-        return _not_finite(subject, 2, bad)
+        return not_finite(subject, 2, bad)
     floor = _floor(one, min_spread)
     allowed = tolerance(one)
-    gap = float((one.double() - other.double()).square().mean().sqrt()) / _scale(one.double().flatten(1))
+    gap = float((one.double() - other.double()).square().mean().sqrt()) / scale_of(one.double().flatten(1))
     leaks, varies = not 0 <= silent <= allowed, gap > floor
     where = _other_noise(subject, images, in_train_mode=not leaks) if leaks or not varies else None
     if leaks:
@@ -238,9 +308,3 @@ def _reseeds(subject: Subject) -> bool:
 
 def _floor(outputs: Tensor, min_spread: float) -> float:
     return max(min_spread, 10 * torch.finfo(outputs.dtype).eps if outputs.is_floating_point() else 0.0)
-
-
-def _scale(outputs: Tensor) -> float:
-    """Give the standard deviation over images and outputs; the root mean square where there is only one number."""
-    spread = float(outputs.std()) if outputs.numel() > 1 else 0.0
-    return spread or float(outputs.square().mean().sqrt()) or 1.0

@@ -12,7 +12,6 @@ from torch import nn
 from pytest_bnn.capture import capture
 from pytest_bnn.checks.claim import Check, Finding, asserting, not_applicable
 from pytest_bnn.checks.draws import (
-    POWER,
     ROUNDING,
     SHAPE_DRAWS,
     Sums,
@@ -22,11 +21,11 @@ from pytest_bnn.checks.draws import (
     effect,
     shape_p,
 )
-from pytest_bnn.evidence import Evidence, LayerFinding, Measurement, Threshold, Verdict
+from pytest_bnn.evidence import Certainty, Evidence, LayerFinding, Measurement, Threshold, Verdict
 from pytest_bnn.isolation import undisturbed
 from pytest_bnn.posterior import bayesian_layers
 from pytest_bnn.sampling import forward
-from pytest_bnn.statistics import ERROR_RATE
+from pytest_bnn.statistics import Budget
 from pytest_bnn.subject import Given, Subject
 
 NOISE_POSTERIOR = Check(
@@ -34,6 +33,7 @@ NOISE_POSTERIOR = Check(
     claim="The weights that a forward pass uses are draws of the posterior, N(mu, sigma^2), independent between passes "
     "and between layers.",
     needs=("images",),
+    sampled=True,
 )
 
 #: The relative error of sigma that is looked for.
@@ -51,19 +51,25 @@ _FAMILIES = 5
 
 
 def measure_noise_posterior(
-    model: nn.Module | Subject, *, max_passes: int = MAX_PASSES, **given: Unpack[Given]
+    model: nn.Module | Subject,
+    *,
+    max_passes: int = MAX_PASSES,
+    budget: Budget | None = None,
+    **given: Unpack[Given],
 ) -> Evidence:
     """Measure whether the weights that a forward pass uses are draws of the posterior.
 
     The weights are seen at the functional call, such as ``F.conv2d``, in passes that nobody seeds. Standardised by mu
     and sigma they must be N(0, 1) in mean (z-test), variance (chi-square test) and shape (Kolmogorov-Smirnov test),
     independent from draw to draw and from layer to layer (tests of correlation), tensor by tensor, and the small
-    tensors pooled as well. All tests are exact; together they accuse a right model with a chance of at most 1e-6
-    (Bonferroni). As many passes are drawn as a sigma that is off by 1 % takes to be seen with power .999.
+    tensors pooled as well. All tests are exact; together they accuse a right model with a chance of at most the
+    budget's ``alpha`` (Bonferroni). As many passes are drawn as a sigma that is off by 1 % takes to be seen with a
+    chance of ``1 - beta``; the evidence says what the passes could show.
 
     Args:
         model: The Bayesian network, or a `Subject`.
         max_passes: The most passes, at least 2.
+        budget: Error rates; those in force when None.
         **given: images, at least; see `Subject`. Two of them are used.
 
     Source: the tests of a normal sample with known mean and variance, as in Lehmann and Romano 2005; for correlations,
@@ -71,7 +77,7 @@ def measure_noise_posterior(
     """
     if max_passes < 2:
         raise ValueError("max_passes must be at least 2")
-    return NOISE_POSTERIOR.run(Subject.of(model, given), lambda subject: _find(subject, max_passes))
+    return NOISE_POSTERIOR.run(Subject.of(model, given), lambda subject: _find(subject, max_passes, budget or Budget.in_force()))
 
 
 assert_noise_posterior = asserting(measure_noise_posterior)
@@ -115,7 +121,7 @@ class _Drawing:
         self.passes += 1
 
 
-def _find(subject: Subject, max_passes: int) -> Finding:
+def _find(subject: Subject, max_passes: int, budget: Budget) -> Finding:
     layers = bayesian_layers(subject.model)
     if not layers:
         return not_applicable("the model has no Bayesian layer")
@@ -123,8 +129,8 @@ def _find(subject: Subject, max_passes: int) -> Finding:
     with undisturbed(subject.model, seed=subject.seed):
         drawing.next_pass()
         seen = [t for t in drawing.draws.values() if t.count]
-        level = ERROR_RATE / _FAMILIES / (len(seen) + 1)
-        enough = draws_needed(TARGET, level)
+        level = budget.alpha / _FAMILIES / (len(seen) + 1)
+        enough = draws_needed(TARGET, level, 1 - budget.beta)
         small = [t for t in seen if MIN_PASSES * t.count < enough]
         wanted = -(-enough // max(1, sum(t.count for t in small))) if small else MIN_PASSES
         while drawing.passes < min(max_passes, max(MIN_PASSES, wanted)):
@@ -144,20 +150,27 @@ def _find(subject: Subject, max_passes: int) -> Finding:
     if not seen:
         found = not_applicable("no layer's noise can be seen" + (f": {notes[0]}" if notes else ""))
         return found
-    notes += _unseen(small, enough, level)
-    return _judged(drawing, seen, small, level, share, tuple(notes))
+    notes += _unseen(small, enough, level, 1 - budget.beta)
+    return _judged(drawing, seen, small, level, share, tuple(notes), budget)
 
 
 def _judged(
-    drawing: _Drawing, seen: list[TensorDraws], small: list[TensorDraws], level: float, share: float, notes: tuple[str, ...]
+    drawing: _Drawing,
+    seen: list[TensorDraws],
+    small: list[TensorDraws],
+    level: float,
+    share: float,
+    notes: tuple[str, ...],
+    budget: Budget,
 ) -> Finding:
+    power = 1 - budget.beta
     tests = [*_independence(seen)]
-    dependent = {id(t) for test in tests if test.p < ERROR_RATE for t in test.about}
+    dependent = {id(t) for test in tests if test.p < budget.alpha for t in test.about}
     # Mean, variance and shape over passes take independent draws for granted.
     sound = [t for t in seen if id(t) not in dependent]
     tests += _marginals(sound, small, len(seen) + 1)
     tests.sort(key=lambda test: test.p)
-    bad = [test for test in tests if test.p < ERROR_RATE]
+    bad = [test for test in tests if test.p < budget.alpha]
     pooled = sum((t.sums for t in seen), Sums())
     widest = max(seen, key=lambda t: abs(t.sums.scale - 1) * t.sums.count**0.5 if t.sums.count else 0)
     headline = bad[0].words if bad else (
@@ -165,7 +178,7 @@ def _judged(
         f"{pooled.scale:.5f} of what it says"
     )
     small_sums = sum((t.sums for t in small), Sums())
-    large = [effect(t.sums.count, level, t.slack) for t in seen if t not in small and t.sums.count]
+    large = [effect(t.sums.count, level, power, t.slack) for t in seen if t not in small and t.sums.count]
     return Finding(
         verdict=Verdict.FAIL if bad else Verdict.PASS,
         headline=headline,
@@ -174,21 +187,20 @@ def _judged(
             Measurement(name="sigma used", value=pooled.scale, unit="of the posterior's"),
             Measurement(name="sigma farthest off", value=widest.sums.scale, unit="of the posterior's", note=widest.tensor.name),
             Measurement(name="tests", value=_number(seen)),
-            Measurement(name="error rate", value=ERROR_RATE, note="of all tests together"),
             Measurement(
                 name="effect shown in every large tensor", value=max(large) if large else None, unit="of sigma",
-                note=f"power {POWER}, {len(large)} tensors",
+                note=f"power {power:.6g}, {len(large)} tensors",
             ),
             Measurement(
                 name="effect shown in the small tensors together",
-                value=effect(small_sums.count, level, small_sums.slack) if small_sums.count else None,
-                unit="of sigma", note=f"power {POWER}, {len(small)} tensors",
+                value=effect(small_sums.count, level, power, small_sums.slack) if small_sums.count else None,
+                unit="of sigma", note=f"power {power:.6g}, {len(small)} tensors",
             ),
             Measurement(name="share of weights left out", value=share),
         ),
         threshold=Threshold(
             quantity="smallest p-value, corrected", observed=tests[0].p if tests else 1.0,
-            relation=">=", allowed=ERROR_RATE,
+            relation=">=", allowed=budget.alpha,
         ),
         layers=tuple(
             LayerFinding(path=t.tensor.path, kind=type(t.tensor.module).__name__, ok=False, finding=test.words)
@@ -198,6 +210,12 @@ def _judged(
         remedy=bad[0].remedy if bad else "",
         notes=notes,
         samples=drawing.passes,
+        certainty=Certainty(
+            alpha=budget.alpha,
+            beta=budget.beta,
+            statistic=f"smallest of {_number(seen)} p-values of N(0, 1) and of independence, corrected",
+            low=tests[0].p if tests else None,
+        ),
     )  # fmt: skip
 
 
@@ -261,13 +279,13 @@ def _marginals(sound: list[TensorDraws], small: list[TensorDraws], groups: int) 
     return tests
 
 
-def _unseen(small: list[TensorDraws], enough: int, level: float) -> list[str]:
+def _unseen(small: list[TensorDraws], enough: int, level: float, power: float) -> list[str]:
     """Say what cannot be shown of single small tensors."""
     blind = [t for t in small if t.sums.count < enough and t.sums.count]
     if not blind:
         return []
     worst = min(blind, key=lambda t: t.sums.count)
-    shown = effect(worst.sums.count, level, worst.slack)
+    shown = effect(worst.sums.count, level, power, worst.slack)
     return [
         f"{len(blind)} tensors are too small to show a sigma that is off by {100 * TARGET:.0f} % one by one: "
         f"{worst.tensor.name} ({worst.tensor.count}) shows {100 * shown:.3g} %, and {100 * TARGET:.0f} % would take "

@@ -92,6 +92,8 @@ def _detail(check: Evidence) -> str:
             f"**{escape(wording.scalar(check.threshold.observed, check.threshold.unit))}**, "
             f"allowed {escape(wording.allowed(check.threshold))}"
         )
+    if check.certainty is not None:
+        lines.append(f"- certainty: {escape(check.certainty.explain())}")
     bad = [layer for layer in check.layers if not layer.ok]
     lines += [
         f"- {code(layer.path) or '*the model itself*'} ({escape(layer.kind)}): {escape(layer.finding)}"

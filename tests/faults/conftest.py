@@ -136,6 +136,7 @@ def measures() -> Mapping[str, Callable[..., Evidence]]:
         "mean.equals_teacher": checks.measure_mean_equals_teacher,
         "noise.varies": checks.measure_noise_varies,
         "noise.source": checks.measure_noise_source,
+        "noise.spread": checks.measure_noise_spread,
         "noise.posterior": checks.measure_noise_posterior,
         "kl.present": checks.measure_kl_present,
         "kl.loss": checks.measure_kl_loss,

@@ -26,6 +26,7 @@ CHECKS = (
     "mean.equals_teacher",
     "noise.varies",
     "noise.source",
+    "noise.spread",
     "noise.posterior",
     "kl.present",
     "kl.loss",

@@ -17,7 +17,8 @@ import pytest
 
 from pytest_bnn import audit, cli, render_html, render_markdown
 from pytest_bnn.checks.claim import Check
-from pytest_bnn.evidence import AuditRun, Recorder, Verdict, json_schema, recording
+from pytest_bnn.evidence import AuditRun, Verdict, json_schema
+from pytest_bnn.recorder import Recorder, recording
 
 SCRIPT = Path(sys.executable).parent / "pytest-bnn"
 

@@ -25,8 +25,8 @@ import pytest
 
 import pytest_bnn
 from pytest_bnn import cli
-from pytest_bnn.evidence import Recorder, recording
 from pytest_bnn.options import OPTIONS
+from pytest_bnn.recorder import Recorder, recording
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"

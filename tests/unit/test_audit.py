@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from pytest_bnn.audit import CHECK_IDS, CHECKS, Thresholds, audit_model, provenance
 from pytest_bnn.conversion import convert
 from pytest_bnn.errors import InputError
-from pytest_bnn.evidence import AuditRun, Recorder, Verdict, recording
+from pytest_bnn.evidence import AuditRun, Verdict
+from pytest_bnn.recorder import Recorder, recording
 from pytest_bnn.training import Loss, distillation_loss
 
 DOCUMENTATION = Path(__file__).parents[2] / "docs" / "checks.md"

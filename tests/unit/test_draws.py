@@ -11,7 +11,6 @@ from torch import nn
 
 from pytest_bnn import convert
 from pytest_bnn.checks.draws import (
-    POWER,
     Sums,
     TensorDraws,
     between_layers,
@@ -74,12 +73,12 @@ def test_p_values_of_right_draws_are_uniform(name: str) -> None:
 @pytest.mark.parametrize("ratio", [1.05, 0.95])
 def test_the_stated_effect_has_the_stated_power(ratio: float) -> None:
     """Draws that are that far off are found: the power by simulation of the chi-square statistic itself."""
-    level = 1e-4
-    count = draws_needed(0.05, level)
-    assert effect(count, level) <= 0.05
+    level, power = 1e-4, 0.999
+    count = draws_needed(0.05, level, power)
+    assert effect(count, level, power) <= 0.05
     squares = stats.chi2.rvs(count, size=20_000, random_state=0) * ratio**2
     found = sum(Sums(count=count, total=0.0, squares=float(s)).variance_p() < level for s in squares[:2000])
-    assert found / 2000 > POWER - 0.004  # five standard errors
+    assert found / 2000 > power - 0.004  # five standard errors
 
 
 def draws_of(passes: list[torch.Tensor]) -> TensorDraws:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import decimal
 import enum
 import json
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from dataclasses import FrozenInstanceError, fields, replace
 from pathlib import PurePosixPath
 from typing import Any
@@ -30,16 +28,12 @@ from pytest_bnn.evidence import (
     LayerRow,
     Measurement,
     Prediction,
-    Recorder,
     SubjectRecord,
     Threshold,
     TrainingStep,
     Verdict,
-    inconclusive_policy,
     is_failure,
     json_schema,
-    record,
-    recording,
 )
 from pytest_bnn.plain import from_plain, show, to_plain
 
@@ -490,72 +484,3 @@ def test_a_run_explains_every_failure() -> None:
     with pytest.raises(AssertionError) as caught:
         run.raise_for_failures()
     assert str(caught.value) == f"{run['a'].explain()}\n\n{run['c'].explain()}"
-
-
-def test_the_policy_is_that_of_the_recorder_in_force() -> None:
-    """pytest's --bnn-inconclusive reaches a plain call in a test; outside of pytest the strict one holds."""
-    run = AuditRun(checks=(evidence(verdict=Verdict.INCONCLUSIVE),))
-    assert inconclusive_policy() == "fail"
-    with pytest.raises(AssertionError):
-        run.raise_for_failures()
-    with recording(Recorder(inconclusive="warn")):
-        assert inconclusive_policy() == "warn"
-        assert run.raise_for_failures() is run
-        with pytest.raises(AssertionError):
-            run.raise_for_failures(inconclusive="fail")
-    assert inconclusive_policy() == "fail"
-
-
-def test_records_reach_the_recorder_and_are_drained_once() -> None:
-    """The plugin takes a delta per test phase: nothing twice, nothing lost, in order."""
-    with recording(Recorder()) as recorder:
-        record(evidence("a"))
-        record(subject())
-        record(evidence("b"))
-        first = recorder.drain()
-        record(evidence("c"))
-    assert [check.id for check in first.checks] == ["a", "b"]
-    assert first.subjects == (subject(),)
-    assert [check.id for check in recorder.drain().checks] == ["c"]
-    assert recorder.drain() == AuditRun()
-
-
-def test_without_a_recorder_records_go_nowhere_quietly() -> None:
-    """The same functions work in a notebook."""
-    recorder = Recorder()
-    with recording(recorder):
-        pass
-    record(evidence())
-    assert recorder.drain() == AuditRun()
-
-
-def test_recorders_nest_and_unwind_also_after_exceptions() -> None:
-    """pytester runs pytest inside pytest; the inner run must not leak into the outer one."""
-    with recording(Recorder()) as outer:
-        inner = Recorder()
-        with suppress(RuntimeError), recording(inner):
-            record(evidence("inner"))
-            raise RuntimeError
-        record(evidence("outer"))
-    assert [check.id for check in outer.checks] == ["outer"]
-    assert [check.id for check in inner.checks] == ["inner"]
-
-
-def test_a_thread_of_its_own_has_no_recorder() -> None:
-    """A ContextVar, not a global: a background thread does not write into a test's report."""
-    with recording(Recorder()) as recorder:
-        thread = threading.Thread(target=lambda: record(evidence("thread")))
-        thread.start()
-        thread.join()
-        record(evidence("test"))
-    assert [check.id for check in recorder.checks] == ["test"]
-
-
-@pytest.fixture(autouse=True)
-def no_recorder() -> Iterator[None]:
-    """Keep these tests' records out of a report of this very test run."""
-    from pytest_bnn import evidence as module
-
-    token = module._recorder.set(None)
-    yield
-    module._recorder.reset(token)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from fractions import Fraction
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,18 @@ from hypothesis import strategies as st
 from scipy import stats
 from torch import Tensor
 
-from pytest_bnn.statistics import ERROR_RATE, BettingTest, LeadingClassTest, clopper_pearson_lower
+from pytest_bnn.options import Settings, using
+from pytest_bnn.statistics import (
+    BettingTest,
+    Budget,
+    LeadingClassTest,
+    certain_majority,
+    clopper_pearson_lower,
+    clopper_pearson_upper,
+    median_bounds,
+    trials_for_share,
+    trials_needed,
+)
 
 #: The bets of the mixture, as the tests' own numbers: exact fractions for exact results.
 BETS = (Fraction(1, 16), Fraction(1, 4), Fraction(1, 2), Fraction(3, 4), Fraction(1))
@@ -166,25 +178,25 @@ def test_unanimous_images_need_as_many_passes_as_the_formula_says(images: int, e
     goal = images / Fraction(error_rate).limit_denominator(10**9)
     needed = next(n for n in range(200) if sum((1 + bet) ** n for bet in BETS) / len(BETS) >= goal)
     assert math.log2(goal) <= needed <= math.log2(goal) + math.log2(len(BETS)) + 1
-    test = LeadingClassTest(torch.zeros(images, dtype=torch.long), 10, error_rate)
+    test = LeadingClassTest(torch.zeros(images, dtype=torch.long), 10)
     certain = torch.nn.functional.one_hot(torch.zeros(images, dtype=torch.long), 10).float()
     for passes in range(1, needed + 1):
-        assert not bool(test.leading().any()), passes
+        assert not bool(test.leading(error_rate).any()), passes
         test.update(certain, torch.arange(images))
-    assert bool(test.leading().all())
-    assert not bool(test.overtaken().any())
+    assert bool(test.leading(error_rate).all())
+    assert not bool(test.overtaken(error_rate).any())
 
 
 def test_the_passes_of_the_embedded_images() -> None:
     """360 images at 1e-6, by hand: 2**31 / 5 = 4.3e8 is the first above 3.6e8."""
-    goal = 360 / ERROR_RATE
+    goal = 360 / Budget().alpha
     assert 2**31 / 5 >= goal > sum(float(1 + bet) ** 30 for bet in BETS) / 5
 
 
 def simulated(means: Tensor, leaders: Tensor, passes: int, concentration: float) -> LeadingClassTest:
     """Run the test on Dirichlet draws around known mean probabilities."""
     drawn = torch.distributions.Dirichlet(means.double() * concentration)
-    test, rows = LeadingClassTest(leaders, means.shape[1], 1e-3), torch.arange(len(means))
+    test, rows = LeadingClassTest(leaders, means.shape[1]), torch.arange(len(means))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(14)
         for _ in range(passes):
@@ -205,19 +217,19 @@ def test_decisions_on_a_grid_of_known_means_are_never_wrong(concentration: float
     test = simulated(means, leaders, 300, concentration)
     strictly_leads = torch.cat([gaps > 0, torch.zeros(25, dtype=torch.bool)])
     strictly_behind = torch.cat([torch.zeros(25, dtype=torch.bool), gaps > 0])
-    assert not bool((test.leading() & ~strictly_leads).any())
-    assert not bool((test.overtaken() & ~strictly_behind).any())
-    assert bool(test.leading()[gaps.argmax()])
-    assert bool(test.overtaken()[25 + gaps.argmax()])
+    assert not bool((test.leading(1e-3) & ~strictly_leads).any())
+    assert not bool((test.overtaken(1e-3) & ~strictly_behind).any())
+    assert bool(test.leading(1e-3)[gaps.argmax()])
+    assert bool(test.overtaken(1e-3)[25 + gaps.argmax()])
 
 
 def test_a_class_that_is_second_everywhere_is_overtaken() -> None:
     """One class ahead is enough, whichever it is, and says nothing about the other images."""
-    test = LeadingClassTest(torch.tensor([0, 0]), 3, 1e-3)
+    test = LeadingClassTest(torch.tensor([0, 0]), 3)
     for _ in range(200):
         test.update(torch.tensor([[0.3, 0.1, 0.6], [0.6, 0.3, 0.1]]), torch.arange(2))
-    assert test.overtaken().tolist() == [True, False]
-    assert test.leading().tolist() == [False, True]
+    assert test.overtaken(1e-3).tolist() == [True, False]
+    assert test.leading(1e-3).tolist() == [False, True]
 
 
 def test_probabilities_that_are_nan_are_refused() -> None:
@@ -225,3 +237,86 @@ def test_probabilities_that_are_nan_are_refused() -> None:
     test = LeadingClassTest(torch.tensor([0]), 2)
     with pytest.raises(ValueError, match="NaN"):
         test.update(torch.tensor([[float("nan"), 1.0]]), torch.tensor([0]))
+
+
+def test_the_budget_is_split_and_follows_the_settings() -> None:
+    """--bnn-alpha reaches a plain assert; five checks of an audit stay within one budget."""
+    share = Budget(alpha=1e-6, beta=1e-3).split(5)
+    assert [share.alpha, share.beta] == pytest.approx([2e-7, 2e-4])
+    assert Budget.in_force() == Budget()
+    with using(Settings(alpha=1e-4, beta=0.01)):
+        assert Budget.in_force() == Budget(alpha=1e-4, beta=0.01)
+
+
+@pytest.mark.parametrize("value", [0, 0.5, -1, math.nan, True, "1e-6"])
+def test_a_budget_that_is_no_error_rate_is_refused(value: object) -> None:
+    """With alpha 0 nothing could ever fail, silently."""
+    with pytest.raises(ValueError, match="alpha must lie between"):
+        Budget(alpha=value)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("error_rate", [1e-3, 1e-6])
+def test_the_counts_that_decide_are_those_of_the_exact_capital(error_rate: float) -> None:
+    """In exact fractions; and more wins are never less."""
+    for trials in range(1, 40):
+        capital = [
+            sum((1 + bet) ** wins * (1 - bet) ** (trials - wins) for bet in BETS) / len(BETS)
+            for wins in range(trials + 1)
+        ]
+        enough = [wins for wins, value in enumerate(capital) if value * Fraction(error_rate) >= 1]
+        assert certain_majority(trials, error_rate) == (enough[0] if enough else None)
+        assert not enough or enough[-1] - enough[0] + 1 == len(enough)
+    assert certain_majority(trials_needed(error_rate), error_rate) == trials_needed(error_rate)
+
+
+def test_the_bound_is_never_laxer_than_the_exact_binomial_one() -> None:
+    """Scipy's sign test at one fixed number of trials is what it costs to be allowed to look after each."""
+    for trials in range(10, 200, 10):
+        heads = certain_majority(trials, 1e-3)
+        assert heads is None or stats.binomtest(heads, trials, 0.5, alternative="greater").pvalue <= 1e-3
+
+
+@pytest.mark.parametrize("name", ["norm", "cauchy", "lognorm", "bernoulli"])
+def test_the_median_is_between_its_bounds_however_heavy_the_tails(name: str) -> None:
+    """Looked at after every trial up to 200: a bound at 1 in 100 may be wrong in 1 of 100 runs, at any time.
+
+    Cauchy has no moments, the log-normal is skewed, the coin is nothing but ties.
+    """
+    law: Any = {
+        "norm": stats.norm(), "cauchy": stats.cauchy(), "lognorm": stats.lognorm(2.0), "bernoulli": stats.bernoulli(0.5)
+    }[name]  # fmt: skip
+    draws = torch.as_tensor(law.rvs((200, 500), random_state=5), dtype=torch.float64)
+    median = float(law.median())
+    wrong = torch.zeros(2, 500, dtype=torch.bool)
+    for trials in range(1, 201):
+        low, high = median_bounds(draws[:trials], 0.01)
+        wrong |= torch.stack([low > median, high < median])
+    # 5 expected at most; 15 and more have a chance of 1e-4 in 500 runs at 1 in 100.
+    assert int(wrong.sum(1).max()) < 15
+    assert bool((low <= high).all())
+    if name != "bernoulli":
+        assert float((high - low).median()) < float(law.ppf(0.8) - law.ppf(0.2))
+
+
+def test_too_few_trials_bound_nothing() -> None:
+    low, high = median_bounds(torch.ones(trials_needed(1e-6) - 1, 3), 1e-6)
+    assert low.tolist() == [-math.inf] * 3
+    assert high.tolist() == [math.inf] * 3
+
+
+def test_images_that_carry_a_claim_about_a_population() -> None:
+    """At .95 and 1e-6: 270 images that all agree, and 359 of 360; scipy's binomial test is the oracle."""
+    assert trials_for_share(0.95, 1.0, 1e-6) == 270
+    assert stats.binomtest(270, 270, 0.95, alternative="greater").pvalue <= 1e-6
+    assert stats.binomtest(269, 269, 0.95, alternative="greater").pvalue > 1e-6
+    assert clopper_pearson_lower(359, 360, 1e-6) > 0.95 > clopper_pearson_lower(358, 360, 1e-6)
+    assert trials_for_share(0.95, 0.95, 1e-6) is None
+    assert trials_for_share(0.9, 0.95, 1e-3) == next(
+        n for n in range(1, 2000) if stats.binomtest(int(0.95 * n + 1e-9), n, 0.9, alternative="greater").pvalue <= 1e-3
+    )
+
+
+def test_the_upper_bound_is_that_of_scipy() -> None:
+    exact = stats.binomtest(7, 30).proportion_ci(confidence_level=0.98, method="exact")
+    assert clopper_pearson_upper(7, 30, 0.01) == pytest.approx(exact.high)
+    assert clopper_pearson_upper(30, 30, 0.01) == 1

@@ -12,8 +12,9 @@ from torch import nn
 from pytest_bnn import convert, finetune
 from pytest_bnn.checks.claim import Check, Finding
 from pytest_bnn.errors import InputError
-from pytest_bnn.evidence import Recorder, Verdict, recording
+from pytest_bnn.evidence import Verdict
 from pytest_bnn.options import Settings, using
+from pytest_bnn.recorder import Recorder, recording
 from pytest_bnn.subject import Subject
 from pytest_bnn.threads import limited, share
 
