@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pytest_bnn import checks
+from pytest_bnn.checks.spread import BAND
 from pytest_bnn.evidence import Evidence
 from pytest_bnn.images import digits
 from pytest_bnn.subject import Subject
@@ -149,10 +150,15 @@ def audit(measures: Mapping[str, Callable[..., Evidence]]) -> Callable[..., dict
     """Run checks, all unless some are named, on one subject."""
 
     def run(
-        model: nn.Module, *, only: tuple[str, ...] = (), num_batches: int | None = None, **given: Any
+        model: nn.Module,
+        *,
+        only: tuple[str, ...] = (),
+        num_batches: int | None = None,
+        band: tuple[float, float] = BAND,
+        **given: Any,
     ) -> dict[str, Evidence]:
         subject = Subject(model, **given)
-        options: dict[str, dict[str, Any]] = {"kl.loss": {"num_batches": num_batches}}
+        options: dict[str, dict[str, Any]] = {"kl.loss": {"num_batches": num_batches}, "noise.spread": {"band": band}}
         return {id: measures[id](subject, **options.get(id, {})) for id in only or measures}
 
     return run

@@ -45,9 +45,13 @@ def test_healthy_conversion_passes_all_checks(
 def test_much_too_wide_posterior_disagrees(resnet18: nn.Module, held_out: tuple[Tensor, Tensor], audit: Audit) -> None:
     """B1: the conversion is right in every other way; only the predictions show that delta is absurd."""
     model = convert(resnet18, moped_delta=2.0)
-    found = audit(model, teacher=resnet18, images=held_out[0], only=("teacher.agreement", "mean.equals_teacher"))
+    found = audit(
+        model, teacher=resnet18, images=held_out[0], only=("noise.spread", "teacher.agreement", "mean.equals_teacher")
+    )
     assert found["teacher.agreement"].verdict is Verdict.FAIL, found["teacher.agreement"].explain()
     assert "moped_delta" in found["teacher.agreement"].remedy
+    assert found["noise.spread"].verdict is Verdict.FAIL, found["noise.spread"].explain()
+    assert "drowns" in found["noise.spread"].headline
     assert found["mean.equals_teacher"].verdict is Verdict.PASS
 
 

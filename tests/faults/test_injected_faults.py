@@ -321,6 +321,7 @@ NOTHING_BAYESIAN = {
     "layers.replaced": ("no Bayesian layer", "stem", "still a deterministic Conv2d"),
     "noise.varies": ("no Bayesian layer",),
     "noise.source": ("no Bayesian layer",),
+    "noise.spread": ("all but collapsed",),
     "kl.present": ("no KL term", "no Bayesian layer"),
     "kl.loss": ("no Bayesian layer",),
 }
@@ -337,7 +338,7 @@ FAULTS = (
             "kl.loss": ("no Bayesian layer",),
         },
         # One baked draw is not the teacher; Flipout's signs are still drawn.
-        open=("mean.equals_teacher", "noise.varies", "teacher.agreement"),
+        open=("mean.equals_teacher", "noise.varies", "noise.spread", "teacher.agreement"),
     ),
     Fault(
         id="A2-fx",
@@ -349,7 +350,7 @@ FAULTS = (
             "kl.present": ("no Bayesian layer", "a traced model kept"),
             "kl.loss": ("no Bayesian layer",),
         },
-        open=("mean.equals_teacher", "noise.varies", "teacher.agreement"),
+        open=("mean.equals_teacher", "noise.varies", "noise.spread", "teacher.agreement"),
     ),
     Fault(
         id="A3-garbage",
@@ -369,6 +370,7 @@ FAULTS = (
         inject=huge_weight,
         fails={
             "noise.varies": ("NaN or infinite", "block.conv1", "rho", "moped_delta"),
+            "noise.spread": ("NaN or infinite", "block.conv1", "rho"),
             "noise.source": ("NaN or infinite",),
             "kl.present": ("block.conv1", "sigma is NaN or infinite", "moped_delta"),
             "kl.loss": ("block.conv1",),
@@ -386,7 +388,11 @@ FAULTS = (
         id="A9",
         description="a sigma so small that the outputs differ by rounding only",
         inject=narrow,
-        fails={"noise.varies": ("collapsed",), "noise.source": ("collapsed",)},
+        fails={
+            "noise.varies": ("collapsed",),
+            "noise.source": ("collapsed",),
+            "noise.spread": ("all but collapsed", "alone it makes the outputs vary by"),
+        },
         warns={"kl.present": ("dead", "stem")},
     ),
     Fault(
@@ -527,6 +533,7 @@ FAULTS = (
         inject=collapsed,
         fails={
             "noise.varies": ("exactly 0", "collapsed"),
+            "noise.spread": ("vary by 0 of their scale", "all but collapsed"),
             "noise.source": ("collapsed",),
             "kl.present": ("inf", "sigma is 0", "stem"),
             "kl.loss": ("sigma", "stem"),
@@ -550,6 +557,7 @@ FAULTS = (
         inject=seeded_forward,
         fails={
             "noise.varies": ("exactly 0", "seeds"),
+            "noise.spread": ("vary by 0 of their scale",),
             "noise.source": ("seeds", "forward"),
             "noise.posterior": ("correlate", "no seed inside forward"),
         },

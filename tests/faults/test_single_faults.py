@@ -271,7 +271,8 @@ def test_models_of_the_library_pass(make: Callable[[], nn.Module], audit: Audit)
         total: Tensor = out.square().mean() + kl / 5
         return total
 
-    found = audit(model, images=images, loss=loss, num_batches=5)
+    # Untrained, they say little, and their noise is above it: the band of a network that learned is not theirs.
+    found = audit(model, images=images, loss=loss, num_batches=5, band=(1e-3, 10.0))
     judged = {id: e for id, e in found.items() if e.verdict is not Verdict.NOT_APPLICABLE}
     assert judged.keys() == found.keys() - {"mean.equals_teacher", "teacher.agreement"}
     assert [e.explain() for e in judged.values() if e.verdict is not Verdict.PASS] == []
