@@ -72,7 +72,7 @@ class Thresholds:
         least, most = (float(end) for end in settings.spread.split(":"))
         return cls(
             min_agreement=settings.min_agreement,
-            population=settings.population,
+            population=settings.population == "yes",
             spread=(least, most),
             max_passes=settings.samples,
             kl_weight=kl_weight,

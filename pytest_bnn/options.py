@@ -28,11 +28,12 @@ class Option:
     read: Callable[[str], str | int | float]
     metavar: str
     help: str
+    switch: bool = False
 
     @property
     def argument(self) -> dict[str, Any]:
         """What argparse needs beside the name; a switch takes no value on a command line."""
-        if self.read is _switch:
+        if self.switch:
             return {"action": "store_const", "const": "yes", "default": None}
         return {"metavar": self.metavar, "default": None}
 
@@ -90,13 +91,6 @@ def _choice(*words: str) -> Callable[[str], str]:
 
     read.__doc__ = " or ".join(words)
     return read
-
-
-def _switch(text: str) -> bool:
-    """yes or no"""  # noqa: D403
-    if text.lower() not in ("yes", "true", "1", "no", "false", "0"):
-        raise ValueError
-    return text.lower() in ("yes", "true", "1")
 
 
 class DrawnSeed(int):
@@ -190,9 +184,10 @@ OPTIONS = (
     ),
     Option(
         name="population",
-        default=False,
-        read=_switch,
+        default="no",
+        read=_choice("yes", "no"),
         metavar="yes|no",
+        switch=True,
         help="claim the agreement with the teacher for the population that the images are a random sample of, "
         "not for these images alone",
     ),
@@ -235,7 +230,7 @@ class Settings:
     spread: str = "0.001:1"
     alpha: float = 1e-6
     beta: float = 1e-3
-    population: bool = False
+    population: str = "no"
     inconclusive: Inconclusive = "fail"
     threads: int = 0
     sampler: str = "auto"

@@ -269,7 +269,7 @@ def test_settings_from_the_environment(run: Run, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("PYTEST_BNN_SEED", "five")
     said = run(*OWN)
     assert said.code == cli.USAGE
-    assert said.err == "pytest-bnn: PYTEST_BNN_SEED is 'five'. Give a whole number from 0.\n"
+    assert said.err == "pytest-bnn: PYTEST_BNN_SEED is 'five'. Give a whole number from 0, or random.\n"
 
 
 def test_a_check_that_breaks(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

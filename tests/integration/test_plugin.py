@@ -392,7 +392,7 @@ def test_marker_with_a_wrong_key_fails_in_one_line(alone: Session) -> None:
     error = re.split(r"^[_=]{5,}", error, flags=re.M)[0]
     lines = [line for line in error.splitlines() if line.strip()]
     assert len(lines) == 1, lines
-    for expected in ("sampels", "samples, seed, min_agreement, inconclusive"):
+    for expected in ("sampels", "samples, seed, min_agreement, spread, alpha, beta, population, inconclusive"):
         assert expected in lines[0]
 
 
@@ -553,7 +553,7 @@ def test_help_lists_every_option_with_its_sources(pytester: pytest.Pytester) -> 
     told = " ".join(pytester.runpytest_subprocess("--help").stdout.str().split())
     assert "--bnn-report=FILE.html" in told
     for option in OPTIONS:
-        assert f"--bnn-{option.name}={option.metavar}" in told
+        assert f"--bnn-{option.name}" + ("" if option.switch else f"={option.metavar}") in told
         # argparse breaks long words at their dashes.
         sources = f"(default: {option.default}; ini bnn_{option.key}, environment {option.environment})"
         assert sources.replace(" ", "") in told.replace(" ", "")
@@ -579,10 +579,14 @@ WRONG = {
     "type": ("sharp", "Reparameterization or Flipout"),
     "delta": ("0", "a number above 0"),
     "samples": ("1", "a whole number from 2"),
-    "seed": ("-1", "a whole number from 0"),
+    "seed": ("-1", "a whole number from 0, or random"),
     "min-agreement": ("1.5", "a number above 0, up to 1"),
     "inconclusive": ("perhaps", "fail or warn"),
     "threads": ("-1", "a whole number from 0"),
+    "spread": ("1:0.1", "two numbers LOW:HIGH with 0 < LOW < HIGH"),
+    "alpha": ("0.7", "a number between 0 and 0.5"),
+    "beta": ("0", "a number between 0 and 0.5"),
+    "population": ("perhaps", "yes or no"),
     "sampler": ("fast", "auto or own or engine"),
     "weights": (" ", "a text that is not empty"),
 }
@@ -601,6 +605,8 @@ def in_a_process_like_this(pytester: pytest.Pytester, *arguments: str) -> pytest
         for source in ("command line", "environment", "ini")
         # A blank value in an ini file is no value.
         if (option.name, source) != ("weights", "ini")
+        # A switch takes no value on a command line.
+        if not (option.switch and source == "command line")
     ],
 )
 def test_wrong_setting_is_one_line_with_its_source(
