@@ -248,7 +248,15 @@ def summary(results: list[Result]) -> str:
     share = f"{100 * killed / max(1, of):.1f} %"
     return (
         f"{len(results)} mutants ({cases}): {killed} killed of the {of} that had to be ({share}), {named} "
-        f"of them by a check that names the layer. The others: {rest}."
+        f"of them by a check that names the layer. The others: {rest}.{_refusals(results)}"
+    )
+
+
+def _refusals(results: list[Result]) -> str:
+    found = Counter((id, result.kind) for result in results for id, v in result.verdicts.items() if v == REFUSED)
+    return "".join(
+        f"\n`{id}` raised an input error, no verdict, on {count} ({' '.join(kind)})."
+        for (id, kind), count in found.items()
     )
 
 

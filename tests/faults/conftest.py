@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from copy import deepcopy
 from typing import Any
 
@@ -13,8 +13,27 @@ from torch import Tensor, nn
 
 from benchmarks.patients import sure_of, train
 from pytest_bnn import checks
-from pytest_bnn.evidence import Evidence
+from pytest_bnn.evidence import Evidence, Recorder, Verdict, recording
 from pytest_bnn.subject import Subject
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "fault(id, *checks): injects a row of docs/faults.md, which these checks accuse")
+
+
+@pytest.hookimpl(wrapper=True, trylast=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
+    """What a test's ``fault`` marks claim is what its checks found: each named check accused something."""
+    marks = list(item.iter_markers("fault"))
+    if not marks:
+        return (yield)
+    with recording(Recorder()) as recorder:
+        result = yield
+    accusing = (Verdict.FAIL, Verdict.WARN, Verdict.INCONCLUSIVE)
+    found = {evidence.id for evidence in recorder.checks if evidence.verdict in accusing}
+    claimed = {check for mark in marks for check in mark.args[1:]}
+    assert claimed <= found, f"no evidence that {', '.join(sorted(claimed - found))} sees {marks[0].args[0]}"
+    return result
 
 
 @pytest.fixture(scope="session")

@@ -6,10 +6,12 @@ import copy
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy
 import pytest
 import torch
+from bayesian_torch.models.dnn_to_bnn import get_kl_loss
 from torch import nn
 
 from benchmarks.mutants import EXPECTED, Fate, Mutant, mutants
@@ -41,7 +43,7 @@ ALLOWED = {
     Fate.KILLED: {Outcome.KILLED, Outcome.BELOW_POWER},
     Fate.EQUIVALENT: {Outcome.EQUIVALENT},
     Fate.CHOICE: {Outcome.CHOICE},
-    Fate.UNCLAIMED: {Outcome.SURVIVED, Outcome.KILLED},
+    Fate.MISSED: {Outcome.SURVIVED, Outcome.KILLED},
 }
 
 
@@ -129,6 +131,46 @@ def test_draws_are_what_the_mutant_says(cases: list[Case]) -> None:
     assert not torch.equal(first["block.conv1"], second["block.conv1"])
     for noise in drawn("aliased"):
         assert torch.equal(noise["block.conv1"], noise["block.conv2"])
+
+
+def test_missed_mutants_are_broken(cases: list[Case]) -> None:
+    """They are listed as survivors, so they must be faults: each does in training what its reason says."""
+    case = cases[0]
+    assert case.name == "residual, Reparameterization"
+
+    def broken(attribute: str, mutation: str) -> tuple[Any, nn.Module]:
+        found = {m.kind: m for m in mutants(case.model) if m.path == "block.conv1"}
+        model, teacher = copy.deepcopy(case.model), copy.deepcopy(case.teacher)
+        found[attribute, mutation].apply(model, teacher)
+        return model, teacher
+
+    def gradients(model: Any) -> tuple[torch.Tensor | None, torch.Tensor]:
+        """Give the data term's gradient to rho, and what it has to be: that to mu, times eps, times dsigma/drho."""
+        layer = model.block.conv1
+        noise = []
+        layer.register_forward_hook(lambda *_: noise.append(layer.eps_kernel.clone()))
+        torch.nn.functional.cross_entropy(model(case.images), case.labels).backward()
+        return layer.rho_kernel.grad, layer.mu_kernel.grad * noise[0] * layer.rho_kernel.detach().sigmoid()
+
+    found, exact = gradients(copy.deepcopy(case.model))
+    assert found is not None
+    torch.testing.assert_close(found, exact)
+    found, exact = gradients(broken("draw", "buffer shared")[0])
+    assert found is not None
+    assert float((found - exact).norm() / exact.norm()) > 0.1
+    assert gradients(broken("draw", "detached")[0])[0] is None
+
+    model, teacher = broken("mu", "aliased with the teacher")
+    with torch.no_grad():
+        model.block.conv1.mu_kernel.add_(1)
+    assert not torch.equal(
+        teacher.get_parameter("block.conv1.weight"), case.teacher.get_parameter("block.conv1.weight")
+    )
+    model, _ = broken("prior mean", "aliased with mu")
+    before = float(get_kl_loss(model).detach())
+    with torch.no_grad():
+        model.block.conv1.mu_kernel.add_(100)
+    assert float(get_kl_loss(model).detach()) == before
 
 
 @pytest.mark.parametrize("draws", [80, 4000])
