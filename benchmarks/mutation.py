@@ -151,7 +151,7 @@ class Health:
         return cls(
             verdicts=verdicts,
             passes=noise.samples if noise else 0,
-            cheapest_first=tuple(sorted(seconds, key=lambda id: seconds[id])),
+            cheapest_first=tuple(sorted(seconds, key=seconds.__getitem__)),
         )
 
     @property
@@ -300,6 +300,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--sample", action="store_true", help="one mutant of each kind")
     parser.add_argument("--resnet18", action="store_true", help="one mutant of each kind, of the embedded ResNet18")
     given = parser.parse_args(arguments)
+    if given.score and given.markdown:
+        parser.error("--score leaves holes in the matrix: --markdown needs every check")
     warnings.simplefilter("ignore")
     cases = [resnet18_case()] if given.resnet18 else small_cases(train())
     begin = time.perf_counter()
