@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from copy import deepcopy
 from typing import Any
 
@@ -10,82 +10,44 @@ import pytest
 import torch
 from bayesian_torch.models.dnn_to_bnn import dnn_to_bnn
 from torch import Tensor, nn
-from torch.nn import functional
 
+from benchmarks.patients import sure_of, train
 from pytest_bnn import checks
 from pytest_bnn.checks.spread import BAND
-from pytest_bnn.evidence import Evidence
-from pytest_bnn.images import digits
+from pytest_bnn.evidence import Evidence, Verdict
+from pytest_bnn.recorder import Recorder, recording
 from pytest_bnn.subject import Subject
 
 
-class Block(nn.Module):
-    """Two convolutions of one shape, so that they can be tied; residual or plain, with BatchNorm or without."""
-
-    def __init__(self, channels: int, *, residual: bool) -> None:
-        super().__init__()
-        self.residual = residual
-        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1, bias=not residual)
-        self.norm1 = nn.BatchNorm2d(channels) if residual else nn.Identity()
-        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=not residual)
-        self.norm2 = nn.BatchNorm2d(channels) if residual else nn.Identity()
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = functional.relu(self.norm1(self.conv1(x)))
-        out = self.norm2(self.conv2(out))
-        return functional.relu(out + x if self.residual else out)
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "fault(id, *checks): injects a row of docs/faults.md, which these checks accuse")
 
 
-class Network(nn.Module):
-    """Images ``[N, 3, 8, 8]`` to ten logits; both variants have the same paths."""
-
-    def __init__(self, *, residual: bool) -> None:
-        super().__init__()
-        self.stem = nn.Conv2d(3, 8, 3, padding=1, bias=not residual)
-        self.norm = nn.BatchNorm2d(8) if residual else nn.Identity()
-        self.block = Block(8, residual=residual)
-        self.pool = nn.AvgPool2d(2)
-        self.drop = nn.Dropout(0.3)
-        self.head = nn.Linear(8 * 4 * 4, 10)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.block(functional.relu(self.norm(self.stem(x))))
-        out: Tensor = self.head(self.drop(self.pool(x).flatten(1)))
-        return out
-
-
-def _small_digits(part: Any) -> tuple[Tensor, Tensor]:
-    images, labels = digits(part)
-    return functional.avg_pool2d(images, 4), labels
+@pytest.hookimpl(wrapper=True, trylast=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
+    """What a test's ``fault`` marks claim is what its checks found: each named check accused something."""
+    marks = list(item.iter_markers("fault"))
+    if not marks:
+        return (yield)
+    with recording(Recorder()) as recorder:
+        result = yield
+    accusing = (Verdict.FAIL, Verdict.WARN, Verdict.INCONCLUSIVE)
+    found = {evidence.id for evidence in recorder.checks if evidence.verdict in accusing}
+    claimed = {check for mark in marks for check in mark.args[1:]}
+    assert claimed <= found, f"no evidence that {', '.join(sorted(claimed - found))} sees {marks[0].args[0]}"
+    return result
 
 
 @pytest.fixture(scope="session")
 def trained() -> Mapping[str, nn.Module]:
     """Both networks, briefly trained, so that their predictions are confident; never hand one out uncopied."""
-    images, labels = _small_digits("train")
-    networks: dict[str, nn.Module] = {}
-    for name in ("residual", "plain"):
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            network = Network(residual=name == "residual")
-            optimizer = torch.optim.Adam(network.parameters(), lr=5e-3)
-            for _ in range(12):
-                for rows in torch.randperm(len(images)).split(96):
-                    optimizer.zero_grad()
-                    functional.cross_entropy(network(images[rows]), labels[rows]).backward()
-                    optimizer.step()
-        optimizer.zero_grad()
-        networks[name] = network.eval()
-    return networks
+    return train()
 
 
 @pytest.fixture(scope="session")
 def batch(trained: Mapping[str, nn.Module]) -> tuple[Tensor, Tensor]:
     """Held-out images, with labels, of which both networks are sure: agreement can be decided on every one."""
-    images, labels = _small_digits("held_out")
-    with torch.no_grad():
-        sure = torch.stack([network(images).softmax(1).max(1).values > 0.99 for network in trained.values()]).all(0)
-    return images[sure][:12], labels[sure][:12]
+    return sure_of(trained)
 
 
 @pytest.fixture(autouse=True)

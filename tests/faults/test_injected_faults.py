@@ -19,6 +19,8 @@ from torch.nn import functional
 
 from pytest_bnn.conversion import convert
 from pytest_bnn.evidence import Evidence, Verdict
+from pytest_bnn.images import digits
+from pytest_bnn.weights import load_teacher
 
 Given = dict[str, Any]
 Bare = Callable[..., nn.Module]
@@ -29,14 +31,21 @@ BATCHES = 10
 
 @dataclass(frozen=True, kw_only=True)
 class Patient:
-    """A trained network of one's own to break, and the library's bare conversion."""
+    """A trained network of one's own to break, and the library's bare conversion.
+
+    ``paths`` says where another network has what the small ones call stem, block.conv1, block.conv2 and head.
+    """
 
     teacher: Any
     estimator: str
     bare: Bare
+    paths: Mapping[str, str] = field(default_factory=dict)
 
     def converted(self, **options: Any) -> Any:
         return self.bare(self.teacher, self.estimator, **options)
+
+    def part(self, model: nn.Module, name: str) -> Any:
+        return model.get_submodule(self.paths.get(name, name))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +94,7 @@ def traced(patient: Patient) -> Given:
 
 def broken_prior(patient: Patient) -> Given:
     model = patient.converted()
-    model.stem.prior_weight_sigma.fill_(float("nan"))
+    patient.part(model, "stem").prior_weight_sigma.fill_(float("nan"))
     return {"model": model}
 
 
@@ -97,7 +106,7 @@ def zero_weights(patient: Patient) -> Given:
 
 def huge_weight(patient: Patient) -> Given:
     with torch.no_grad():
-        patient.teacher.block.conv1.weight[0, 0, 0, 0] = 900
+        patient.part(patient.teacher, "block.conv1").weight[0, 0, 0, 0] = 900
     return {"model": patient.converted()}
 
 
@@ -121,7 +130,7 @@ def unconverted(patient: Patient) -> Given:
 
 
 def weight_norm(patient: Patient) -> Given:
-    nn.utils.parametrizations.weight_norm(patient.teacher.head)
+    nn.utils.parametrizations.weight_norm(patient.part(patient.teacher, "head"))
     return {"model": patient.converted()}
 
 
@@ -150,7 +159,7 @@ class ScaledConv2d(nn.Conv2d):
 
 
 def raises_midway(patient: Patient) -> Given:
-    patient.teacher.block.conv2.__class__ = ScaledConv2d
+    patient.part(patient.teacher, "block.conv2").__class__ = ScaledConv2d
     model = deepcopy(patient.teacher)
     parameters = {
         "prior_mu": 0.0,
@@ -191,7 +200,8 @@ def used_twice(patient: Patient) -> Given:
 
 
 def tied(patient: Patient) -> Given:
-    patient.teacher.block.conv2.weight = patient.teacher.block.conv1.weight
+    first, second = (patient.part(patient.teacher, name) for name in ("block.conv1", "block.conv2"))
+    second.weight = first.weight
     return {"model": patient.converted()}
 
 
@@ -211,7 +221,7 @@ def second_reference(patient: Patient) -> Given:
 
 
 def circular(patient: Patient) -> Given:
-    patient.teacher.block.conv2.padding_mode = "circular"
+    patient.part(patient.teacher, "block.conv2").padding_mode = "circular"
     return {"model": patient.converted()}
 
 
@@ -274,7 +284,7 @@ def last_layer_only(patient: Patient) -> Given:
 
 def new_head(patient: Patient) -> Given:
     model = patient.converted()
-    model.head = deepcopy(patient.teacher.head)
+    model.set_submodule(patient.paths.get("head", "head"), deepcopy(patient.part(patient.teacher, "head")))
     return {"model": model}
 
 
@@ -309,8 +319,9 @@ def norm_left_on(patient: Patient) -> Given:
 
 def disagreeing(patient: Patient) -> Given:
     model = patient.converted()
+    head = patient.part(model, "head")
     with torch.no_grad():
-        for parameter in (model.head.mu_weight, model.head.mu_bias, model.head.rho_weight, model.head.rho_bias):
+        for parameter in (head.mu_weight, head.mu_bias, head.rho_weight, head.rho_bias):
             parameter.copy_(parameter.roll(1, 0))
         for mu in posterior_of(model, "mu_"):
             mu.mul_(1.001)
@@ -647,6 +658,38 @@ def test_healthy_patient_passes_everything(patient: Patient, batch: tuple[Tensor
             model, teacher=patient.teacher, images=images, labels=labels, loss=healthy_loss, num_batches=BATCHES
         )
         assert [e.explain() for e in found.values() if e.verdict is not Verdict.PASS] == []
+
+
+#: What is injected into the embedded ResNet18 too: at least one row of every check, and every way to break a model.
+RESNET18 = (
+    "A2-fx", "A3-garbage", "A7", "A13", "A15-weight-norm", "A16-midway", "A17-tied", "A18", "A22", "B2", "B2-detached",
+    "B8", "B9-new-head", "B11", "B15",
+)  # fmt: skip
+
+PATHS = {"stem": "conv1", "block.conv1": "layer1.0.conv1", "block.conv2": "layer1.0.conv2", "head": "fc"}
+
+
+@pytest.mark.parametrize("index", range(len(RESNET18)), ids=lambda index: RESNET18[index])
+def test_fault_in_resnet18_is_found_and_named(index: int, bare: Bare, audit: Audit) -> None:
+    """The network of the project's own case; from row to row the estimators take turns. Counts in words are the small
+    networks'."""
+    fault = next(fault for fault in FAULTS if fault.id == RESNET18[index])
+    teacher = deepcopy(load_teacher("digits").model)
+    images, labels = digits("held_out", 2)
+    patient = Patient(teacher=teacher, estimator=("Reparameterization", "Flipout")[index % 2], bare=bare, paths=PATHS)
+    given = {"teacher": teacher, "images": images, "labels": labels, "loss": healthy_loss, "num_batches": BATCHES}
+    found = audit(**{**given, **fault.inject(patient)}, only=tuple(fault.fails))
+    for id, words in fault.fails.items():
+        assert found[id].verdict is Verdict.FAIL, found[id].explain()
+        expected = [PATHS.get(word, word) for word in words if not any(c.isdigit() for c in word) or word in PATHS]
+        said = found[id].explain(offenders=50)
+        assert not [word for word in expected if word not in said], said
+
+
+def test_rows_for_resnet18_cover_every_check_that_rows_claim() -> None:
+    """And both estimators, or a check could be blind there."""
+    rows = [next(fault for fault in FAULTS if fault.id == id) for id in RESNET18]
+    assert {check for row in rows for check in row.fails} == {check for fault in FAULTS for check in fault.fails}
 
 
 def test_rows_are_distinct() -> None:

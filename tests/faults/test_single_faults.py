@@ -71,6 +71,7 @@ class Recurrent(nn.Module):
         return out
 
 
+@pytest.mark.fault("A12", "kl.present", "mean.equals_teacher")
 def test_lstm_counts_its_kl_twice_and_drops_its_weights(estimator: str, bare: Bare, audit: Audit) -> None:
     """A12: the LSTM and its two parts all have a kl_loss; and MOPED does not reach them."""
     teacher = Recurrent().eval()
@@ -81,6 +82,7 @@ def test_lstm_counts_its_kl_twice_and_drops_its_weights(estimator: str, bare: Ba
     assert {found[id].verdict for id in ("layers.replaced", "noise.varies", "noise.source")} == {Verdict.PASS}
 
 
+@pytest.mark.fault("A13", "kl.present", "layers.replaced")
 def test_model_without_a_layer_has_no_kl(audit: Audit) -> None:
     """A13: get_kl_loss gives None where there was nothing to convert, and a loss adds it as if it were 0."""
     model = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(12)).eval()
@@ -90,6 +92,7 @@ def test_model_without_a_layer_has_no_kl(audit: Audit) -> None:
     _says(found["layers.replaced"], Verdict.FAIL, "no Bayesian layer at all")
 
 
+@pytest.mark.fault("A14", "layers.replaced", "kl.present")
 @pytest.mark.parametrize("layer", [nn.Linear(4, 3), nn.Conv2d(3, 3, 3)], ids=lambda layer: type(layer).__name__)
 def test_single_layer_is_left_as_it_is(layer: nn.Module, estimator: str, bare: Bare, audit: Audit) -> None:
     """A14: the library converts children only, and a single layer has none."""
@@ -119,6 +122,8 @@ class Cell(nn.Module):
         return out[:, None]
 
 
+@pytest.mark.fault("A16", "layers.replaced")
+@pytest.mark.fault("A20", "layers.replaced")
 @pytest.mark.parametrize(
     ("middle", "still"),
     [
@@ -160,6 +165,7 @@ class Upsampling(nn.Module):
         return out
 
 
+@pytest.mark.fault("A19", "mean.equals_teacher")
 def test_lost_output_padding_changes_the_shape(estimator: str, bare: Bare, audit: Audit) -> None:
     """A19: 8x8 becomes 7x7, which a network without a fixed head carries to its output."""
     teacher = Upsampling(head=False).eval()
@@ -168,6 +174,7 @@ def test_lost_output_padding_changes_the_shape(estimator: str, bare: Bare, audit
     assert {found[id].verdict for id in ("layers.replaced", "noise.varies", "kl.present")} == {Verdict.PASS}
 
 
+@pytest.mark.fault("A19", "mean.equals_teacher")
 def test_lost_output_padding_raises(estimator: str, bare: Bare, audit: Audit) -> None:
     """A19: with a fixed head the forward raises, which is the model's failure and not the check's."""
     teacher = Upsampling(head=True).eval()
@@ -177,6 +184,7 @@ def test_lost_output_padding_raises(estimator: str, bare: Bare, audit: Audit) ->
         _says(found[id], Verdict.FAIL, "the model's own forward raised", "shape")
 
 
+@pytest.mark.fault("A21", "mean.equals_teacher", "noise.varies", "noise.source", "kl.loss", "teacher.agreement")
 def test_float64_network_gets_float32_layers(
     trained: Mapping[str, nn.Module], estimator: str, batch: Batch, bare: Bare, audit: Audit
 ) -> None:
@@ -195,6 +203,7 @@ def test_float64_network_gets_float32_layers(
     assert {found[id].verdict for id in ("layers.replaced", "kl.present")} == {Verdict.PASS}
 
 
+@pytest.mark.fault("A31", "kl.present", "kl.loss")
 @pytest.mark.parametrize("channels", [(4, 6), (6, 4)], ids=str)
 def test_flipout_of_transposed_convolution_has_no_kl(channels: tuple[int, int], bare: Bare, audit: Audit) -> None:
     """A31: ConvTranspose2dFlipout's prior has in and out channels swapped, so its own KL raises."""
@@ -211,6 +220,7 @@ def test_flipout_of_transposed_convolution_has_no_kl(channels: tuple[int, int], 
     assert {found[id].verdict for id in ("layers.replaced", "mean.equals_teacher", "noise.source")} == {Verdict.PASS}
 
 
+@pytest.mark.fault("A32", "mean.equals_teacher", "noise.varies")
 def test_flipout_of_transposed_convolution_in_three_dimensions_raises(bare: Bare, audit: Audit) -> None:
     """A32: ConvTranspose3dFlipout with a bias reads a KL that it did not compute."""
     teacher = nn.Sequential(nn.Unflatten(1, (1, 3)), nn.ConvTranspose3d(1, 2, 3), nn.Flatten()).eval()
@@ -303,6 +313,7 @@ def test_our_conversion_refuses_what_the_library_would_break(estimator: str) -> 
 # --- What users do -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault("B1", "teacher.agreement")
 @pytest.mark.parametrize("delta", [3.0, 20.0])
 def test_posterior_that_drowns_the_predictions(
     delta: float, teacher: nn.Module, estimator: str, batch: Batch, bare: Bare, audit: Audit
@@ -317,6 +328,7 @@ def test_posterior_that_drowns_the_predictions(
     assert "moped_delta" in evidence.remedy, evidence.explain()
 
 
+@pytest.mark.fault("B15", "teacher.agreement")
 def test_training_toward_another_teacher(
     teacher: nn.Module, estimator: str, batch: Batch, bare: Bare, audit: Audit
 ) -> None:
@@ -356,6 +368,7 @@ def test_every_assert_raises_with_the_explanation(teacher: nn.Module, batch: Bat
             check(model, **given)
 
 
+@pytest.mark.fault("B8", "kl.present")
 def test_collapsed_sigma_in_one_layer_is_no_silence(
     teacher: nn.Module, estimator: str, batch: Batch, bare: Bare, audit: Audit
 ) -> None:
