@@ -14,10 +14,12 @@ from torch import nn
 
 from pytest_bnn.checks.agreement import MAX_PASSES, MIN_AGREEMENT, TEACHER_AGREEMENT, measure_teacher_agreement
 from pytest_bnn.checks.claim import Check
+from pytest_bnn.checks.gradient import GRADIENT_SAMPLES, measure_gradient_samples
 from pytest_bnn.checks.kl import KL_PRESENT, measure_kl_present
 from pytest_bnn.checks.layers import LAYERS_REPLACED, measure_layers_replaced
 from pytest_bnn.checks.loss import KL_LOSS, measure_kl_loss
 from pytest_bnn.checks.mean import MEAN_EQUALS_TEACHER, measure_mean_equals_teacher
+from pytest_bnn.checks.memory import MEMORY_SEPARATE, measure_memory_separate
 from pytest_bnn.checks.noise import (
     NOISE_SOURCE,
     NOISE_VARIES,
@@ -87,6 +89,7 @@ _Measure = Callable[[Subject, Thresholds], Evidence]
 #: Every check, in the order of the report.
 CHECKS: tuple[tuple[Check, _Measure], ...] = (
     (LAYERS_REPLACED, lambda s, t: measure_layers_replaced(s, allow=t.allow)),
+    (MEMORY_SEPARATE, lambda s, t: measure_memory_separate(s)),
     (MEAN_EQUALS_TEACHER, lambda s, t: measure_mean_equals_teacher(s)),
     (NOISE_SOURCE, lambda s, t: measure_noise_source(s)),
     (NOISE_VARIES, lambda s, t: measure_noise_varies(s, max_passes=t.max_passes, budget=t.budget)),
@@ -97,6 +100,7 @@ CHECKS: tuple[tuple[Check, _Measure], ...] = (
     ),
     (KL_PRESENT, lambda s, t: measure_kl_present(s)),
     (KL_LOSS, lambda s, t: measure_kl_loss(s, kl_weight=t.kl_weight, num_batches=t.num_batches)),
+    (GRADIENT_SAMPLES, lambda s, t: measure_gradient_samples(s)),
     (
         TEACHER_AGREEMENT,
         lambda s, t: measure_teacher_agreement(

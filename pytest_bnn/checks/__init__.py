@@ -18,21 +18,27 @@ from pytest_bnn.checks.noise import (
     measure_noise_varies,
 )
 from pytest_bnn.checks.spread import assert_noise_spread, measure_noise_spread
+from pytest_bnn.checks.gradient import assert_gradient_samples, measure_gradient_samples
+from pytest_bnn.checks.memory import assert_memory_separate, measure_memory_separate
 
 __all__ = [
+    "assert_gradient_samples",
     "assert_kl_loss",
     "assert_kl_present",
     "assert_layers_replaced",
     "assert_mean_equals_teacher",
+    "assert_memory_separate",
     "assert_noise_posterior",
     "assert_noise_source",
     "assert_noise_spread",
     "assert_noise_varies",
     "assert_teacher_agreement",
+    "measure_gradient_samples",
     "measure_kl_loss",
     "measure_kl_present",
     "measure_layers_replaced",
     "measure_mean_equals_teacher",
+    "measure_memory_separate",
     "measure_noise_posterior",
     "measure_noise_source",
     "measure_noise_spread",

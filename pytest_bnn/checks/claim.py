@@ -34,6 +34,10 @@ _HOW_TO_GIVE = {
 }
 
 
+class LossError(Exception):
+    """The training loss is NaN or infinite, so that nothing can be said about its gradient."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
     """What a check found on one subject; with the check's claim it becomes Evidence."""
@@ -83,6 +87,13 @@ class Check:
                     headline=f"the model's own forward raised {error}",
                     remedy="make model(images) work first; where the teacher accepts the same images, the "
                     "conversion changed a shape or a dtype",
+                )
+            except LossError as error:
+                finding = Finding(
+                    verdict=Verdict.FAIL,
+                    headline=str(error),
+                    remedy="look for NaN in mu, rho, the noise and the KL term (kl.present and noise.varies name the "
+                    "layer), then in the loss's data term and its batch",
                 )
             except KlError as error:
                 finding = Finding(

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from pytest_bnn import posterior
-from pytest_bnn.checks.claim import Check, Finding, asserting
+from pytest_bnn.checks.claim import Check, Finding, LossError, asserting
 from pytest_bnn.checks.kl import MEAN, NOT_FINITE, SUM, not_finite
 from pytest_bnn.errors import InputError
 from pytest_bnn.evidence import Evidence, LayerFinding, Measurement, Threshold, Verdict
@@ -193,7 +193,7 @@ def _probe(subject: Subject, tensors: tuple[PosteriorTensor, ...]) -> tuple[list
     with undisturbed(model, seed=subject.seed), zero_noise(model), torch.enable_grad():
         for tensor in tensors:
             tensor.rho.requires_grad_(True)
-        value = _loss(subject)
+        value = loss_of(subject)
         gradients: list[Tensor | None] = [None] * len(tensors)
         if value.requires_grad:
             try:
@@ -204,11 +204,17 @@ def _probe(subject: Subject, tensors: tuple[PosteriorTensor, ...]) -> tuple[list
                     fix="return the loss without calling backward() on it",
                 ) from error
         with shifted_prior(model, _PRIOR_SHIFT):
-            moved = float(_loss(subject).detach()) - float(value.detach())
+            moved = float(loss_of(subject).detach()) - float(value.detach())
     return gradients, moved != 0
 
 
-def _loss(subject: Subject) -> Tensor:
+def loss_of(subject: Subject) -> Tensor:
+    """Evaluate the training loss on one batch, from the subject's seed.
+
+    Raises:
+        InputError: The loss raised, or returned no scalar tensor.
+        LossError: It is NaN or infinite.
+    """
     assert subject.loss is not None
     labels = None if subject.labels is None else subject.labels[:BATCH]
     seed_everything(subject.seed)
@@ -228,9 +234,7 @@ def _loss(subject: Subject) -> Tensor:
         shape = f"a tensor of shape {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
         raise InputError(f"the loss {name} returned {shape}", fix="return one scalar tensor, before backward()")
     if not bool(torch.isfinite(value)):
-        raise InputError(
-            f"the loss {name} is {float(value.detach())} at the posterior mean", fix="check its data term and its batch"
-        )
+        raise LossError(f"the training loss {name} is {float(value.detach())}")
     return value.reshape(())
 
 

@@ -96,6 +96,7 @@ def bare() -> Callable[..., nn.Module]:
 def measures() -> Mapping[str, Callable[..., Evidence]]:
     return {
         "layers.replaced": checks.measure_layers_replaced,
+        "memory.separate": checks.measure_memory_separate,
         "mean.equals_teacher": checks.measure_mean_equals_teacher,
         "noise.varies": checks.measure_noise_varies,
         "noise.source": checks.measure_noise_source,
@@ -103,6 +104,7 @@ def measures() -> Mapping[str, Callable[..., Evidence]]:
         "noise.posterior": checks.measure_noise_posterior,
         "kl.present": checks.measure_kl_present,
         "kl.loss": checks.measure_kl_loss,
+        "gradient.samples": checks.measure_gradient_samples,
         "teacher.agreement": checks.measure_teacher_agreement,
     }
 

@@ -23,6 +23,7 @@ Batch = tuple[Tensor, Tensor]
 
 CHECKS = (
     "layers.replaced",
+    "memory.separate",
     "mean.equals_teacher",
     "noise.varies",
     "noise.source",
@@ -30,6 +31,7 @@ CHECKS = (
     "noise.posterior",
     "kl.present",
     "kl.loss",
+    "gradient.samples",
     "teacher.agreement",
 )
 

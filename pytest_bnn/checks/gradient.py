@@ -1,0 +1,234 @@
+"""``gradient.samples``: is the gradient of a loss that of the noise which its forward passes used?"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Unpack
+
+import torch
+from torch import Tensor, nn
+
+from pytest_bnn.capture import LayerCall, capture
+from pytest_bnn.checks.claim import Check, Finding, asserting, not_applicable
+from pytest_bnn.checks.loss import loss_of
+from pytest_bnn.evidence import Evidence, LayerFinding, Measurement, Threshold, Verdict
+from pytest_bnn.isolation import undisturbed
+from pytest_bnn.posterior import BayesianLayer, PosteriorTensor, bayesian_layers, zero_noise
+from pytest_bnn.subject import Given, Subject
+
+GRADIENT_SAMPLES = Check(
+    id="gradient.samples",
+    claim="The gradient of the training loss to mu and rho is that of the noise which each of its forward passes used.",
+    needs=("loss", "images"),
+)
+
+#: The data's part of a gradient is visible in the whole from this share on, and missing below this share of itself.
+_VISIBLE = 1e-3
+
+
+def measure_gradient_samples(model: nn.Module | Subject, **given: Unpack[Given]) -> Evidence:
+    """Measure whether the gradient of the loss is that of the noise which its forward passes used.
+
+    bayesian-torch's layers write their noise into a buffer that the next pass writes over, behind autograd's back: where
+    a loss runs several passes before one backward, every pass's gradient to rho uses the noise of the last. The loss
+    is evaluated twice with the same random numbers, as it is, and with a noise buffer of its own for every call of a
+    layer. Both gradients must be equal to float tolerance: an identity, no statistics. In addition, the data's part of
+    the gradient to rho must be there: it is the gradient to the drawn weight times eps times sigmoid(rho).
+
+    Args:
+        model: The Bayesian network, or a `Subject`.
+        **given: loss and images, at least; see `Subject`. The loss gets one batch of at most 32 images; it may call
+            backward itself.
+
+    Raises:
+        InputError: The loss raised, or returned no scalar tensor.
+
+    Source: Kingma and Welling 2014, section 2.3, for the gradient of a sample with its own noise.
+    """
+    return GRADIENT_SAMPLES.run(Subject.of(model, given), _find)
+
+
+assert_gradient_samples = asserting(measure_gradient_samples)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Run:
+    """The gradients of one evaluation to each mu and rho, None where none came, and the calls of the layers."""
+
+    gradients: dict[tuple[str, str], tuple[Tensor | None, Tensor | None]]
+    calls: list[LayerCall]
+
+
+def _find(subject: Subject) -> Finding:
+    layers = bayesian_layers(subject.model)
+    if not layers:
+        return not_applicable("the model has no Bayesian layer")
+    as_it_is = _evaluate(subject, layers)
+    if not any(g is not None for pair in as_it_is.gradients.values() for g in pair):
+        return not_applicable("no gradient of the loss reaches a mu or rho: see kl.loss")
+    with _own_buffers(layers):
+        exact = _evaluate(subject, layers)
+    rows = [_compared(tensor, as_it_is, exact) for layer in layers for tensor in layer.tensors]
+    bad = [row for row in rows if row.off > row.allowed]
+    if bad and _repeats_itself(subject, layers, as_it_is) is False:
+        return not_applicable("the loss gives another gradient each time, from the same seed: it keeps a state of its own")
+    detached = [] if bad else _detached(subject, layers, as_it_is)
+    return _finding(subject, layers, as_it_is, rows, detached)
+
+
+@contextmanager
+def _own_buffers(layers: tuple[BayesianLayer, ...]) -> Iterator[None]:
+    """Give every call of a layer noise buffers of its own, which no later call writes over."""
+
+    def fresh(module: nn.Module, _inputs: Any) -> None:
+        for name, buffer in module._buffers.items():
+            if name.startswith("eps_") and buffer is not None:
+                module._buffers[name] = torch.empty_like(buffer)
+
+    handles = [layer.module.register_forward_pre_hook(fresh) for layer in layers]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _evaluate(subject: Subject, layers: tuple[BayesianLayer, ...], *, silent: bool = False) -> _Run:
+    model = subject.model
+    with (
+        undisturbed(model, seed=subject.seed),
+        zero_noise(model) if silent else nullcontext(),
+        capture(model) as calls,
+        torch.enable_grad(),
+    ):
+        value = loss_of(subject)
+        if value.requires_grad:
+            for drawn in (t for call in calls for f in call.functional for t in (f.weight, f.bias) if t is not None):
+                if drawn.requires_grad and not drawn.is_leaf:
+                    drawn.retain_grad()
+            value.backward()
+        tensors = [tensor for layer in layers for tensor in layer.tensors]
+        return _Run({_key(t): (_copy(t.mu.grad), _copy(t.rho.grad)) for t in tensors}, list(calls))
+
+
+def _key(tensor: PosteriorTensor) -> tuple[str, str]:
+    return tensor.path, tensor.role
+
+
+def _copy(gradient: Tensor | None) -> Tensor | None:
+    return None if gradient is None else gradient.detach().double().clone()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Row:
+    """One tensor's gradients: how far they are from the exact ones, relative to these; rho's length and direction."""
+
+    tensor: PosteriorTensor
+    off: float
+    allowed: float
+    ratio: float
+    cosine: float
+
+
+def _compared(tensor: PosteriorTensor, found: _Run, exact: _Run) -> _Row:
+    off, ratio, cosine = 0.0, 1.0, 1.0
+    for one, other in zip(found.gradients[_key(tensor)], exact.gradients[_key(tensor)], strict=True):
+        if one is None or other is None:
+            off = max(off, float(one is not other))
+            continue
+        size = float(other.norm())
+        off = max(off, float((one - other).norm()) / size if size else float(one.norm() > 0))
+        ratio = float(one.norm()) / size if size else 1.0
+        both = float(one.norm()) * size
+        cosine = float((one * other).sum()) / both if both else 1.0
+    return _Row(tensor, off, 100 * torch.finfo(tensor.mu.dtype).eps, ratio, cosine)
+
+
+def _repeats_itself(subject: Subject, layers: tuple[BayesianLayer, ...], found: _Run) -> bool:
+    again = _evaluate(subject, layers)
+    rows = [_compared(tensor, found, again) for layer in layers for tensor in layer.tensors]
+    return all(row.off <= row.allowed for row in rows)
+
+
+def _detached(subject: Subject, layers: tuple[BayesianLayer, ...], found: _Run) -> list[PosteriorTensor]:
+    """Give the tensors whose noise moves the loss although the data's part of the gradient to rho is missing."""
+    data: dict[tuple[str, str], Tensor] = {}
+    for call in found.calls:
+        for tensor, noise in call.noise():
+            drawn = call.functional[-1].weight if tensor.role == "weight" else call.functional[-1].bias
+            if drawn is not None and drawn.retains_grad and drawn.grad is not None:
+                per_sigma = noise.double() / tensor.sigma.double().clamp_min(1e-300)
+                part = drawn.grad.double() * per_sigma * torch.sigmoid(tensor.rho.detach().double())
+                data[_key(tensor)] = data.get(_key(tensor), torch.zeros_like(part)) + part
+    if not data:
+        return []
+    silent = _evaluate(subject, layers, silent=True)
+    missing = []
+    for layer in layers:
+        for tensor in layer.tensors:
+            part = data.get(_key(tensor))
+            if part is None or not tensor.rho.requires_grad:
+                continue
+            to_rho = [run.gradients[_key(tensor)][1] for run in (found, silent)]
+            first, second = (torch.zeros_like(part) if gradient is None else gradient for gradient in to_rho)
+            visible = float(part.norm()) > _VISIBLE * float(first.norm()) and bool(torch.isfinite(part).all())
+            if visible and float((first - second).norm()) < _VISIBLE * float(part.norm()):
+                missing.append(tensor)
+    return missing
+
+
+def _finding(
+    subject: Subject,
+    layers: tuple[BayesianLayer, ...],
+    found: _Run,
+    rows: list[_Row],
+    detached: list[PosteriorTensor],
+) -> Finding:
+    most = max(Counter(call.layer.path for call in found.calls).values(), default=0)
+    worst = max(rows, key=lambda row: row.off)
+    bad = sorted((row for row in rows if row.off > row.allowed), key=lambda row: -row.off)
+    kinds = {layer.path: layer.kind for layer in layers}
+    findings = [
+        LayerFinding(
+            path=row.tensor.path, kind=kinds[row.tensor.path], ok=False,
+            finding=f"{row.tensor.role}: the gradient to rho has {row.ratio:.3g} times the length of the exact one, and "
+            f"the cosine {row.cosine:.3g} with it",
+        )
+        for row in bad
+    ] + [
+        LayerFinding(
+            path=tensor.path, kind=kinds[tensor.path], ok=False,
+            finding=f"{tensor.role}: its noise moves the loss, and no gradient of the data reaches rho",
+        )
+        for tensor in detached
+    ]  # fmt: skip
+    times = f"{most} forward passes" if most != 1 else "one forward pass"
+    headline = f"the gradients of {len(rows)} tensors are those of the noise used, with {times} before a backward pass"
+    remedy = ""
+    if bad:
+        headline = f"{len(bad)} of {len(rows)} tensors get the gradient of other noise than was used, with {times}"
+        remedy = "run one backward pass for each forward pass and let the gradients add up: (loss_k / K).backward() in a loop"
+        if most == 1:
+            remedy = "give every layer a noise buffer of its own: another layer writes over it before the backward pass"
+    elif detached:
+        headline = f"the data do not reach the rho of {len(detached)} of {len(rows)} tensors: sigma learns from the KL alone"
+        remedy = "keep the noise in the graph: w = mu + sigma * eps, with neither detach() nor .data on sigma"
+    return Finding(
+        verdict=Verdict.FAIL if findings else Verdict.PASS,
+        headline=headline,
+        measurements=(
+            Measurement(name="forward passes of a loss", value=most, note="the most calls of one layer"),
+            Measurement(name="largest distance to the exact gradient", value=worst.off, unit="of its length", note=worst.tensor.name),
+            Measurement(name="length of that gradient to rho", value=worst.ratio, unit="of the exact one"),
+            Measurement(name="cosine of that gradient to rho", value=worst.cosine, note="with the exact one"),
+        ),
+        threshold=Threshold(
+            quantity="distance to the exact gradient", observed=worst.off, relation="<=", allowed=worst.allowed
+        ),
+        layers=tuple(findings),
+        remedy=remedy,
+        samples=most,
+    )  # fmt: skip

@@ -1,0 +1,194 @@
+"""``gradient.samples`` and ``memory.separate``: faults that show in training alone (A1, A5), seen before it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from bayesian_torch.models.dnn_to_bnn import get_kl_loss
+from bayesian_torch.utils.util import MOPED
+from torch import Tensor, nn
+from torch.nn import functional
+
+from pytest_bnn.checks import measure_gradient_samples, measure_memory_separate
+from pytest_bnn.evidence import Verdict
+from pytest_bnn.posterior import bayesian_layers
+
+Bare = Callable[..., nn.Module]
+Batch = tuple[Tensor, Tensor]
+Given = tuple[Tensor, Tensor | None]
+
+
+def _data_term(model: nn.Module, batch: Given) -> Tensor:
+    assert batch[1] is not None
+    return functional.cross_entropy(model(batch[0]), batch[1])
+
+
+def several(samples: int) -> Callable[[nn.Module, Given], Tensor]:
+    """A1: the loss of several samples with one backward pass, as the library's own examples write it."""
+
+    def loss(model: nn.Module, batch: Given) -> Tensor:
+        total: Tensor = torch.stack([_data_term(model, batch) for _ in range(samples)]).mean() + get_kl_loss(model) / 10
+        return total
+
+    return loss
+
+
+def accumulated(model: nn.Module, batch: Given) -> Tensor:
+    """The remedy: one backward pass a sample; what is returned has no graph any more."""
+    total = torch.zeros(())
+    for _ in range(3):
+        part = (_data_term(model, batch) + get_kl_loss(model) / 10) / 3
+        part.backward()
+        total += part.detach()
+    return total
+
+
+@pytest.mark.parametrize("samples", [2, 5])
+def test_samples_that_share_a_backward_are_found(
+    samples: int, teacher: nn.Module, estimator: str, bare: Bare, batch: Batch
+) -> None:
+    model = bare(teacher, estimator)
+    found = measure_gradient_samples(model, images=batch[0], labels=batch[1], loss=several(samples))
+    assert found.verdict is Verdict.FAIL, found.explain()
+    assert found["forward passes of a loss"] == samples
+    assert f"with {samples} forward passes" in found.headline
+    assert "one backward pass for each forward pass" in found.remedy
+    assert {layer.path for layer in found.layers} == {layer.path for layer in bayesian_layers(model)}
+
+
+@pytest.mark.parametrize("loss", [several(1), accumulated], ids=["one pass", "accumulated"])
+def test_losses_with_the_right_gradient_pass(
+    loss: Callable[[nn.Module, Given], Tensor], teacher: nn.Module, estimator: str, bare: Bare, batch: Batch
+) -> None:
+    found = measure_gradient_samples(bare(teacher, estimator), images=batch[0], labels=batch[1], loss=loss)
+    assert found.verdict is Verdict.PASS, found.explain()
+
+
+def test_the_length_reported_is_that_against_a_gradient_by_hand() -> None:
+    """One weight, two samples: autograd on w = mu + sigma * eps, with the noise that the layer drew, is the oracle."""
+    torch.manual_seed(0)
+    from bayesian_torch.layers import LinearReparameterization
+
+    layer = LinearReparameterization(1, 1, bias=False)
+    layer.dnn_to_bnn_flag = True
+    x, seen = torch.tensor([[2.0]]), []
+
+    def loss(model: nn.Module, batch: Given) -> Tensor:
+        total = torch.zeros(())
+        for _ in range(2):
+            total = total + model(batch[0]).pow(3).sum()
+            seen.append(layer.get_buffer("eps_weight").clone())
+        return total
+
+    found = measure_gradient_samples(layer, images=x, labels=torch.zeros(1), loss=loss)
+    rho = layer.rho_weight.detach().double().requires_grad_()
+    mu = layer.mu_weight.detach().double()
+
+    def gradient(noises: list[Tensor], used: list[Tensor]) -> float:
+        """The data term's slope at the weights of ``used``, times the noise in the buffer at the backward pass."""
+        total = 0.0
+        for eps, drawn in zip(noises, used, strict=True):
+            w = (mu + torch.nn.functional.softplus(rho.detach()) * drawn.double()).requires_grad_()
+            (slope,) = torch.autograd.grad((2 * w).pow(3).sum(), w)
+            total += float((slope * eps.double() * torch.sigmoid(rho.detach())).sum())
+        return total
+
+    used = seen[:2]
+    wrong, exact = gradient([used[1]] * 2, used), gradient(used, used)
+    assert found["length of that gradient to rho"] == pytest.approx(abs(wrong / exact), rel=1e-4)
+    assert found["cosine of that gradient to rho"] == pytest.approx(1.0 if wrong * exact > 0 else -1.0)
+
+
+def test_noise_cut_from_the_graph_is_found(teacher: nn.Module, bare: Bare, batch: Batch) -> None:
+    """The outputs are right and the KL is there: only sigma never hears of the data."""
+    model = bare(teacher, "Reparameterization")
+    head: Any = model.get_submodule("head")
+
+    def forward(x: Tensor) -> Tensor:
+        sigma = functional.softplus(head.rho_weight).detach()
+        weight = head.mu_weight + sigma * head.eps_weight.data.normal_()
+        return functional.linear(x, weight, head.mu_bias)
+
+    head.forward = forward
+    found = measure_gradient_samples(model, images=batch[0], labels=batch[1], loss=several(1))
+    assert found.verdict is Verdict.FAIL, found.explain()
+    assert [layer.path for layer in found.layers] == ["head"]
+    assert "sigma learns from the KL alone" in found.headline
+
+
+def test_a_layer_that_the_loss_does_not_see_is_not_accused(teacher: nn.Module, bare: Bare, batch: Batch) -> None:
+    """Nothing of the data reaches the rho of a layer whose output is multiplied by 0, and nothing should."""
+    model = bare(teacher, "Reparameterization")
+
+    def loss(model: nn.Module, batch: Given) -> Tensor:
+        total: Tensor = 0 * _data_term(model, batch) + get_kl_loss(model)
+        return total
+
+    found = measure_gradient_samples(model, images=batch[0], labels=batch[1], loss=loss)
+    assert found.verdict is Verdict.PASS, found.explain()
+
+
+def test_a_loss_with_a_state_is_not_judged(teacher: nn.Module, bare: Bare, batch: Batch) -> None:
+    """Annealing by its own counter: the gradients differ for a reason of the loss's own."""
+    calls = [0]
+
+    def loss(model: nn.Module, batch: Given) -> Tensor:
+        calls[0] += 1
+        return calls[0] * several(1)(model, batch)
+
+    found = measure_gradient_samples(bare(teacher, "Flipout"), images=batch[0], labels=batch[1], loss=loss)
+    assert found.verdict is Verdict.NOT_APPLICABLE
+    assert "a state of its own" in found.headline
+
+
+def test_two_layers_that_fill_one_noise_buffer(teacher: nn.Module, bare: Bare, batch: Batch) -> None:
+    """Every forward is right; before the backward the second layer has written over what the first one drew."""
+    model = bare(teacher, "Reparameterization")
+    one, other = model.get_submodule("block.conv1"), model.get_submodule("block.conv2")
+    other._buffers["eps_kernel"] = one._buffers["eps_kernel"]
+    found = measure_memory_separate(model, teacher=teacher)
+    assert found.verdict is Verdict.FAIL
+    assert "block.conv1.eps_kernel shares memory with block.conv2.eps_kernel" in found.explain()
+    gradient = measure_gradient_samples(model, images=batch[0], labels=batch[1], loss=several(1))
+    assert gradient.verdict is Verdict.FAIL, gradient.explain()
+    assert [layer.path for layer in gradient.layers] == ["block.conv1"]
+    assert "a noise buffer of its own" in gradient.remedy
+
+
+def test_the_moped_of_the_library_shares_memory(teacher: nn.Module, bare: Bare, tmp_path: Path) -> None:
+    """A5: utils.MOPED() puts the teacher's own tensors into mu and prior; training the BNN changes its teacher."""
+    model = bare(teacher, "Reparameterization")
+    assert measure_memory_separate(model, teacher=teacher).verdict is Verdict.PASS
+    torch.save(teacher.state_dict(), tmp_path / "teacher.pt")
+    MOPED(model, teacher, tmp_path / "teacher.pt", 0.1)
+    before = teacher.get_parameter("head.weight").clone()
+    with torch.no_grad():
+        model.get_parameter("head.mu_weight").add_(1)
+    assert not torch.equal(teacher.get_parameter("head.weight"), before)
+    found = measure_memory_separate(model, teacher=teacher)
+    assert found.verdict is Verdict.FAIL
+    assert "head.mu_weight shares memory with the teacher's head.weight" in str(found.layers)
+    assert "head.mu_weight shares memory with head.prior_weight_mu" in str(found.layers)
+
+
+def test_parts_of_one_storage_that_do_not_overlap_pass(teacher: nn.Module, bare: Bare) -> None:
+    """Flat parameters, as optimizers make them: one storage, each tensor with bytes of its own."""
+    model = bare(teacher, "Flipout")
+    flat = torch.cat([p.detach().flatten() for p in model.parameters()])
+    start = 0
+    for parameter in model.parameters():
+        parameter.data = flat[start : start + parameter.numel()].view_as(parameter)
+        start += parameter.numel()
+    assert measure_memory_separate(model, teacher=teacher).verdict is Verdict.PASS
+
+
+def test_priors_may_share_memory(teacher: nn.Module, bare: Bare) -> None:
+    """Nothing writes a prior: one tensor for all of them saves memory and harms nobody."""
+    model = bare(teacher, "Reparameterization")
+    one, other = model.get_submodule("block.conv1"), model.get_submodule("block.conv2")
+    other._buffers["prior_weight_mu"] = one._buffers["prior_weight_mu"]
+    assert measure_memory_separate(model).verdict is Verdict.PASS
