@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from pytest_bnn.capture import LayerCall, capture
 from pytest_bnn.checks.claim import Check, Finding, asserting, not_applicable
+from pytest_bnn.checks.kl import not_finite
 from pytest_bnn.checks.loss import loss_of
 from pytest_bnn.evidence import Evidence, LayerFinding, Measurement, Threshold, Verdict
 from pytest_bnn.isolation import undisturbed
@@ -66,6 +67,9 @@ def _find(subject: Subject) -> Finding:
     layers = bayesian_layers(subject.model)
     if not layers:
         return not_applicable("the model has no Bayesian layer")
+    sick = not_finite(layers)
+    if sick:
+        return not_applicable(f"{sick[0].path} {sick[0].finding}: see kl.present")
     as_it_is = _evaluate(subject, layers)
     if not any(g is not None for pair in as_it_is.gradients.values() for g in pair):
         return not_applicable("no gradient of the loss reaches a mu or rho: see kl.loss")
@@ -172,8 +176,8 @@ def _detached(subject: Subject, layers: tuple[BayesianLayer, ...], found: _Run) 
             part = data.get(_key(tensor))
             if part is None or not tensor.rho.requires_grad:
                 continue
-            to_rho = [run.gradients[_key(tensor)][1] for run in (found, silent)]
-            first, second = (torch.zeros_like(part) if gradient is None else gradient for gradient in to_rho)
+            pair = [run.gradients[_key(tensor)][1] for run in (found, silent)]
+            first, second = (torch.zeros_like(part) if gradient is None else gradient for gradient in pair)
             visible = float(part.norm()) > _VISIBLE * float(first.norm()) and bool(torch.isfinite(part).all())
             if visible and float((first - second).norm()) < _VISIBLE * float(part.norm()):
                 missing.append(tensor)
@@ -210,7 +214,10 @@ def _finding(
     remedy = ""
     if bad:
         headline = f"{len(bad)} of {len(rows)} tensors get the gradient of other noise than was used, with {times}"
-        remedy = "run one backward pass for each forward pass and let the gradients add up: (loss_k / K).backward() in a loop"
+        remedy = (
+            "run one backward pass for each forward pass and let the gradients add up: (loss_k / K).backward() in a loop; "
+            "a layer that one forward pass calls several times needs new noise buffers in each call, from a forward pre-hook"
+        )
         if most == 1:
             remedy = "give every layer a noise buffer of its own: another layer writes over it before the backward pass"
     elif detached:
