@@ -1,7 +1,7 @@
 """Mutants of a Bayesian network: for every layer, everything that `pytest_bnn.posterior` reads, broken in every way.
 
-A mutant breaks one attribute of one layer. `EXPECTED` says beforehand what becomes of it: which check has to find it, or
-why none has to. Used by `benchmarks.mutation` and ``tests/faults``.
+A mutant breaks one attribute of one layer. `EXPECTED` says beforehand what becomes of it: which check has to find it,
+or why none has to. Used by `benchmarks.mutation` and ``tests/faults``.
 """
 
 from __future__ import annotations
