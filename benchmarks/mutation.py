@@ -26,7 +26,8 @@ from scipy.stats import chi2
 from torch import Tensor, nn
 from torch.nn import functional
 
-from benchmarks.mutants import EXPECTED, FACTORS, Fate, Mutant, mutants
+from benchmarks.mutants import EXPECTED, Fate, Mutant, mutants
+from benchmarks.mutators import FACTORS
 from benchmarks.patients import sure_of, train
 from pytest_bnn.audit import CHECK_IDS, CHECKS, Thresholds
 from pytest_bnn.conversion import Estimator, convert
