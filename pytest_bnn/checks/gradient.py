@@ -173,13 +173,15 @@ def _detached(subject: Subject, layers: tuple[BayesianLayer, ...], found: _Run) 
     missing = []
     for layer in layers:
         for tensor in layer.tensors:
-            part = data.get(_key(tensor))
-            if part is None or not tensor.rho.requires_grad:
+            if _key(tensor) not in data or not tensor.rho.requires_grad:
                 continue
-            pair = [run.gradients[_key(tensor)][1] for run in (found, silent)]
-            first, second = (torch.zeros_like(part) if gradient is None else gradient for gradient in pair)
-            visible = float(part.norm()) > _VISIBLE * float(first.norm()) and bool(torch.isfinite(part).all())
-            if visible and float((first - second).norm()) < _VISIBLE * float(part.norm()):
+            part = data[_key(tensor)]
+            to_rho = found.gradients[_key(tensor)][1]
+            of_the_kl = silent.gradients[_key(tensor)][1]
+            whole = torch.zeros_like(part) if to_rho is None else to_rho
+            of_the_data = whole if of_the_kl is None else whole - of_the_kl
+            visible = float(part.norm()) > _VISIBLE * float(whole.norm()) and bool(torch.isfinite(part).all())
+            if visible and float(of_the_data.norm()) < _VISIBLE * float(part.norm()):
                 missing.append(tensor)
     return missing
 

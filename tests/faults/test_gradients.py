@@ -47,6 +47,7 @@ def accumulated(model: nn.Module, batch: Given) -> Tensor:
     return total
 
 
+@pytest.mark.fault("A1", "gradient.samples")
 @pytest.mark.parametrize("samples", [2, 5])
 def test_samples_that_share_a_backward_are_found(
     samples: int, teacher: nn.Module, estimator: str, bare: Bare, batch: Batch
@@ -159,6 +160,7 @@ def test_two_layers_that_fill_one_noise_buffer(teacher: nn.Module, bare: Bare, b
     assert "a noise buffer of its own" in gradient.remedy
 
 
+@pytest.mark.fault("A5", "memory.separate")
 def test_the_moped_of_the_library_shares_memory(teacher: nn.Module, bare: Bare, tmp_path: Path) -> None:
     """A5: utils.MOPED() puts the teacher's own tensors into mu and prior; training the BNN changes its teacher."""
     model = bare(teacher, "Reparameterization")

@@ -65,7 +65,11 @@ def test_everything_given_everything_checked(given: Given) -> None:
 def test_a_model_alone(given: Given) -> None:
     """What was not given makes checks inapplicable, and says what it would take; it fails nothing."""
     run = audit_model(given[0])
-    assert {check.id for check in run.checks if check.verdict is Verdict.PASS} == {"layers.replaced", "kl.present"}
+    assert {check.id for check in run.checks if check.verdict is Verdict.PASS} == {
+        "layers.replaced",
+        "memory.separate",
+        "kl.present",
+    }
     assert {check.verdict for check in run.checks} == {Verdict.PASS, Verdict.NOT_APPLICABLE}
     assert "images" in run["noise.varies"].headline
     assert "loss" in run["kl.loss"].headline
@@ -103,7 +107,7 @@ def test_chosen_checks_run_in_the_order_of_the_report(given: Given) -> None:
     [
         ("kl.presant", r"\. .*\bkl\.present\b"),
         ("layer.replaced", r"\. .*\blayers\.replaced\b"),
-        ("everything", r"\. the checks are layers\.replaced, mean"),
+        ("everything", r"\. the checks are layers\.replaced, memory"),
     ],
 )
 def test_unknown_checks_are_refused_before_anything_runs(given: Given, unknown: str, fix: str) -> None:
