@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pytest_bnn.audit import Thresholds, audit_model, audit_resnet18
     from pytest_bnn.checks import (
+        assert_estimator_flipout,
         assert_gradient_samples,
         assert_kl_loss,
         assert_kl_present,
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
         assert_noise_spread,
         assert_noise_varies,
         assert_teacher_agreement,
+        measure_estimator_flipout,
         measure_gradient_samples,
         measure_kl_loss,
         measure_kl_present,
@@ -56,6 +58,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "audit": ("Thresholds", "audit_model", "audit_resnet18"),
     "checks": (
+        "assert_estimator_flipout",
         "assert_gradient_samples",
         "assert_kl_loss",
         "assert_kl_present",
@@ -67,6 +70,7 @@ _HOMES = {
         "assert_noise_spread",
         "assert_noise_varies",
         "assert_teacher_agreement",
+        "measure_estimator_flipout",
         "measure_gradient_samples",
         "measure_kl_loss",
         "measure_kl_present",
@@ -110,6 +114,7 @@ __all__ = [
     "Thresholds",
     "Verdict",
     "WeightsError",
+    "assert_estimator_flipout",
     "assert_gradient_samples",
     "assert_kl_loss",
     "assert_kl_present",
@@ -131,6 +136,7 @@ __all__ = [
     "finetune",
     "imagenet_batch",
     "load_teacher",
+    "measure_estimator_flipout",
     "measure_gradient_samples",
     "measure_kl_loss",
     "measure_kl_present",

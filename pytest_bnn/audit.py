@@ -14,6 +14,7 @@ from torch import nn
 
 from pytest_bnn.checks.agreement import MAX_PASSES, MIN_AGREEMENT, TEACHER_AGREEMENT, measure_teacher_agreement
 from pytest_bnn.checks.claim import Check
+from pytest_bnn.checks.flipout import ESTIMATOR_FLIPOUT, measure_estimator_flipout
 from pytest_bnn.checks.gradient import GRADIENT_SAMPLES, measure_gradient_samples
 from pytest_bnn.checks.kl import KL_PRESENT, measure_kl_present
 from pytest_bnn.checks.layers import LAYERS_REPLACED, measure_layers_replaced
@@ -98,6 +99,7 @@ CHECKS: tuple[tuple[Check, _Measure], ...] = (
         NOISE_POSTERIOR,
         lambda s, t: measure_noise_posterior(s, max_passes=min(MAX_NOISE_PASSES, t.max_passes), budget=t.budget),
     ),
+    (ESTIMATOR_FLIPOUT, lambda s, t: measure_estimator_flipout(s, budget=t.budget)),
     (KL_PRESENT, lambda s, t: measure_kl_present(s)),
     (KL_LOSS, lambda s, t: measure_kl_loss(s, kl_weight=t.kl_weight, num_batches=t.num_batches)),
     (GRADIENT_SAMPLES, lambda s, t: measure_gradient_samples(s)),

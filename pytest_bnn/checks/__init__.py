@@ -20,8 +20,10 @@ from pytest_bnn.checks.noise import (
 from pytest_bnn.checks.spread import assert_noise_spread, measure_noise_spread
 from pytest_bnn.checks.gradient import assert_gradient_samples, measure_gradient_samples
 from pytest_bnn.checks.memory import assert_memory_separate, measure_memory_separate
+from pytest_bnn.checks.flipout import assert_estimator_flipout, measure_estimator_flipout
 
 __all__ = [
+    "assert_estimator_flipout",
     "assert_gradient_samples",
     "assert_kl_loss",
     "assert_kl_present",
@@ -33,6 +35,7 @@ __all__ = [
     "assert_noise_spread",
     "assert_noise_varies",
     "assert_teacher_agreement",
+    "measure_estimator_flipout",
     "measure_gradient_samples",
     "measure_kl_loss",
     "measure_kl_present",

@@ -29,6 +29,7 @@ CHECKS = (
     "noise.source",
     "noise.spread",
     "noise.posterior",
+    "estimator.flipout",
     "kl.present",
     "kl.loss",
     "gradient.samples",
