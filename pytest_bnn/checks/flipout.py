@@ -75,7 +75,7 @@ class _Row:
         flat = self.deviations.flatten()
         sums = Sums(count=flat.numel(), total=float(flat.sum()), squares=float(flat.square().sum()))
         mean, variance = sums.mean_p(), sums.variance_p()
-        if mean < variance:
+        if mean <= variance:
             return mean, f"its noise has the mean {float(flat.mean()):.3g} standard deviations, not 0"
         return variance, f"its pooled noise has {self.factor:.4g} times the spread of the posterior"
 

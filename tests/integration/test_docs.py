@@ -190,7 +190,7 @@ def test_every_setting_is_documented(option: object) -> None:
     configuration = row("configuration", f"`--{option.name}`")
     for word in (f"--bnn-{option.name}", f"bnn_{option.key}", option.environment, str(option.default)):
         assert f"`{word}`" in configuration
-    (audit,) = re.findall(rf"^\| `--{option.name} .*$", page("command-line"), re.M)
+    (audit,) = re.findall(rf"^\| `--{option.name}[ `].*$", page("command-line"), re.M)
     assert str(option.default) in audit.split("|")[-2]
     assert f"--bnn-{option.name}" in page("command-line")
 
@@ -287,7 +287,7 @@ def test_catalogue_says_what_the_injected_faults_show() -> None:
             seen = row("faults", id)
             missing = [check for check in (*fault.fails, *fault.warns) if f"`{check}`" not in seen]
             assert not missing, f"{fault.id}: name {missing} in the row {id} of faults.md"
-    named = set(re.findall(r"`((?:layers|mean|noise|kl|teacher)\.\w+)`", page("faults")))
+    named = set(re.findall(r"`((?:layers|memory|mean|noise|estimator|kl|gradient|teacher)\.\w+)`", page("faults")))
     assert named == set(CHECK_IDS)
 
 
