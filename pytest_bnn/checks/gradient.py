@@ -18,6 +18,7 @@ from pytest_bnn.checks.loss import loss_of
 from pytest_bnn.evidence import Evidence, LayerFinding, Measurement, Threshold, Verdict
 from pytest_bnn.isolation import undisturbed
 from pytest_bnn.posterior import BayesianLayer, PosteriorTensor, bayesian_layers, zero_noise
+from pytest_bnn.sampling import output_tensor
 from pytest_bnn.subject import Given, Subject
 
 GRADIENT_SAMPLES = Check(
@@ -26,8 +27,8 @@ GRADIENT_SAMPLES = Check(
     needs=("loss", "images"),
 )
 
-#: The data's part of a gradient is visible in the whole from this share on, and missing below this share of itself.
-_VISIBLE = 1e-3
+#: The data's part of a gradient is visible in the whole from the first share on, and missing below the second of itself.
+_VISIBLE, _MISSING = 1e-4, 1e-2
 
 
 def measure_gradient_samples(model: nn.Module | Subject, **given: Unpack[Given]) -> Evidence:
@@ -160,30 +161,32 @@ def _repeats_itself(subject: Subject, layers: tuple[BayesianLayer, ...], found: 
 def _detached(subject: Subject, layers: tuple[BayesianLayer, ...], found: _Run) -> list[PosteriorTensor]:
     """Give the tensors whose noise moves the loss although the data's part of the gradient to rho is missing."""
     data: dict[tuple[str, str], Tensor] = {}
+    cut: set[tuple[str, str]] = set()
     for call in found.calls:
         for tensor, noise in call.noise():
             drawn = call.functional[-1].weight if tensor.role == "weight" else call.functional[-1].bias
+            in_a_graph = output_tensor(call.output).requires_grad and tensor.rho.requires_grad
+            if drawn is not None and in_a_graph and not drawn.requires_grad and bool(noise.any()):
+                cut.add(_key(tensor))
             if drawn is not None and drawn.retains_grad and drawn.grad is not None:
                 per_sigma = noise.double() / tensor.sigma.double().clamp_min(1e-300)
                 part = drawn.grad.double() * per_sigma * torch.sigmoid(tensor.rho.detach().double())
                 data[_key(tensor)] = data.get(_key(tensor), torch.zeros_like(part)) + part
+    tensors = [tensor for layer in layers for tensor in layer.tensors]
     if not data:
-        return []
+        return [tensor for tensor in tensors if _key(tensor) in cut]
     silent = _evaluate(subject, layers, silent=True)
-    missing = []
-    for layer in layers:
-        for tensor in layer.tensors:
-            if _key(tensor) not in data or not tensor.rho.requires_grad:
-                continue
+    for tensor in tensors:
+        if _key(tensor) in data and tensor.rho.requires_grad:
             part = data[_key(tensor)]
             to_rho = found.gradients[_key(tensor)][1]
             of_the_kl = silent.gradients[_key(tensor)][1]
             whole = torch.zeros_like(part) if to_rho is None else to_rho
             of_the_data = whole if of_the_kl is None else whole - of_the_kl
             visible = float(part.norm()) > _VISIBLE * float(whole.norm()) and bool(torch.isfinite(part).all())
-            if visible and float(of_the_data.norm()) < _VISIBLE * float(part.norm()):
-                missing.append(tensor)
-    return missing
+            if visible and float(of_the_data.norm()) < _MISSING * float(part.norm()):
+                cut.add(_key(tensor))
+    return [tensor for tensor in tensors if _key(tensor) in cut]
 
 
 def _finding(
