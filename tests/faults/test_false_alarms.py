@@ -1,0 +1,79 @@
+"""Healthy models, many of them: none accused, none undecided, and p-values that promise no more than they hold."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from scipy import stats
+from torch import nn
+
+from benchmarks.false_alarms import Tally, measure
+from pytest_bnn.audit import CHECK_IDS
+from pytest_bnn.checks import measure_estimator_flipout
+from pytest_bnn.conversion import convert
+from pytest_bnn.statistics import BettingTest, median_bounds
+
+#: Chance that one of the tests here fails although all is well.
+RATE = 1e-4
+
+
+@pytest.fixture(scope="module")
+def tally() -> Tally:
+    """The benchmark's audits, as many as fit: `python -m benchmarks.false_alarms` makes two thousand."""
+    return measure(200)
+
+
+def test_two_hundred_healthy_models_are_accused_of_nothing(tally: Tally) -> None:
+    assert [alarm["said"] for alarm in tally.accusations] == []
+    assert tally.audits == 200
+    for id in CHECK_IDS:
+        only_flipout = id == "estimator.flipout"
+        assert tally.verdicts[id]["pass"] + tally.verdicts[id]["warn"] == (100 if only_flipout else 200), id
+
+
+def test_the_corrected_p_values_of_whole_audits_are_not_too_small(tally: Tally) -> None:
+    """Under the null a p-value is at least uniform: the share below any level is at most the level."""
+    assert len(tally.smallest_p) == 200
+    for level in (0.01, 0.05, 0.1, 0.3):
+        below = sum(p < level for p in tally.smallest_p)
+        assert stats.binom.sf(below - 1, 200, level) > RATE, (level, below)
+
+
+def test_p_values_of_flipout_layers_are_not_too_small() -> None:
+    """Sequences of one position have the signs of examples, so that the layers of the library are sound."""
+    found = []
+    for seed in range(150):
+        torch.manual_seed(seed)
+        model = convert(nn.Sequential(nn.Linear(4, 8)).eval(), type="Flipout")
+        evidence = measure_estimator_flipout(model, images=torch.rand(2, 4) + 0.2, seed=seed)
+        assert evidence.threshold is not None
+        found.append(float(str(evidence.threshold.observed)))
+    for level in (0.01, 0.05, 0.1, 0.3):
+        below = sum(p < level for p in found)
+        assert stats.binom.sf(below - 1, len(found), level) > RATE, (level, below)
+
+
+@pytest.mark.parametrize("level", [0.1, 0.05, 0.01])
+def test_bounds_of_spreads_at_the_null_are_wrong_no_more_often_than_they_say(level: float) -> None:
+    """noise.varies and noise.spread at their hardest: the median is the threshold, and they look after each pair."""
+    spreads = torch.as_tensor(stats.chi2(10).rvs((64, 2000), random_state=2) ** 0.5, dtype=torch.float64)
+    threshold = math.sqrt(stats.chi2(10).median())
+    wrong = torch.zeros(2, 2000, dtype=torch.bool)
+    for pairs in range(1, 65):
+        low, high = median_bounds(spreads[:pairs], level)
+        wrong |= torch.stack([low > threshold, high < threshold])
+    for side in wrong.sum(1).tolist():
+        assert stats.binom.sf(side - 1, 2000, level) > RATE
+
+
+@pytest.mark.parametrize("level", [0.1, 0.05, 0.01])
+def test_the_capital_of_a_tie_is_a_p_value(level: float) -> None:
+    """teacher.agreement at its hardest: two classes tie, and one over the largest capital is at least uniform."""
+    test = BettingTest((2000,))
+    gaps = torch.as_tensor(stats.uniform(-1, 2).rvs((200, 2000), random_state=3))
+    for gap in gaps:
+        test.update(gap, torch.arange(2000))
+    below = int((torch.exp(-test.log_largest) <= level).sum())
+    assert stats.binom.sf(below - 1, 2000, level) > RATE
