@@ -133,8 +133,8 @@ def test_draws_are_what_the_mutant_says(cases: list[Case]) -> None:
         assert torch.equal(noise["block.conv1"], noise["block.conv2"])
 
 
-def test_missed_mutants_are_broken(cases: list[Case]) -> None:
-    """They are listed as survivors, so they must be faults: each does in training what its reason says."""
+def test_mutants_that_are_right_in_a_forward_pass_are_broken(cases: list[Case]) -> None:
+    """No output shows them, so what they break in training is shown here."""
     case = cases[0]
     assert case.name == "residual, Reparameterization"
 
