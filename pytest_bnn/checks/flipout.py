@@ -123,6 +123,13 @@ def _finding(
             f"{scattered[0].layer.path or 'the model itself'} has {factor:.3g} times the spread of its posterior"
         )
         remedy = "convert with type='Reparameterization', whose noise is the posterior's after pooling too"
+    threshold = Threshold(
+        quantity="smallest p-value, corrected", observed=corrected, relation=">=", allowed=budget.alpha
+    )
+    if scattered and not bad:
+        threshold = Threshold(
+            quantity="layers with signs for each position", observed=len(scattered), relation="==", allowed=0
+        )
     if bad:
         verdict = Verdict.FAIL
         headline = f"the noise of {bad[0][0].layer.path or 'the model itself'} is not the posterior's: {bad[0][1]}"
@@ -137,9 +144,7 @@ def _finding(
             Measurement(name="smallest pooled spread", value=float(factors.min()), unit="of the posterior's"),
             Measurement(name="largest pooled spread", value=float(factors.max()), unit="of the posterior's"),
         ),
-        threshold=Threshold(
-            quantity="smallest p-value, corrected", observed=corrected, relation=">=", allowed=budget.alpha
-        ),
+        threshold=threshold,
         layers=layers,
         remedy=remedy,
         samples=PASSES,

@@ -60,6 +60,8 @@ def test_signs_of_each_pixel_are_a_warning_with_the_factor() -> None:
     found = measure_estimator_flipout(network(Conv2dFlipout), images=IMAGES)
     assert found.verdict is Verdict.WARN, found.explain()
     assert "signs for each position" in found.headline
+    assert found.threshold is not None
+    assert (found.threshold.observed, found.threshold.allowed) == (1, 0)
     assert float(str(found["largest pooled spread"])) < 0.3
     assert [layer.path for layer in found.layers] == ["0"]
     assert "Reparameterization" in found.remedy
