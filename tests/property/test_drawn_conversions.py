@@ -169,7 +169,7 @@ TRAITS: dict[str, Callable[[ConversionExample], bool]] = {
 def test_every_kind_of_conversion_shows_up() -> None:
     seen: set[str] = set()
 
-    @settings(SETTINGS, max_examples=400)
+    @settings(SETTINGS, max_examples=1500)
     @given(conversions())
     def draw(example: ConversionExample) -> None:
         seen.update(name for name, trait in TRAITS.items() if trait(example))
