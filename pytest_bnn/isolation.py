@@ -14,7 +14,7 @@ from torch.nn.parameter import is_lazy
 
 
 @contextmanager
-def undisturbed(*models: nn.Module, seed: int) -> Iterator[None]:
+def undisturbed(*models: nn.Module, seed: int, unwritten: Iterable[Tensor] = ()) -> Iterator[None]:
     """Run code on models and leave parameters, buffers, modes, gradients, hooks and random states as they were.
 
     Inside, every module works on clones of its buffers (so a layer's noise buffers, which a pending backward
@@ -24,15 +24,21 @@ def undisturbed(*models: nn.Module, seed: int) -> Iterator[None]:
     that is how the model would be used.
 
     Python objects deeper than a module's own attributes are beyond its reach.
+
+    Args:
+        *models: What is looked at.
+        seed: Of the random generators inside.
+        unwritten: Parameters and buffers that nothing inside writes to: they are neither copied nor compared.
     """
+    spared = {id(tensor) for tensor in unwritten}
     modules = _distinct(module for model in models for module in model.modules())
     parameters = _distinct(p for module in modules for p in module._parameters.values() if p is not None)
     saved = [(module, dict(module.__dict__)) for module in modules]
     gradients = [(parameter, parameter.grad, parameter.requires_grad) for parameter in parameters]
-    values = [(parameter, parameter.detach().clone()) for parameter in parameters if not is_lazy(parameter)]
+    values = [(p, p.detach().clone()) for p in parameters if id(p) not in spared and not is_lazy(p)]
     with preserved_random_state():
         try:
-            _work_on_clones(modules)
+            _work_on_clones(modules, spared)
             for model in models:
                 if model.training:
                     for module in model.modules():
@@ -63,12 +69,12 @@ def raised_in(model: nn.Module, error: BaseException) -> str:
     return place
 
 
-def _work_on_clones(modules: list[nn.Module]) -> None:
+def _work_on_clones(modules: list[nn.Module], spared: set[int]) -> None:
     clones: dict[int, Tensor] = {}
 
     def clone(tensor: Tensor | None) -> Tensor | None:
-        if tensor is None:
-            return None
+        if tensor is None or id(tensor) in spared:
+            return tensor
         return clones.setdefault(id(tensor), tensor.detach().clone())
 
     for module in modules:

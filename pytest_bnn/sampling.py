@@ -7,13 +7,18 @@ from typing import TYPE_CHECKING, Any
 import numpy
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from pytest_bnn.errors import InputError
 from pytest_bnn.isolation import raised_in, seed_everything, undisturbed
 from pytest_bnn.options import in_force
+from pytest_bnn.posterior import bayesian_layers
 
 if TYPE_CHECKING:
     from pytest_bnn.engine.run import Engine
+
+#: Packages whose modules do in their forward what their documentation says.
+_KNOWN = frozenset({"torch", "torchvision", "bayesian_torch", "pytest_bnn"})
 
 #: Numbers in the images of one chunk: 64 images of 3x224x224. Bounds the memory of a pass.
 _CHUNK = 64 * 3 * 224 * 224
@@ -66,6 +71,37 @@ def probabilities(outputs: Tensor) -> Tensor:
     if bool((outputs >= 0).all()) and bool(torch.allclose(sums, torch.ones_like(sums), atol=1e-4)):
         return outputs
     return torch.softmax(outputs.float() if outputs.dtype in (torch.float16, torch.bfloat16) else outputs, dim=-1)
+
+
+def unwritten(model: nn.Module) -> list[Tensor]:
+    """Give the parameters and priors of a model whose forward is known not to write to them; none of any other.
+
+    Known are modules of torch, torchvision, bayesian-torch and this package, without hooks or forwards of their own.
+    """
+    if not all(_is_known(module) for module in model.modules()):
+        return []
+    priors = {
+        (id(tensor.module), name)
+        for layer in bayesian_layers(model)
+        for tensor in layer.tensors
+        for name in (tensor.prior_mu_name, tensor.prior_sigma_name)
+    }
+    found: list[Tensor] = list(model.parameters())
+    written = set()
+    for module in model.modules():
+        for name, buffer in module._buffers.items():
+            if buffer is not None and (id(module), name) in priors:
+                found.append(buffer)
+            elif buffer is not None:
+                written.add(buffer.untyped_storage().data_ptr())
+    return [t for t in found if not is_lazy(t) and t.untyped_storage().data_ptr() not in written]
+
+
+def _is_known(module: nn.Module) -> bool:
+    kind = type(module)
+    origins = {kind.__module__.partition(".")[0], kind.forward.__module__.partition(".")[0]}
+    hooks = module._forward_hooks or module._forward_pre_hooks
+    return origins <= _KNOWN and not hooks and "forward" not in vars(module)
 
 
 class PassBank:
@@ -131,7 +167,7 @@ class PassBank:
     def _own(self, start: int, stop: int, images: Tensor) -> Tensor:
         parts = images.split(max(1, _CHUNK // max(1, images[0].numel())))
         passes = []
-        with undisturbed(self.model, seed=self.seed):
+        with undisturbed(self.model, seed=self.seed, unwritten=unwritten(self.model)):
             for index in range(start, stop):
                 outputs = []
                 for part in parts:

@@ -73,7 +73,6 @@ class DrawTests:
     def __init__(self) -> None:
         self._noise: defaultdict[tuple[str, int], _Sums] = defaultdict(_Sums)
         self._signs: defaultdict[tuple[str, int], _Sums] = defaultdict(_Sums)
-        self._scales: dict[str, _Scale] = {}
         self._trouble = ""
 
     def take(self, calls: list[LayerCall]) -> None:
@@ -97,7 +96,7 @@ class DrawTests:
                     )
 
     def _take_noise(self, tensor: PosteriorTensor, noise: Tensor, number: int, *, rounded: bool) -> None:
-        scale = self._scales.get(tensor.name) or self._scales.setdefault(tensor.name, _scale(tensor, rounded=rounded))
+        scale = _scale(tensor, rounded=rounded)
         noise = noise.flatten()
         values = noise / scale.sigma
         head = values[:_HEAD]
@@ -176,8 +175,8 @@ def _related(one: Tensor, other: Tensor) -> float:
 
     With coins for numbers it is sub-Gaussian, so that Hoeffding's bound holds; it is used for both.
     """
-    if len(one) != len(other):
-        return 0.0
+    common = min(len(one), len(other))
+    one, other = one[:common], other[:common]
     norm = float(other.norm())
     deviate = float(one @ other) / norm if norm else 0.0
     return min(1.0, 2 * math.exp(-0.5 * deviate**2))

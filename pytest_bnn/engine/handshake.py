@@ -15,10 +15,10 @@ from pytest_bnn.engine.noise import make_noise
 from pytest_bnn.engine.plan import Consumers, Plan, Unsupported, make_plan
 from pytest_bnn.engine.replica import Worker, calls_by_layer
 from pytest_bnn.engine.run import Engine, passes_chunk
-from pytest_bnn.isolation import undisturbed
+from pytest_bnn.isolation import preserved_random_state, undisturbed
 from pytest_bnn.posterior import BayesianLayer, bayesian_layers
-from pytest_bnn.sampling import output_tensor
-from pytest_bnn.threads import share
+from pytest_bnn.sampling import output_tensor, unwritten
+from pytest_bnn.threads import limited, share
 
 #: Passes of the model's own forward that are repeated: the least, the most, and the draws that they should add up to.
 _LEAST_PASSES, _MOST_PASSES, _ENOUGH_DRAWS = 3, 32, 20_000
@@ -47,10 +47,12 @@ def shake_hands(model: nn.Module, images: Tensor, seed: int) -> Engine:
     reasons = []
     for channels_last in (True, False):
         noise, warning = make_noise(seed)
-        with undisturbed(model, seed=seed), torch.no_grad():
+        with torch.no_grad(), preserved_random_state():
             try:
-                plan, chunk = _compare(model, layers, two, seed, channels_last=channels_last)
-                workers = [Worker(model, plan, noise) for _ in range(share())]
+                with undisturbed(model, seed=seed, unwritten=unwritten(model)):
+                    plan, chunk = _compare(model, layers, two, seed, channels_last=channels_last)
+                    workers = [Worker(model, plan, noise) for _ in range(share())]
+                plan.lay_out()
                 engine = Engine(plan, workers, chunk, warning)
                 _require_independent_images(engine, two)
             except Unsupported:
@@ -90,36 +92,47 @@ def refusal(model: nn.Module, layers: Sequence[BayesianLayer], images: Tensor) -
 
 
 def _compare(
-    model: nn.Module, layers: Sequence[BayesianLayer], images: Tensor, seed: int, *, channels_last: bool
+    model: nn.Module, layers: Sequence[BayesianLayer], two: Tensor, seed: int, *, channels_last: bool
 ) -> tuple[Plan, int]:
     """Let the engine repeat passes of the model's own forward; give its plan, and the images of a chunk."""
     weights = sum(layer.weights for layer in layers)
     passes = max(_LEAST_PASSES, min(_MOST_PASSES, _ENOUGH_DRAWS // max(1, weights)))
     tests = DrawTests()
-    worker = None
-    chunk = 1
+    with _watched(model) as (calls, consumers):
+        wanted = output_tensor(model(two))
+    plan = make_plan(calls, consumers, channels_last=channels_last)
+    chunk = passes_chunk(calls, len(two))
+    del consumers
+    worker = Worker(model, plan, make_noise(seed)[0])
     for index in range(passes):
-        with _watched(model) as (calls, consumers):
-            wanted = output_tensor(model(images))
-        tests.take(calls)
-        if worker is None:
-            plan = make_plan(calls, consumers, channels_last=channels_last)
-            chunk = passes_chunk(calls, len(images))
-            worker = Worker(model, plan, make_noise(seed)[0])
-        worker.given = calls_by_layer(calls)
-        worker.start(index, torch.arange(len(images)))
-        found = output_tensor(worker.model(images))
-        worker.finish()
-        gap = difference(wanted, found)
-        if not 0 <= gap <= tolerance(wanted):
-            amount = "shape" if gap < 0 else f"{gap:.2g} of the outputs' scale"
-            raise Unsupported(f"with the weights of its own forward the engine's outputs differ by {amount}")
-        worker.given = None
-        del calls, consumers
-    trouble = tests.trouble()
+        if index:
+            images = two[index % 2 :][:1]
+            with capture(model) as calls:
+                wanted = output_tensor(model(images))
+        else:
+            images = two
+        with limited(1):  # many small sums: threads would wait for each other
+            tests.take(calls)
+        _repeat(worker, calls, images, wanted)
+        calls.clear()
+    with limited(1):
+        trouble = tests.trouble()
     if trouble:
         raise Unsupported(trouble)
     return plan, chunk
+
+
+def _repeat(worker: Worker, calls: list[LayerCall], images: Tensor, wanted: Tensor) -> None:
+    """Let the engine compute with the weights that the model's own forward used."""
+    worker.given = calls_by_layer(calls)
+    worker.start(0, torch.arange(len(images)))
+    found = output_tensor(worker.model(images))
+    worker.finish()
+    worker.given = None
+    gap = difference(wanted, found)
+    if not 0 <= gap <= tolerance(wanted):
+        amount = "shape" if gap < 0 else f"{gap:.2g} of the outputs' scale"
+        raise Unsupported(f"with the weights of its own forward the engine's outputs differ by {amount}")
 
 
 @contextmanager
@@ -130,8 +143,8 @@ def _watched(model: nn.Module) -> Iterator[tuple[list[LayerCall], Consumers]]:
 
 def _require_independent_images(engine: Engine, two: Tensor) -> None:
     rows = torch.arange(2)
-    together = engine.run(range(1), two, rows)
-    apart = torch.cat([engine.run(range(1), two[i : i + 1], rows[i : i + 1]) for i in range(2)], dim=1)
+    together, *parts = engine.run_apart([(two, rows), *zip(two.split(1), rows.split(1), strict=True)])
+    apart = torch.cat(parts)
     gap = difference(together, apart)
     if not 0 <= gap <= tolerance(together):
         raise Unsupported("its output for an image depends on the images beside it")

@@ -27,24 +27,44 @@ class Unsupported(Exception):  # noqa: N818  a decision, not an error
 
 @dataclass(slots=True, eq=False)
 class Drawn:
-    """One tensor that is drawn in every pass: ``mean + spread * eps``, in the layout that the call wants.
+    """One tensor that is drawn in every pass, ``mean + spread * eps``, in the layout that the call wants.
 
-    ``mean`` is None where only the perturbation is drawn (Flipout). ``scale`` is BatchNorm's factor per output channel.
+    ``center`` says whether there is a mean: Flipout draws the perturbation alone. ``scale`` is BatchNorm's factor per
+    output channel, ``shift`` what it adds. Mean and spread are there from the first time that they are asked for.
     """
 
     tensor: PosteriorTensor
     stream: int
-    mean: Tensor | None
-    spread: Tensor
+    center: bool
     scale: Tensor | None
     shift: Tensor | None
+    laid_out: Callable[[Tensor], Tensor]
+    _spread: Tensor | None = None
+    _mean: Tensor | None = None
+
+    @property
+    def size(self) -> int:
+        """How many numbers it has."""
+        return self.tensor.count
+
+    @property
+    def spread(self) -> Tensor:
+        """Sigma, scaled."""
+        if self._spread is None:
+            self._spread = self.laid_out(scaled(self.tensor.sigma, self.scale))
+        return self._spread
+
+    @property
+    def mean(self) -> Tensor | None:
+        """Mu, scaled and shifted; None for a perturbation."""
+        if self.center and self._mean is None:
+            self._mean = self.folded(self.tensor.mu.detach())
+        return self._mean
 
     def folded(self, used: Tensor) -> Tensor:
         """Turn a tensor that the layer itself used into what the engine's call takes."""
-        value = used if self.scale is None else used * self.scale
-        if self.shift is not None:
-            value = value + self.shift
-        return torch.empty_like(self.spread).copy_(value)
+        value = scaled(used, self.scale)
+        return self.laid_out(value if self.shift is None else value + self.shift)
 
 
 @dataclass(slots=True, eq=False)
@@ -80,6 +100,12 @@ class Plan:
     """How the engine runs a model: its planned layers by the ``id`` of their module."""
 
     layers: dict[int, LayerPlan]
+
+    def lay_out(self) -> None:
+        """Compute what is drawn around, before several threads ask for it."""
+        for layer in self.layers.values():
+            for drawn in layer.drawn:
+                _ = drawn.mean, drawn.spread
 
     @property
     def streams(self) -> int:
@@ -208,14 +234,14 @@ def _plan_layer(index: int, group: Sequence[LayerCall], norm: nn.BatchNorm2d | N
         if norm.bias is not None:
             shift = shift + norm.bias.detach().double()
         scale, shift = scale.float(), shift.float()
-    weight = _drawn(tensors["weight"], 4 * index, scale, None, laid_out, mean=not flipout)
+    weight = Drawn(tensors["weight"], 4 * index, not flipout, scale, None, laid_out)
     bias = None
     if "bias" in tensors:
-        bias = _drawn(tensors["bias"], 4 * index + 1, scale, None if flipout else shift, laid_out, mean=not flipout)
+        bias = Drawn(tensors["bias"], 4 * index + 1, not flipout, scale, None if flipout else shift, laid_out)
     mean_weight = mean_bias = None
     if flipout:
-        mean_weight = laid_out(_scaled(tensors["weight"].mu.detach(), scale))
-        mean_bias = _scaled(tensors["bias"].mu.detach(), scale) if bias is not None else None
+        mean_weight = laid_out(scaled(tensors["weight"].mu.detach(), scale))
+        mean_bias = scaled(tensors["bias"].mu.detach(), scale) if bias is not None else None
         if shift is not None:
             mean_bias = shift if mean_bias is None else mean_bias + shift
     return LayerPlan(
@@ -234,27 +260,8 @@ def _plan_layer(index: int, group: Sequence[LayerCall], norm: nn.BatchNorm2d | N
     )
 
 
-def _drawn(
-    tensor: PosteriorTensor,
-    stream: int,
-    scale: Tensor | None,
-    shift: Tensor | None,
-    laid_out: Callable[[Tensor], Tensor],
-    *,
-    mean: bool,
-) -> Drawn:
-    mu = tensor.mu.detach()
-    if scale is not None:
-        scale = scale.reshape(-1, *[1] * (mu.ndim - 1))
-    spread = laid_out(_scaled(tensor.sigma, scale))
-    center = None
-    if mean:
-        center = _scaled(mu, scale)
-        center = laid_out(center if shift is None else center + shift)
-    return Drawn(tensor, stream, center, spread, scale, shift)
-
-
-def _scaled(value: Tensor, scale: Tensor | None) -> Tensor:
+def scaled(value: Tensor, scale: Tensor | None) -> Tensor:
+    """Give ``value [channels, ...]`` times one factor for each channel."""
     return value if scale is None else value * scale.reshape(-1, *[1] * (value.ndim - 1))
 
 

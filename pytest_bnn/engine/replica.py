@@ -32,7 +32,7 @@ class Worker:
         self.counts: dict[int, int] = {}
         self.pending: Tensor | None = None
         self.scratch = Scratch()
-        sizes = [sum(_padded(d.spread.numel()) for d in layer.drawn) for layer in plan.layers.values()]
+        sizes = [sum(_padded(d.size) for d in layer.drawn) for layer in plan.layers.values()]
         self._buffer = torch.empty(max(sizes, default=0))
         swap: dict[int, nn.Module] = {}
         for layer in plan.layers.values():
@@ -82,7 +82,7 @@ class Worker:
         """Draw weight and bias for one call of a layer, into ``buffer`` or memory of their own."""
         values, start = [], 0
         for drawn in layer.drawn:
-            size = drawn.spread.numel()
+            size = drawn.size
             memory = torch.empty(size) if buffer is None else buffer[start : start + size]
             value = memory.as_strided(drawn.spread.shape, drawn.spread.stride())
             start += _padded(size)
@@ -203,13 +203,13 @@ def replicate(model: nn.Module, swap: dict[int, nn.Module]) -> nn.Module:
 def share_out(plan: Plan, workers: int) -> list[list[tuple[int, int, LayerPlan]]]:
     """Split the layers' calls into equal amounts of noise, the largest first."""
     jobs = [(key, call, layer) for key, layer in plan.layers.items() for call in range(layer.calls)]
-    jobs.sort(key=lambda job: -job[2].weight.spread.numel())
+    jobs.sort(key=lambda job: -job[2].weight.size)
     shares: list[list[tuple[int, int, LayerPlan]]] = [[] for _ in range(workers)]
     sizes = [0] * workers
     for job in jobs:
         lightest = sizes.index(min(sizes))
         shares[lightest].append(job)
-        sizes[lightest] += job[2].weight.spread.numel()
+        sizes[lightest] += job[2].weight.size
     return shares
 
 

@@ -56,6 +56,11 @@ class Engine:
                 return torch.stack(self._spread(pool, list(passes), lambda w, index: _forward(w, index, images, rows)))
             return torch.stack([self._in_chunks(pool, index, images, rows) for index in passes])
 
+    def run_apart(self, batches: Sequence[tuple[Tensor, Tensor]]) -> list[Tensor]:
+        """Give the outputs of pass 0 on several batches of images with their numbers, each batch by itself."""
+        with limited(1), ThreadPoolExecutor(len(self.workers), "pytest-bnn") as pool:
+            return self._spread(pool, batches, lambda worker, batch: _forward(worker, 0, *batch))
+
     def _in_chunks(self, pool: ThreadPoolExecutor, index: int, images: Tensor, rows: Tensor) -> Tensor:
         held: dict[tuple[int, int], list[Tensor]] = {}
 

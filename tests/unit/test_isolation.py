@@ -239,3 +239,16 @@ def test_replaced_values_come_back_also_when_an_entry_fails() -> None:
     with pytest.raises(KeyError), replaced([(values, "a", 10), (values, "missing", 1)]):
         pass
     assert values == {"a": 1, "b": 2}
+
+
+def test_what_is_never_written_is_neither_copied_nor_compared() -> None:
+    model = nn.BatchNorm1d(3).eval()
+    weight, mean = model.weight, model.running_mean
+    assert mean is not None
+    with undisturbed(model, seed=0, unwritten=[weight, mean]):
+        assert model.running_mean is mean
+        assert model.running_var is not None
+        inside = model.running_var
+        weight.data.fill_(7.0)
+    assert model.running_var is not inside
+    assert bool((model.weight == 7).all()), "the caller's word was taken for it"

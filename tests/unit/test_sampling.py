@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from pytest_bnn import sampling
 from pytest_bnn.conversion import convert
-from pytest_bnn.sampling import ForwardError, PassBank, forward, output_tensor, pass_seed, probabilities
+from pytest_bnn.sampling import ForwardError, PassBank, forward, output_tensor, pass_seed, probabilities, unwritten
 
 
 def converted(estimator: Any = "Reparameterization") -> nn.Module:
@@ -248,3 +248,31 @@ def test_ctrl_c_is_not_swallowed() -> None:
 
     with pytest.raises(KeyboardInterrupt):
         forward(Slow(), images())
+
+
+class Writing(nn.Module):
+    """Somebody's module: nobody knows what its forward does."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+@pytest.mark.parametrize("change", ["none", "hook", "forward", "module", "noise in the prior's memory"])
+def test_only_modules_that_are_known_are_trusted_not_to_write(change: str) -> None:
+    model: Any = converted()
+    if change == "hook":
+        model[0].register_forward_hook(lambda *_: None)
+    if change == "forward":
+        model[2].forward = lambda x: x
+    if change == "module":
+        model.append(Writing())
+    if change == "noise in the prior's memory":
+        model[0].eps_kernel = model[0].prior_weight_mu
+    trusted = {id(tensor) for tensor in unwritten(model)}
+    everything = {id(parameter) for parameter in model.parameters()}
+    priors = {id(buffer) for name, buffer in model.named_buffers() if "prior_" in name}
+    if change in ("none", "noise in the prior's memory"):
+        shared = {id(model[0].prior_weight_mu)} if change != "none" else set()
+        assert trusted == everything | priors - shared
+    else:
+        assert not trusted
