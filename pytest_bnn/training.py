@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +14,12 @@ from pytest_bnn import posterior
 from pytest_bnn.errors import InputError
 from pytest_bnn.evidence import TrainingStep
 from pytest_bnn.isolation import preserved_random_state, seed_everything
+from pytest_bnn.options import in_force
 from pytest_bnn.sampling import output_tensor, probabilities
 from pytest_bnn.threads import limited
+
+#: The data term of a loss, from the logits and what they should be.
+DataTerm: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 
 #: A training loss: ``loss(model, (images, labels))`` gives a scalar tensor.
 Loss: TypeAlias = Callable[[nn.Module, tuple[Tensor, Tensor | None]], Tensor]
@@ -25,6 +29,9 @@ BATCH = 32
 LEARNING_RATE = 1e-4
 DECAY = 0.9
 
+#: Steps from which the engine's handshake pays for itself.
+LEAST_STEPS = 10
+
 
 def distillation_loss(teacher: nn.Module, kl_weight: float) -> Loss:
     """Give the loss that `finetune` minimizes: mean squared error to the teacher's logits + weight * KL.
@@ -33,15 +40,13 @@ def distillation_loss(teacher: nn.Module, kl_weight: float) -> Loss:
     """
 
     def loss(model: nn.Module, batch: tuple[Tensor, Tensor | None]) -> Tensor:
-        data_term, kl = _terms(model, teacher, batch[0])[:2]
-        return data_term + kl_weight * kl
+        value, kl = _terms(model, batch[0], _target(teacher, batch[0]), nn.functional.mse_loss)
+        return value + kl_weight * kl
 
     return loss
 
 
-def _terms(model: nn.Module, teacher: nn.Module, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    with torch.no_grad():
-        target = output_tensor(teacher(images))
+def _terms(model: nn.Module, images: Tensor, target: Tensor, data_term: DataTerm) -> tuple[Tensor, Tensor]:
     logits = output_tensor(model(images))
     kl = posterior.kl(model)
     if kl is None:
@@ -49,7 +54,48 @@ def _terms(model: nn.Module, teacher: nn.Module, images: Tensor) -> tuple[Tensor
             "the model has no Bayesian layer, so it has no KL term to train with",
             fix="convert it first: convert(model)",
         )
-    return nn.functional.mse_loss(logits, target), kl, logits
+    return data_term(logits, target), kl
+
+
+def _target(teacher: nn.Module, images: Tensor) -> Tensor:
+    with torch.no_grad():
+        return output_tensor(teacher(images))
+
+
+class _Stepper(Protocol):
+    """Steps of Adam on ``data term + kl_weight * KL``, in place."""
+
+    network: nn.Module
+
+    def forward(self, images: Tensor, target: Tensor, data_term: DataTerm) -> tuple[float, float | None]:
+        """Give the data term on a batch, and the KL where it is known before the step."""
+
+    def update(self, learning_rate: float) -> tuple[float, float]:
+        """Take the step; give the KL before it and the norm of the loss's gradient."""
+
+
+class _OwnSteps:
+    """Steps through the model's own forward."""
+
+    def __init__(self, model: nn.Module, kl_weight: float) -> None:
+        self.network = model
+        self._kl_weight = kl_weight
+        self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self._optimizer = torch.optim.Adam(self._parameters)
+
+    def forward(self, images: Tensor, target: Tensor, data_term: DataTerm) -> tuple[float, float]:
+        self._optimizer.zero_grad(set_to_none=True)
+        value, kl = _terms(self.network, images, target, data_term)
+        self._kl = float(kl.detach())
+        self._loss = value + self._kl_weight * kl
+        return float(value.detach()), self._kl
+
+    def update(self, learning_rate: float) -> tuple[float, float]:
+        self._loss.backward()
+        norm = math.sqrt(sum(float(p.grad.double().square().sum()) for p in self._parameters if p.grad is not None))
+        self._optimizer.param_groups[0]["lr"] = learning_rate
+        self._optimizer.step()
+        return self._kl, norm
 
 
 def finetune(
@@ -102,40 +148,58 @@ def finetune(
         seed_everything(seed)
         model.eval()
         teacher.eval()
-        parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.Adam(parameters, lr=learning_rate)
-        schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, gamma=decay)
+        stepper = _stepper(model, images, _target(teacher, images[:2]), steps=steps, kl_weight=kl_weight, seed=seed)
         order = _batches(len(images), batch)
         for step in range(1, steps + 1):
-            optimizer.zero_grad(set_to_none=True)
-            data_term, kl, _ = _terms(model, teacher, images[next(order)])
-            loss = data_term + kl_weight * kl
-            if not math.isfinite(loss.item()):
-                raise InputError(
-                    f"the loss is {loss.item()} at step {step} (data term {data_term.item()}, KL {kl.item()})",
-                    fix="check the images for NaN and convert with a smaller moped_delta",
-                )
-            loss.backward()
-            norm = math.sqrt(sum(float(p.grad.double().square().sum()) for p in parameters if p.grad is not None))
-            rate = schedule.get_last_lr()[0]
-            optimizer.step()
-            schedule.step()
-            top1, percent = _top1(model, images[:1], class_names)
+            rate = learning_rate * decay ** (step - 1)
+            chosen = images[next(order)]
+            data_term, known = stepper.forward(chosen, _target(teacher, chosen), nn.functional.mse_loss)
+            _require_finite(model, step, data_term, known)
+            kl, norm = stepper.update(rate)
+            _require_finite(model, step, data_term, kl)
+            top1, percent = _top1(stepper.network, images[:1], class_names)
             record = TrainingStep(
                 step=step,
-                loss=loss.item(),
-                data_term=data_term.item(),
-                kl=kl.item(),
+                loss=data_term + kl_weight * kl,
+                data_term=data_term,
+                kl=kl,
                 gradient_norm=norm,
-                learning_rate=float(rate),
+                learning_rate=rate,
                 top1=top1,
                 percent=percent,
             )
             trajectory.append(record)
             if progress is not None:
                 progress(record)
-        optimizer.zero_grad(set_to_none=True)
+        for parameter in model.parameters():
+            parameter.grad = None
     return tuple(trajectory)
+
+
+def _stepper(model: nn.Module, images: Tensor, target: Tensor, *, steps: int, kl_weight: float, seed: int) -> _Stepper:
+    choice = in_force().sampler
+    if choice == "own" or (choice == "auto" and steps < LEAST_STEPS):
+        return _OwnSteps(model, kl_weight)
+    from pytest_bnn.engine.training import fused_steps
+
+    try:
+        return fused_steps(model, images, target, data_term=nn.functional.mse_loss, kl_weight=kl_weight, seed=seed)
+    except Exception as error:  # what the model itself raises, its own forward will raise again
+        if choice == "engine":
+            raise InputError(f"the engine cannot train this model: {error}", fix="leave the sampler at auto") from error
+        return _OwnSteps(model, kl_weight)
+
+
+def _require_finite(model: nn.Module, step: int, data_term: float, kl: float | None) -> None:
+    if math.isfinite(data_term) and (kl is None or math.isfinite(kl)):
+        return
+    if kl is None:
+        term = posterior.kl(model)
+        kl = math.nan if term is None else float(term)
+    raise InputError(
+        f"the loss is {data_term + kl} at step {step} (data term {data_term}, KL {kl})",
+        fix="check the images for NaN and convert with a smaller moped_delta",
+    )
 
 
 def number_of_batches(images: int, batch: int = BATCH) -> int:

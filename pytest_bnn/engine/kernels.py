@@ -1,4 +1,4 @@
-"""Compiled loops: counter-based Gaussian noise fused with what it is for, and the closed-form KL.
+"""Compiled loops: counter-based Gaussian noise fused with what it is for, the closed-form KL, and Adam with both.
 
 Noise is a pure function of (key, pass, stream, position): Philox4x32-10 (Salmon, Moraes, Dror and Shaw 2011,
 "Parallel random numbers: as easy as 1, 2, 3") through Box and Muller 1958, with the logarithm and the circular
@@ -74,6 +74,29 @@ def _log(x: Any) -> Any:
     p = p * z + _FLOAT(3.3333331174e-1)
     q = z * z
     return p * z * q - _FLOAT(0.5) * q + z + scale * _LN2
+
+
+@_compiled
+def _exp(x: Any) -> Any:
+    """Exponential of a float32 between -87 and 88, by Cephes' expf; beyond, that of the nearer end."""
+    x = min(max(x, _FLOAT(-87)), _FLOAT(88))
+    n = numpy.float32(numpy.floor(x * _FLOAT(1.44269504088896341) + _FLOAT(0.5)))
+    r = x - n * _FLOAT(0.693359375) - n * _FLOAT(-2.12194440e-4)
+    p = _FLOAT(1.9875691500e-4)
+    p = p * r + _FLOAT(1.3981999507e-3)
+    p = p * r + _FLOAT(8.3334519073e-3)
+    p = p * r + _FLOAT(4.1665795894e-2)
+    p = p * r + _FLOAT(1.6666665459e-1)
+    p = p * r + _FLOAT(5.0000001201e-1)
+    p = p * r * r + r + _FLOAT(1)
+    return p * numpy.int32((numpy.int32(n) + numpy.int32(127)) << numpy.int32(23)).view(numpy.float32)
+
+
+@_compiled
+def _log1p(e: Any) -> Any:
+    """Logarithm of 1 + e for e >= 0; what rounding takes from 1 + e is put back (Higham 2002, section 1.14.1)."""
+    u = _FLOAT(1) + e
+    return _log(u) + (e - (u - _FLOAT(1))) / u
 
 
 @_compiled
@@ -180,3 +203,83 @@ def kl_sum(mu: Any, sigma: Any, prior_mu: Any, prior_sigma: Any) -> Any:
                 part += (s[j] * s[j] + gap * gap) / (_FLOAT(2) * w[j] * w[j]) - _log(s[j] / w[j])
         total += part
     return total - 0.5 * size
+
+
+@_compiled
+def adam_step(
+    mu: Any, rho: Any, weight: Any, eps: Any, gradient: Any, moments: Any, prior_mu: Any, prior_sigma: Any,
+    kl_factor: Any, rates: Any, start: Any, stop: Any, stream: Any, index: Any, key_0: Any, key_1: Any,
+    words: Any, normals: Any, sums: Any,
+) -> None:  # fmt: skip
+    """Take one step of Adam (Kingma and Ba 2015) on part of a posterior tensor, and draw its next weights.
+
+    All arrays are flat float32; the part is ``start`` (a multiple of `NUMBERS`) to ``stop``. ``mu`` and ``rho`` are
+    moved. ``gradient`` is that of the data term to the weights, ``eps`` the noise in them; it receives the next noise,
+    ``weight`` the next weights. ``moments`` ``[4, size]`` are Adam's first and second of mu and of rho; the prior has
+    size 1 or the tensor's. ``kl_factor`` is what KL(posterior || prior), summed over the tensor, counts in the loss.
+    ``rates`` holds the step size of mu and of rho (0: frozen) over the bias correction of the first moment, the decay
+    of both moments, the root of the bias correction of the second, and Adam's epsilon. ``sums`` receives the KL before
+    the step, and the squares of the loss's gradient to mu and to rho.
+    """
+    rate_mu, rate_rho, beta_1, beta_2, root, tiny = rates[0], rates[1], rates[2], rates[3], rates[4], rates[5]
+    rest_1, rest_2 = _FLOAT(1) - beta_1, _FLOAT(1) - beta_2
+    inverse_root = _FLOAT(1) / root
+    one_prior = prior_mu.size == 1
+    flat = normals.reshape(-1)
+    kl: Any = 0.0
+    squares_mu: Any = 0.0
+    squares_rho: Any = 0.0
+    sigma_block = numpy.empty(NUMBERS, dtype=numpy.float32)
+    ratio_block = numpy.empty(NUMBERS, dtype=numpy.float32)
+    for low in range(start, stop, NUMBERS):
+        high = min(low + NUMBERS, stop)
+        m, r, w, e, g = mu[low:high], rho[low:high], weight[low:high], eps[low:high], gradient[low:high]
+        m1, m2, r1, r2 = moments[0, low:high], moments[1, low:high], moments[2, low:high], moments[3, low:high]
+        c = prior_mu if one_prior else prior_mu[low:high]
+        s = prior_sigma if one_prior else prior_sigma[low:high]
+        for j in range(m.size):
+            center = c[0] if one_prior else c[j]
+            width = s[0] if one_prior else s[j]
+            grown = _exp(r[j])
+            sigma = _log1p(grown)
+            precision = _FLOAT(1) / (width * width)
+            gap = m[j] - center
+            sigma_block[j] = _FLOAT(0.5) * precision * (sigma * sigma + gap * gap) - _FLOAT(0.5)
+            ratio_block[j] = sigma / width
+            to_mu = g[j] + kl_factor * gap * precision
+            to_sigma = g[j] * e[j] + kl_factor * (sigma * precision - _FLOAT(1) / sigma)
+            to_rho = to_sigma * grown / (_FLOAT(1) + grown)
+            w[j] = to_mu
+            e[j] = to_rho
+            m1[j] = beta_1 * m1[j] + rest_1 * to_mu
+            m2[j] = beta_2 * m2[j] + rest_2 * to_mu * to_mu
+            r1[j] = beta_1 * r1[j] + rest_1 * to_rho
+            r2[j] = beta_2 * r2[j] + rest_2 * to_rho * to_rho
+            m[j] -= rate_mu * m1[j] / (_FLOAT(math.sqrt(m2[j])) * inverse_root + tiny)
+            r[j] -= rate_rho * r1[j] / (_FLOAT(math.sqrt(r2[j])) * inverse_root + tiny)
+        kl += _divergence(sigma_block, ratio_block, m.size)
+        squares_mu += _squares(w)
+        squares_rho += _squares(e)
+        normal_block(low // 4, stream, index, key_0, key_1, words, normals)
+        for j in range(m.size):
+            e[j] = flat[j]
+            w[j] = m[j] + _log1p(_exp(r[j])) * flat[j]
+    sums[0] = kl
+    sums[1] = squares_mu
+    sums[2] = squares_rho
+
+
+@njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract", "nsz", "reassoc"})
+def _divergence(quadratic: Any, ratio: Any, size: Any) -> Any:
+    part: Any = _FLOAT(0)
+    for j in range(size):
+        part += quadratic[j] - _log(ratio[j])
+    return part
+
+
+@njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract", "nsz", "reassoc"})
+def _squares(values: Any) -> Any:
+    part: Any = _FLOAT(0)
+    for j in range(values.size):
+        part += values[j] * values[j]
+    return part

@@ -50,31 +50,31 @@ class PhiloxNoise:
             raise ImportError("its compiler is switched off by NUMBA_DISABLE_JIT")
         from pytest_bnn.engine import kernels
 
-        self._kernels = kernels
-        self._key = (seed & 0xFFFFFFFF, (seed >> 32) & 0xFFFFFFFF)
+        self.kernels = kernels
+        self.key = (seed & 0xFFFFFFFF, (seed >> 32) & 0xFFFFFFFF)
         one = torch.ones(1)
         self.draw(one, one, one, 0, 0, Scratch())
 
     def draw(self, out: Tensor, mean: Tensor | None, spread: Tensor, stream: int, index: int, scratch: Scratch) -> None:
         """As `Noise.draw`."""
         target, width = flat(out).numpy(), flat(spread).numpy()
-        work = (stream, index, *self._key, scratch.words, scratch.normals)
+        work = (stream, index, *self.key, scratch.words, scratch.normals)
         if mean is None:
-            self._kernels.draw_zero_mean(target, width, *work)
+            self.kernels.draw_zero_mean(target, width, *work)
         else:
-            self._kernels.draw(target, flat(mean).numpy(), width, *work)
+            self.kernels.draw(target, flat(mean).numpy(), width, *work)
 
     def flipped(self, values: Tensor, rows: Tensor, stream: int, index: int, scratch: Scratch) -> Tensor:
         """As `Noise.flipped`."""
         out = torch.empty_like(values)
         height = len(values)
-        self._kernels.flip_signs(
+        self.kernels.flip_signs(
             flat(out).view(height, -1).numpy(),
             flat(values).view(height, -1).numpy(),
             stream,
             index,
             (rows + 1).numpy(),  # 0 is the normals'
-            *self._key,
+            *self.key,
             scratch.words,
         )
         return out
