@@ -61,9 +61,10 @@ def test_steps_are_those_of_torchs_adam_on_the_librarys_loss(frozen: str) -> Non
 
         def forward(x: Tensor, layer: Any = layer) -> Tensor:
             used = [t.mu + torch.log1p(torch.exp(t.rho)) * noise[t.path, t.role].view_as(t.mu) for t in layer.tensors]
+            weight, bias = used
             if layer.kind == "Linear":
-                return nn.functional.linear(x, *used)
-            return nn.functional.conv2d(x, *used, padding=1)
+                return nn.functional.linear(x, weight, bias)
+            return nn.functional.conv2d(x, weight, bias, padding=1)
 
         layer.module.forward = forward
     trained = [p for p in twin.parameters() if p.requires_grad]
