@@ -55,7 +55,7 @@ class Mark:
 class Curve:
     """How often ``check`` finds a fault, by its size. ``case`` tells several curves of a check apart.
 
-    ``unit`` says in words what 1 % of an effect is, for the axis.
+    ``unit`` says in words, for the axis, what a hundredth of an effect is.
     """
 
     check: str
@@ -127,8 +127,9 @@ def draw(curve: Curve, theme: str) -> str:
         parts.append(element("line", x1=x(tick), x2=x(tick), y1=_BOTTOM, y2=_BOTTOM + 4, class_="grid"))
         parts.append(text(label, x(tick), _BOTTOM + 18, text_anchor="middle", class_="quiet"))
     parts.append(text(clean(curve.unit), (_LEFT + _RIGHT) / 2, _HEIGHT - 10, text_anchor="middle", class_="quiet"))
-    for mark in curve.marks:
-        parts += _mark(mark, x)
+    marks = sorted(curve.marks, key=lambda mark: mark.effect)
+    for mark in marks:
+        parts += _mark(mark, x, to_the_right=mark is marks[-1])
     # What matters most is drawn last, on top.
     parts += _line(points, "undecided", lambda point: point.undecided, x, y)
     parts += _line(points, "found", lambda point: point.failed, x, y)
@@ -153,7 +154,7 @@ def _line(points: Sequence[Point], kind: str, count: Callable[[Point], int], x: 
         across, up = x(100 * point.effect), y(100 * count(point) / point.trials)
         bar = f"M{across - 3:g} {y(low):g}h6M{across:g} {y(low):g}V{y(high):g}M{across - 3:g} {y(high):g}h6"
         bars.append(element("path", d=bar, class_=f"bar {kind}"))
-        said = f"{number(100 * point.effect)} %: {count(point)} of {point.trials} {kind}, {low:.1f} to {high:.1f} %"
+        said = f"effect {number(point.effect)}: {count(point)} of {point.trials} {kind}, {low:.1f} to {high:.1f} %"
         dots.append(titled("circle", said, cx=across, cy=up, r=3.5, class_=f"dot {kind}"))
         path.append(f"{across:g},{up:g}")
     return [*bars, element("polyline", points=" ".join(path), class_=f"line {kind}"), *dots]
@@ -168,11 +169,11 @@ def _legend() -> list[str]:
     return parts
 
 
-def _mark(mark: Mark, x: Scale) -> list[str]:
+def _mark(mark: Mark, x: Scale, *, to_the_right: bool) -> list[str]:
     across, words = x(100 * mark.effect), clean(mark.words)
-    # Marks of two effects that are close are read from either side.
-    near_left = across < (_LEFT + _RIGHT) / 2 - 20
-    anchor, start = ("start", max(6.0, across - 8)) if near_left else ("end", min(_WIDTH - 6, across + 8))
+    wide = 6.6 * len(words)
+    right = across + wide < _WIDTH if to_the_right else across < wide
+    anchor, start = ("start", across - 4) if right else ("end", across + 4)
     return [
         element("line", x1=across, x2=across, y1=_TOP - 10, y2=_BOTTOM, class_="mark"),
         text(words, start, _TOP - 15, text_anchor=anchor, class_="quiet"),
@@ -181,7 +182,7 @@ def _mark(mark: Mark, x: Scale) -> list[str]:
 
 def _told(point: Point) -> str:
     found, undecided = (100 * count / point.trials for count in (point.failed, point.undecided))
-    return f"{number(100 * point.effect)} %: {found:.0f} % found, {undecided:.0f} % undecided"
+    return f"effect {number(point.effect)}: {found:.0f} % found, {undecided:.0f} % undecided"
 
 
 def _style(theme: str) -> str:

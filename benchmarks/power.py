@@ -155,14 +155,14 @@ CURVES: Mapping[str, Experiment] = MappingProxyType(
         "teacher.agreement": Experiment(
             check="teacher.agreement",
             case="clear votes",
-            unit="agreement, below the threshold (percentage points)",
+            unit="images short of the 90 of 100 that must agree",
             break_by=disagreement,
             effects=(0.0, 0.01, 0.02, 0.05, 0.1),
         ),
         "teacher.agreement, close": Experiment(
             check="teacher.agreement",
             case="close votes",
-            unit="agreement, below the threshold (percentage points)",
+            unit="images short of the 90 of 100 that must agree",
             break_by=close_votes,
             effects=(0.0, 0.02, 0.05, 0.075, 0.1, 0.125, 0.15, 0.2, 0.3),
         ),
