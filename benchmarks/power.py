@@ -164,7 +164,7 @@ CURVES: Mapping[str, Experiment] = MappingProxyType(
             case="close votes",
             unit="images short of the 90 of 100 that must agree",
             break_by=close_votes,
-            effects=(0.0, 0.02, 0.05, 0.075, 0.1, 0.125, 0.15, 0.2, 0.3),
+            effects=(0.0, 0.02, 0.05, 0.08, 0.1, 0.12, 0.15, 0.2, 0.3),
         ),
     }
 )
