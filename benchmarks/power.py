@@ -1,7 +1,8 @@
 """How often each sampling check finds a fault of a given size: power curves.
 
 ``python -m benchmarks.power --trials 40`` breaks small models by more and more, and counts verdicts. An effect of 0 is
-a sound model, or one right at the threshold, which no check may fail. ``--svg FOLDER`` draws the curves, ``--from FILE`` without measuring.
+a sound model, or one right at the threshold, which no check may fail. ``--svg FOLDER`` draws the
+curves, ``--from FILE`` without measuring.
 """
 
 from __future__ import annotations
