@@ -1,38 +1,30 @@
 """How often each sampling check finds a fault of a given size: power curves.
 
 ``python -m benchmarks.power --trials 40`` breaks small models by more and more, and counts verdicts. An effect of 0 is
-a sound model, whose rate is that of false alarms.
+a sound model, or one right at the threshold, which no check may fail. ``--svg FOLDER`` draws the
+curves, ``--from FILE`` without measuring.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from benchmarks.curves import Curve, Mark, Point, dump, load, table, write_plots
 from pytest_bnn import checks, convert
+from pytest_bnn.checks.noise_posterior import TARGET
 from pytest_bnn.evidence import Evidence, Verdict
 from pytest_bnn.options import Settings, using
 
 IMAGES = torch.linspace(-1, 1, 24).reshape(12, 2)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Point:
-    """Of ``trials`` models that are broken by ``effect``, how many failed and how many stayed undecided."""
-
-    check: str
-    effect: float
-    failed: int
-    undecided: int
-    trials: int
 
 
 class Noisy(nn.Module):
@@ -93,56 +85,137 @@ def wide_spread(effect: float, seed: int) -> Evidence:
 
 
 def low_spread(effect: float, seed: int) -> Evidence:
-    """Let the spread lie below the floor by the share ``effect``."""
-    scale = float(IMAGES.double().std())
-    return checks.measure_noise_varies(Noisy(0.01 * (1 - effect) * scale), images=IMAGES, min_spread=0.01, seed=seed)
+    """Let the typical spread lie below the floor by the share ``effect``.
+
+    Half the squared difference of two passes, averaged over two outputs, is the noise's variance times an exponential
+    variable, whose median is log 2.
+    """
+    size = 0.01 * (1 - effect) * float(IMAGES.double().std()) / math.sqrt(math.log(2))
+    return checks.measure_noise_varies(Noisy(size), images=IMAGES, min_spread=0.01, seed=seed)
 
 
-def disagreement(effect: float, seed: int) -> Evidence:
-    """Let the agreement of 100 images fall short of .9 by ``effect``; single passes say something else now and then."""
+def disagreement(effect: float, seed: int, other: float = 1.0) -> Evidence:
+    """Let the agreement of 100 images fall short of .9 by ``effect``; single passes say something else now and then.
+
+    ``other`` says how clearly the other class leads there: by .6 on average at 1, and not at all at .5.
+    """
     images = torch.zeros(100, 2)
-    images[: round(100 * (0.1 + effect))] = 1
+    images[: round(100 * (0.1 + effect))] = other
     return checks.measure_teacher_agreement(Voting(), teacher=Sure(), images=images, min_agreement=0.9, seed=seed)
 
 
-CURVES: dict[str, tuple[Callable[[float, int], Evidence], tuple[float, ...]]] = {
-    "noise.posterior": (scaled_noise, (0.0, 0.005, 0.01, 0.015, 0.02, 0.03)),
-    "noise.spread": (wide_spread, (0.0, 0.1, 0.2, 0.3, 0.5, 1.0)),
-    "noise.varies": (low_spread, (0.0, 0.05, 0.1, 0.15, 0.25, 1.0)),
-    "teacher.agreement": (disagreement, (0.0, 0.01, 0.02, 0.05, 0.1)),
-}
+def close_votes(effect: float, seed: int) -> Evidence:
+    """Let the other class lead by no more than .24 on average, where passes differ by .4."""
+    return disagreement(effect, seed, 0.7)
 
 
-def curve(check: str, trials: int) -> Iterator[Point]:
-    """Measure one check at each of its effects, the same seeds at each."""
-    break_by, effects = CURVES[check]
-    for effect in effects:
-        with using(Settings(sampler="own")):
-            verdicts = [break_by(effect, seed).verdict for seed in range(trials)]
-        yield Point(
-            check=check,
-            effect=effect,
-            failed=verdicts.count(Verdict.FAIL),
-            undecided=verdicts.count(Verdict.INCONCLUSIVE),
-            trials=trials,
-        )
+def stated(sound: Evidence) -> tuple[Mark, ...]:
+    """Mark the error of sigma that ``noise.posterior`` looks for, and the one that it says a layer this small shows."""
+    shown = float(str(sound["effect shown in the small tensors together"]))
+    return Mark(effect=TARGET, words="target"), Mark(effect=shown, words="stated for this layer")
+
+
+def threshold(sound: Evidence) -> tuple[Mark, ...]:
+    """Mark the threshold: effects are counted from there."""
+    return (Mark(effect=0.0, words="threshold"),)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Experiment:
+    """What breaks a model for a check, by how much, and how the axis names it. The first effect is none."""
+
+    check: str
+    unit: str
+    break_by: Callable[[float, int], Evidence]
+    effects: tuple[float, ...]
+    marks: Callable[[Evidence], tuple[Mark, ...]] = threshold
+    case: str = ""
+
+
+CURVES: Mapping[str, Experiment] = MappingProxyType(
+    {
+        "noise.posterior": Experiment(
+            check="noise.posterior",
+            unit="sigma in use, beyond the posterior's (%)",
+            break_by=scaled_noise,
+            effects=(0.0, 0.005, 0.0075, 0.009, 0.01, 0.011, 0.0125, 0.015, 0.02, 0.03),
+            marks=stated,
+        ),
+        "noise.spread": Experiment(
+            check="noise.spread",
+            unit="spread of the outputs, above the threshold (%)",
+            break_by=wide_spread,
+            effects=(0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 1.0),
+        ),
+        "noise.varies": Experiment(
+            check="noise.varies",
+            unit="spread of the outputs, below the threshold (%)",
+            break_by=low_spread,
+            effects=(0.0, 0.1, 0.2, 0.25, 0.3, 0.325, 0.35, 0.4, 0.5, 1.0),
+        ),
+        "teacher.agreement": Experiment(
+            check="teacher.agreement",
+            case="clear votes",
+            unit="images short of the 90 of 100 that must agree",
+            break_by=disagreement,
+            effects=(0.0, 0.01, 0.02, 0.05, 0.1),
+        ),
+        "teacher.agreement, close": Experiment(
+            check="teacher.agreement",
+            case="close votes",
+            unit="images short of the 90 of 100 that must agree",
+            break_by=close_votes,
+            effects=(0.0, 0.02, 0.05, 0.08, 0.1, 0.12, 0.15, 0.2, 0.3),
+        ),
+    }
+)
+
+
+def curve(name: str, trials: int) -> Curve:
+    """Measure one experiment at each of its effects, the same seeds at each."""
+    given = CURVES[name]
+    points, sound = [], None
+    with using(Settings(sampler="own")):
+        for effect in given.effects:
+            found = [given.break_by(effect, seed) for seed in range(trials)]
+            sound = sound or found[0]
+            verdicts = [evidence.verdict for evidence in found]
+            points.append(
+                Point(
+                    effect=effect,
+                    failed=verdicts.count(Verdict.FAIL),
+                    undecided=verdicts.count(Verdict.INCONCLUSIVE),
+                    trials=trials,
+                )
+            )
+    assert sound is not None
+    return Curve(check=given.check, case=given.case, unit=given.unit, marks=given.marks(sound), points=tuple(points))
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.power", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--trials", type=int, default=40, help="models at each effect (default: 40)")
-    parser.add_argument("--json", type=Path, help="write the points here")
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--trials", type=int, default=40, help="models at each effect (default: 40)")
+    source.add_argument("--from", dest="file", type=Path, help="do not measure: read the curves that --json wrote")
+    parser.add_argument("--json", type=Path, help="write the curves here")
+    parser.add_argument("--svg", type=Path, help="draw the curves into this folder, for light and for dark pages")
     given = parser.parse_args(arguments)
-    torch.set_num_threads(1)
-    points = []
-    print("| check | effect | found | undecided |\n|---|---|---|---|")
-    for check in CURVES:
-        for point in curve(check, given.trials):
-            points.append(point)
-            shares = (f"{100 * count / point.trials:.0f} %" for count in (point.failed, point.undecided))
-            print(f"| `{check}` | {point.effect:g} | {' | '.join(shares)} |", flush=True)
+    if given.trials < 1:
+        parser.error("--trials must be at least 1")
+    if given.file:
+        try:
+            curves = load(given.file)
+        except ValueError as wrong:
+            parser.error(str(wrong))
+    else:
+        torch.set_num_threads(1)
+        curves = tuple(curve(name, given.trials) for name in CURVES)
+    print(table(curves))
     if given.json:
-        given.json.write_text(json.dumps([asdict(point) for point in points], indent=1) + "\n", encoding="utf-8")
+        given.json.write_text(dump(curves), encoding="utf-8")
+    if given.svg:
+        for path in write_plots(curves, given.svg):
+            print(path)
     return 0
 
 

@@ -11,10 +11,10 @@ from benchmarks.power import CURVES, curve
 TRIALS = 6
 
 
-@pytest.mark.parametrize("check", CURVES)
-def test_the_largest_effect_is_always_found_and_none_never(check: str) -> None:
+@pytest.mark.parametrize("name", CURVES)
+def test_the_largest_effect_is_always_found_and_none_never(name: str) -> None:
     """And between them the rate does not fall: the seeds are the same at every effect."""
-    points = list(curve(check, TRIALS))
+    points = curve(name, TRIALS).points
     assert points[0].effect == 0
     assert points[0].failed == 0
     assert points[-1].failed == TRIALS
