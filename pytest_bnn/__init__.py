@@ -38,6 +38,7 @@ if TYPE_CHECKING:
         measure_teacher_agreement,
     )
     from pytest_bnn.conversion import Conversion, convert, convert_with
+    from pytest_bnn.divergence import kl
     from pytest_bnn.errors import (
         BrokenEnvironmentError,
         ConversionError,
@@ -84,6 +85,7 @@ _HOMES = {
         "measure_teacher_agreement",
     ),
     "conversion": ("Conversion", "convert", "convert_with"),
+    "divergence": ("kl",),
     "errors": ("BrokenEnvironmentError", "ConversionError", "InputError", "PytestBnnError", "WeightsError"),
     "evidence": ("AuditRun", "Evidence", "Measurement", "Threshold", "Verdict"),
     "images": ("digits", "digits_batch", "imagenet_batch", "open_image", "photograph"),
@@ -135,6 +137,7 @@ __all__ = [
     "distillation_loss",
     "finetune",
     "imagenet_batch",
+    "kl",
     "load_teacher",
     "measure_estimator_flipout",
     "measure_gradient_samples",

@@ -24,6 +24,7 @@ _MULTIPLIER_1 = numpy.uint64(0xCD9E8D57)
 _WEYL_0 = numpy.uint32(0x9E3779B9)
 _WEYL_1 = numpy.uint32(0xBB67AE85)
 _LN2 = _FLOAT(0.6931471805599453)
+_NAN = _FLOAT(numpy.nan)
 
 _compiled: Any = njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract", "nsz"})
 
@@ -94,9 +95,9 @@ def _exp(x: Any) -> Any:
 
 @_compiled
 def _log1p(e: Any) -> Any:
-    """Logarithm of 1 + e for e >= 0; what rounding takes from 1 + e is put back (Higham 2002, section 1.14.1)."""
+    """Logarithm of 1 + e for e >= 0; what rounding takes from 1 + e is put back where it can be seen."""
     u = _FLOAT(1) + e
-    return _log(u) + (e - (u - _FLOAT(1))) / u
+    return _log(u) + (e - (u - _FLOAT(1)) if u < _FLOAT(2) else _FLOAT(0))
 
 
 @_compiled
@@ -180,29 +181,72 @@ def flip_signs(out: Any, values: Any, stream: Any, index: Any, rows: Any, key_0:
                     o[j] = v[j] ^ (numpy.uint32(lanes[j] << shift) & sign)
 
 
-# A sum may be taken in any order; that is what lets it be vectorised.
-@njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract", "nsz", "reassoc"})
-def kl_sum(mu: Any, sigma: Any, prior_mu: Any, prior_sigma: Any) -> Any:
-    """Give KL(N(mu, sigma^2) || prior), summed; the prior arrays have the tensor's size, or size 1."""
+@_compiled
+def _take_prior(prior_mu: Any, prior_sigma: Any, low: Any, centers: Any, precisions: Any) -> Any:
+    """Fill a block with prior means and precisions; give the sum of the logarithms of its sigma."""
+    one, logarithms = prior_mu.size == 1, numpy.float64(0)
+    size = NUMBERS if one else min(NUMBERS, prior_mu.size - low)
+    for j in range(size):
+        width = prior_sigma[0 if one else low + j]
+        centers[j] = prior_mu[0 if one else low + j]
+        precisions[j] = _FLOAT(1) / (width * width)
+    for j in range(1 if one else size):
+        logarithms += math.log(prior_sigma[low + j])
+    return logarithms
+
+
+@_compiled
+def divergence(mu: Any, rho: Any, prior_mu: Any, prior_sigma: Any, factor: Any, to_mu: Any, to_rho: Any) -> Any:
+    """Give KL(N(mu, sigma^2) || prior), summed, with sigma = log(1 + exp(rho)); NaN where rho is beyond 87.
+
+    All arrays are flat float32; the prior's have size 1 or the tensor's. ``factor`` times the gradient to mu and to rho
+    is written into ``to_mu`` and ``to_rho``, where these are not empty.
+    """
     total: Any = 0.0
-    size = mu.size
-    for start in range(0, size, NUMBERS):
-        stop = min(start + NUMBERS, size)
-        m, s = mu[start:stop], sigma[start:stop]
-        part: Any = _FLOAT(0)
-        if prior_mu.size == 1:
-            center, width = prior_mu[0], prior_sigma[0]
-            half = _FLOAT(0.5) / (width * width)
-            for j in range(m.size):
-                gap = m[j] - center
-                part += half * (s[j] * s[j] + gap * gap) - _log(s[j] / width)
+    centers = numpy.empty(NUMBERS, dtype=numpy.float32)
+    precisions = numpy.empty(NUMBERS, dtype=numpy.float32)
+    sigmas = numpy.empty(NUMBERS, dtype=numpy.float32)
+    squares = numpy.empty(NUMBERS, dtype=numpy.float32)
+    one_prior, wanted = prior_mu.size == 1, to_mu.size > 0
+    logarithms = _take_prior(prior_mu, prior_sigma, 0, centers, precisions) if one_prior else 0.0
+    for low in range(0, mu.size, NUMBERS):
+        high = min(low + NUMBERS, mu.size)
+        m, r = mu[low:high], rho[low:high]
+        if one_prior:
+            total += m.size * logarithms
         else:
-            c, w = prior_mu[start:stop], prior_sigma[start:stop]
+            total += _take_prior(prior_mu, prior_sigma, low, centers, precisions)
+        for j in range(m.size):
+            sigma = _log1p(_exp(r[j]))
+            gap = m[j] - centers[j]
+            square = _FLOAT(0.5) * precisions[j] * (sigma * sigma + gap * gap)
+            squares[j] = square if abs(r[j]) < _FLOAT(87) else _NAN
+            sigmas[j] = sigma
+        total += _divergence(squares, sigmas, m.size) - 0.5 * m.size
+        if wanted:
+            gm, gr = to_mu[low:high], to_rho[low:high]
             for j in range(m.size):
-                gap = m[j] - c[j]
-                part += (s[j] * s[j] + gap * gap) / (_FLOAT(2) * w[j] * w[j]) - _log(s[j] / w[j])
-        total += part
-    return total - 0.5 * size
+                grown, sigma = _exp(r[j]), sigmas[j]
+                gm[j] = factor * (m[j] - centers[j]) * precisions[j]
+                gr[j] = factor * (sigma * sigma * precisions[j] - _FLOAT(1)) * grown / (sigma + sigma * grown)
+    return total
+
+
+# A sum may be taken in any order; that is what lets these be vectorised.
+@njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract", "nsz", "reassoc"})
+def _divergence(squares: Any, sigmas: Any, size: Any) -> Any:
+    part: Any = _FLOAT(0)
+    for j in range(size):
+        part += squares[j] - _log(sigmas[j])
+    return part
+
+
+@njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract", "nsz", "reassoc"})
+def _squares(values: Any) -> Any:
+    part: Any = _FLOAT(0)
+    for j in range(values.size):
+        part += values[j] * values[j]
+    return part
 
 
 @_compiled
@@ -224,31 +268,33 @@ def adam_step(
     rate_mu, rate_rho, beta_1, beta_2, root, tiny = rates[0], rates[1], rates[2], rates[3], rates[4], rates[5]
     rest_1, rest_2 = _FLOAT(1) - beta_1, _FLOAT(1) - beta_2
     inverse_root = _FLOAT(1) / root
-    one_prior = prior_mu.size == 1
     flat = normals.reshape(-1)
+    one_prior = prior_mu.size == 1
+    centers = numpy.empty(NUMBERS, dtype=numpy.float32)
+    precisions = numpy.empty(NUMBERS, dtype=numpy.float32)
+    sigmas = numpy.empty(NUMBERS, dtype=numpy.float32)
+    quadratic = numpy.empty(NUMBERS, dtype=numpy.float32)
+    logarithms = _take_prior(prior_mu, prior_sigma, 0, centers, precisions) if one_prior else 0.0
     kl: Any = 0.0
     squares_mu: Any = 0.0
     squares_rho: Any = 0.0
-    sigma_block = numpy.empty(NUMBERS, dtype=numpy.float32)
-    ratio_block = numpy.empty(NUMBERS, dtype=numpy.float32)
     for low in range(start, stop, NUMBERS):
         high = min(low + NUMBERS, stop)
         m, r, w, e, g = mu[low:high], rho[low:high], weight[low:high], eps[low:high], gradient[low:high]
         m1, m2, r1, r2 = moments[0, low:high], moments[1, low:high], moments[2, low:high], moments[3, low:high]
-        c = prior_mu if one_prior else prior_mu[low:high]
-        s = prior_sigma if one_prior else prior_sigma[low:high]
+        if one_prior:
+            kl += m.size * logarithms
+        else:
+            kl += _take_prior(prior_mu, prior_sigma, low, centers, precisions)
         for j in range(m.size):
-            center = c[0] if one_prior else c[j]
-            width = s[0] if one_prior else s[j]
             grown = _exp(r[j])
             sigma = _log1p(grown)
-            precision = _FLOAT(1) / (width * width)
-            gap = m[j] - center
-            sigma_block[j] = _FLOAT(0.5) * precision * (sigma * sigma + gap * gap) - _FLOAT(0.5)
-            ratio_block[j] = sigma / width
-            to_mu = g[j] + kl_factor * gap * precision
-            to_sigma = g[j] * e[j] + kl_factor * (sigma * precision - _FLOAT(1) / sigma)
-            to_rho = to_sigma * grown / (_FLOAT(1) + grown)
+            gap = m[j] - centers[j]
+            quadratic[j] = _FLOAT(0.5) * precisions[j] * (sigma * sigma + gap * gap)
+            sigmas[j] = sigma
+            to_mu = g[j] + kl_factor * gap * precisions[j]
+            to_sigma = g[j] * e[j] * sigma + kl_factor * (sigma * sigma * precisions[j] - _FLOAT(1))
+            to_rho = to_sigma * grown / (sigma + sigma * grown)
             w[j] = to_mu
             e[j] = to_rho
             m1[j] = beta_1 * m1[j] + rest_1 * to_mu
@@ -257,7 +303,7 @@ def adam_step(
             r2[j] = beta_2 * r2[j] + rest_2 * to_rho * to_rho
             m[j] -= rate_mu * m1[j] / (_FLOAT(math.sqrt(m2[j])) * inverse_root + tiny)
             r[j] -= rate_rho * r1[j] / (_FLOAT(math.sqrt(r2[j])) * inverse_root + tiny)
-        kl += _divergence(sigma_block, ratio_block, m.size)
+        kl += _divergence(quadratic, sigmas, m.size) - 0.5 * m.size
         squares_mu += _squares(w)
         squares_rho += _squares(e)
         normal_block(low // 4, stream, index, key_0, key_1, words, normals)
@@ -267,19 +313,3 @@ def adam_step(
     sums[0] = kl
     sums[1] = squares_mu
     sums[2] = squares_rho
-
-
-@njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract", "nsz", "reassoc"})
-def _divergence(quadratic: Any, ratio: Any, size: Any) -> Any:
-    part: Any = _FLOAT(0)
-    for j in range(size):
-        part += quadratic[j] - _log(ratio[j])
-    return part
-
-
-@njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract", "nsz", "reassoc"})
-def _squares(values: Any) -> Any:
-    part: Any = _FLOAT(0)
-    for j in range(values.size):
-        part += values[j] * values[j]
-    return part

@@ -15,6 +15,7 @@ from pytest_bnn import posterior
 from pytest_bnn.capture import LayerCall, capture
 from pytest_bnn.checks.trace import difference, tolerance
 from pytest_bnn.conversion.layers import border_of
+from pytest_bnn.divergence import flat_prior
 from pytest_bnn.engine.handshake import shake_hands
 from pytest_bnn.engine.noise import PhiloxNoise, Scratch, flat
 from pytest_bnn.engine.plan import Unsupported
@@ -46,9 +47,7 @@ class _Trained:
         self.weight = torch.empty_like(tensor.mu.detach()).requires_grad_()
         self.eps = torch.zeros(tensor.count)
         self.moments = torch.zeros(4, tensor.count)
-        self.prior = [_single(prior) for prior in (tensor.prior_mu, tensor.prior_sigma)]
-        if len({prior.numel() for prior in self.prior}) > 1:
-            self.prior = [prior.expand(tensor.mu.shape).contiguous() for prior in self.prior]
+        self.prior = flat_prior(tensor)
 
     def take(self, used: Tensor) -> None:
         """Take weights that the model's own forward used."""
@@ -63,7 +62,7 @@ class _Trained:
         return (
             *(flat(t.contiguous()).numpy() for t in tensors),
             self.moments.numpy(),
-            *(flat(prior).numpy() for prior in self.prior),
+            *(prior.numpy() for prior in self.prior),
         )
 
 
@@ -248,9 +247,3 @@ def _require_equal_gradients(model: nn.Module, wanted: dict[int, Tensor | None],
         gap = size if one is None or other is None else float((one - other).norm())
         if other is None or not gap <= _GRADIENT_TOLERANCE * size:
             raise Unsupported(f"the engine's gradient to {name} is off by {gap:.2g}, its own is {size:.2g}")
-
-
-def _single(prior: Tensor) -> Tensor:
-    """Give one number where all are equal."""
-    values = prior.detach().contiguous().flatten()
-    return values[:1].clone() if bool((values == values[0]).all()) else prior.detach().contiguous()

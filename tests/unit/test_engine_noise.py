@@ -144,17 +144,3 @@ def test_without_numba_torch_draws_and_says_so(monkeypatch: pytest.MonkeyPatch) 
     noise, warning = make_noise(0)
     assert noise.name == "torch's generator"
     assert warning.startswith("numba cannot be used: ModuleNotFoundError")
-
-
-def test_the_closed_form_of_kl() -> None:
-    """Fused, in float32, against torch's own divergence in float64."""
-    generator = torch.Generator().manual_seed(0)
-    mu, sigma = torch.randn(10_001, generator=generator), torch.rand(10_001, generator=generator) + 1e-3
-    center, width = torch.randn(10_001, generator=generator), torch.rand(10_001, generator=generator) + 0.1
-    normal = torch.distributions.Normal
-    for prior in ((center, width), (center[:1], width[:1])):
-        wanted = torch.distributions.kl_divergence(
-            normal(mu.double(), sigma.double()), normal(prior[0].double(), prior[1].double())
-        ).sum()
-        found = kernels.kl_sum(mu.numpy(), sigma.numpy(), *(p.numpy() for p in prior))
-        assert found == pytest.approx(float(wanted), rel=1e-5)

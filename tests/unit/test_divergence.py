@@ -1,0 +1,125 @@
+"""The KL term and its gradient, against torch's own divergence of Gaussians, the library's call and autograd."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import pytest
+import torch
+from bayesian_torch.layers import LSTMReparameterization
+from bayesian_torch.models.dnn_to_bnn import get_kl_loss
+from torch import Tensor, nn
+
+import pytest_bnn
+from pytest_bnn import divergence
+from pytest_bnn.conversion import convert
+from pytest_bnn.errors import InputError
+from pytest_bnn.posterior import bayesian_layers
+
+SUM, MEAN = "sum", "mean per tensor"
+
+
+def network(size: int = 700) -> nn.Module:
+    """Three kinds of prior: one number, one number for each weight, and a mean alone for each weight."""
+    torch.manual_seed(0)
+    model: Any = convert(nn.Sequential(nn.Linear(size, 5), nn.ReLU(), nn.Linear(5, 4), nn.Linear(4, 3)))
+    model[2].prior_weight_mu = torch.randn(4, 5)
+    model[2].prior_weight_sigma = torch.rand(4, 5) + 0.1
+    model[3].prior_weight_mu = torch.randn(3, 4)
+    assert isinstance(model, nn.Module)
+    return model
+
+
+def by_torch(model: nn.Module, convention: str) -> Tensor:
+    """In float64, by torch.distributions, with its graph."""
+    found = []
+    for layer in bayesian_layers(model):
+        for t in layer.tensors:
+            posterior = torch.distributions.Normal(t.mu.double(), torch.log1p(torch.exp(t.rho.double())))
+            prior = torch.distributions.Normal(t.prior_mu.double(), t.prior_sigma.double())
+            each = torch.distributions.kl_divergence(posterior, prior)
+            found.append(each.sum() if convention == SUM else each.mean())
+    return torch.stack(found).sum()
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.parametrize("convention", [SUM, MEAN])
+def test_value_and_gradient(convention: Any, compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = network()
+    if not compiled:
+        monkeypatch.setattr(divergence, "_compiled", lambda: None)
+    monkeypatch.setattr(divergence, "_PART", 2048)  # so that a tensor has parts
+    value = pytest_bnn.kl(model, convention=convention)
+    wanted = by_torch(model, convention)
+    assert float(value.detach()) == pytest.approx(float(wanted.detach()), rel=1e-6)
+    parameters = list(model.parameters())
+    found = torch.autograd.grad(3 * value, parameters)
+    for one, other in zip(found, torch.autograd.grad(3 * wanted, parameters), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6 * float(other.abs().max()))
+    with torch.no_grad():
+        assert float(pytest_bnn.kl(model, convention=convention)) == pytest.approx(float(value.detach()), rel=1e-6)
+
+
+def test_the_default_is_the_librarys_term() -> None:
+    model = network()
+    library = get_kl_loss(model)
+    assert library is not None
+    assert float(pytest_bnn.kl(model).detach()) == pytest.approx(float(library.detach()), rel=1e-5)
+
+
+def test_a_layer_inside_a_layer_counts_once() -> None:
+    """bayesian-torch's LSTM adds its parts' KL, and ``get_kl_loss`` adds them again (docs/faults.md, A12)."""
+    model = LSTMReparameterization(3, 4)
+    assert float(pytest_bnn.kl(model).detach()) == pytest.approx(float(by_torch(model, MEAN).detach()), rel=1e-5)
+
+
+@pytest.mark.parametrize("rho", [-120.0, -90.0, -50.0, 20.0, 86.0, 89.0])
+def test_extreme_sigmas(rho: float) -> None:
+    """Beyond what the compiled loop takes, torch computes: a sigma of 0 has no finite divergence."""
+    model: Any = network()
+    with torch.no_grad():
+        model[0].rho_weight[0, 0] = rho
+        model[0].mu_weight.zero_()
+    wanted = float(by_torch(model, SUM).detach())
+    found = float(pytest_bnn.kl(model, convention="sum").detach())
+    if rho == -120.0:  # float32 has no such sigma
+        assert found == float("inf")
+    else:
+        assert found == pytest.approx(wanted, rel=1e-5)
+
+
+@pytest.mark.parametrize(("rho", "wanted"), [("nan", "nan"), ("-inf", "inf"), ("inf", "nan")])
+def test_no_sigma(rho: str, wanted: str) -> None:
+    model: Any = network()
+    with torch.no_grad():
+        model[0].rho_weight[0, 0] = float(rho)
+    assert str(float(pytest_bnn.kl(model).detach())) == wanted
+
+
+def test_other_dtypes_and_frozen_parameters() -> None:
+    model: Any = network().double()
+    assert pytest_bnn.kl(model).dtype is torch.float64
+    assert float(pytest_bnn.kl(model).detach()) == pytest.approx(float(by_torch(model, MEAN).detach()), rel=1e-12)
+    frozen: Any = network()
+    frozen[0].rho_weight.requires_grad_(False)
+    pytest_bnn.kl(frozen).backward()
+    assert frozen[0].rho_weight.grad is None
+    assert frozen[0].mu_weight.grad is not None
+    for parameter in frozen.parameters():
+        parameter.requires_grad_(False)
+    assert not pytest_bnn.kl(frozen).requires_grad
+
+
+def test_without_numba_torch_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pytest_bnn.engine.kernels", None)
+    assert float(pytest_bnn.kl(network()).detach()) == pytest.approx(
+        float(by_torch(network(), MEAN).detach()), rel=1e-5
+    )
+
+
+def test_what_it_refuses() -> None:
+    with pytest.raises(InputError, match=r"no Bayesian layer.*convert"):
+        pytest_bnn.kl(nn.Linear(2, 2))
+    with pytest.raises(ValueError, match="'mean per tensor' or 'sum', not 'mean'"):
+        pytest_bnn.kl(network(), convention="mean")  # type: ignore[arg-type]
