@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     )
     from pytest_bnn.evidence import AuditRun, Evidence, Measurement, Threshold, Verdict
     from pytest_bnn.images import digits, digits_batch, imagenet_batch, open_image, photograph
+    from pytest_bnn.predictive import Predictive, predict
     from pytest_bnn.report import render_html, render_markdown
     from pytest_bnn.report.files import write_report
     from pytest_bnn.sampling import PassBank, probabilities
@@ -89,6 +90,7 @@ _HOMES = {
     "errors": ("BrokenEnvironmentError", "ConversionError", "InputError", "PytestBnnError", "WeightsError"),
     "evidence": ("AuditRun", "Evidence", "Measurement", "Threshold", "Verdict"),
     "images": ("digits", "digits_batch", "imagenet_batch", "open_image", "photograph"),
+    "predictive": ("Predictive", "predict"),
     "report": ("render_html", "render_markdown"),
     "report.files": ("write_report",),
     "sampling": ("PassBank", "probabilities"),
@@ -109,6 +111,7 @@ __all__ = [
     "InputError",
     "Measurement",
     "PassBank",
+    "Predictive",
     "PytestBnnError",
     "Subject",
     "Teacher",
@@ -154,6 +157,7 @@ __all__ = [
     "model_card",
     "open_image",
     "photograph",
+    "predict",
     "probabilities",
     "render_html",
     "render_markdown",
