@@ -1,4 +1,4 @@
-"""How long Monte-Carlo passes of ResNet18 take: the library's loop, the engine, and the limit of the hardware.
+"""How long passes, KL, conversion and fine-tuning of ResNet18 take: the library, the engine, the hardware's limit.
 
 ``python -m benchmarks.sampling`` measures in one process, in turns, so that all see the same machine, and compares
 medians. The limit is the deterministic network with BatchNorm folded, channels_last, on all cores, plus a bare fill of
@@ -10,9 +10,11 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 import warnings
 from collections.abc import Callable
@@ -23,17 +25,19 @@ from typing import Any
 
 import torch
 import torchvision
-from bayesian_torch.models.dnn_to_bnn import dnn_to_bnn
+from bayesian_torch.models.dnn_to_bnn import dnn_to_bnn, get_kl_loss
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from pytest_bnn.conversion import Conversion, convert
+from pytest_bnn.divergence import kl
 from pytest_bnn.engine.handshake import shake_hands
 from pytest_bnn.engine.noise import PhiloxNoise, Scratch
+from pytest_bnn.engine.training import fused_steps
 from pytest_bnn.threads import limited
 
-#: What is not built, so not measured.
-MISSING = ("kl: the library's own call is used", "finetune: the plain loop is used")
+#: Steps of fine-tuning.
+STEPS = 40
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,9 @@ WORKS = (
     Work("predict-32-b64", 32, 64, 100, 4),
     Work("predict-224-b64", 224, 64, 50, 1),
 )
+
+
+OTHERS = ("convert", "kl", "finetune", "workers", "audit")
 
 
 def folded(network: nn.Module) -> nn.Module:
@@ -140,11 +147,106 @@ def conversion(network: nn.Module, rounds: int) -> dict[str, Any]:
     return {"work": "convert", **found, "limit": None}
 
 
+def divergence(network: nn.Module, rounds: int) -> list[dict[str, Any]]:
+    """The KL term, and with its gradient; bayesian-torch's call against ours, which computes sigma each time too."""
+    bnn = convert(network)
+
+    def with_gradient(term: Callable[[nn.Module], Any]) -> None:
+        bnn.zero_grad(set_to_none=True)
+        term(bnn).backward()
+
+    with torch.no_grad():
+        value = interleaved(rounds, library=lambda: get_kl_loss(bnn), ours=lambda: kl(bnn))
+    gradient = interleaved(rounds, library=lambda: with_gradient(get_kl_loss), ours=lambda: with_gradient(kl))
+    return [{"work": "kl", **value, "limit": None}, {"work": "kl-gradient", **gradient, "limit": None}]
+
+
+def finetuning(network: nn.Module, rounds: int) -> dict[str, Any]:
+    """Steps of Adam at batch 1, 224x224; the limit is a step of the deterministic network."""
+    images = torch.randn(1, 3, 224, 224)
+    with torch.no_grad():
+        target = network(images) + 1
+    twin, deterministic, bnn = convert(network).eval(), copy.deepcopy(network).eval(), convert(network).eval()
+    error = nn.functional.mse_loss
+    fused_steps(bnn, images, target, data_term=error, kl_weight=1e-3, seed=0)  # compiles
+    start = time.perf_counter()
+    fused = fused_steps(bnn, images, target, data_term=error, kl_weight=1e-3, seed=0)
+    build = time.perf_counter() - start
+
+    def plain(model: nn.Module, term: Callable[[], Any]) -> Callable[[], None]:
+        optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
+
+        def step() -> None:
+            optimizer.zero_grad(set_to_none=True)
+            (error(model(images), target) + term()).backward()
+            optimizer.step()
+
+        return step
+
+    def ours() -> None:
+        fused.forward(images, target, error)
+        fused.update(1e-4)
+
+    found = interleaved(
+        rounds,
+        library=plain(twin, lambda: 1e-3 * get_kl_loss(twin)),
+        ours=ours,
+        limit=plain(deterministic, lambda: 0.0),
+    )
+    return {"work": "finetune", **{name: STEPS * value for name, value in found.items()}, "build": build}
+
+
+def together(seconds: float, workers: int) -> float:
+    """Give the passes a second, 224x224 batch 1, of so many processes at once that share the cores as xdist's do."""
+    command = [sys.executable, "-m", "benchmarks.sampling", "--passes-for", str(seconds)]
+    environment = {**os.environ, "PYTEST_XDIST_WORKER_COUNT": str(workers)}
+    running = [
+        subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)  # noqa: S603
+        for _ in range(workers)
+    ]
+    for process in running:
+        assert process.stdout is not None
+        process.stdout.readline()  # it is ready
+    for process in running:
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    return sum(float(process.communicate()[0]) for process in running)
+
+
+def passes_for(seconds: float) -> None:
+    """Draw passes for some seconds, once told to, and print how many a second."""
+    images = torch.randn(1, 3, 224, 224)
+    engine = shake_hands(convert(torchvision.models.resnet18().eval()), images, 0)
+    engine.run(range(4), images, torch.arange(1))
+    print("ready", flush=True)
+    sys.stdin.readline()
+    start, done = time.perf_counter(), 0
+    while time.perf_counter() - start < seconds:
+        engine.run(range(done, done + 8), images, torch.arange(1))
+        done += 8
+    print(done / (time.perf_counter() - start))
+
+
+def audit(rounds: int) -> dict[str, Any]:
+    """The whole default audit, with the engine and with the model's own forward, as commands."""
+
+    def run(sampler: str) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            command = [sys.executable, "-m", "pytest_bnn.cli", "audit", "--sampler", sampler, "-o", f"{folder}/a.html"]
+            subprocess.run(command, check=True, capture_output=True)  # noqa: S603
+
+    found = interleaved(rounds, library=lambda: run("own"), ours=lambda: run("auto"))
+    return {"work": "audit", **found, "limit": None}
+
+
 def peak_memory() -> tuple[float, float]:
     """Give the resident peak of the handshake over the loaded model, and what 100 passes at 224x224 add to 4."""
     network = torchvision.models.resnet18().eval()
     bnn = convert(network)
     images = torch.randn(1, 3, 224, 224)
+    small = nn.Sequential(nn.Flatten(), nn.Linear(12, 3)).eval()
+    shake_hands(convert(small), torch.randn(1, 3, 2, 2), 0)  # loads numba and scipy
     with torch.no_grad():
         bnn(images)
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak of the conversion; Linux only
@@ -180,33 +282,44 @@ def show(rows: list[dict[str, Any]], old: dict[str, dict[str, Any]]) -> None:
             before = old[row["work"]]
             cells.append(f"   library/ours was {before['library'] / before['ours']:.2f}, ours {before['ours']:.2f} s")
         print("".join(cells))
-    print(
-        "In seconds for all passes: 100, or 50 of 224-b64; each round measures a few of them. Not built, so left out:"
-    )
-    print("".join(f"  {line}\n" for line in MISSING), end="")
+    print("In seconds for all passes (100, or 50 of 224-b64) or steps (40); each round measures a few of them.")
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.sampling", description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=7, help="measurements of each (default: 7)")
     parser.add_argument("--threads", type=int, default=2, help="threads of ours and the limit (default: 2)")
-    parser.add_argument("--works", default=",".join([work.name for work in WORKS] + ["convert"]), help="which, by name")
+    names = [*(work.name for work in WORKS), *OTHERS]
+    parser.add_argument("--works", default=",".join(names), help="which, by name, of " + ", ".join(names))
     parser.add_argument("--json", type=Path, help="write the medians here")
     parser.add_argument("--compare", type=Path, help="what changed since this file was written")
     parser.add_argument("--memory", action="store_true", help="only print the peak memory, in copies of the weights")
+    parser.add_argument("--passes-for", type=float, help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
     warnings.simplefilter("ignore")
     torch.manual_seed(0)
     if given.memory:
         print("handshake {:.1f}, and 100 passes add {:.2f} to what 4 take".format(*peak_memory()))
         return
+    if given.passes_for:
+        passes_for(given.passes_for)
+        return
     network = torchvision.models.resnet18().eval()
     chosen = given.works.split(",")
     rows = [predict(work, network, given.threads, given.rounds) for work in WORKS if work.name in chosen]
     if "convert" in chosen:
         rows.append(conversion(network, given.rounds))
+    if "kl" in chosen:
+        rows += divergence(network, given.rounds)
+    if "finetune" in chosen:
+        rows.append(finetuning(network, given.rounds))
+    if "audit" in chosen:
+        rows.append(audit(max(1, given.rounds // 4)))
     old = {row["work"]: row for row in json.loads(given.compare.read_text())["rows"]} if given.compare else {}
     show(rows, old)
+    if "workers" in chosen:
+        one, two = (statistics.median(together(4, count) for _ in range(3)) for count in (1, 2))
+        print(f"passes a second, 224x224: one process on all cores {one:.1f}, two at once {two:.1f} together")
     command = [sys.executable, "-m", "benchmarks.sampling", "--memory"]
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()  # noqa: S603
     print(f"peak memory over the model's own, in copies of its weights: {said}")

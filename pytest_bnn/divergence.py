@@ -53,7 +53,8 @@ def kl(model: nn.Module, *, convention: Convention = "mean per tensor") -> Tenso
     if divergence is None:
         return _summed(tensors, factors)
     parameters = [parameter for tensor in tensors for parameter in (tensor.mu, tensor.rho)]
-    value: Tensor = _Fused.apply(divergence, tensors, factors, *parameters)
+    wanted = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in parameters)
+    value: Tensor = _Fused.apply(divergence, tensors, factors, wanted, *parameters)
     return value if bool(torch.isfinite(value)) else _summed(tensors, factors)
 
 
@@ -85,39 +86,36 @@ def _by_torch(tensor: PosteriorTensor) -> Tensor:
 class _Fused(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, divergence: Any, tensors: list[PosteriorTensor], factors: list[float], *parameters: Tensor
+        ctx: Any,
+        divergence: Any,
+        tensors: list[PosteriorTensor],
+        factors: list[float],
+        wanted: bool,
+        *parameters: Tensor,
     ) -> Tensor:
-        wanted = any(ctx.needs_input_grad)
         gradients = [torch.empty_like(parameter if wanted else parameter[:0]) for parameter in parameters]
         jobs = []
         for place, (tensor, factor) in enumerate(zip(tensors, factors, strict=True)):
             pair = slice(2 * place, 2 * place + 2)
-            arrays = [t.detach().flatten() for t in (*parameters[pair], *flat_prior(tensor), *gradients[pair])]
-            for start in range(0, tensor.count, _PART):
-                parts = [a if a.numel() == 1 else a[start : start + _PART] for a in arrays]
-                jobs.append((factor, [part.numpy() for part in parts]))
+            prior = [value.expand(tensor.mu.shape) for value in (tensor.prior_mu, tensor.prior_sigma)]
+            arrays = [value.detach().flatten() for value in (*parameters[pair], *prior, *gradients[pair])]
+            starts = range(0, tensor.count, _PART)
+            jobs += [(factor, [array[start : start + _PART].numpy() for array in arrays]) for start in starts]
+        parts, places = [0.0] * len(jobs), iter(range(len(jobs)))  # next() on it is atomic
 
-        def work(job: Any) -> float:
-            factor, (mu, rho, prior_mu, prior_sigma, *to) = job
-            part: float = divergence(mu, rho, prior_mu, prior_sigma, numpy.float32(factor), *to)
-            return part * float(factor)
+        def work(_: int) -> None:
+            for place in places:
+                factor, (mu, rho, prior_mu, prior_sigma, *to) = jobs[place]
+                parts[place] = factor * divergence(mu, rho, prior_mu, prior_sigma, numpy.float32(factor), *to)
 
-        with ThreadPoolExecutor(share(), "pytest-bnn") as pool:
-            total = sum(pool.map(work, jobs))
+        workers = share()
+        with ThreadPoolExecutor(workers, "pytest-bnn") as pool:
+            list(pool.map(work, range(workers)))
+        total = sum(parts)
         ctx.save_for_backward(*gradients)
         return parameters[0].new_tensor(total)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Any:
-        return None, None, None, *(gradient * saved for saved in ctx.saved_tensors)
-
-
-def flat_prior(tensor: PosteriorTensor) -> tuple[Tensor, Tensor]:
-    """Give prior mean and sigma flat and contiguous: as one number each where all are equal, else as the tensor has."""
-    priors = [prior.detach() for prior in (tensor.prior_mu, tensor.prior_sigma)]
-    if all(bool((prior == prior.flatten()[0]).all()) for prior in priors):
-        mean, sigma = (prior.flatten()[:1].clone() for prior in priors)
-    else:
-        mean, sigma = (prior.expand(tensor.mu.shape).flatten() for prior in priors)
-    return mean, sigma
+        return None, None, None, None, *(gradient * saved for saved in ctx.saved_tensors)

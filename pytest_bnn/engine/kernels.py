@@ -183,16 +183,30 @@ def flip_signs(out: Any, values: Any, stream: Any, index: Any, rows: Any, key_0:
 
 @_compiled
 def _take_prior(prior_mu: Any, prior_sigma: Any, low: Any, centers: Any, precisions: Any) -> Any:
-    """Fill a block with prior means and precisions; give the sum of the logarithms of its sigma."""
-    one, logarithms = prior_mu.size == 1, numpy.float64(0)
-    size = NUMBERS if one else min(NUMBERS, prior_mu.size - low)
-    for j in range(size):
-        width = prior_sigma[0 if one else low + j]
-        centers[j] = prior_mu[0 if one else low + j]
-        precisions[j] = _FLOAT(1) / (width * width)
-    for j in range(1 if one else size):
-        logarithms += math.log(prior_sigma[low + j])
+    """Fill a block with prior means and precisions; give the sum of the logarithms of its sigma (of the one of all)."""
+    if prior_mu.size == 1:
+        centers[:] = prior_mu[0]
+        precisions[:] = _FLOAT(1) / (prior_sigma[0] * prior_sigma[0])
+        return math.log(prior_sigma[0])
+    high = min(low + NUMBERS, prior_mu.size)
+    c, s = prior_mu[low:high], prior_sigma[low:high]
+    centers[: c.size] = c
+    if _is_constant(s):  # as good as always; a logarithm and a division saved
+        precisions[: s.size] = _FLOAT(1) / (s[0] * s[0])
+        return s.size * math.log(s[0])
+    logarithms = 0.0
+    for j in range(s.size):
+        precisions[j] = _FLOAT(1) / (s[j] * s[j])
+        logarithms += math.log(s[j])
     return logarithms
+
+
+@_compiled
+def _is_constant(values: Any) -> Any:
+    others = numpy.int32(0)
+    for j in range(values.size):
+        others |= numpy.int32(values[j] != values[0])
+    return others == 0
 
 
 @_compiled

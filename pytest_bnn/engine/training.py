@@ -15,7 +15,6 @@ from pytest_bnn import posterior
 from pytest_bnn.capture import LayerCall, capture
 from pytest_bnn.checks.trace import difference, tolerance
 from pytest_bnn.conversion.layers import border_of
-from pytest_bnn.divergence import flat_prior
 from pytest_bnn.engine.handshake import shake_hands
 from pytest_bnn.engine.noise import PhiloxNoise, Scratch, flat
 from pytest_bnn.engine.plan import Unsupported
@@ -47,7 +46,7 @@ class _Trained:
         self.weight = torch.empty_like(tensor.mu.detach()).requires_grad_()
         self.eps = torch.zeros(tensor.count)
         self.moments = torch.zeros(4, tensor.count)
-        self.prior = flat_prior(tensor)
+        self.prior = _flat_prior(tensor)
 
     def take(self, used: Tensor) -> None:
         """Take weights that the model's own forward used."""
@@ -247,3 +246,13 @@ def _require_equal_gradients(model: nn.Module, wanted: dict[int, Tensor | None],
         gap = size if one is None or other is None else float((one - other).norm())
         if other is None or not gap <= _GRADIENT_TOLERANCE * size:
             raise Unsupported(f"the engine's gradient to {name} is off by {gap:.2g}, its own is {size:.2g}")
+
+
+def _flat_prior(tensor: PosteriorTensor) -> tuple[Tensor, Tensor]:
+    """Give prior mean and sigma flat and contiguous: as one number each where all are equal, else as the tensor has."""
+    priors = [prior.detach() for prior in (tensor.prior_mu, tensor.prior_sigma)]
+    if all(bool((prior == prior.flatten()[0]).all()) for prior in priors):
+        mean, sigma = (prior.flatten()[:1].clone() for prior in priors)
+    else:
+        mean, sigma = (prior.expand(tensor.mu.shape).flatten() for prior in priors)
+    return mean, sigma
