@@ -99,7 +99,7 @@ def unwritten(model: nn.Module) -> list[Tensor]:
 
 def _is_known(module: nn.Module) -> bool:
     kind = type(module)
-    origins = {kind.__module__.partition(".")[0], kind.forward.__module__.partition(".")[0]}
+    origins = {str(where.__module__).partition(".")[0] for where in (kind, kind.forward)}  # generated code has none
     hooks = module._forward_hooks or module._forward_pre_hooks
     return origins <= _KNOWN and not hooks and "forward" not in vars(module)
 

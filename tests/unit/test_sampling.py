@@ -11,6 +11,7 @@ import numpy
 import pytest
 import scipy.special
 import torch
+import torch.fx
 from bayesian_torch.layers import LinearReparameterization
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -257,7 +258,7 @@ class Writing(nn.Module):
         return x
 
 
-@pytest.mark.parametrize("change", ["none", "hook", "forward", "module", "noise in the prior's memory"])
+@pytest.mark.parametrize("change", ["none", "hook", "forward", "module", "traced", "noise in the prior's memory"])
 def test_only_modules_that_are_known_are_trusted_not_to_write(change: str) -> None:
     model: Any = converted()
     if change == "hook":
@@ -266,6 +267,8 @@ def test_only_modules_that_are_known_are_trusted_not_to_write(change: str) -> No
         model[2].forward = lambda x: x
     if change == "module":
         model.append(Writing())
+    if change == "traced":
+        model = torch.fx.symbolic_trace(nn.Sequential(nn.Linear(18, 4)))
     if change == "noise in the prior's memory":
         model[0].eps_kernel = model[0].prior_weight_mu
     trusted = {id(tensor) for tensor in unwritten(model)}
