@@ -168,6 +168,16 @@ def test_a_deterministic_network_is_sure_of_itself(dtype: torch.dtype) -> None:
         assert torch.equal(found.mean, network(inputs.to(dtype)).double())
 
 
+def test_mutual_information_is_never_negative(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It cannot be; the difference of two rounded entropies can, where a network is nearly sure of its weights."""
+    generator = torch.Generator().manual_seed(2)
+    scores = torch.randn(1, 500, 10, generator=generator, dtype=torch.float64)
+    noise = torch.randn(20, 500, 10, generator=generator, dtype=torch.float64)
+    found = scripted(scores + 1e-9 * noise, monkeypatch)
+    assert float((found.predictive_entropy - found.expected_entropy).min()) < 0, "nothing would be shown"
+    assert float(found.mutual_information.min()) == 0
+
+
 def test_a_single_pass_has_no_variance() -> None:
     """As numpy and torch have it: 0 would say that the network is sure."""
     found = pytest_bnn.predict(model(), images(), passes=1)
