@@ -116,9 +116,14 @@ class PassBank:
         images: Inputs ``[N, ...]``.
         seed: Of the passes.
         sampler: ``"auto"``, ``"own"`` or ``"engine"``; the setting in force when None.
+
+    Raises:
+        ValueError: There is no such sampler.
     """
 
     def __init__(self, model: nn.Module, images: Tensor, seed: int, *, sampler: str | None = None) -> None:
+        if sampler not in (None, "auto", "own", "engine"):
+            raise ValueError(f"sampler must be 'auto', 'own' or 'engine', not {sampler!r}")
         self.model = model
         self.images = images
         self.seed = seed

@@ -18,6 +18,7 @@ from pytest_bnn.conversion import convert
 from pytest_bnn.errors import InputError
 from pytest_bnn.evidence import Evidence, Verdict
 from pytest_bnn.posterior import bayesian_layers
+from pytest_bnn.predictive import predict
 
 Measures = Mapping[str, Callable[..., Evidence]]
 Batch = tuple[Tensor, Tensor]
@@ -250,6 +251,35 @@ def test_same_seed_same_numbers(
         return evidence.verdict, evidence.headline, tuple((m.name, repr(m.value)) for m in evidence.measurements)
 
     assert look(3) == look(3)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "mode"),
+    [("own", "eval"), ("own", "train"), ("own", "mixed"), ("engine", "eval"), ("engine", "train")],
+)
+def test_predict_changes_nothing(sampler: str, mode: str, model: nn.Module, batch: Batch) -> None:
+    """Neither when it draws all passes, nor when its progress callback ends them, which is the caller's own code."""
+    model.train(mode == "train")
+    if mode == "mixed":
+        model.get_submodule("norm").train()
+    if sampler == "engine":
+        model.get_submodule("block")._forward_hooks.clear()
+    snapshot = Snapshot(model)
+    assert predict(model, batch[0], passes=3, sampler=sampler).sampler.startswith(sampler)
+    snapshot.assert_unchanged()
+    with pytest.raises(_Broken):
+        predict(model, batch[0], passes=3, sampler=sampler, progress=_refuse)
+    snapshot.assert_unchanged()
+
+
+def test_predict_changes_nothing_when_forward_raises_midway(model: nn.Module, batch: Batch) -> None:
+    """As a check does; the error is the caller's, with the model's own words in it."""
+    model.get_submodule("head").register_forward_pre_hook(_refuse)
+    model.train()
+    snapshot = Snapshot(model)
+    with pytest.raises(InputError, match="the head is broken"):
+        predict(model, batch[0])
+    snapshot.assert_unchanged()
 
 
 def test_snapshot_sees_a_disturbance(model: nn.Module, batch: Batch) -> None:
