@@ -184,7 +184,7 @@ def finetuning(network: nn.Module, rounds: int) -> dict[str, Any]:
         return step
 
     def ours() -> None:
-        fused.forward(images, target, error)
+        fused.forward(images, target)
         fused.update(1e-4)
 
     found = interleaved(

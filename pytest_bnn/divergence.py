@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, TypeAlias
 
 import numpy
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 
 from pytest_bnn.errors import InputError
 from pytest_bnn.posterior import PosteriorTensor, bayesian_layers
-from pytest_bnn.threads import share
+from pytest_bnn.threads import share, spread
 
 #: How the KL of single weights is put together: averaged over each tensor, as bayesian-torch does, or summed.
 Convention: TypeAlias = Literal["mean per tensor", "sum"]
@@ -101,17 +100,13 @@ class _Fused(torch.autograd.Function):
             arrays = [value.detach().flatten() for value in (*parameters[pair], *prior, *gradients[pair])]
             starts = range(0, tensor.count, _PART)
             jobs += [(factor, [array[start : start + _PART].numpy() for array in arrays]) for start in starts]
-        parts, places = [0.0] * len(jobs), iter(range(len(jobs)))  # next() on it is atomic
 
-        def work(_: int) -> None:
-            for place in places:
-                factor, (mu, rho, prior_mu, prior_sigma, *to) = jobs[place]
-                parts[place] = factor * divergence(mu, rho, prior_mu, prior_sigma, numpy.float32(factor), *to)
+        def work(_: int, job: Any) -> float:
+            factor, (mu, rho, prior_mu, prior_sigma, *to) = job
+            part: float = divergence(mu, rho, prior_mu, prior_sigma, numpy.float32(factor), *to)
+            return part * float(factor)
 
-        workers = share()
-        with ThreadPoolExecutor(workers, "pytest-bnn") as pool:
-            list(pool.map(work, range(workers)))
-        total = sum(parts)
+        total = sum(spread(range(share()), jobs, work))
         ctx.save_for_backward(*gradients)
         return parameters[0].new_tensor(total)
 

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import Any, TypeVar
 
 import torch
 
 from pytest_bnn.options import in_force
+
+W = TypeVar("W")
+J = TypeVar("J")
+T = TypeVar("T")
 
 
 def share() -> int:
@@ -34,3 +40,24 @@ def limited(threads: int | None = None) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def spread(workers: Sequence[W], jobs: Sequence[J], do: Callable[[W, J], T]) -> list[T]:
+    """Do jobs without gradients, each by the next worker that is free: a thread each, with one torch thread.
+
+    Returns:
+        ``do(worker, job)`` of each job, in their order.
+    """
+    results: list[Any] = [None] * len(jobs)
+    places = iter(range(len(jobs)))  # next() on it is atomic
+
+    def run(worker: W) -> None:
+        torch.set_num_threads(1)
+        with torch.no_grad():
+            for place in places:
+                results[place] = do(worker, jobs[place])
+
+    with limited(1), ThreadPoolExecutor(len(workers), "pytest-bnn") as pool:
+        for done in [pool.submit(run, worker) for worker in workers[: len(jobs)]]:
+            done.result()
+    return results

@@ -40,13 +40,13 @@ def distillation_loss(teacher: nn.Module, kl_weight: float) -> Loss:
     """
 
     def loss(model: nn.Module, batch: tuple[Tensor, Tensor | None]) -> Tensor:
-        value, kl = _terms(model, batch[0], _target(teacher, batch[0]), nn.functional.mse_loss)
+        value, kl = _terms(model, batch[0], _target(teacher, batch[0]))
         return value + kl_weight * kl
 
     return loss
 
 
-def _terms(model: nn.Module, images: Tensor, target: Tensor, data_term: DataTerm) -> tuple[Tensor, Tensor]:
+def _terms(model: nn.Module, images: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     logits = output_tensor(model(images))
     kl = posterior.kl(model)
     if kl is None:
@@ -54,7 +54,7 @@ def _terms(model: nn.Module, images: Tensor, target: Tensor, data_term: DataTerm
             "the model has no Bayesian layer, so it has no KL term to train with",
             fix="convert it first: convert(model)",
         )
-    return data_term(logits, target), kl
+    return nn.functional.mse_loss(logits, target), kl
 
 
 def _target(teacher: nn.Module, images: Tensor) -> Tensor:
@@ -67,7 +67,7 @@ class _Stepper(Protocol):
 
     network: nn.Module
 
-    def forward(self, images: Tensor, target: Tensor, data_term: DataTerm) -> tuple[float, float | None]:
+    def forward(self, images: Tensor, target: Tensor) -> tuple[float, float | None]:
         """Give the data term on a batch, and the KL where it is known before the step."""
 
     def update(self, learning_rate: float) -> tuple[float, float]:
@@ -83,9 +83,9 @@ class _OwnSteps:
         self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self._optimizer = torch.optim.Adam(self._parameters)
 
-    def forward(self, images: Tensor, target: Tensor, data_term: DataTerm) -> tuple[float, float]:
+    def forward(self, images: Tensor, target: Tensor) -> tuple[float, float]:
         self._optimizer.zero_grad(set_to_none=True)
-        value, kl = _terms(self.network, images, target, data_term)
+        value, kl = _terms(self.network, images, target)
         self._kl = float(kl.detach())
         self._loss = value + self._kl_weight * kl
         return float(value.detach()), self._kl
@@ -148,12 +148,12 @@ def finetune(
         seed_everything(seed)
         model.eval()
         teacher.eval()
-        stepper = _stepper(model, images, _target(teacher, images[:2]), steps=steps, kl_weight=kl_weight, seed=seed)
+        stepper = _stepper(model, teacher, images, steps=steps, kl_weight=kl_weight, seed=seed)
         order = _batches(len(images), batch)
         for step in range(1, steps + 1):
             rate = learning_rate * decay ** (step - 1)
             chosen = images[next(order)]
-            data_term, known = stepper.forward(chosen, _target(teacher, chosen), nn.functional.mse_loss)
+            data_term, known = stepper.forward(chosen, _target(teacher, chosen))
             _require_finite(model, step, data_term, known)
             kl, norm = stepper.update(rate)
             _require_finite(model, step, data_term, kl)
@@ -176,14 +176,19 @@ def finetune(
     return tuple(trajectory)
 
 
-def _stepper(model: nn.Module, images: Tensor, target: Tensor, *, steps: int, kl_weight: float, seed: int) -> _Stepper:
+def _stepper(
+    model: nn.Module, teacher: nn.Module, images: Tensor, *, steps: int, kl_weight: float, seed: int
+) -> _Stepper:
     choice = in_force().sampler
     if choice == "own" or (choice == "auto" and steps < LEAST_STEPS):
         return _OwnSteps(model, kl_weight)
     from pytest_bnn.engine.training import fused_steps
 
     try:
-        return fused_steps(model, images, target, data_term=nn.functional.mse_loss, kl_weight=kl_weight, seed=seed)
+        few = images[:2]
+        return fused_steps(
+            model, few, _target(teacher, few), data_term=nn.functional.mse_loss, kl_weight=kl_weight, seed=seed
+        )
     except Exception as error:  # what the model itself raises, its own forward will raise again
         if choice == "engine":
             raise InputError(f"the engine cannot train this model: {error}", fix="leave the sampler at auto") from error

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 from pytest_bnn.capture import LayerCall, capture
 from pytest_bnn.checks.trace import difference, tolerance
 from pytest_bnn.engine.draws import DrawTests
-from pytest_bnn.engine.noise import make_noise
+from pytest_bnn.engine.noise import Noise, make_noise
 from pytest_bnn.engine.plan import Consumers, Plan, Unsupported, make_plan
 from pytest_bnn.engine.replica import Worker, calls_by_layer
 from pytest_bnn.engine.run import Engine, passes_chunk
@@ -45,12 +44,12 @@ def shake_hands(model: nn.Module, images: Tensor, seed: int) -> Engine:
         raise Unsupported(reason)
     two = images[:2] if len(images) > 1 else images[:1].repeat(2, *[1] * (images.ndim - 1))
     reasons = []
+    noise, warning = make_noise(seed)
     for channels_last in (True, False):
-        noise, warning = make_noise(seed)
         with torch.no_grad(), preserved_random_state():
             try:
                 with undisturbed(model, seed=seed, unwritten=unwritten(model)):
-                    plan, chunk = _compare(model, layers, two, seed, channels_last=channels_last)
+                    plan, chunk = _compare(model, layers, two, noise, channels_last=channels_last)
                     workers = [Worker(model, plan, noise) for _ in range(share())]
                 plan.lay_out()
                 engine = Engine(plan, workers, chunk, warning)
@@ -92,18 +91,18 @@ def refusal(model: nn.Module, layers: Sequence[BayesianLayer], images: Tensor) -
 
 
 def _compare(
-    model: nn.Module, layers: Sequence[BayesianLayer], two: Tensor, seed: int, *, channels_last: bool
+    model: nn.Module, layers: Sequence[BayesianLayer], two: Tensor, noise: Noise, *, channels_last: bool
 ) -> tuple[Plan, int]:
     """Let the engine repeat passes of the model's own forward; give its plan, and the images of a chunk."""
     weights = sum(layer.weights for layer in layers)
     passes = max(_LEAST_PASSES, min(_MOST_PASSES, _ENOUGH_DRAWS // max(1, weights)))
     tests = DrawTests()
-    with _watched(model) as (calls, consumers):
+    with capture(model) as calls, Consumers(model, calls) as consumers:
         wanted = output_tensor(model(two))
     plan = make_plan(calls, consumers, channels_last=channels_last)
     chunk = passes_chunk(calls, len(two))
     del consumers
-    worker = Worker(model, plan, make_noise(seed)[0])
+    worker = Worker(model, plan, noise)
     for index in range(passes):
         if index:
             images = two[index % 2 :][:1]
@@ -133,12 +132,6 @@ def _repeat(worker: Worker, calls: list[LayerCall], images: Tensor, wanted: Tens
     if not 0 <= gap <= tolerance(wanted):
         amount = "shape" if gap < 0 else f"{gap:.2g} of the outputs' scale"
         raise Unsupported(f"with the weights of its own forward the engine's outputs differ by {amount}")
-
-
-@contextmanager
-def _watched(model: nn.Module) -> Iterator[tuple[list[LayerCall], Consumers]]:
-    with capture(model) as calls, Consumers(model, calls) as consumers:
-        yield calls, consumers
 
 
 def _require_independent_images(engine: Engine, two: Tensor) -> None:

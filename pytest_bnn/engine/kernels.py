@@ -182,20 +182,19 @@ def flip_signs(out: Any, values: Any, stream: Any, index: Any, rows: Any, key_0:
 
 
 @_compiled
-def _take_prior(prior_mu: Any, prior_sigma: Any, low: Any, centers: Any, precisions: Any) -> Any:
-    """Fill a block with prior means and precisions; give the sum of the logarithms of its sigma (of the one of all)."""
+def _take_prior(prior_mu: Any, prior_sigma: Any, low: Any, size: Any, centers: Any, precisions: Any) -> Any:
+    """Fill a block of so many numbers with prior means and precisions; give the sum of the logarithms of their sigma."""
     if prior_mu.size == 1:
-        centers[:] = prior_mu[0]
-        precisions[:] = _FLOAT(1) / (prior_sigma[0] * prior_sigma[0])
-        return math.log(prior_sigma[0])
-    high = min(low + NUMBERS, prior_mu.size)
-    c, s = prior_mu[low:high], prior_sigma[low:high]
-    centers[: c.size] = c
+        centers[:size] = prior_mu[0]
+        precisions[:size] = _FLOAT(1) / (prior_sigma[0] * prior_sigma[0])
+        return size * math.log(prior_sigma[0])
+    c, s = prior_mu[low : low + size], prior_sigma[low : low + size]
+    centers[:size] = c
     if _is_constant(s):  # as good as always; a logarithm and a division saved
-        precisions[: s.size] = _FLOAT(1) / (s[0] * s[0])
-        return s.size * math.log(s[0])
+        precisions[:size] = _FLOAT(1) / (s[0] * s[0])
+        return size * math.log(s[0])
     logarithms = 0.0
-    for j in range(s.size):
+    for j in range(size):
         precisions[j] = _FLOAT(1) / (s[j] * s[j])
         logarithms += math.log(s[j])
     return logarithms
@@ -221,15 +220,11 @@ def divergence(mu: Any, rho: Any, prior_mu: Any, prior_sigma: Any, factor: Any, 
     precisions = numpy.empty(NUMBERS, dtype=numpy.float32)
     sigmas = numpy.empty(NUMBERS, dtype=numpy.float32)
     squares = numpy.empty(NUMBERS, dtype=numpy.float32)
-    one_prior, wanted = prior_mu.size == 1, to_mu.size > 0
-    logarithms = _take_prior(prior_mu, prior_sigma, 0, centers, precisions) if one_prior else 0.0
+    wanted = to_mu.size > 0
     for low in range(0, mu.size, NUMBERS):
         high = min(low + NUMBERS, mu.size)
         m, r = mu[low:high], rho[low:high]
-        if one_prior:
-            total += m.size * logarithms
-        else:
-            total += _take_prior(prior_mu, prior_sigma, low, centers, precisions)
+        total += _take_prior(prior_mu, prior_sigma, low, m.size, centers, precisions)
         for j in range(m.size):
             sigma = _log1p(_exp(r[j]))
             gap = m[j] - centers[j]
@@ -283,12 +278,10 @@ def adam_step(
     rest_1, rest_2 = _FLOAT(1) - beta_1, _FLOAT(1) - beta_2
     inverse_root = _FLOAT(1) / root
     flat = normals.reshape(-1)
-    one_prior = prior_mu.size == 1
     centers = numpy.empty(NUMBERS, dtype=numpy.float32)
     precisions = numpy.empty(NUMBERS, dtype=numpy.float32)
     sigmas = numpy.empty(NUMBERS, dtype=numpy.float32)
     quadratic = numpy.empty(NUMBERS, dtype=numpy.float32)
-    logarithms = _take_prior(prior_mu, prior_sigma, 0, centers, precisions) if one_prior else 0.0
     kl: Any = 0.0
     squares_mu: Any = 0.0
     squares_rho: Any = 0.0
@@ -296,10 +289,7 @@ def adam_step(
         high = min(low + NUMBERS, stop)
         m, r, w, e, g = mu[low:high], rho[low:high], weight[low:high], eps[low:high], gradient[low:high]
         m1, m2, r1, r2 = moments[0, low:high], moments[1, low:high], moments[2, low:high], moments[3, low:high]
-        if one_prior:
-            kl += m.size * logarithms
-        else:
-            kl += _take_prior(prior_mu, prior_sigma, low, centers, precisions)
+        kl += _take_prior(prior_mu, prior_sigma, low, m.size, centers, precisions)
         for j in range(m.size):
             grown = _exp(r[j])
             sigma = _log1p(grown)

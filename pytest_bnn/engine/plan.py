@@ -51,7 +51,7 @@ class Drawn:
     def spread(self) -> Tensor:
         """Sigma, scaled."""
         if self._spread is None:
-            self._spread = self.laid_out(scaled(self.tensor.sigma, self.scale))
+            self._spread = self.laid_out(_scaled(self.tensor.sigma, self.scale))
         return self._spread
 
     @property
@@ -63,7 +63,7 @@ class Drawn:
 
     def folded(self, used: Tensor) -> Tensor:
         """Turn a tensor that the layer itself used into what the engine's call takes."""
-        value = scaled(used, self.scale)
+        value = _scaled(used, self.scale)
         return self.laid_out(value if self.shift is None else value + self.shift)
 
 
@@ -240,8 +240,8 @@ def _plan_layer(index: int, group: Sequence[LayerCall], norm: nn.BatchNorm2d | N
         bias = Drawn(tensors["bias"], 4 * index + 1, not flipout, scale, None if flipout else shift, laid_out)
     mean_weight = mean_bias = None
     if flipout:
-        mean_weight = laid_out(scaled(tensors["weight"].mu.detach(), scale))
-        mean_bias = scaled(tensors["bias"].mu.detach(), scale) if bias is not None else None
+        mean_weight = laid_out(_scaled(tensors["weight"].mu.detach(), scale))
+        mean_bias = _scaled(tensors["bias"].mu.detach(), scale) if bias is not None else None
         if shift is not None:
             mean_bias = shift if mean_bias is None else mean_bias + shift
     return LayerPlan(
@@ -260,8 +260,7 @@ def _plan_layer(index: int, group: Sequence[LayerCall], norm: nn.BatchNorm2d | N
     )
 
 
-def scaled(value: Tensor, scale: Tensor | None) -> Tensor:
-    """Give ``value [channels, ...]`` times one factor for each channel."""
+def _scaled(value: Tensor, scale: Tensor | None) -> Tensor:
     return value if scale is None else value * scale.reshape(-1, *[1] * (value.ndim - 1))
 
 

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from pytest_bnn.capture import LayerCall
-from pytest_bnn.engine.plan import Plan
+from pytest_bnn.engine.plan import LayerPlan, Plan
 from pytest_bnn.engine.replica import Worker, share_out
 from pytest_bnn.sampling import output_tensor
-from pytest_bnn.threads import limited
-
-T = TypeVar("T")
+from pytest_bnn.threads import spread
 
 #: Numbers in the largest output of a layer, of all images of a chunk together: docs/sampling.md has the measurement.
 CHUNK_NUMBERS = 8_000_000
@@ -51,48 +47,31 @@ class Engine:
         Raises:
             Unsupported: The forward did not do what it did when the plan was made.
         """
-        with limited(1), ThreadPoolExecutor(len(self.workers), "pytest-bnn") as pool:
-            if len(images) <= self.chunk:
-                return torch.stack(self._spread(pool, list(passes), lambda w, index: _forward(w, index, images, rows)))
-            return torch.stack([self._in_chunks(pool, index, images, rows) for index in passes])
+        if len(images) <= self.chunk:
+            return torch.stack(spread(self.workers, passes, lambda w, index: _forward(w, index, images, rows)))
+        return torch.stack([self._in_chunks(index, images, rows) for index in passes])
 
     def run_apart(self, batches: Sequence[tuple[Tensor, Tensor]]) -> list[Tensor]:
         """Give the outputs of pass 0 on several batches of images with their numbers, each batch by itself."""
-        with limited(1), ThreadPoolExecutor(len(self.workers), "pytest-bnn") as pool:
-            return self._spread(pool, batches, lambda worker, batch: _forward(worker, 0, *batch))
+        return spread(self.workers, batches, lambda worker, batch: _forward(worker, 0, *batch))
 
-    def _in_chunks(self, pool: ThreadPoolExecutor, index: int, images: Tensor, rows: Tensor) -> Tensor:
+    def _in_chunks(self, index: int, images: Tensor, rows: Tensor) -> Tensor:
         held: dict[tuple[int, int], list[Tensor]] = {}
 
-        def draw(worker: Worker, share: Any) -> None:
+        def draw(worker: Worker, share: list[tuple[int, int, LayerPlan]]) -> None:
             worker.index = index
             held.update({(key, call): worker.draw(layer, call) for key, call, layer in share})
 
-        self._spread(pool, self._shares, draw)
+        spread(self.workers, self._shares, draw)
         size = math.ceil(len(images) / math.ceil(len(images) / self.chunk))
         parts = list(zip(images.split(size), rows.split(size), strict=True))
         try:
             for worker in self.workers:
                 worker.held = held
-            return torch.cat(self._spread(pool, parts, lambda worker, part: _forward(worker, index, *part)))
+            return torch.cat(spread(self.workers, parts, lambda worker, part: _forward(worker, index, *part)))
         finally:
             for worker in self.workers:
                 worker.held = None
-
-    def _spread(self, pool: ThreadPoolExecutor, work: Sequence[Any], job: Callable[[Worker, Any], T]) -> list[T]:
-        """Do pieces of work, each by the next worker that is free; give the results in order."""
-        results: list[Any] = [None] * len(work)
-        places = iter(range(len(work)))  # next() on it is atomic
-
-        def run(worker: Worker) -> None:
-            torch.set_num_threads(1)
-            with torch.no_grad():
-                for place in places:
-                    results[place] = job(worker, work[place])
-
-        for done in [pool.submit(run, worker) for worker in self.workers[: len(work)]]:
-            done.result()
-        return results
 
 
 def _forward(worker: Worker, index: int, images: Tensor, rows: Tensor) -> Tensor:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy
 import torch
@@ -22,7 +21,10 @@ from pytest_bnn.engine.replica import replicate
 from pytest_bnn.isolation import undisturbed
 from pytest_bnn.posterior import PosteriorTensor, bayesian_layers
 from pytest_bnn.sampling import output_tensor, unwritten
-from pytest_bnn.threads import share
+from pytest_bnn.threads import share, spread
+
+if TYPE_CHECKING:
+    from pytest_bnn.training import DataTerm
 
 #: Adam's constants, those of ``torch.optim.Adam``.
 BETAS, TINY = (0.9, 0.999), 1e-8
@@ -32,9 +34,6 @@ _PART = 128 * 2048
 
 #: Allowed error of a gradient, relative to its norm: the noise behind a weight is known to about 1e-6 of it.
 _GRADIENT_TOLERANCE = 1e-3
-
-#: The data term of the loss, from the logits and the teacher's.
-DataTerm = Callable[[Tensor, Tensor], Tensor]
 
 
 class _Trained:
@@ -71,13 +70,15 @@ class FusedSteps:
     The noise of a step depends on the seed and its number alone. Make it with `fused_steps`, which looks first.
     """
 
-    def __init__(self, model: nn.Module, calls: Sequence[LayerCall], kl_weight: float, seed: int) -> None:
+    def __init__(
+        self, model: nn.Module, calls: Sequence[LayerCall], data_term: DataTerm, kl_weight: float, seed: int
+    ) -> None:
         noise = PhiloxNoise(seed)
         self._step, self._key = noise.kernels.adam_step, noise.key
-        self._kl_weight = kl_weight
+        self._data_term, self._kl_weight = data_term, kl_weight
         self._count = self._draws = 0
         self._adam: torch.optim.Adam | None = None
-        self._scratch: list[Scratch] = []
+        self._scratch = [Scratch() for _ in range(share())]
         self.tensors: dict[tuple[int, str], _Trained] = {}
         swap: dict[int, nn.Module] = {}
         for call in calls:
@@ -96,12 +97,12 @@ class FusedSteps:
             if used.bias is not None:
                 self.tensors[id(call.layer.module), "bias"].take(used.bias.detach())
 
-    def forward(self, images: Tensor, target: Tensor, data_term: DataTerm) -> tuple[float, None]:
+    def forward(self, images: Tensor, target: Tensor) -> tuple[float, None]:
         """Give the data term on a batch; the KL comes with `update`."""
         for leaf in (*(value.weight for value in self.tensors.values()), *self.others):
             leaf.grad = None
         with torch.enable_grad():
-            self._loss = data_term(output_tensor(self.network(images)), target)
+            self._loss = self._data_term(output_tensor(self.network(images)), target)
         return float(self._loss.detach()), None
 
     def update(self, learning_rate: float) -> tuple[float, float]:
@@ -129,21 +130,16 @@ class FusedSteps:
             given = (*value.arrays(), factor, numpy.array(rates, dtype=numpy.float32))
             size = value.tensor.count
             jobs += [(value, given, start, min(start + _PART, size)) for start in range(0, size, _PART)]
-        sums = numpy.zeros((len(jobs), 3))
-        places = iter(range(len(jobs)))  # next() on it is atomic
 
-        def run(scratch: Scratch) -> None:
-            for place in places:
-                value, given, start, stop = jobs[place]
-                counter = (value.stream, self._draws, *self._key, scratch.words, scratch.normals)
-                self._step(*given, start, stop, *counter, sums[place])
+        def run(scratch: Scratch, job: Any) -> list[float]:
+            value, given, start, stop = job
+            counter = (value.stream, self._draws, *self._key, scratch.words, scratch.normals)
+            sums = numpy.zeros(3)
+            self._step(*given, start, stop, *counter, sums)
+            return sums.tolist()  # type: ignore[no-any-return]
 
-        workers = share()
-        self._scratch += [Scratch() for _ in range(workers - len(self._scratch))]
-        with ThreadPoolExecutor(workers, "pytest-bnn") as pool:
-            list(pool.map(run, self._scratch[:workers]))
         kl, squares = 0.0, 0.0
-        for (value, *_), (part, to_mu, to_rho) in zip(jobs, sums.tolist(), strict=True):
+        for (value, *_), (part, to_mu, to_rho) in zip(jobs, spread(self._scratch, jobs, run), strict=True):
             kl += part / value.tensor.count  # bayesian-torch's convention: a mean over each tensor
             squares += to_mu * value.tensor.mu.requires_grad + to_rho * value.tensor.rho.requires_grad
         squares += sum(float(p.grad.double().square().sum()) for p in self.others if p.grad is not None)
@@ -177,13 +173,13 @@ def fused_steps(
 ) -> FusedSteps:
     """Make the engine's steps for a model, once they have repeated the gradient of its own forward.
 
-    After the handshake (`engine.handshake`), the model computes its loss on two images and its gradient by autograd,
+    After the handshake (`engine.handshake`), the model computes its loss on the images and its gradient by autograd,
     with the KL term of ``get_kl_loss``. Given the weights that it used, the engine must arrive at the same loss, KL and
     gradient of every trained parameter.
 
     Args:
         model: The network, in eval mode; it is left undisturbed.
-        images: Training images.
+        images: A few of the training images; two suffice.
         target: What the data term compares the logits with, one row for each image.
         data_term: Of the loss.
         kl_weight: Factor on the KL term.
@@ -192,26 +188,25 @@ def fused_steps(
     Raises:
         Unsupported: The engine must not train it; the message says why.
     """
-    few, wanted_target = images[:2], target[:2]
     for layer in bayesian_layers(model):
         if not all(t.is_contiguous() for tensor in layer.tensors for t in (tensor.mu.detach(), tensor.rho.detach())):
             raise Unsupported(f"{layer.path}: mu or rho is not contiguous")
-    shake_hands(model, few, seed)
+    shake_hands(model, images, seed)
     with undisturbed(model, seed=seed, unwritten=unwritten(model)), torch.enable_grad():
         with capture(model) as calls:
-            logits = output_tensor(model(few))
+            logits = output_tensor(model(images))
         _require_one_call_each(model, calls)
         try:
-            steps = FusedSteps(model, calls, kl_weight, seed)
+            steps = FusedSteps(model, calls, data_term, kl_weight, seed)
         except Exception as error:
             raise Unsupported(f"numba cannot be used: {type(error).__name__}: {error}") from error
-        wanted = data_term(logits, wanted_target)
+        wanted = data_term(logits, target)
         wanted_kl = posterior.kl(model)
         assert wanted_kl is not None
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         gradients = torch.autograd.grad(wanted + kl_weight * wanted_kl, trained, allow_unused=True)
     steps.take(calls)
-    found, _ = steps.forward(few, wanted_target, data_term)
+    found, _ = steps.forward(images, target)
     kl, _ = steps.update(0.0)
     for name, one, other in (("data term", wanted, found), ("KL", wanted_kl, kl)):
         one = one.detach()
