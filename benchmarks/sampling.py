@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from pytest_bnn.conversion import Conversion, convert
-from pytest_bnn.divergence import kl
+from pytest_bnn.divergence import fixed_sigma, kl
 from pytest_bnn.engine.handshake import shake_hands
 from pytest_bnn.engine.noise import PhiloxNoise, Scratch
 from pytest_bnn.engine.training import fused_steps
@@ -148,17 +148,20 @@ def conversion(network: nn.Module, rounds: int) -> dict[str, Any]:
 
 
 def divergence(network: nn.Module, rounds: int) -> list[dict[str, Any]]:
-    """The KL term, and with its gradient; bayesian-torch's call against ours, which computes sigma each time too."""
+    """The KL term where sigma is known, where it is not, and with its gradient; against bayesian-torch's call."""
     bnn = convert(network)
+    sigma = fixed_sigma(bnn)
 
     def with_gradient(term: Callable[[nn.Module], Any]) -> None:
         bnn.zero_grad(set_to_none=True)
         term(bnn).backward()
 
     with torch.no_grad():
-        value = interleaved(rounds, library=lambda: get_kl_loss(bnn), ours=lambda: kl(bnn))
+        known = interleaved(rounds, library=lambda: get_kl_loss(bnn), ours=lambda: kl(bnn, sigma=sigma))
+        cold = interleaved(rounds, library=lambda: get_kl_loss(bnn), ours=lambda: kl(bnn))
     gradient = interleaved(rounds, library=lambda: with_gradient(get_kl_loss), ours=lambda: with_gradient(kl))
-    return [{"work": "kl", **value, "limit": None}, {"work": "kl-gradient", **gradient, "limit": None}]
+    works = {"kl": known, "kl-cold": cold, "kl-gradient": gradient}
+    return [{"work": work, **found, "limit": None} for work, found in works.items()]
 
 
 def finetuning(network: nn.Module, rounds: int) -> dict[str, Any]:

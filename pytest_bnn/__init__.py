@@ -38,7 +38,7 @@ if TYPE_CHECKING:
         measure_teacher_agreement,
     )
     from pytest_bnn.conversion import Conversion, convert, convert_with
-    from pytest_bnn.divergence import kl
+    from pytest_bnn.divergence import FixedSigma, fixed_sigma, kl
     from pytest_bnn.errors import (
         BrokenEnvironmentError,
         ConversionError,
@@ -86,7 +86,7 @@ _HOMES = {
         "measure_teacher_agreement",
     ),
     "conversion": ("Conversion", "convert", "convert_with"),
-    "divergence": ("kl",),
+    "divergence": ("FixedSigma", "fixed_sigma", "kl"),
     "errors": ("BrokenEnvironmentError", "ConversionError", "InputError", "PytestBnnError", "WeightsError"),
     "evidence": ("AuditRun", "Evidence", "Measurement", "Threshold", "Verdict"),
     "images": ("digits", "digits_batch", "imagenet_batch", "open_image", "photograph"),
@@ -108,6 +108,7 @@ __all__ = [
     "Conversion",
     "ConversionError",
     "Evidence",
+    "FixedSigma",
     "InputError",
     "Measurement",
     "PassBank",
@@ -139,6 +140,7 @@ __all__ = [
     "digits_batch",
     "distillation_loss",
     "finetune",
+    "fixed_sigma",
     "imagenet_batch",
     "kl",
     "load_teacher",

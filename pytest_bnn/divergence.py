@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 import numpy
@@ -19,7 +21,16 @@ Convention: TypeAlias = Literal["mean per tensor", "sum"]
 _PART = 128 * 2048
 
 
-def kl(model: nn.Module, *, convention: Convention = "mean per tensor") -> Tensor:
+@dataclass(frozen=True, slots=True, eq=False)
+class FixedSigma:
+    """What sigma and prior have to do with a network's KL term, computed once by `fixed_sigma`."""
+
+    tensors: tuple[PosteriorTensor, ...]
+    priors: tuple[tuple[Tensor, Tensor], ...]
+    constants: tuple[float, ...]
+
+
+def kl(model: nn.Module, *, convention: Convention = "mean per tensor", sigma: FixedSigma | None = None) -> Tensor:
     """Give KL(posterior || prior) of a network, in nats, with its gradient to every mu and rho.
 
     ``"mean per tensor"`` is what bayesian-torch's ``get_kl_loss`` gives: the mean over each weight and bias tensor,
@@ -32,47 +43,61 @@ def kl(model: nn.Module, *, convention: Convention = "mean per tensor") -> Tenso
     Args:
         model: The Bayesian network.
         convention: How single weights are put together.
+        sigma: Of this network, by `fixed_sigma`, where neither sigma nor prior has changed since: only mu is read, and
+            only mu gets a gradient.
 
     Returns:
         A scalar, of the parameters' dtype and device.
 
     Raises:
         InputError: Nothing in the model is Bayesian.
-        ValueError: There is no such convention.
+        ValueError: There is no such convention, or ``sigma`` is another network's.
     """
     if convention not in ("mean per tensor", "sum"):
         raise ValueError(f"convention must be 'mean per tensor' or 'sum', not {convention!r}")
-    tensors = [tensor for layer in bayesian_layers(model) for tensor in layer.tensors]
+    tensors = _tensors(model)
+    factors = [1.0 if convention == "sum" else 1 / tensor.count for tensor in tensors]
+    if sigma is None:
+        return _divergence(tensors, factors)
+    known, these = ([(id(t.module), t.role) for t in each] for each in (sigma.tensors, tensors))
+    if known != these:
+        raise ValueError("sigma is that of another network: compute it by fixed_sigma(model)")
+    return _distance(tensors, factors, sigma)
+
+
+def fixed_sigma(model: nn.Module) -> FixedSigma:
+    """Compute the part of a network's KL term that sigma and prior decide, for `kl` while mu alone changes.
+
+    A change of rho or of a prior is not noticed: compute it anew.
+
+    Raises:
+        InputError: Nothing in the model is Bayesian.
+    """
+    tensors = _tensors(model)
+    constants = []
+    with torch.no_grad():
+        for tensor in tensors:
+            ratio = nn.functional.softplus(tensor.rho.double(), threshold=80) / tensor.prior_sigma.double()
+            constants.append(float((0.5 * (ratio.square() - 1) - ratio.log()).sum()))
+    return FixedSigma(tensors, tuple(tensor.flat_prior() for tensor in tensors), tuple(constants))
+
+
+def _tensors(model: nn.Module) -> tuple[PosteriorTensor, ...]:
+    tensors = tuple(tensor for layer in bayesian_layers(model) for tensor in layer.tensors)
     if not tensors:
         raise InputError(
             "the model has no Bayesian layer, so it has no KL term", fix="convert it first: convert(model)"
         )
-    factors = [1.0 if convention == "sum" else 1 / tensor.count for tensor in tensors]
-    divergence = _compiled() if all(map(_is_plain, tensors)) else None
-    if divergence is None:
-        return _summed(tensors, factors)
-    parameters = [parameter for tensor in tensors for parameter in (tensor.mu, tensor.rho)]
-    wanted = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in parameters)
-    value: Tensor = _Fused.apply(divergence, tensors, factors, wanted, *parameters)
-    return value if bool(torch.isfinite(value)) else _summed(tensors, factors)
+    return tensors
 
 
-def _compiled() -> Any:
-    try:
-        from pytest_bnn.engine.kernels import divergence
-    except Exception:  # numba is missing or cannot work here
-        return None
-    return divergence
-
-
-def _is_plain(tensor: PosteriorTensor) -> bool:
-    used = (tensor.mu, tensor.rho, tensor.prior_mu, tensor.prior_sigma)
-    return all(t.device.type == "cpu" and t.dtype is torch.float32 for t in used) and all(
-        t.is_contiguous() for t in used[:2]
-    )
-
-
-def _summed(tensors: list[PosteriorTensor], factors: list[float]) -> Tensor:
+def _divergence(tensors: Sequence[PosteriorTensor], factors: list[float]) -> Tensor:
+    kernels = _kernels() if all(map(_is_plain, tensors)) else None
+    if kernels is not None:
+        priors = [(t.prior_mu.expand(t.mu.shape), t.prior_sigma.expand(t.mu.shape)) for t in tensors]
+        value = _compute(kernels.divergence, priors, factors, [p for t in tensors for p in (t.mu, t.rho)])
+        if bool(torch.isfinite(value)):
+            return value
     return torch.stack([factor * _by_torch(tensor) for tensor, factor in zip(tensors, factors, strict=True)]).sum()
 
 
@@ -82,29 +107,71 @@ def _by_torch(tensor: PosteriorTensor) -> Tensor:
     return (0.5 * (ratio**2 + gap**2 - 1) - torch.log(ratio)).sum()
 
 
-class _Fused(torch.autograd.Function):
+def _distance(tensors: Sequence[PosteriorTensor], factors: list[float], sigma: FixedSigma) -> Tensor:
+    constant = sum(factor * value for factor, value in zip(factors, sigma.constants, strict=True))
+    kernels = _kernels() if all(map(_is_plain, tensors)) else None
+    if kernels is not None:
+        return _compute(kernels.distance, sigma.priors, factors, [t.mu for t in tensors]) + constant
+    scaled = [
+        factor * ((t.mu.flatten() - center) / width).square().sum()
+        for t, factor, (center, width) in zip(tensors, factors, sigma.priors, strict=True)
+    ]
+    return 0.5 * torch.stack(scaled).sum() + constant
+
+
+def _kernels() -> Any:
+    try:
+        from pytest_bnn.engine import posterior_kernels
+    except Exception:  # numba is missing or cannot work here
+        return None
+    return posterior_kernels
+
+
+def _is_plain(tensor: PosteriorTensor) -> bool:
+    used = (tensor.mu, tensor.rho, tensor.prior_mu, tensor.prior_sigma)
+    return all(t.device.type == "cpu" and t.dtype is torch.float32 for t in used) and all(
+        t.is_contiguous() for t in used[:2]
+    )
+
+
+def _compute(
+    kernel: Any, priors: Sequence[tuple[Tensor, Tensor]], factors: list[float], parameters: list[Tensor]
+) -> Tensor:
+    wanted = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in parameters)
+    value: Tensor = _Compiled.apply(kernel, priors, factors, wanted, *parameters)
+    return value
+
+
+class _Compiled(torch.autograd.Function):
+    """Sums ``factor * kernel(parameters of a tensor, prior mean, prior sigma, factor, gradients)`` over tensors."""
+
     @staticmethod
     def forward(
         ctx: Any,
-        divergence: Any,
-        tensors: list[PosteriorTensor],
+        kernel: Any,
+        priors: Sequence[tuple[Tensor, Tensor]],
         factors: list[float],
         wanted: bool,
         *parameters: Tensor,
     ) -> Tensor:
         gradients = [torch.empty_like(parameter if wanted else parameter[:0]) for parameter in parameters]
+        each = len(parameters) // len(factors)
         jobs = []
-        for place, (tensor, factor) in enumerate(zip(tensors, factors, strict=True)):
-            pair = slice(2 * place, 2 * place + 2)
-            prior = [value.expand(tensor.mu.shape) for value in (tensor.prior_mu, tensor.prior_sigma)]
-            arrays = [value.detach().flatten() for value in (*parameters[pair], *prior, *gradients[pair])]
-            starts = range(0, tensor.count, _PART)
-            jobs += [(factor, [array[start : start + _PART].numpy() for array in arrays]) for start in starts]
+        for place, (prior, factor) in enumerate(zip(priors, factors, strict=True)):
+            of_tensor = slice(each * place, each * (place + 1))
+            arrays = [
+                [value.detach().flatten().numpy() for value in values]
+                for values in (parameters[of_tensor], prior, gradients[of_tensor])
+            ]
+            jobs += [(factor, arrays, start) for start in range(0, arrays[0][0].size, _PART)]
 
         def work(_: int, job: Any) -> float:
-            factor, (mu, rho, prior_mu, prior_sigma, *to) = job
-            part: float = divergence(mu, rho, prior_mu, prior_sigma, numpy.float32(factor), *to)
-            return part * float(factor)
+            factor, (values, prior, to), start = job
+            part = slice(start, start + _PART)
+            center, width = (value if value.size == 1 else value[part] for value in prior)
+            values, to = ([value[part] for value in each] for each in (values, to))
+            found: float = kernel(*values, center, width, numpy.float32(factor), *to)
+            return found * float(factor)
 
         total = sum(spread(range(share()), jobs, work))
         ctx.save_for_backward(*gradients)

@@ -79,6 +79,15 @@ class PosteriorTensor:
         """The prior standard deviation (bayesian-torch calls it prior variance, docs/faults.md A10)."""
         return self._get(self.prior_sigma_name)
 
+    def flat_prior(self) -> tuple[Tensor, Tensor]:
+        """Give prior mean and sigma detached, flat and contiguous: one number each where all are equal."""
+        priors = [prior.detach() for prior in (self.prior_mu, self.prior_sigma)]
+        if all(bool((prior == prior.flatten()[0]).all()) for prior in priors):
+            mean, sigma = (prior.flatten()[:1].clone() for prior in priors)
+        else:
+            mean, sigma = (prior.expand(self.mu.shape).flatten() for prior in priors)
+        return mean, sigma
+
     @property
     def count(self) -> int:
         """How many weights the tensor has."""

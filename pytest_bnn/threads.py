@@ -45,6 +45,8 @@ def limited(threads: int | None = None) -> Iterator[None]:
 def spread(workers: Sequence[W], jobs: Sequence[J], do: Callable[[W, J], T]) -> list[T]:
     """Do jobs without gradients, each by the next worker that is free: a thread each, with one torch thread.
 
+    The first worker is the thread that asks.
+
     Returns:
         ``do(worker, job)`` of each job, in their order.
     """
@@ -58,6 +60,8 @@ def spread(workers: Sequence[W], jobs: Sequence[J], do: Callable[[W, J], T]) -> 
                 results[place] = do(worker, jobs[place])
 
     with limited(1), ThreadPoolExecutor(len(workers), "pytest-bnn") as pool:
-        for done in [pool.submit(run, worker) for worker in workers[: len(jobs)]]:
-            done.result()
+        others = [pool.submit(run, worker) for worker in workers[1 : len(jobs)]]
+        run(workers[0])
+        for other in others:
+            other.result()
     return results

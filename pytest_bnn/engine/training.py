@@ -45,7 +45,7 @@ class _Trained:
         self.weight = torch.empty_like(tensor.mu.detach()).requires_grad_()
         self.eps = torch.zeros(tensor.count)
         self.moments = torch.zeros(4, tensor.count)
-        self.prior = _flat_prior(tensor)
+        self.prior = tensor.flat_prior()
 
     def take(self, used: Tensor) -> None:
         """Take weights that the model's own forward used."""
@@ -74,7 +74,9 @@ class FusedSteps:
         self, model: nn.Module, calls: Sequence[LayerCall], data_term: DataTerm, kl_weight: float, seed: int
     ) -> None:
         noise = PhiloxNoise(seed)
-        self._step, self._key = noise.kernels.adam_step, noise.key
+        from pytest_bnn.engine.posterior_kernels import adam_step
+
+        self._step, self._key = adam_step, noise.key
         self._data_term, self._kl_weight = data_term, kl_weight
         self._count = self._draws = 0
         self._adam: torch.optim.Adam | None = None
@@ -136,7 +138,7 @@ class FusedSteps:
             counter = (value.stream, self._draws, *self._key, scratch.words, scratch.normals)
             sums = numpy.zeros(3)
             self._step(*given, start, stop, *counter, sums)
-            return sums.tolist()  # type: ignore[no-any-return]
+            return sums.tolist()
 
         kl, squares = 0.0, 0.0
         for (value, *_), (part, to_mu, to_rho) in zip(jobs, spread(self._scratch, jobs, run), strict=True):
@@ -241,13 +243,3 @@ def _require_equal_gradients(model: nn.Module, wanted: dict[int, Tensor | None],
         gap = size if one is None or other is None else float((one - other).norm())
         if other is None or not gap <= _GRADIENT_TOLERANCE * size:
             raise Unsupported(f"the engine's gradient to {name} is off by {gap:.2g}, its own is {size:.2g}")
-
-
-def _flat_prior(tensor: PosteriorTensor) -> tuple[Tensor, Tensor]:
-    """Give prior mean and sigma flat and contiguous: as one number each where all are equal, else as the tensor has."""
-    priors = [prior.detach() for prior in (tensor.prior_mu, tensor.prior_sigma)]
-    if all(bool((prior == prior.flatten()[0]).all()) for prior in priors):
-        mean, sigma = (prior.flatten()[:1].clone() for prior in priors)
-    else:
-        mean, sigma = (prior.expand(tensor.mu.shape).flatten() for prior in priors)
-    return mean, sigma

@@ -48,7 +48,7 @@ def by_torch(model: nn.Module, convention: str) -> Tensor:
 def test_value_and_gradient(convention: Any, compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     model = network()
     if not compiled:
-        monkeypatch.setattr(divergence, "_compiled", lambda: None)
+        monkeypatch.setattr(divergence, "_kernels", lambda: None)
     monkeypatch.setattr(divergence, "_PART", 2048)  # so that a tensor has parts
     value = pytest_bnn.kl(model, convention=convention)
     wanted = by_torch(model, convention)
@@ -59,6 +59,34 @@ def test_value_and_gradient(convention: Any, compiled: bool, monkeypatch: pytest
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6 * float(other.abs().max()))
     with torch.no_grad():
         assert float(pytest_bnn.kl(model, convention=convention)) == pytest.approx(float(value.detach()), rel=1e-6)
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.parametrize("convention", [SUM, MEAN])
+def test_where_sigma_is_known_only_mu_is_read(convention: Any, compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same number and the same gradient to mu, for every kind of prior, after mu has moved."""
+    model = network()
+    if not compiled:
+        monkeypatch.setattr(divergence, "_kernels", lambda: None)
+    monkeypatch.setattr(divergence, "_PART", 2048)
+    sigma = pytest_bnn.fixed_sigma(model)
+    means = [t.mu for layer in bayesian_layers(model) for t in layer.tensors]
+    with torch.no_grad():
+        for mu in means:
+            mu += torch.randn_like(mu)
+    wanted = by_torch(model, convention)
+    value = pytest_bnn.kl(model, convention=convention, sigma=sigma)
+    assert float(value.detach()) == pytest.approx(float(wanted.detach()), rel=1e-6)
+    for one, other in zip(torch.autograd.grad(3 * value, means), torch.autograd.grad(3 * wanted, means), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6 * float(other.abs().max()))
+    rho = next(p for name, p in model.named_parameters() if "rho" in name)
+    pytest_bnn.kl(model, sigma=sigma).backward()
+    assert rho.grad is None
+
+
+def test_the_sigma_of_another_network_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"another network.*fixed_sigma\(model\)"):
+        pytest_bnn.kl(network(), sigma=pytest_bnn.fixed_sigma(network()))
 
 
 def test_the_default_is_the_librarys_term() -> None:
@@ -112,14 +140,15 @@ def test_other_dtypes_and_frozen_parameters() -> None:
 
 
 def test_without_numba_torch_computes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "pytest_bnn.engine.kernels", None)
+    monkeypatch.setitem(sys.modules, "pytest_bnn.engine.posterior_kernels", None)
     assert float(pytest_bnn.kl(network()).detach()) == pytest.approx(
         float(by_torch(network(), MEAN).detach()), rel=1e-5
     )
 
 
 def test_what_it_refuses() -> None:
-    with pytest.raises(InputError, match=r"no Bayesian layer.*convert"):
-        pytest_bnn.kl(nn.Linear(2, 2))
+    for function in (pytest_bnn.kl, pytest_bnn.fixed_sigma):
+        with pytest.raises(InputError, match=r"no Bayesian layer.*convert"):
+            function(nn.Linear(2, 2))
     with pytest.raises(ValueError, match="'mean per tensor' or 'sum', not 'mean'"):
         pytest_bnn.kl(network(), convention="mean")  # type: ignore[arg-type]

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from pytest_bnn import training
 from pytest_bnn.conversion import convert
-from pytest_bnn.engine import kernels
+from pytest_bnn.engine import kernels, posterior_kernels
 from pytest_bnn.engine.plan import Unsupported
 from pytest_bnn.engine.training import FusedSteps, fused_steps
 from pytest_bnn.options import Settings, using
@@ -198,7 +198,7 @@ def test_parts_and_their_order_change_nothing() -> None:
         rates = numpy.array([0.1, 0.1, 0.9, 0.999, 0.03, 1e-8], dtype=numpy.float32)
         scratch = numpy.empty((4, 512), dtype=numpy.uint32), numpy.empty((4, 512), dtype=numpy.float32)
         for start, stop in parts:
-            kernels.adam_step(
+            posterior_kernels.adam_step(
                 mu, rho, weight, eps, gradient, moments, *prior, numpy.float32(0.1), rates,
                 start, stop, 3, 1, 5, 6, *scratch, numpy.zeros(3),
             )  # fmt: skip
@@ -214,8 +214,19 @@ def test_parts_and_their_order_change_nothing() -> None:
 
 def test_exponential_and_logarithm_are_numpys() -> None:
     x = numpy.linspace(-86, 87, 200_001, dtype=numpy.float32)
-    exp = numpy.array([kernels._exp(value) for value in x[::20]], dtype=numpy.float64)
+    exp = numpy.array([kernels.exp(value) for value in x[::20]], dtype=numpy.float64)
     assert numpy.abs(exp / numpy.exp(x[::20].astype(numpy.float64)) - 1).max() < 3e-7
     small = numpy.geomspace(1e-30, 1e30, 10_001, dtype=numpy.float32)
-    log1p = numpy.array([kernels._log1p(value) for value in small], dtype=numpy.float64)
+    log1p = numpy.array([kernels.log1p(value) for value in small], dtype=numpy.float64)
     assert numpy.abs(log1p / numpy.log1p(small.astype(numpy.float64)) - 1).max() < 3e-7
+
+
+def test_sums_of_logarithms_are_numpys() -> None:
+    """Of everything that float32 has, the smallest and the largest together too."""
+    size = kernels.NUMBERS
+    spread = numpy.geomspace(1.2e-38, 3.4e38, size).astype(numpy.float32)
+    numpy.random.default_rng(0).shuffle(spread)
+    for values in (spread, spread[:1].repeat(size), numpy.full(size, 1e-30, dtype=numpy.float32)):
+        wanted = numpy.log(values.astype(numpy.float64))
+        found = posterior_kernels.sum_of_logarithms(values)
+        assert abs(found - wanted.sum()) < 1e-6 * numpy.abs(wanted).sum()
