@@ -31,8 +31,9 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from pytest_bnn.conversion import Conversion, convert
 from pytest_bnn.divergence import fixed_sigma, kl
-from pytest_bnn.engine.handshake import shake_hands
+from pytest_bnn.engine.handshake import give_memory_back, shake_hands
 from pytest_bnn.engine.noise import PhiloxNoise, Scratch
+from pytest_bnn.engine.run import Engine
 from pytest_bnn.engine.training import fused_steps
 from pytest_bnn.threads import limited
 
@@ -244,25 +245,37 @@ def audit(rounds: int) -> dict[str, Any]:
     return {"work": "audit", **found, "limit": None}
 
 
-def peak_memory() -> tuple[float, float]:
-    """Give the resident peak of the handshake over the loaded model, and what 100 passes at 224x224 add to 4."""
+def peak_memory() -> dict[str, float]:
+    """Give resident peaks over that of the loaded model, in copies of its weights, at 224x224 and batch 1.
+
+    ``own`` is that of the model's own passes; ``handshake``, ``four`` and ``hundred`` passes are the engine's.
+    """
     network = torchvision.models.resnet18().eval()
     bnn = convert(network)
     images = torch.randn(1, 3, 224, 224)
     small = nn.Sequential(nn.Flatten(), nn.Linear(12, 3)).eval()
     shake_hands(convert(small), torch.randn(1, 3, 2, 2), 0)  # loads numba and scipy
-    with torch.no_grad():
-        bnn(images)
-    Path("/proc/self/clear_refs").write_text("5")  # forget the peak of the conversion; Linux only
-    before = _peak_kib()
-    engine = shake_hands(bnn, images, 0)
-    build = _peak_kib()
-    engine.run(range(4), images, torch.arange(1))
-    Path("/proc/self/clear_refs").write_text("5")
-    few = _peak_kib()
-    engine.run(range(100), images, torch.arange(1))
+    give_memory_back()
+    before = _peak_kib_of(lambda: None)
+
+    def own() -> None:
+        with torch.no_grad():
+            for _ in range(2):
+                bnn(images)
+
+    found = {"own": _peak_kib_of(own)}
+    engines: list[Engine] = []
+    found["handshake"] = _peak_kib_of(lambda: engines.append(shake_hands(bnn, images, 0)))
+    for name, passes in (("four", 4), ("hundred", 100)):
+        found[name] = _peak_kib_of(lambda passes=passes: engines[0].run(range(passes), images, torch.arange(1)))  # type: ignore[misc]
     weights = sum(4 * p.numel() for p in network.parameters()) / 1024
-    return (build - before) / weights, (_peak_kib() - few) / weights
+    return {name: (peak - before) / weights for name, peak in found.items()}
+
+
+def _peak_kib_of(run: Callable[[], object]) -> float:
+    Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far; Linux only
+    run()
+    return _peak_kib()
 
 
 def _peak_kib() -> float:
@@ -297,13 +310,15 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--works", default=",".join(names), help="which, by name, of " + ", ".join(names))
     parser.add_argument("--json", type=Path, help="write the medians here")
     parser.add_argument("--compare", type=Path, help="what changed since this file was written")
-    parser.add_argument("--memory", action="store_true", help="only print the peak memory, in copies of the weights")
+    parser.add_argument(
+        "--memory", action="store_true", help="only print the peak memory, in copies of the weights, as JSON"
+    )
     parser.add_argument("--passes-for", type=float, help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
     warnings.simplefilter("ignore")
     torch.manual_seed(0)
     if given.memory:
-        print("handshake {:.1f}, and 100 passes add {:.2f} to what 4 take".format(*peak_memory()))
+        print(json.dumps(peak_memory()))
         return
     if given.passes_for:
         passes_for(given.passes_for)
@@ -328,10 +343,15 @@ def main(arguments: list[str] | None = None) -> None:
             f"passes a second, 224x224: one process {alone:.1f}, one of two workers {one:.1f}, both at once {two:.1f}"
         )
     command = [sys.executable, "-m", "benchmarks.sampling", "--memory"]
-    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()  # noqa: S603
-    print(f"peak memory over the model's own, in copies of its weights: {said}")
+    memory = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)  # noqa: S603
+    engine = max(memory["handshake"], memory["hundred"])
+    print(
+        "peak memory over the loaded model's, in copies of its weights: its own passes {own:.1f}, the engine's "
+        "handshake {handshake:.1f}, 4 passes {four:.1f}, 100 passes {hundred:.1f};".format(**memory),
+        f"so the engine takes {engine - memory['own']:.1f} over the model's own",
+    )
     if given.json:
-        given.json.write_text(json.dumps({"rows": rows}, indent=1) + "\n")
+        given.json.write_text(json.dumps({"rows": rows, "memory": memory}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -67,7 +67,7 @@ class PosteriorTensor:
     @property
     def sigma(self) -> Tensor:
         """The posterior standard deviation exactly as the layer computes it, in the layer's dtype, detached."""
-        return torch.log1p(torch.exp(self.rho.detach()))
+        return sigma_into(torch.empty_like(self.rho.detach()), self.rho.detach())
 
     @property
     def prior_mu(self) -> Tensor:
@@ -123,6 +123,11 @@ class PosteriorTensor:
         return value
 
 
+def sigma_into(out: Tensor, rho: Tensor) -> Tensor:
+    """Write the standard deviation of ``rho``, as the layers compute it, into a tensor of its shape; give that."""
+    return out.copy_(rho).exp_().log1p_()
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class BayesianLayer:
     """A layer with a posterior: ``kind`` is what it was (``Conv2d``), ``estimator`` how it draws."""
@@ -137,6 +142,12 @@ class BayesianLayer:
     def weights(self) -> int:
         """How many weights have a posterior here."""
         return sum(tensor.count for tensor in self.tensors)
+
+    @property
+    def noise(self) -> list[Tensor]:
+        """The buffers that its noise is drawn into."""
+        found = [getattr(self.module, tensor.eps_name, None) for tensor in self.tensors]
+        return [eps for eps in found if isinstance(eps, Tensor)]
 
     @property
     def is_stock(self) -> bool:
@@ -257,9 +268,8 @@ class _Noise(TorchFunctionMode):
         self.silent = silent
         self.paths_by_pointer: dict[int, str] = {}
         for layer in bayesian_layers(model):
-            for tensor in layer.tensors:
-                eps = getattr(layer.module, tensor.eps_name, None)
-                if isinstance(eps, Tensor) and eps.numel():
+            for eps in layer.noise:
+                if eps.numel():
                     self.paths_by_pointer[eps.data_ptr()] = layer.path
         self.drawn: set[str] = set()
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy
@@ -12,7 +14,7 @@ from torch.nn.parameter import is_lazy
 from pytest_bnn.errors import InputError
 from pytest_bnn.isolation import raised_in, seed_everything, undisturbed
 from pytest_bnn.options import in_force
-from pytest_bnn.posterior import bayesian_layers
+from pytest_bnn.posterior import BayesianLayer, bayesian_layers
 
 if TYPE_CHECKING:
     from pytest_bnn.engine.run import Engine
@@ -97,6 +99,43 @@ def unwritten(model: nn.Module) -> list[Tensor]:
     return [t for t in found if not is_lazy(t) and t.untyped_storage().data_ptr() not in written]
 
 
+@contextmanager
+def undisturbed_passes(model: nn.Module, *, seed: int) -> Iterator[None]:
+    """Run passes without gradients inside `undisturbed`, sparing copies where the forward is known (`unwritten`).
+
+    Of such a model only the noise buffers of the layer that is running are copied, and put back after its call.
+    """
+    spared = unwritten(model)
+    layers = bayesian_layers(model) if spared else ()
+    spared += [noise for layer in layers for noise in layer.noise]
+    with undisturbed(model, seed=seed, unwritten=spared), _kept_noise(layers):
+        yield
+
+
+@contextmanager
+def _kept_noise(layers: Sequence[BayesianLayer]) -> Iterator[None]:
+    running: list[list[tuple[Tensor, Tensor]]] = []
+    handles = []
+
+    def put_back(*_: Any) -> None:
+        for noise, before in running.pop():
+            noise.data.copy_(before)
+
+    for layer in layers:
+
+        def keep(*_: Any, layer: BayesianLayer = layer) -> None:
+            running.append([(noise, noise.detach().clone()) for noise in layer.noise])
+
+        handles += [layer.module.register_forward_pre_hook(keep), layer.module.register_forward_hook(put_back)]
+    try:
+        yield
+    finally:
+        while running:
+            put_back()
+        for handle in handles:
+            handle.remove()
+
+
 def _is_known(module: nn.Module) -> bool:
     kind = type(module)
     origins = {str(where.__module__).partition(".")[0] for where in (kind, kind.forward)}  # generated code has none
@@ -172,7 +211,7 @@ class PassBank:
     def _own(self, start: int, stop: int, images: Tensor) -> Tensor:
         parts = images.split(max(1, _CHUNK // max(1, images[0].numel())))
         passes = []
-        with undisturbed(self.model, seed=self.seed, unwritten=unwritten(self.model)):
+        with undisturbed_passes(self.model, seed=self.seed):
             for index in range(start, stop):
                 outputs = []
                 for part in parts:

@@ -13,13 +13,16 @@ from scipy import stats
 from torch import Tensor
 
 from pytest_bnn.capture import LayerCall
-from pytest_bnn.posterior import PosteriorTensor
+from pytest_bnn.posterior import PosteriorTensor, sigma_into
 
 #: Chance that a sound model is sent away.
 ERROR_RATE = 1e-6
 
 #: So many numbers of each tensor, from its start, are compared with other passes and other layers, one by one.
 _HEAD = 4096
+
+#: Numbers of a tensor that are looked at together: they stay in the processor's cache, and memory stays small.
+_PART = 1 << 17
 
 #: Where the spacing of floats at mu exceeds this share of sigma, a draw cannot be seen in the sum of the two.
 _ROUNDING = 0.1
@@ -40,21 +43,10 @@ class _Sums:
     squares: float = 0.0
     heads: list[Tensor] = field(default_factory=list)
 
-    def take(self, values: Tensor, head: Tensor) -> None:
+    def take(self, values: Tensor) -> None:
         self.count += values.numel()
         self.total += float(values.sum())
         self.squares += float(values.square().sum())
-        self.heads.append(head.double())
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Scale:
-    """A tensor's sigma and the spacing of floats at its draws, flat; which draws can be seen, None where all can."""
-
-    sigma: Tensor
-    spacing: Tensor | None
-    seen: Tensor | None
-    finite: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,29 +82,37 @@ class DrawTests:
                 if len(call.signs) != 2:
                     self._trouble = self._trouble or f"{call.layer.path or 'the model'} does not draw signs twice"
                 for half, signs in enumerate(call.signs):
-                    values = signs.flatten()
-                    self._signs[f"{call.layer.path} ({'input' if half == 0 else 'output'})", number].take(
-                        values.float(), values[:_HEAD]
-                    )
+                    values, name = signs.flatten(), f"{call.layer.path} ({'input' if half == 0 else 'output'})"
+                    self._signs[name, number].take(values.float())
+                    self._signs[name, number].heads.append(values[:_HEAD].double())
 
     def _take_noise(self, tensor: PosteriorTensor, noise: Tensor, number: int, *, rounded: bool) -> None:
-        scale = _scale(tensor, rounded=rounded)
-        noise = noise.flatten()
-        values = noise / scale.sigma
-        head = values[:_HEAD]
-        low, high = (float(bound) for bound in torch.aminmax(noise if scale.seen is not None else values))
-        if not (scale.finite and math.isfinite(low) and math.isfinite(high)):
-            self._trouble = self._trouble or f"{tensor.name} is drawn with NaN or infinity"
-            return
-        if scale.seen is None:
-            far = max(-low, high) > _LARGEST
-        else:
-            assert scale.spacing is not None
-            far = bool((noise.abs() > _LARGEST * scale.sigma + 2 * scale.spacing + _TINY).any())
-            values, head = values[scale.seen], head[scale.seen[:_HEAD]]
-        if far:
-            self._trouble = self._trouble or f"{tensor.name} is drawn further from mu than {_LARGEST:g} sigma"
-        self._noise[tensor.name, number].take(values, head)
+        sums = self._noise[tensor.name, number]
+        heads: list[Tensor] = []
+        whole = (tensor.rho.detach(), tensor.mu.detach(), noise)
+        for rho, mu, part in zip(*(value.flatten().split(_PART) for value in whole), strict=True):
+            sigma = sigma_into(torch.empty_like(rho), rho)
+            values = part / sigma
+            seen, spacing = sigma > _TINY, torch.zeros(1)
+            if rounded:
+                spacing = torch.finfo(sigma.dtype).eps * mu.abs()
+                seen &= spacing <= _ROUNDING * sigma
+            everything = bool(seen.all())
+            low, high = (float(bound) for bound in torch.aminmax(values if everything else part))
+            if not all(math.isfinite(bound) for bound in (low, high, float(sigma.max()))):
+                self._trouble = self._trouble or f"{tensor.name} is drawn with NaN or infinity"
+                return
+            if everything:
+                far = max(-low, high) > _LARGEST
+            else:
+                far = bool((part.abs() > _LARGEST * sigma + 2 * spacing + _TINY).any())
+                values = values[seen]
+            if far:
+                self._trouble = self._trouble or f"{tensor.name} is drawn further from mu than {_LARGEST:g} sigma"
+            sums.take(values)
+            if sum(len(head) for head in heads) < _HEAD:
+                heads.append(values[:_HEAD].double())
+        sums.heads.append(torch.cat(heads)[:_HEAD])
 
     def trouble(self) -> str:
         """Say what is wrong with the draws; empty where nothing is."""
@@ -149,16 +149,6 @@ class DrawTests:
             common = min(a.shape[1], b.shape[1])
             probability = _related(a[:, :common].flatten(), b[:, :common].flatten())
             yield _Test(probability, f"{one_key[0]} and {other_key[0]} share their noise")
-
-
-def _scale(tensor: PosteriorTensor, *, rounded: bool) -> _Scale:
-    sigma = tensor.sigma.flatten()
-    seen, spacing = sigma > _TINY, torch.zeros(1)
-    if rounded:
-        spacing = torch.finfo(sigma.dtype).eps * tensor.mu.detach().flatten().abs()
-        seen &= spacing <= _ROUNDING * sigma
-    finite = math.isfinite(float(sigma.max()))
-    return _Scale(sigma, None, None, finite) if bool(seen.all()) else _Scale(sigma, spacing, seen, finite)
 
 
 def _normal(deviate: float) -> float:

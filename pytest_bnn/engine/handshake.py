@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Sequence
+from contextlib import suppress
 
 import torch
 from torch import Tensor, nn
 
 from pytest_bnn.capture import LayerCall, capture
 from pytest_bnn.checks.trace import difference, tolerance
+from pytest_bnn.engine.consumers import Consumers
 from pytest_bnn.engine.draws import DrawTests
 from pytest_bnn.engine.noise import Noise, make_noise
-from pytest_bnn.engine.plan import Consumers, Plan, Unsupported, make_plan
+from pytest_bnn.engine.plan import Unsupported, make_plan
 from pytest_bnn.engine.replica import Worker, calls_by_layer
 from pytest_bnn.engine.run import Engine, passes_chunk
-from pytest_bnn.isolation import preserved_random_state, undisturbed
+from pytest_bnn.isolation import preserved_random_state
 from pytest_bnn.posterior import BayesianLayer, bayesian_layers
-from pytest_bnn.sampling import output_tensor, unwritten
+from pytest_bnn.sampling import output_tensor, undisturbed_passes
 from pytest_bnn.threads import limited, share
 
 #: Passes of the model's own forward that are repeated: the least, the most, and the draws that they should add up to.
@@ -48,11 +51,12 @@ def shake_hands(model: nn.Module, images: Tensor, seed: int) -> Engine:
     for channels_last in (True, False):
         with torch.no_grad(), preserved_random_state():
             try:
-                with undisturbed(model, seed=seed, unwritten=unwritten(model)):
-                    plan, chunk = _compare(model, layers, two, noise, channels_last=channels_last)
-                    workers = [Worker(model, plan, noise) for _ in range(share())]
-                plan.lay_out()
-                engine = Engine(plan, workers, chunk, warning)
+                with undisturbed_passes(model, seed=seed):
+                    worker, chunk = _compare(model, layers, two, noise, channels_last=channels_last)
+                    workers = [worker, *(Worker(model, worker.plan, noise) for _ in range(share() - 1))]
+                give_memory_back()
+                worker.plan.lay_out()
+                engine = Engine(worker.plan, workers, chunk, warning)
                 _require_independent_images(engine, two)
             except Unsupported:
                 raise
@@ -92,12 +96,12 @@ def refusal(model: nn.Module, layers: Sequence[BayesianLayer], images: Tensor) -
 
 def _compare(
     model: nn.Module, layers: Sequence[BayesianLayer], two: Tensor, noise: Noise, *, channels_last: bool
-) -> tuple[Plan, int]:
-    """Let the engine repeat passes of the model's own forward; give its plan, and the images of a chunk."""
+) -> tuple[Worker, int]:
+    """Let the engine repeat passes of the model's own forward; give its worker, and the images of a chunk."""
     weights = sum(layer.weights for layer in layers)
     passes = max(_LEAST_PASSES, min(_MOST_PASSES, _ENOUGH_DRAWS // max(1, weights)))
-    tests = DrawTests()
-    with capture(model) as calls, Consumers(model, calls) as consumers:
+    tests, memory = DrawTests(), torch.empty(weights)
+    with capture(model, memory=memory) as calls, Consumers(model, calls) as consumers:
         wanted = output_tensor(model(two))
     plan = make_plan(calls, consumers, channels_last=channels_last)
     chunk = passes_chunk(calls, len(two))
@@ -106,7 +110,7 @@ def _compare(
     for index in range(passes):
         if index:
             images = two[index % 2 :][:1]
-            with capture(model) as calls:
+            with capture(model, memory=memory) as calls:
                 wanted = output_tensor(model(images))
         else:
             images = two
@@ -118,7 +122,7 @@ def _compare(
         trouble = tests.trouble()
     if trouble:
         raise Unsupported(trouble)
-    return plan, chunk
+    return worker, chunk
 
 
 def _repeat(worker: Worker, calls: list[LayerCall], images: Tensor, wanted: Tensor) -> None:
@@ -141,3 +145,9 @@ def _require_independent_images(engine: Engine, two: Tensor) -> None:
     gap = difference(together, apart)
     if not 0 <= gap <= tolerance(together):
         raise Unsupported("its output for an image depends on the images beside it")
+
+
+def give_memory_back() -> None:
+    """Let the C library give freed memory back to the system, where it can: the engine's own comes on top otherwise."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)

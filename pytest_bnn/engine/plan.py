@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from pytest_bnn.capture import LayerCall
 from pytest_bnn.conversion.layers import border_of, is_ours
-from pytest_bnn.posterior import BayesianLayer, PosteriorTensor
-
-_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-
-#: Looking at a tensor's form says nothing about its values.
-_FORM = frozenset({"dim", "size", "numel", "is_floating_point", "stride", "is_contiguous", "__get__"})
+from pytest_bnn.engine.consumers import NORMS, Consumers
+from pytest_bnn.engine.taps import Taps, used_taps
+from pytest_bnn.posterior import BayesianLayer, PosteriorTensor, sigma_into
 
 
 class Unsupported(Exception):  # noqa: N818  a decision, not an error
@@ -30,7 +26,8 @@ class Drawn:
     """One tensor that is drawn in every pass, ``mean + spread * eps``, in the layout that the call wants.
 
     ``center`` says whether there is a mean: Flipout draws the perturbation alone. ``scale`` is BatchNorm's factor per
-    output channel, ``shift`` what it adds. Mean and spread are there from the first time that they are asked for.
+    output channel, ``shift`` what it adds, ``part`` the part of the tensor that is used, of ``size`` numbers. Mean and
+    spread are there once they have been laid out.
     """
 
     tensor: PosteriorTensor
@@ -38,33 +35,50 @@ class Drawn:
     center: bool
     scale: Tensor | None
     shift: Tensor | None
-    laid_out: Callable[[Tensor], Tensor]
+    memory_format: torch.memory_format
+    part: tuple[slice, ...] = ()
+    size: int = field(init=False)
     _spread: Tensor | None = None
     _mean: Tensor | None = None
 
-    @property
-    def size(self) -> int:
-        """How many numbers it has."""
-        return self.tensor.count
+    def __post_init__(self) -> None:
+        self.size = self._of(self.tensor.mu).numel()
 
     @property
     def spread(self) -> Tensor:
         """Sigma, scaled."""
-        if self._spread is None:
-            self._spread = self.laid_out(_scaled(self.tensor.sigma, self.scale))
+        assert self._spread is not None
         return self._spread
 
     @property
     def mean(self) -> Tensor | None:
         """Mu, scaled and shifted; None for a perturbation."""
-        if self.center and self._mean is None:
-            self._mean = self.folded(self.tensor.mu.detach())
         return self._mean
+
+    def lay_out(self, mean: Tensor, spread: Tensor) -> None:
+        """Compute mean and spread in these pieces of memory, flat, without any more; mu may stand for itself."""
+        mu, rho = self._of(self.tensor.mu), self._of(self.tensor.rho)
+        self._spread = self._fold(sigma_into(self._in(spread), rho), None)
+        if self.center:
+            as_it_is = self.scale is None and self.shift is None and mu.is_contiguous(memory_format=self.memory_format)
+            self._mean = mu if as_it_is else self._fold(self._in(mean).copy_(mu), self.shift)
 
     def folded(self, used: Tensor) -> Tensor:
         """Turn a tensor that the layer itself used into what the engine's call takes."""
-        value = _scaled(used, self.scale)
-        return self.laid_out(value if self.shift is None else value + self.shift)
+        return self._fold(self._of(used).clone(memory_format=self.memory_format), self.shift)
+
+    def _of(self, tensor: Tensor) -> Tensor:
+        return tensor.detach()[self.part]
+
+    def _in(self, memory: Tensor) -> Tensor:
+        shape = self._of(self.tensor.mu).shape
+        strides = torch.empty(shape, device="meta").to(memory_format=self.memory_format).stride()
+        return memory.as_strided(shape, strides, memory.storage_offset())
+
+    def _fold(self, value: Tensor, shift: Tensor | None) -> Tensor:
+        if self.scale is not None:
+            value.mul_(self.scale.reshape(-1, *[1] * (value.ndim - 1)))
+        return value if shift is None else value.add_(shift)
 
 
 @dataclass(slots=True, eq=False)
@@ -82,6 +96,7 @@ class LayerPlan:
     mean_weight: Tensor | None
     mean_bias: Tensor | None
     norm: nn.Module | None
+    taps: Taps | None
     border: tuple[list[int], str] | None
 
     @property
@@ -102,56 +117,22 @@ class Plan:
     layers: dict[int, LayerPlan]
 
     def lay_out(self) -> None:
-        """Compute what is drawn around, before several threads ask for it."""
-        for layer in self.layers.values():
-            for drawn in layer.drawn:
-                _ = drawn.mean, drawn.spread
+        """Compute what is drawn around, before several threads ask for it, each into one piece of memory.
+
+        The largest comes first, while there is room for what is computed on the way.
+        """
+        drawn = [drawn for layer in self.layers.values() for drawn in layer.drawn]
+        drawn.sort(key=lambda each: -each.size)
+        means, spreads = (torch.empty(sum(padded(each.size) for each in drawn)) for _ in range(2))
+        start = 0
+        for each in drawn:
+            each.lay_out(means[start : start + each.size], spreads[start : start + each.size])
+            start += padded(each.size)
 
     @property
     def streams(self) -> int:
         """How many streams of noise one call of every layer takes: weight, bias, and Flipout's signs in and out."""
         return 4 * len(self.layers)
-
-
-class Consumers(TorchFunctionMode):
-    """Watches what is done with the outputs of Bayesian layers, inside `capture`."""
-
-    def __init__(self, model: nn.Module, calls: list[LayerCall]) -> None:
-        super().__init__()
-        self._calls = calls
-        self.used_by: defaultdict[int, list[str]] = defaultdict(list)
-        self.norms: defaultdict[int, list[nn.Module]] = defaultdict(list)
-        self._handles = [
-            module.register_forward_pre_hook(self._norm) for module in model.modules() if type(module) in _NORMS
-        ]
-
-    def __exit__(self, *error: Any) -> None:
-        for handle in self._handles:
-            handle.remove()
-        super().__exit__(*error)  # type: ignore[no-untyped-call]
-
-    def _norm(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        if inputs:
-            self.norms[id(inputs[0])].append(module)
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = getattr(func, "__name__", str(func))
-        if name not in _FORM:
-            outputs = {id(call.output) for call in self._calls}
-            for value in _tensors((args, kwargs)):
-                if id(value) in outputs:
-                    self.used_by[id(value)].append(name)
-        return func(*args, **(kwargs or {}))
-
-
-def _tensors(value: Any) -> Sequence[Tensor]:
-    if isinstance(value, Tensor):
-        return [value]
-    if isinstance(value, dict):
-        value = tuple(value.values())
-    if isinstance(value, tuple | list):
-        return [tensor for item in value for tensor in _tensors(item)]
-    return []
 
 
 def make_plan(calls: Sequence[LayerCall], consumers: Consumers, *, channels_last: bool) -> Plan:
@@ -208,7 +189,7 @@ def _foldable(group: Sequence[LayerCall], consumers: Consumers, norm_calls: dict
     if len(norms) != 1 or norm_calls[id(norms[0])] != 1 or consumers.used_by[id(call.output)] != ["batch_norm"]:
         return None
     norm, name = norms[0], call.functional[-1].function.__name__
-    if not isinstance(norm, _NORMS) or norm.training or norm.running_mean is None or norm.running_var is None:
+    if not isinstance(norm, NORMS) or norm.training or norm.running_mean is None or norm.running_var is None:
         return None
     if "forward" in vars(norm) or (name == "linear" and call.output.ndim != 2):
         return None
@@ -220,35 +201,32 @@ def _foldable(group: Sequence[LayerCall], consumers: Consumers, norm_calls: dict
 def _plan_layer(index: int, group: Sequence[LayerCall], norm: nn.BatchNorm2d | None, channels_last: bool) -> LayerPlan:
     layer = group[0].layer
     call = group[0].functional[-1]
-    laid_out = _channels_last if channels_last else Tensor.contiguous
     tensors = {tensor.role: tensor for tensor in layer.tensors}
     flipout = layer.estimator == "Flipout"
-    scale = shift = None
-    if norm is not None:
-        assert norm.running_var is not None
-        assert norm.running_mean is not None
-        scale = torch.rsqrt(norm.running_var.detach().double() + norm.eps)
-        if norm.weight is not None:
-            scale = scale * norm.weight.detach().double()
-        shift = -norm.running_mean.detach().double() * scale
-        if norm.bias is not None:
-            shift = shift + norm.bias.detach().double()
-        scale, shift = scale.float(), shift.float()
-    weight = Drawn(tensors["weight"], 4 * index, not flipout, scale, None, laid_out)
+    scale, shift = (None, None) if norm is None else _affine(norm)
+    taps = used_taps(call) if len({used.functional[-1].input_size for used in group}) == 1 else None
+    as_pixels = channels_last and tensors["weight"].mu.ndim == 4
+    weight = Drawn(
+        tensors["weight"], 4 * index, not flipout, scale, None,
+        torch.channels_last if as_pixels else torch.contiguous_format,
+        () if taps is None else (slice(None), slice(None), *taps.kernel),
+    )  # fmt: skip
     bias = None
     if "bias" in tensors:
-        bias = Drawn(tensors["bias"], 4 * index + 1, not flipout, scale, None if flipout else shift, laid_out)
+        moved = None if flipout else shift
+        bias = Drawn(tensors["bias"], 4 * index + 1, not flipout, scale, moved, torch.contiguous_format)
     mean_weight = mean_bias = None
     if flipout:
-        mean_weight = laid_out(_scaled(tensors["weight"].mu.detach(), scale))
-        mean_bias = _scaled(tensors["bias"].mu.detach(), scale) if bias is not None else None
+        mean_weight = weight.folded(tensors["weight"].mu)
+        mean_bias = bias.folded(tensors["bias"].mu) if bias is not None else None
         if shift is not None:
             mean_bias = shift if mean_bias is None else mean_bias + shift
+    rest, keywords = (call.rest, call.keywords) if taps is None else taps.cut(call)
     return LayerPlan(
         layer=layer,
         function=call.function,
-        rest=call.rest,
-        keywords=call.keywords,
+        rest=rest,
+        keywords=keywords,
         calls=len(group),
         weight=weight,
         bias=bias,
@@ -256,13 +234,24 @@ def _plan_layer(index: int, group: Sequence[LayerCall], norm: nn.BatchNorm2d | N
         mean_weight=mean_weight,
         mean_bias=mean_bias,
         norm=norm,
+        taps=taps,
         border=border_of(layer.module),
     )
 
 
-def _scaled(value: Tensor, scale: Tensor | None) -> Tensor:
-    return value if scale is None else value * scale.reshape(-1, *[1] * (value.ndim - 1))
+def _affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """Give factor and shift of a BatchNorm in eval mode, for each channel."""
+    assert norm.running_var is not None
+    assert norm.running_mean is not None
+    scale = torch.rsqrt(norm.running_var.detach().double() + norm.eps)
+    if norm.weight is not None:
+        scale = scale * norm.weight.detach().double()
+    shift = -norm.running_mean.detach().double() * scale
+    if norm.bias is not None:
+        shift = shift + norm.bias.detach().double()
+    return scale.float(), shift.float()
 
 
-def _channels_last(value: Tensor) -> Tensor:
-    return value.contiguous(memory_format=torch.channels_last) if value.ndim == 4 else value.contiguous()
+def padded(size: int) -> int:
+    """Round a number of floats up to whole cache lines."""
+    return -(-size // 16) * 16

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pytest_bnn.capture import LayerCall
 from pytest_bnn.engine.noise import Noise, Scratch
-from pytest_bnn.engine.plan import LayerPlan, Plan, Unsupported
+from pytest_bnn.engine.plan import LayerPlan, Plan, Unsupported, padded
 from pytest_bnn.posterior import bayesian_layers
 
 
@@ -32,7 +32,7 @@ class Worker:
         self.counts: dict[int, int] = {}
         self.pending: Tensor | None = None
         self.scratch = Scratch()
-        sizes = [sum(_padded(d.size) for d in layer.drawn) for layer in plan.layers.values()]
+        sizes = [sum(padded(d.size) for d in layer.drawn) for layer in plan.layers.values()]
         self._buffer = torch.empty(max(sizes, default=0))
         swap: dict[int, nn.Module] = {}
         for layer in plan.layers.values():
@@ -85,7 +85,7 @@ class Worker:
             size = drawn.size
             memory = torch.empty(size) if buffer is None else buffer[start : start + size]
             value = memory.as_strided(drawn.spread.shape, drawn.spread.stride())
-            start += _padded(size)
+            start += padded(size)
             stream = drawn.stream + call * self.plan.streams
             self.noise.draw(value, drawn.mean, drawn.spread, stream, self.index, self.scratch)
             values.append(value)
@@ -105,11 +105,6 @@ class Worker:
         rows = (self.rows[:, None] * repeat + torch.arange(repeat)).flatten()
         dense = values if _is_dense(values) else values.contiguous()
         return self.noise.flipped(dense.detach(), rows, stream, self.index, self.scratch)
-
-
-def _padded(size: int) -> int:
-    """Round a number of floats up to whole cache lines."""
-    return -(-size // 16) * 16
 
 
 def _is_dense(values: Tensor) -> bool:
@@ -132,6 +127,8 @@ class _DrawnLayer(nn.Module):
         bias = rest[0] if rest else plan.constant_bias
         if plan.border is not None:
             input = nn.functional.pad(input, plan.border[0], mode=plan.border[1])
+        if plan.taps is not None and not plan.taps.fit(input):
+            raise Unsupported("its forward does not always give a layer inputs of one size")
         out: Tensor
         if not plan.flipout:
             out = plan.function(input, weight, bias, *plan.rest, **plan.keywords)
