@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import numpy
@@ -14,7 +14,7 @@ from torch.nn.parameter import is_lazy
 from pytest_bnn.errors import InputError
 from pytest_bnn.isolation import raised_in, seed_everything, undisturbed
 from pytest_bnn.options import in_force
-from pytest_bnn.posterior import BayesianLayer, bayesian_layers
+from pytest_bnn.posterior import BayesianLayer, bayesian_layers, zero_sigma
 
 if TYPE_CHECKING:
     from pytest_bnn.engine.run import Engine
@@ -190,8 +190,16 @@ class PassBank:
             self._stored.extend(self.draw(len(self._stored), passes))
         return torch.stack(self._stored[:passes])
 
-    def draw(self, start: int, stop: int, rows: Tensor | None = None) -> Tensor:
+    def draw(
+        self, start: int, stop: int, rows: Tensor | None = None, *, noisy: Collection[str] | None = None
+    ) -> Tensor:
         """Give the passes from ``start`` up to ``stop``, on some images or all, without keeping them.
+
+        Args:
+            start: The first.
+            stop: Behind the last.
+            rows: Numbers of the images; all when None.
+            noisy: Paths of the layers whose noise is on, the others at their mean; all when None.
 
         Raises:
             ForwardError: The model raised, or returned something that is no tensor.
@@ -203,15 +211,16 @@ class PassBank:
         if self._engine is not None:
             numbers = torch.arange(len(images)) if rows is None else rows.to(torch.int64)
             try:
-                return self._engine.run(range(start, stop), images, numbers)
+                return self._engine.run(range(start, stop), images, numbers, noisy=noisy)
             except Exception as error:
                 self._decline(f"{type(error).__name__}: {error}")
-        return self._own(start, stop, images)
+        return self._own(start, stop, images, noisy)
 
-    def _own(self, start: int, stop: int, images: Tensor) -> Tensor:
+    def _own(self, start: int, stop: int, images: Tensor, noisy: Collection[str] | None) -> Tensor:
         parts = images.split(max(1, _CHUNK // max(1, images[0].numel())))
         passes = []
-        with undisturbed_passes(self.model, seed=self.seed):
+        silence = nullcontext() if noisy is None else zero_sigma(self.model, save=noisy)
+        with undisturbed_passes(self.model, seed=self.seed), silence:
             for index in range(start, stop):
                 outputs = []
                 for part in parts:

@@ -11,9 +11,7 @@ from pytest_bnn.checks.claim import Check, Finding, asserting
 from pytest_bnn.checks.noise import not_finite
 from pytest_bnn.checks.pairs import not_finite_in, scale_without_noise, spreads
 from pytest_bnn.evidence import Certainty, Evidence, LayerFinding, Measurement, Threshold, Verdict
-from pytest_bnn.isolation import undisturbed
-from pytest_bnn.posterior import bayesian_layers, zero_sigma
-from pytest_bnn.sampling import forward
+from pytest_bnn.posterior import bayesian_layers
 from pytest_bnn.statistics import Budget, median_bounds, trials_needed
 from pytest_bnn.subject import Given, Subject
 
@@ -170,14 +168,12 @@ def _attribution(subject: Subject) -> list[tuple[str, str, float]]:
     """Give path, kind and relative variance of the outputs for the noise of each layer alone."""
     layers = bayesian_layers(subject.model)
     size = -(-len(layers) // _GROUPS)
-    images = subject.require_images()[:_IMAGES]
+    rows = torch.arange(len(subject.require_images()))[:_IMAGES]
+    scale = scale_without_noise(subject)
     found = []
-    with undisturbed(subject.model, seed=subject.seed):
-        scale = scale_without_noise(subject)
-        for group in (layers[start : start + size] for start in range(0, len(layers), max(1, size))):
-            with zero_sigma(subject.model, save=[layer.path for layer in group]):
-                outputs = torch.stack([forward(subject.model, images) for _ in range(2)])
-            name = group[0].path if len(group) == 1 else f"{group[0].path} to {group[-1].path}"
-            kind = group[0].kind if len(group) == 1 else f"{len(group)} layers"
-            found.append((name, kind, float(spreads(outputs, scale).square().mean())))
+    for group in (layers[start : start + size] for start in range(0, len(layers), max(1, size))):
+        outputs = subject.bank.draw(0, 2, rows, noisy=[layer.path for layer in group])
+        name = group[0].path if len(group) == 1 else f"{group[0].path} to {group[-1].path}"
+        kind = group[0].kind if len(group) == 1 else f"{len(group)} layers"
+        found.append((name, kind, float(spreads(outputs, scale).square().mean())))
     return found

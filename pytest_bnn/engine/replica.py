@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ class Worker:
 
     What its layers use depends on what is set before a forward: ``held`` weights that were drawn for the whole
     pass, ``given`` calls of the model's own forward to repeat, or else noise drawn call by call into a buffer
-    that all layers share.
+    that all layers share. Layers whose path is not in ``noisy`` are without noise, where that is not None.
     """
 
     def __init__(self, model: nn.Module, plan: Plan, noise: Noise) -> None:
@@ -29,6 +30,7 @@ class Worker:
         self.rows = torch.zeros(1, dtype=torch.int64)
         self.held: dict[tuple[int, int], list[Tensor]] | None = None
         self.given: dict[int, list[LayerCall]] | None = None
+        self.noisy: Collection[str] | None = None
         self.counts: dict[int, int] = {}
         self.pending: Tensor | None = None
         self.scratch = Scratch()
@@ -65,6 +67,10 @@ class Worker:
         self.counts[key] = call + 1
         return call
 
+    def silences(self, layer: LayerPlan) -> bool:
+        """Say whether a layer is to be without noise."""
+        return self.noisy is not None and layer.layer.path not in self.noisy
+
     def weights(self, layer: LayerPlan, call: int) -> list[Tensor]:
         """Give weight and bias (or only the weight) for one call of a layer."""
         key = id(layer.layer.module)
@@ -74,6 +80,8 @@ class Worker:
             used = self.given[key][call].functional[-1]
             values = [used.weight] if used.bias is None else [used.weight, used.bias]
             return [drawn.folded(value.detach()) for drawn, value in zip(layer.drawn, values, strict=True)]
+        if self.silences(layer):
+            return [drawn.mean for drawn in layer.drawn if drawn.mean is not None]
         if self.held is not None:
             return self.held[key, call]
         return self.draw(layer, call, self._buffer)
@@ -123,8 +131,10 @@ class _DrawnLayer(nn.Module):
         worker, plan = self._worker(), self._plan
         assert worker is not None
         call = worker.count(id(plan.layer.module))
-        weight, *rest = worker.weights(plan, call)
-        bias = rest[0] if rest else plan.constant_bias
+        weight, bias = None, plan.constant_bias
+        if not (plan.flipout and worker.silences(plan)):
+            weight, *rest = worker.weights(plan, call)
+            bias = rest[0] if rest else plan.constant_bias
         if plan.border is not None:
             input = nn.functional.pad(input, plan.border[0], mode=plan.border[1])
         if plan.taps is not None and not plan.taps.fit(input):
@@ -134,6 +144,7 @@ class _DrawnLayer(nn.Module):
             out = plan.function(input, weight, bias, *plan.rest, **plan.keywords)
         else:
             out = plan.function(input, plan.mean_weight, plan.mean_bias, *plan.rest, **plan.keywords)
+        if plan.flipout and weight is not None:
             turned = worker.signed(input, plan, call, 0)
             noise = plan.function(turned, weight, bias, *plan.rest, **plan.keywords)
             out += worker.signed(noise, plan, call, 1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor
@@ -36,17 +36,20 @@ class Engine:
         """What draws the noise."""
         return self.workers[0].noise.name
 
-    def run(self, passes: range, images: Tensor, rows: Tensor) -> Tensor:
+    def run(self, passes: range, images: Tensor, rows: Tensor, *, noisy: Collection[str] | None = None) -> Tensor:
         """Give the outputs ``[passes, images, ...]`` of some passes.
 
         Args:
             passes: Their numbers.
             images: Inputs ``[N, ...]``.
             rows: The number of each image, int64 ``[N]``: Flipout's signs depend on it.
+            noisy: Paths of the layers whose noise is on; that of all when None.
 
         Raises:
             Unsupported: The forward did not do what it did when the plan was made.
         """
+        for worker in self.workers:
+            worker.noisy = noisy
         if len(images) <= self.chunk:
             return torch.stack(spread(self.workers, passes, lambda w, index: _forward(w, index, images, rows)))
         return torch.stack([self._in_chunks(index, images, rows) for index in passes])
@@ -60,7 +63,8 @@ class Engine:
 
         def draw(worker: Worker, share: list[tuple[int, int, LayerPlan]]) -> None:
             worker.index = index
-            held.update({(key, call): worker.draw(layer, call) for key, call, layer in share})
+            drawn = [job for job in share if not worker.silences(job[2])]
+            held.update({(key, call): worker.draw(layer, call) for key, call, layer in drawn})
 
         spread(self.workers, self._shares, draw)
         size = math.ceil(len(images) / math.ceil(len(images) / self.chunk))

@@ -19,7 +19,7 @@ from pytest_bnn.engine.handshake import shake_hands
 from pytest_bnn.engine.run import Engine
 from pytest_bnn.errors import InputError
 from pytest_bnn.options import Settings, using
-from pytest_bnn.posterior import bayesian_layers
+from pytest_bnn.posterior import bayesian_layers, zero_sigma
 from pytest_bnn.sampling import PassBank
 
 
@@ -98,6 +98,43 @@ def test_draws_are_equal_to_the_bit(model: nn.Module) -> None:
                 worker.start(11, ROWS)
                 drawn += [worker.draw(layer, call), [w.clone() for w in worker.draw(layer, call, worker._buffer)]]
             assert all(torch.equal(a, b) for other in drawn[1:] for a, b in zip(drawn[0], other, strict=True))
+
+
+@pytest.mark.parametrize("chunk", [7, 2])
+def test_the_noise_of_some_layers_alone(model: nn.Module, chunk: int) -> None:
+    """None at all is the network at its mean; a layer's own is that of the passes with all of it, and no other's."""
+    made = engine(model, threads=2)
+    made.chunk = chunk
+    with zero_sigma(model), torch.no_grad():
+        mean = model(IMAGES)
+    silent = made.run(range(2), IMAGES, ROWS, noisy=())
+    for outputs in silent:
+        torch.testing.assert_close(outputs, mean, rtol=1e-4, atol=1e-5 * float(mean.abs().max()))
+    everything = made.run(range(2), IMAGES, ROWS)
+    paths = [layer.path for layer in bayesian_layers(model)]
+    assert torch.equal(made.run(range(2), IMAGES, ROWS, noisy=paths), everything)
+    # The last layer's noise moves the outputs by what it is, whatever its input: of layers before it none remains.
+    alone = made.run(range(2), IMAGES, ROWS, noisy=["head"])
+    assert not torch.allclose(alone, silent, atol=1e-3)
+    assert not torch.allclose(alone, everything, atol=1e-3)
+    assert torch.equal(made.run(range(2), IMAGES, ROWS), everything)
+
+
+@pytest.mark.parametrize("sampler", ["own", "engine"])
+def test_a_bank_draws_the_noise_of_some_layers_alone(sampler: str) -> None:
+    """The spread that a layer alone makes is the same by both samplers: a linear head's, in closed form."""
+    model: Any = network("Reparameterization")
+    bank = PassBank(model, IMAGES, 0, sampler=sampler)
+    found = bank.draw(0, 2000, noisy=["head"])
+    inputs: list[Tensor] = []
+    handle = model.head.register_forward_pre_hook(lambda _, given: inputs.append(given[0]))
+    with zero_sigma(model), torch.no_grad():
+        model(IMAGES)
+    handle.remove()
+    weight, bias = (tensor.sigma.double() for tensor in bayesian_layers(model)[-1].tensors)
+    wanted = inputs[0].double().square() @ weight.square().T + bias.square()
+    # 35 variances of 2,000 normal passes, each within sqrt(2 / 2000).
+    assert float((found.double().var(0) / wanted - 1).abs().max()) < 6 * (2 / 2000) ** 0.5
 
 
 @pytest.mark.parametrize("estimator", get_args(Estimator))
