@@ -266,6 +266,10 @@ def _show(run: AuditRun, *, verbose: bool) -> None:
         console.print(table)
         for sampler in dict.fromkeys(c.sampler for c in run.checks if c.subject == subject and c.sampler):
             console.print(Text(f"passes: {sampler}", style="dim"))
+        for trainer in dict.fromkeys(
+            s.trainer for r in run.subjects if r.name == subject for s in r.training if s.trainer
+        ):
+            console.print(Text(f"fine-tuning: {trainer}", style="dim"))
         console.print()
     told = (Verdict.FAIL, Verdict.ERROR, Verdict.INCONCLUSIVE, Verdict.WARN)
     for check in run.checks:

@@ -200,7 +200,10 @@ class Prediction:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingStep:
-    """One step of fine-tuning. ``kl`` is unweighted; ``percent`` is the top-1 class's share of one pass."""
+    """One step of fine-tuning. ``kl`` is unweighted; ``percent`` is the top-1 class's share of one pass.
+
+    ``trainer`` says what computed it, and why.
+    """
 
     step: int
     loss: float
@@ -210,6 +213,7 @@ class TrainingStep:
     learning_rate: float
     top1: str
     percent: float
+    trainer: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

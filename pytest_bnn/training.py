@@ -66,6 +66,7 @@ class _Stepper(Protocol):
     """Steps of Adam on ``data term + kl_weight * KL``, in place."""
 
     network: nn.Module
+    name: str
 
     def forward(self, images: Tensor, target: Tensor) -> tuple[float, float | None]:
         """Give the data term on a batch, and the KL where it is known before the step."""
@@ -77,8 +78,9 @@ class _Stepper(Protocol):
 class _OwnSteps:
     """Steps through the model's own forward."""
 
-    def __init__(self, model: nn.Module, kl_weight: float) -> None:
+    def __init__(self, model: nn.Module, kl_weight: float, reason: str) -> None:
         self.network = model
+        self.name = f"own forward ({reason})"
         self._kl_weight = kl_weight
         self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self._optimizer = torch.optim.Adam(self._parameters)
@@ -167,6 +169,7 @@ def finetune(
                 learning_rate=rate,
                 top1=top1,
                 percent=percent,
+                trainer=stepper.name,
             )
             trajectory.append(record)
             if progress is not None:
@@ -180,8 +183,11 @@ def _stepper(
     model: nn.Module, teacher: nn.Module, images: Tensor, *, steps: int, kl_weight: float, seed: int
 ) -> _Stepper:
     choice = in_force().sampler
-    if choice == "own" or (choice == "auto" and steps < LEAST_STEPS):
-        return _OwnSteps(model, kl_weight)
+    if choice == "own":
+        return _OwnSteps(model, kl_weight, "chosen")
+    if choice == "auto" and steps < LEAST_STEPS:
+        return _OwnSteps(model, kl_weight, f"fewer than {LEAST_STEPS} steps")
+    from pytest_bnn.engine.plan import Unsupported
     from pytest_bnn.engine.training import fused_steps
 
     try:
@@ -192,7 +198,8 @@ def _stepper(
     except Exception as error:  # what the model itself raises, its own forward will raise again
         if choice == "engine":
             raise InputError(f"the engine cannot train this model: {error}", fix="leave the sampler at auto") from error
-        return _OwnSteps(model, kl_weight)
+        reason = str(error) if isinstance(error, Unsupported) else f"{type(error).__name__}: {error}"
+        return _OwnSteps(model, kl_weight, reason)
 
 
 def _require_finite(model: nn.Module, step: int, data_term: float, kl: float | None) -> None:

@@ -74,6 +74,7 @@ class FusedSteps:
         self, model: nn.Module, calls: Sequence[LayerCall], data_term: DataTerm, kl_weight: float, seed: int
     ) -> None:
         noise = PhiloxNoise(seed)
+        self.name = f"engine ({noise.name})"
         from pytest_bnn.engine.posterior_kernels import adam_step
 
         self._step, self._key = adam_step, noise.key

@@ -35,6 +35,10 @@ def render(run: AuditRun) -> str:
         blocks.append(_matrix(shape))
     samplers = dict.fromkeys((check.subject, check.sampler) for check in run.checks if check.sampler)
     blocks += [f"Passes of {escape(subject)}: {escape(sampler)}" for subject, sampler in samplers]
+    trainers = dict.fromkeys(
+        (subject.name, s.trainer) for subject in run.subjects for s in subject.training if s.trainer
+    )
+    blocks += [f"Fine-tuning of {escape(subject)}: {escape(trainer)}" for subject, trainer in trainers]
     cards = [cell.card for row in shape.rows for cell in row.cells if cell is not None]
     loud = sorted((card for card in cards if card.evidence.verdict not in QUIET), key=severity)
     blocks += [_detail(card.evidence) for card in loud[:_DETAILED]]

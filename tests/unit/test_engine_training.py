@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import itertools
 import math
+import re
+from dataclasses import replace
 from typing import Any
 
 import numpy
@@ -155,7 +157,18 @@ def test_what_the_engine_does_not_train(change: Any, reason: str) -> None:
     for one, sampler in ((model, "auto"), (twin, "own")):
         with using(Settings(sampler=sampler)):
             trajectories.append(finetune(one, teacher, images(), steps=training.LEAST_STEPS))
-    assert trajectories[0] == trajectories[1]
+    numbers = [[replace(step, trainer="") for step in trajectory] for trajectory in trajectories]
+    assert numbers[0] == numbers[1]
+    said = trajectories[0][0].trainer
+    assert re.fullmatch(rf"own forward \(.*{reason}.*\)", said), said
+    assert {step.trainer for step in trajectories[1]} == {"own forward (chosen)"}
+
+
+def test_every_step_says_what_computed_it() -> None:
+    teacher = teacher_network()
+    few, many = (finetune(convert(teacher), teacher, images(), steps=steps) for steps in (1, training.LEAST_STEPS))
+    assert [step.trainer for step in few] == [f"own forward (fewer than {training.LEAST_STEPS} steps)"]
+    assert {step.trainer for step in many} == {"engine (Philox4x32-10, compiled)"}
 
 
 def test_flipout_is_trained_by_its_own_forward() -> None:

@@ -111,8 +111,9 @@ def prediction(classes: int = 5, image: str | None = None) -> Prediction:
 
 def step(at: int, value: float = 1.5) -> TrainingStep:
     return TrainingStep(
-        step=at, loss=value, data_term=value, kl=value, gradient_norm=value, learning_rate=1e-4, top1="3", percent=90.0
-    )
+        step=at, loss=value, data_term=value, kl=value, gradient_norm=value, learning_rate=1e-4, top1="3", percent=90.0,
+        trainer="engine (<noise>)",
+    )  # fmt: skip
 
 
 def subject(name: str = "net", layers: int = 21, images: int = 8, steps: int = 40) -> SubjectRecord:
@@ -405,3 +406,14 @@ def test_importing_the_report_is_cheap() -> None:
     code = "import sys, pytest_bnn.report; print(sorted({'torch', 'numpy', 'jinja2'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_fine_tuning_says_what_computed_it() -> None:
+    """Escaped, in the page and in the summary; older audits do not know it."""
+    known = AuditRun(subjects=(subject(),))
+    assert "Trained by engine (&lt;noise&gt;)." in render_html(known)
+    assert "Fine-tuning of net: engine (&lt;noise&gt;)" in render_markdown(known)
+    steps = tuple(replace(step, trainer="") for step in subject().training)
+    older = AuditRun(subjects=(replace(subject(), training=steps),))
+    assert "Trained by" not in render_html(older)
+    assert "Fine-tuning of" not in render_markdown(older)
