@@ -67,6 +67,8 @@ def gauge(threshold: Threshold) -> str:
         low, high = decades([min(numbers), max(numbers) * 1.5])
     elif threshold.unit == "%" and min(numbers) >= 0 and max(numbers) <= 100:
         low, high = 0.0, 100.0
+    elif not any(numbers):
+        low, high = 0.0, 1.0
     else:
         low, high = linear_range([*numbers, 0.0])
         high, low = high + (0.15 * (high - low) if high > 0 else 0), low - (0.15 * (high - low) if low < 0 else 0)

@@ -28,6 +28,7 @@ from pytest_bnn.evidence import (
     Verdict,
 )
 from pytest_bnn.report import render_html, render_markdown
+from pytest_bnn.report.charts import gauge
 from pytest_bnn.report.svg import element
 from pytest_bnn.report.svg import text as svg_text
 from pytest_bnn.report.wording import number
@@ -417,3 +418,10 @@ def test_fine_tuning_says_what_computed_it() -> None:
     older = AuditRun(subjects=(replace(subject(), training=steps),))
     assert "Trained by" not in render_html(older)
     assert "Fine-tuning of" not in render_markdown(older)
+
+
+def test_the_axis_of_a_count_of_none_begins_at_none() -> None:
+    """Nothing observed and nothing allowed: no bar, and no negative numbers on the way to it."""
+    drawn = gauge(Threshold(quantity="pairs", observed=0, relation="==", allowed=0))
+    assert "\N{MINUS SIGN}" not in drawn
+    assert re.search(r'<rect[^>]*width="0(\.0)?"[^>]*class="observed"', drawn), drawn
