@@ -67,3 +67,25 @@ def test_nothing_is_left_behind() -> None:
     with pytest.raises(ZeroDivisionError), capture(bnn):
         raise ZeroDivisionError
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in bnn.modules())
+
+
+@pytest.mark.parametrize("estimator", get_args(Estimator))
+@pytest.mark.parametrize("room", [1.0, 0.5])
+def test_drawn_weights_move_where_they_are_told_to(estimator: Estimator, room: float) -> None:
+    """One behind the other, as far as there is room, and the same numbers; the next pass begins anew."""
+    bnn = convert(network(), type=estimator)
+    weights = sum(tensor.count for layer in bayesian_layers(bnn) for tensor in layer.tensors)
+    memory = torch.empty(int(room * weights))
+    for seed in (3, 4):
+        with undisturbed(bnn, seed=seed), torch.no_grad(), capture(bnn) as calls:
+            bnn(torch.ones(2, 3, 4, 4))
+        with undisturbed(bnn, seed=seed), torch.no_grad(), capture(bnn, memory=memory) as moved:
+            bnn(torch.ones(2, 3, 4, 4))
+        places = []
+        for one, other in zip(calls, moved, strict=True):
+            found = other.functional[-1].weight
+            assert torch.equal(found, one.functional[-1].weight)
+            if found.untyped_storage().data_ptr() == memory.untyped_storage().data_ptr():
+                places.append((found.storage_offset(), found.numel()))
+        assert len(places) == len(calls) if room == 1 else 0 < len(places) < len(calls)
+        assert [start for start, _ in places] == [sum(size for _, size in places[:i]) for i in range(len(places))]

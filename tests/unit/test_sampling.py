@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 from collections import OrderedDict
 from types import SimpleNamespace
@@ -19,7 +20,17 @@ from torch import Tensor, nn
 
 from pytest_bnn import sampling
 from pytest_bnn.conversion import convert
-from pytest_bnn.sampling import ForwardError, PassBank, forward, output_tensor, pass_seed, probabilities, unwritten
+from pytest_bnn.posterior import bayesian_layers
+from pytest_bnn.sampling import (
+    ForwardError,
+    PassBank,
+    forward,
+    output_tensor,
+    pass_seed,
+    probabilities,
+    undisturbed_passes,
+    unwritten,
+)
 
 
 def converted(estimator: Any = "Reparameterization") -> nn.Module:
@@ -249,6 +260,39 @@ def test_ctrl_c_is_not_swallowed() -> None:
 
     with pytest.raises(KeyboardInterrupt):
         forward(Slow(), images())
+
+
+def noise_of(model: nn.Module) -> list[Tensor]:
+    return [noise.clone() for layer in bayesian_layers(model) for noise in layer.noise]
+
+
+@pytest.mark.parametrize("estimator", ["Reparameterization", "Flipout"])
+@pytest.mark.parametrize("error", [None, ZeroDivisionError, KeyboardInterrupt])
+def test_noise_buffers_are_put_back_whatever_happens(estimator: str, error: type[BaseException] | None) -> None:
+    """They are not copied beforehand where every module is known: a pending backward needs what is in them."""
+    model: Any = converted(estimator)
+    model(images())
+    before, addresses = noise_of(model), [n.data_ptr() for layer in bayesian_layers(model) for n in layer.noise]
+    assert any(bool(noise.any()) for noise in before)
+    forward_of = type(model[2]).forward
+
+    def stopped(*args: Any, **kwargs: Any) -> Any:
+        out = forward_of(*args, **kwargs)
+        if error is not None:
+            raise error
+        return out
+
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        contextlib.nullcontext() if error is None else pytest.raises(error),
+        undisturbed_passes(model, seed=0),
+        torch.no_grad(),
+    ):
+        assert [n.data_ptr() for layer in bayesian_layers(model) for n in layer.noise] == addresses
+        patch.setattr(type(model[2]), "forward", stopped)
+        model(images())
+    assert all(torch.equal(one, other) for one, other in zip(noise_of(model), before, strict=True))
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
 
 class Writing(nn.Module):
