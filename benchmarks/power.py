@@ -1,118 +1,62 @@
 """How often each sampling check finds a fault of a given size: power curves.
 
 ``python -m benchmarks.power --trials 40`` breaks small models by more and more, and counts verdicts. An effect of 0 is
-a sound model, or one right at the threshold, which no check may fail. ``--svg FOLDER`` draws the
-curves, ``--from FILE`` without measuring.
+a sound model, or one right at the threshold, which no check may fail. ``--curve NAME`` measures that curve alone.
+``--svg FOLDER`` draws the curves, ``--from FILE`` without measuring.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from benchmarks.curves import Curve, Mark, Point, dump, load, table, write_plots
-from pytest_bnn import checks, convert
+from benchmarks.weakened import (
+    WIDTH,
+    close_votes,
+    disagreement,
+    low_spread,
+    no_source,
+    scaled_flipout,
+    scaled_noise,
+    wide_spread,
+)
+from pytest_bnn.checks.draws import effect as effect_shown
 from pytest_bnn.checks.noise_posterior import TARGET
 from pytest_bnn.evidence import Evidence, Verdict
 from pytest_bnn.options import Settings, using
+from pytest_bnn.statistics import Budget, draws_below_median
 
-IMAGES = torch.linspace(-1, 1, 24).reshape(12, 2)
-
-
-class Noisy(nn.Module):
-    """Its input with noise of a known size."""
-
-    def __init__(self, size: float) -> None:
-        super().__init__()
-        self.size = size
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.size * torch.randn_like(x)
-
-
-class Voting(nn.Module):
-    """Probabilities of two classes from a Beta law: the first leads where an image is 0, the second where it is 1."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        leads = torch.distributions.Beta(4 - 3 * x[:, 0], 1 + 3 * x[:, 0]).sample()
-        return torch.stack([leads, 1 - leads], dim=1)
-
-
-class Sure(nn.Module):
-    """The first class, whatever the image."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.tensor([0.9, 0.1]).expand(len(x), 2)
-
-
-def scaled_noise(effect: float, seed: int) -> Evidence:
-    """Let a layer of 4,160 weights use ``1 + effect`` times the sigma of its posterior."""
-    torch.manual_seed(seed)
-    model = convert(nn.Sequential(nn.Linear(64, 64)).eval())
-    layer: Any = model.get_submodule("0")
-
-    def forward(x: Tensor) -> Tensor:
-        drawn = {}
-        for role in ("weight", "bias"):
-            sigma = nn.functional.softplus(getattr(layer, f"rho_{role}"))
-            eps = getattr(layer, f"eps_{role}").data.normal_()
-            drawn[role] = getattr(layer, f"mu_{role}") + (1 + effect) * sigma * eps
-        return nn.functional.linear(x, drawn["weight"], drawn["bias"])
-
-    layer.forward = forward
-    return checks.measure_noise_posterior(model, images=torch.rand(2, 64), seed=seed)
-
-
-def wide_spread(effect: float, seed: int) -> Evidence:
-    """Let the spread exceed the band by the share ``effect``."""
-    torch.manual_seed(seed)
-    model = convert(nn.Sequential(nn.Linear(2, 2)).eval())
-    with torch.no_grad():
-        for name, rho in model.named_parameters():
-            if "rho_" in name:
-                rho.fill_(math.log(math.expm1(0.1)))
-    free = checks.measure_noise_spread(model, images=IMAGES, band=(1e-9, 1e9), max_passes=1000, seed=0)
-    typical = float(str(free["spread"]))
-    return checks.measure_noise_spread(model, images=IMAGES, band=(1e-9, typical / (1 + effect)), seed=seed + 1)
-
-
-def low_spread(effect: float, seed: int) -> Evidence:
-    """Let the typical spread lie below the floor by the share ``effect``.
-
-    Half the squared difference of two passes, averaged over two outputs, is the noise's variance times an exponential
-    variable, whose median is log 2.
-    """
-    size = 0.01 * (1 - effect) * float(IMAGES.double().std()) / math.sqrt(math.log(2))
-    return checks.measure_noise_varies(Noisy(size), images=IMAGES, min_spread=0.01, seed=seed)
-
-
-def disagreement(effect: float, seed: int, other: float = 1.0) -> Evidence:
-    """Let the agreement of 100 images fall short of .9 by ``effect``; single passes say something else now and then.
-
-    ``other`` says how clearly the other class leads there: by .6 on average at 1, and not at all at .5.
-    """
-    images = torch.zeros(100, 2)
-    images[: round(100 * (0.1 + effect))] = other
-    return checks.measure_teacher_agreement(Voting(), teacher=Sure(), images=images, min_agreement=0.9, seed=seed)
-
-
-def close_votes(effect: float, seed: int) -> Evidence:
-    """Let the other class lead by no more than .24 on average, where passes differ by .4."""
-    return disagreement(effect, seed, 0.7)
+#: Of a mark that says what a check shows.
+POWER = 1 - Budget().beta
 
 
 def stated(sound: Evidence) -> tuple[Mark, ...]:
     """Mark the error of sigma that ``noise.posterior`` looks for, and the one that it says a layer this small shows."""
     shown = float(str(sound["effect shown in the small tensors together"]))
     return Mark(effect=TARGET, words="target"), Mark(effect=shown, words="stated for this layer")
+
+
+def shown_by_flipout(sound: Evidence) -> tuple[Mark, ...]:
+    """Mark what the chi-square test of all pooled outputs shows, at half of alpha: the mean has the other half."""
+    shown = effect_shown(sound.samples * WIDTH, Budget().alpha / 2, POWER)
+    return (Mark(effect=shown, words=f"power {POWER:g}"),)
+
+
+def shown_by_source(sound: Evidence) -> tuple[Mark, ...]:
+    """Mark the threshold, and where no pair exceeds it at this power.
+
+    Squared spreads are exponential, so one exceeds the squared threshold with the chance 2 to the power of minus its
+    ratio to their median, ``(1 - effect)**-2``.
+    """
+    exceeds = 1 - POWER ** (1 / draws_below_median(Budget().alpha))
+    return *threshold(sound), Mark(effect=1 - math.log2(1 / exceeds) ** -0.5, words=f"power {POWER:g}")
 
 
 def threshold(sound: Evidence) -> tuple[Mark, ...]:
@@ -140,6 +84,20 @@ CURVES: Mapping[str, Experiment] = MappingProxyType(
             break_by=scaled_noise,
             effects=(0.0, 0.005, 0.0075, 0.009, 0.01, 0.011, 0.0125, 0.015, 0.02, 0.03),
             marks=stated,
+        ),
+        "estimator.flipout": Experiment(
+            check="estimator.flipout",
+            unit="noise of the layer, beyond the posterior's (%)",
+            break_by=scaled_flipout,
+            effects=(0.0, 0.05, 0.075, 0.1, 0.11, 0.125, 0.15, 0.175, 0.2, 0.3),
+            marks=shown_by_flipout,
+        ),
+        "noise.source": Experiment(
+            check="noise.source",
+            unit="spread of the outputs, below the threshold (%)",
+            break_by=no_source,
+            effects=(0.0, 0.2, 0.3, 0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7, 0.8, 1.0),
+            marks=shown_by_source,
         ),
         "noise.spread": Experiment(
             check="noise.spread",
@@ -192,12 +150,20 @@ def curve(name: str, trials: int) -> Curve:
     return Curve(check=given.check, case=given.case, unit=given.unit, marks=given.marks(sound), points=tuple(points))
 
 
+def merged(old: Iterable[Curve], new: Iterable[Curve]) -> tuple[Curve, ...]:
+    """Put new curves in the place of old ones, in the order of `CURVES`; curves that are there no more are left out."""
+    found = {(curve.check, curve.case): curve for curve in (*old, *new)}
+    order = [(experiment.check, experiment.case) for experiment in CURVES.values()]
+    return tuple(found[key] for key in order if key in found)
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.power", description=(__doc__ or "").splitlines()[0])
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--trials", type=int, default=40, help="models at each effect (default: 40)")
     source.add_argument("--from", dest="file", type=Path, help="do not measure: read the curves that --json wrote")
-    parser.add_argument("--json", type=Path, help="write the curves here")
+    parser.add_argument("--curve", action="append", choices=CURVES, help="measure only this one; may be repeated")
+    parser.add_argument("--json", type=Path, help="write the curves here; of curves not measured, what is there stays")
     parser.add_argument("--svg", type=Path, help="draw the curves into this folder, for light and for dark pages")
     given = parser.parse_args(arguments)
     if given.trials < 1:
@@ -209,8 +175,11 @@ def main(arguments: list[str] | None = None) -> int:
             parser.error(str(wrong))
     else:
         torch.set_num_threads(1)
-        curves = tuple(curve(name, given.trials) for name in CURVES)
+        chosen = given.curve or CURVES
+        curves = tuple(curve(name, given.trials) for name in CURVES if name in chosen)
     print(table(curves))
+    if given.json and given.curve and given.json.exists():
+        curves = merged(load(given.json), curves)
     if given.json:
         given.json.write_text(dump(curves), encoding="utf-8")
     if given.svg:

@@ -21,14 +21,10 @@ from pytest_bnn.checks.layers import LAYERS_REPLACED, measure_layers_replaced
 from pytest_bnn.checks.loss import KL_LOSS, measure_kl_loss
 from pytest_bnn.checks.mean import MEAN_EQUALS_TEACHER, measure_mean_equals_teacher
 from pytest_bnn.checks.memory import MEMORY_SEPARATE, measure_memory_separate
-from pytest_bnn.checks.noise import (
-    NOISE_SOURCE,
-    NOISE_VARIES,
-    measure_noise_source,
-    measure_noise_varies,
-)
+from pytest_bnn.checks.noise import NOISE_VARIES, measure_noise_varies
 from pytest_bnn.checks.noise_posterior import MAX_PASSES as MAX_NOISE_PASSES
 from pytest_bnn.checks.noise_posterior import NOISE_POSTERIOR, measure_noise_posterior
+from pytest_bnn.checks.noise_source import NOISE_SOURCE, measure_noise_source
 from pytest_bnn.checks.spread import BAND, NOISE_SPREAD, measure_noise_spread
 from pytest_bnn.conversion import Conversion, convert_with
 from pytest_bnn.environment import versions
@@ -92,7 +88,7 @@ CHECKS: tuple[tuple[Check, _Measure], ...] = (
     (LAYERS_REPLACED, lambda s, t: measure_layers_replaced(s, allow=t.allow)),
     (MEMORY_SEPARATE, lambda s, t: measure_memory_separate(s)),
     (MEAN_EQUALS_TEACHER, lambda s, t: measure_mean_equals_teacher(s)),
-    (NOISE_SOURCE, lambda s, t: measure_noise_source(s)),
+    (NOISE_SOURCE, lambda s, t: measure_noise_source(s, max_passes=t.max_passes, budget=t.budget)),
     (NOISE_VARIES, lambda s, t: measure_noise_varies(s, max_passes=t.max_passes, budget=t.budget)),
     (NOISE_SPREAD, lambda s, t: measure_noise_spread(s, band=t.spread, max_passes=t.max_passes, budget=t.budget)),
     (

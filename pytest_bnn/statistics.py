@@ -74,6 +74,15 @@ def trials_needed(error_rate: float) -> int:
     return trials
 
 
+def draws_below_median(error_rate: float) -> int:
+    """Give how many independent draws all lie below their median with a chance of at most ``error_rate``.
+
+    Whatever their distribution: each does with a chance of at most one half, so it is the least n with
+    ``2**-n <= error_rate``. This is the sign test, where the number of draws is settled beforehand.
+    """
+    return 1 - math.frexp(error_rate)[1]
+
+
 def median_bounds(values: Tensor, error_rate: float) -> tuple[Tensor, Tensor]:
     """Give a lower and an upper confidence bound of the median of each column, each wrong with ``error_rate``.
 

@@ -21,8 +21,9 @@ from pytest_bnn.posterior import PosteriorTensor, bayesian_layers
 from pytest_bnn.properties import FAILURE_PROPERTIES, PROPERTIES, Converter, PropertyError, check_conversion
 from pytest_bnn.strategies import PLAIN_FEATURES, architectures, inputs_for
 
-#: Within so many networks a broken converter must be caught.
-EXAMPLES = 200
+#: Within so many networks a broken converter must be caught. Most are in a few, but one network in a hundred has what
+#: it takes to see the rarest fault, and draws come in clumps.
+EXAMPLES = 1500
 
 #: Refused are subclasses with a forward of their own, LSTM, LoRA, shared tensors, and weights of 1000 under MOPED:
 #: 18 of 100 networks in a long run.
@@ -222,9 +223,11 @@ def converts_again(network: nn.Module) -> nn.Module:
 
 
 def fails_half_way(network: nn.Module) -> nn.Module:
+    if not list(network.children()):
+        return convert(network)
     for module in network.modules():
         for name, child in list(module.named_children()):
-            if isinstance(child, nn.Linear):
+            if type(child) is nn.Linear:
                 setattr(module, name, convert(child))
             elif not isinstance(child, nn.Sequential | nn.ReLU):
                 raise ConversionError(f"cannot convert {name} of {type(network).__name__}", fix="leave it out")

@@ -106,6 +106,17 @@ def test_from_a_file_nothing_is_measured(
     assert [path.read_bytes() for path in one] == [path.read_bytes() for path in two]
 
 
+def test_one_curve_is_measured_and_the_others_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the order of the benchmark; a curve that it does not know any more goes."""
+    monkeypatch.setattr("benchmarks.power.curve", lambda name, trials: made(trials, 20, check=name))
+    file = tmp_path / "points.json"
+    kept = made(0, 7, 20, check="noise.varies")
+    file.write_text(dump((kept, made(0, 1, check="noise.spread"), made(1, check="gone"))), encoding="utf-8")
+    given = ["--trials", "3", "--curve", "noise.spread", "--curve", "noise.source", "--json", str(file)]
+    assert main(given) == 0
+    assert load(file) == (made(3, 20, check="noise.source"), made(3, 20, check="noise.spread"), kept)
+
+
 @pytest.mark.parametrize("text", ["{}", '[{"check": "noise.varies"}]', '[{"check": "a", "unit": "b", "points": []}]'])
 def test_another_file_is_refused(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "points.json").write_text(text, encoding="utf-8")

@@ -22,6 +22,7 @@ from pytest_bnn.statistics import (
     certain_majority,
     clopper_pearson_lower,
     clopper_pearson_upper,
+    draws_below_median,
     median_bounds,
     trials_for_share,
     trials_needed,
@@ -240,9 +241,9 @@ def test_probabilities_that_are_nan_are_refused() -> None:
 
 
 def test_the_budget_is_split_and_follows_the_settings() -> None:
-    """--bnn-alpha reaches a plain assert; five checks of an audit stay within one budget."""
-    share = Budget(alpha=1e-6, beta=1e-3).split(5)
-    assert [share.alpha, share.beta] == pytest.approx([2e-7, 2e-4])
+    """--bnn-alpha reaches a plain assert; six checks of an audit stay within one budget."""
+    share = Budget(alpha=1e-6, beta=1e-3).split(6)
+    assert [6 * share.alpha, 6 * share.beta] == pytest.approx([1e-6, 1e-3])
     assert Budget.in_force() == Budget()
     with using(Settings(alpha=1e-4, beta=0.01)):
         assert Budget.in_force() == Budget(alpha=1e-4, beta=0.01)
@@ -296,6 +297,20 @@ def test_the_median_is_between_its_bounds_however_heavy_the_tails(name: str) -> 
     assert bool((low <= high).all())
     if name != "bernoulli":
         assert float((high - low).median()) < float(law.ppf(0.8) - law.ppf(0.2))
+
+
+@given(st.floats(1e-12, 0.5, exclude_max=True))
+@settings(deadline=None)
+def test_draws_that_all_lie_below_their_median_are_a_sign_test(error_rate: float) -> None:
+    """Scipy's sign test is the oracle: so many are enough, one less is not."""
+    draws = draws_below_median(error_rate)
+    assert stats.binomtest(draws, draws, 0.5, alternative="greater").pvalue <= error_rate
+    assert draws == 1 or stats.binomtest(draws - 1, draws - 1, 0.5, alternative="greater").pvalue > error_rate
+
+
+def test_powers_of_one_half_are_reached_exactly() -> None:
+    assert [draws_below_median(2.0**-n) for n in range(1, 40)] == list(range(1, 40))
+    assert draws_below_median(math.nextafter(2.0**-20, 0)) == 21
 
 
 def test_too_few_trials_bound_nothing() -> None:

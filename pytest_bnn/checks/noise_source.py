@@ -1,0 +1,210 @@
+"""``noise.source``: do the outputs vary, and is it the posterior that makes them?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Unpack
+
+import torch
+from torch import nn
+
+from pytest_bnn.checks.claim import Check, Finding, asserting
+from pytest_bnn.checks.pairs import not_finite_in, scale_of, spreads
+from pytest_bnn.checks.silence import MIN_SPREAD, causes_of_silence, floor_of, not_finite
+from pytest_bnn.checks.trace import TRACED_IMAGES, Parting, difference, first_parting, tolerance, traced
+from pytest_bnn.evidence import Certainty, Evidence, LayerFinding, Measurement, Threshold, Verdict
+from pytest_bnn.isolation import undisturbed
+from pytest_bnn.posterior import bayesian_layers, zero_sigma
+from pytest_bnn.sampling import forward
+from pytest_bnn.statistics import Budget, draws_below_median
+from pytest_bnn.subject import Given, Subject
+
+NOISE_SOURCE = Check(
+    id="noise.source",
+    claim="Outputs vary because of the posterior alone: not with every sigma at 0, and with it without reseeding.",
+    needs=("images",),
+    sampled=True,
+)
+
+MAX_PASSES = 128
+
+#: Images that get further pairs of passes, where the first pair did not differ.
+_LIVELIEST = 8
+
+
+def measure_noise_source(
+    model: nn.Module | Subject,
+    *,
+    max_passes: int = MAX_PASSES,
+    min_spread: float = MIN_SPREAD,
+    budget: Budget | None = None,
+    **given: Unpack[Given],
+) -> Evidence:
+    """Measure whether the variance of the outputs comes from the posterior.
+
+    Two passes in a row with every sigma at 0 must agree to float tolerance, so that neither dropout nor BatchNorm
+    nor noise of another origin is at work: that is exact. Two in a row with the posterior's noise must differ,
+    although nobody seeds in between: by more than ``min_spread`` on some image, its spread being that of
+    `measure_noise_varies`. One pair that does is seen and needs no statistics. Where the first pair does not, the
+    eight images that varied most get further ones. Where every image's typical spread (its median over pairs) exceeds
+    ``min_spread``, each pair stays below with a chance of at most one half, so the check fails after as many pairs as
+    bring that to ``alpha``. Names the module that the noise comes from, or the cause of its absence.
+
+    Args:
+        model: The Bayesian network, or a `Subject`.
+        max_passes: The most passes with noise, at least 2; where too few do not differ the verdict is
+            ``inconclusive``.
+        min_spread: As in `measure_noise_varies`.
+        budget: Error rates; those in force when None.
+        **given: images, at least; see `Subject`.
+
+    Source: the sign test; `pytest_bnn.statistics.draws_below_median`.
+    """
+    if max_passes < 2 or not min_spread > 0:
+        raise ValueError("max_passes must be at least 2 and min_spread above 0")
+    return NOISE_SOURCE.run(
+        Subject.of(model, given),
+        lambda subject: _source(subject, budget or Budget.in_force(), max_passes, min_spread),
+    )
+
+
+assert_noise_source = asserting(measure_noise_source)
+
+
+@dataclass(frozen=True, slots=True)
+class _Pairs:
+    """Passes taken two by two: the largest spread of an image in each pair, what counts as none, and NaN."""
+
+    largest: tuple[float, ...]
+    floor: float
+    bad: int = 0
+
+    @property
+    def passes(self) -> int:
+        return 2 * len(self.largest)
+
+    @property
+    def spread(self) -> float:
+        return max(self.largest)
+
+    @property
+    def varies(self) -> bool:
+        return self.spread > self.floor
+
+
+def _pairs(subject: Subject, scale: float, min_spread: float, most: int) -> _Pairs:
+    """Draw pairs, at most so many, until one differs."""
+    images = subject.require_images()
+    largest: list[float] = []
+    with undisturbed(subject.model, seed=subject.seed):
+        while True:
+            pair = torch.stack([forward(subject.model, images) for _ in range(2)])
+            floor, bad = floor_of(pair, min_spread), not_finite_in(pair)
+            found = torch.zeros(1) if bad else spreads(pair, scale)[0]
+            largest.append(float(found.max()))
+            if bad or largest[-1] > floor or len(largest) >= most:
+                return _Pairs(tuple(largest), floor, bad)
+            if len(largest) == 1 and len(found) == len(images):
+                images = images[found.argsort(descending=True)[:_LIVELIEST]]
+
+
+def _source(subject: Subject, budget: Budget, max_passes: int, min_spread: float) -> Finding:
+    images = subject.require_images()
+    with undisturbed(subject.model, seed=subject.seed), zero_sigma(subject.model):
+        calm, again = forward(subject.model, images), forward(subject.model, images)
+    silent, allowed = difference(calm, again), tolerance(calm)
+    leaks = not 0 <= silent <= allowed
+    needed = draws_below_median(budget.alpha)
+    pairs = _pairs(subject, scale_of(calm.double()), min_spread, 1 if leaks else min(needed, max_passes // 2))
+    if pairs.bad:
+        return not_finite(subject, pairs.passes, pairs.bad)
+    if leaks:
+        return _leak(subject, pairs, silent, allowed, budget)
+    words = f"two passes in a row differ by {pairs.spread:.3g} of the outputs' scale"
+    words += "; with every sigma at 0 they are equal"
+    verdict, remedy, where, causes = Verdict.PASS, "", None, []
+    if not pairs.varies:
+        decided = len(pairs.largest) >= needed
+        verdict = Verdict.FAIL if decided else Verdict.INCONCLUSIVE
+        where = _other_noise(subject, in_train_mode=True)
+        causes = causes_of_silence(subject, pairs.spread)
+        if where is not None:
+            cause = f"in train mode the outputs do vary, with every sigma at 0 too: {where.path} ({where.kind})"
+            causes.insert(0, cause)
+        words = "two passes in a row do not differ" + (f": {causes[0]}" if causes else "")
+        remedy = "let the posterior be the source of the noise: convert the layers, and never seed inside forward"
+        if not decided:
+            remedy = f"allow more than {pairs.passes} passes (--samples): {2 * needed} that do not differ decide"
+    return _finding(
+        verdict,
+        words,
+        pairs,
+        silent,
+        Threshold(quantity="largest spread of an image", observed=pairs.spread, relation=">", allowed=pairs.floor),
+        where,
+        remedy,
+        budget,
+        causes,
+    )
+
+
+def _leak(subject: Subject, pairs: _Pairs, silent: float, allowed: float, budget: Budget) -> Finding:
+    """Give the finding of outputs that vary without the posterior's noise."""
+    where = _other_noise(subject, in_train_mode=False)
+    words = f"with every sigma at 0 two passes still differ by {silent:.2g} of the outputs' scale"
+    words += f"; the noise enters at {where.path or 'the model itself'} ({where.kind})" if where else ""
+    remedy = "switch that module to eval mode, or remove it: its noise is not the posterior's"
+    if not bayesian_layers(subject.model):
+        words += f"; {causes_of_silence(subject, pairs.spread)[0]}"
+        remedy = "audit the converted model itself, not one derived from it; what varies here is no posterior"
+    threshold = Threshold(quantity="difference with every sigma at 0", observed=silent, relation="<=", allowed=allowed)
+    return _finding(Verdict.FAIL, words, pairs, silent, threshold, where, remedy, budget, [])
+
+
+def _finding(
+    verdict: Verdict,
+    headline: str,
+    pairs: _Pairs,
+    silent: float,
+    threshold: Threshold,
+    where: Parting | None,
+    remedy: str,
+    budget: Budget,
+    causes: list[str],
+) -> Finding:
+    silenced = verdict is Verdict.FAIL and not pairs.varies
+    return Finding(
+        verdict=verdict,
+        headline=headline,
+        measurements=(
+            Measurement(name="difference with every sigma at 0", value=silent, unit="of the outputs' scale"),
+            Measurement(
+                name="largest spread", value=pairs.spread, unit="of the outputs' scale", note=f"{pairs.passes} passes"
+            ),
+        ),
+        threshold=threshold,
+        layers=() if where is None else (LayerFinding(path=where.path, kind=where.kind, ok=False, finding=str(where)),),
+        remedy=remedy,
+        notes=tuple(causes),
+        samples=pairs.passes,
+        certainty=Certainty(
+            alpha=budget.alpha,
+            beta=budget.beta,
+            statistic="typical spread of some image (median over pairs of passes, by the sign test)",
+            high=pairs.spread if silenced else None,
+        ),
+    )
+
+
+def _other_noise(subject: Subject, *, in_train_mode: bool) -> Parting | None:
+    few = subject.require_images()[: max(2, TRACED_IMAGES)]
+    runs = []
+    with undisturbed(subject.model, seed=subject.seed), zero_sigma(subject.model), traced(subject.model) as calls:
+        if in_train_mode:
+            for module in subject.model.modules():
+                module.training = True
+        for _ in range(2):
+            calls.clear()
+            forward(subject.model, few)
+            runs.append(list(calls))
+    return first_parting(*runs)
