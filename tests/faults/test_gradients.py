@@ -177,6 +177,26 @@ def test_the_moped_of_the_library_shares_memory(teacher: nn.Module, bare: Bare, 
     assert "head.mu_weight shares memory with head.prior_weight_mu" in str(found.layers)
 
 
+def test_shared_memory_is_listed_in_the_order_of_the_model(bare: Bare) -> None:
+    """Memory is another place in every run, the evidence is the same. Here the last layer lies before the others."""
+    model = bare(nn.Sequential(*[nn.Linear(3, 3) for _ in range(3)]).eval(), "Reparameterization")
+    memory = torch.zeros(3, 9)
+    for place, (at, name) in enumerate([(2, "eps_weight"), (0, "eps_weight"), (1, "eps_weight")]):
+        layer = model.get_submodule(str(at))
+        for other in (name, "prior_weight_mu"):
+            layer._buffers[other] = memory[place].view(3, 3)
+    found = measure_memory_separate(model)
+    assert [layer.path for layer in found.layers] == ["0", "1", "2"]
+    model.get_submodule("1")._buffers["eps_weight"] = memory[0].view(3, 3)
+    found = measure_memory_separate(model)
+    assert [layer.finding for layer in found.layers] == [
+        "0.eps_weight shares memory with 0.prior_weight_mu",
+        "1.eps_weight shares memory with 2.eps_weight",
+        "1.eps_weight shares memory with 2.prior_weight_mu",
+        "2.eps_weight shares memory with 2.prior_weight_mu",
+    ]
+
+
 def test_parts_of_one_storage_that_do_not_overlap_pass(teacher: nn.Module, bare: Bare) -> None:
     """Flat parameters, as optimizers make them: one storage, each tensor with bytes of its own."""
     model = bare(teacher, "Flipout")
