@@ -61,6 +61,33 @@ def test_samples_that_share_a_backward_are_found(
     assert {layer.path for layer in found.layers} == {layer.path for layer in bayesian_layers(model)}
 
 
+@pytest.mark.parametrize("scale", [1e-3, 1e-7])
+def test_a_kl_term_that_outweighs_the_data_hides_nothing(
+    scale: float, teacher: nn.Module, estimator: str, bare: Bare, batch: Batch
+) -> None:
+    """A sure network has a small data term. Its part is judged by its own length, as far as rounding leaves it.
+
+    At 1e-7 float32 leaves nothing of it: neither loss is accused, and the reader is told.
+    """
+
+    def outweighed(samples: int) -> Callable[[nn.Module, Given], Tensor]:
+        def loss(model: nn.Module, batch: Given) -> Tensor:
+            data = torch.stack([_data_term(model, batch) for _ in range(samples)]).mean()
+            total: Tensor = scale * data + get_kl_loss(model)
+            return total
+
+        return loss
+
+    model = bare(teacher, estimator)
+    right = measure_gradient_samples(model, images=batch[0], labels=batch[1], loss=outweighed(1))
+    assert right.verdict is Verdict.PASS, right.explain()
+    wrong = measure_gradient_samples(model, images=batch[0], labels=batch[1], loss=outweighed(2))
+    assert wrong.verdict is (Verdict.FAIL if scale == 1e-3 else Verdict.PASS), wrong.explain()
+    if scale == 1e-7:
+        assert "of the data's part of the gradient to rho nothing is left" in right.explain()
+        assert "of the data's part of the gradient to rho nothing is left" in wrong.explain()
+
+
 @pytest.mark.parametrize("loss", [several(1), accumulated], ids=["one pass", "accumulated"])
 def test_losses_with_the_right_gradient_pass(
     loss: Callable[[nn.Module, Given], Tensor], teacher: nn.Module, estimator: str, bare: Bare, batch: Batch
