@@ -3,9 +3,10 @@
 Used by ``tests/faults`` and by `benchmarks.catalogue`, which takes every row to every network.
 """
 
-from benchmarks.faults.library import LIBRARY
+from benchmarks.faults.conversion import CONVERSION
+from benchmarks.faults.posterior import POSTERIOR
 from benchmarks.faults.use import USE
 
-FAULTS = (*LIBRARY, *USE)
+FAULTS = (*POSTERIOR, *CONVERSION, *USE)
 
 NETWORKS = ("residual", "plain", "resnet18")

@@ -92,7 +92,7 @@ def unharmed(patient: Patient) -> Outcome:
 
 def _wrong(fault: Fault, patient: Patient, found: Mapping[str, Evidence], claimed: Mapping[str, Verdict]) -> list[str]:
     counts = patient.counts()
-    said = {id: evidence.explain(offenders=counts["layers"]) for id, evidence in found.items()}
+    said = {id: evidence.explain(offenders=max(5, counts["layers"])) for id, evidence in found.items()}
     wrong = []
     for id, verdict in claimed.items():
         words = {**fault.fails, **fault.warns}[id]

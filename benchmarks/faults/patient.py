@@ -91,8 +91,8 @@ class Patient:
     def counts(self) -> dict[str, int]:
         """Give the numbers that explanations name."""
         layers = sum(isinstance(m, nn.Conv2d | nn.Linear) for m in self.teacher.modules())
-        weights = self.part(self.teacher, "stem").weight.numel()
-        return {"layers": layers, "others": layers - 1, "stem_weights": weights, "zeros": zeros(weights)}
+        stem, second = (self.part(self.teacher, name).weight.numel() for name in ("stem", "block.conv2"))
+        return {"layers": layers, "others": layers - 1, "stem": stem, "second": second, "zeros": zeros(stem)}
 
 
 def zeros(weights: int) -> int:

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.faults.library import NOTHING_BAYESIAN, unconverted
 from benchmarks.faults.patient import BATCHES, Fault, Given, Patient, kl, loss_with, posterior_of
+from benchmarks.faults.posterior import NOTHING_BAYESIAN, unconverted
 
 
 def with_loss(term: Callable[[nn.Module], Any]) -> Callable[[Patient], Given]:
@@ -54,6 +54,13 @@ def collapsed(patient: Patient) -> Given:
     with torch.no_grad():
         for rho in posterior_of(model, "rho_"):
             rho.fill_(-200)
+    return {"model": model}
+
+
+def collapsed_layer(patient: Patient) -> Given:
+    model = patient.converted()
+    with torch.no_grad():
+        patient.part(model, "block.conv2").rho_kernel.fill_(-200)
     return {"model": model}
 
 
@@ -176,6 +183,15 @@ USE = (
             "noise.source": ("collapsed",),
             "kl.present": ("inf", "sigma is 0", "stem"),
             "kl.loss": ("sigma", "stem"),
+        },
+    ),
+    Fault(
+        id="B8-layer",
+        description="sigma collapsed to exactly 0 in one layer: the outputs vary all the same",
+        inject=collapsed_layer,
+        fails={
+            "kl.present": ("is 0 in {second:,} of {second:,}", "block.conv2"),
+            "kl.loss": ("sigma", "block.conv2"),
         },
     ),
     Fault(

@@ -1,63 +1,14 @@
-"""What the library does: rows A of the catalogue, each with what injects it."""
+"""What a conversion by the library loses: rows A15 to A26 of the catalogue, each with what injects it."""
 
 from __future__ import annotations
 
 from copy import deepcopy
 
-import torch
-from bayesian_torch.models.dnn_to_bnn import dnn_to_bnn, get_kl_loss
+from bayesian_torch.models.dnn_to_bnn import dnn_to_bnn
 from torch import Tensor, nn
 from torch.nn import functional
 
-from benchmarks.faults.patient import PARAMETERS, Fault, Given, Patient, loss_with, posterior_of, zeros
-
-
-def feature_extractor(patient: Patient) -> Given:
-    from torchvision.models.feature_extraction import create_feature_extractor
-
-    return {"model": create_feature_extractor(patient.converted(), {patient.path("head"): "logits"}).eval()}
-
-
-def traced(patient: Patient) -> Given:
-    return {"model": torch.fx.symbolic_trace(patient.converted()).eval()}
-
-
-def broken_prior(patient: Patient) -> Given:
-    model = patient.converted()
-    patient.part(model, "stem").prior_weight_sigma.fill_(float("nan"))
-    return {"model": model}
-
-
-def zero_weights(patient: Patient) -> Given:
-    with torch.no_grad():
-        weight = patient.part(patient.teacher, "stem").weight
-        weight.view(-1)[: zeros(weight.numel())] = 0
-    return {"model": patient.converted()}
-
-
-def huge_weight(patient: Patient) -> Given:
-    with torch.no_grad():
-        patient.part(patient.teacher, "block.conv1").weight[0, 0, 0, 0] = 900
-    return {"model": patient.converted()}
-
-
-def half_precision(patient: Patient) -> Given:
-    model = patient.converted()
-    with torch.no_grad():
-        patient.part(model, "block.conv2").rho_kernel.fill_(-18)
-    return {"model": model.half(), "loss": None}
-
-
-def narrow(patient: Patient) -> Given:
-    model = patient.converted()
-    with torch.no_grad():
-        for rho in posterior_of(model, "rho_"):
-            rho.fill_(-20)
-    return {"model": model}
-
-
-def unconverted(patient: Patient) -> Given:
-    return {"model": deepcopy(patient.teacher), "loss": loss_with(lambda model: get_kl_loss(model) or 0)}
+from benchmarks.faults.patient import PARAMETERS, Fault, Given, Patient
 
 
 def weight_norm(patient: Patient) -> Given:
@@ -161,90 +112,7 @@ def deterministic_checkpoint(patient: Patient) -> Given:
     return {"model": model}
 
 
-NOTHING_BAYESIAN = {
-    "layers.replaced": ("no Bayesian layer", "stem", "still a deterministic Conv2d"),
-    "noise.varies": ("no Bayesian layer",),
-    "noise.source": ("no Bayesian layer",),
-    "noise.spread": ("all but collapsed",),
-    "kl.present": ("no KL term", "no Bayesian layer"),
-    "kl.loss": ("no Bayesian layer",),
-}
-
-LIBRARY = (
-    Fault(
-        id="A2-extractor",
-        description="create_feature_extractor bakes one draw of the noise in",
-        inject=feature_extractor,
-        fails={
-            "layers.replaced": ("no Bayesian layer", "create_feature_extractor", "stem"),
-            "noise.source": ("torch.fx",),
-            "kl.present": ("no Bayesian layer", "a traced model kept"),
-            "kl.loss": ("no Bayesian layer",),
-        },
-        # One baked draw is not the teacher; Flipout's signs are still drawn.
-        open=("mean.equals_teacher", "noise.varies", "noise.spread", "teacher.agreement"),
-    ),
-    Fault(
-        id="A2-fx",
-        description="torch.fx bakes one draw of the noise in",
-        inject=traced,
-        fails={
-            "layers.replaced": ("no Bayesian layer", "torch.fx", "stem"),
-            "noise.source": ("torch.fx",),
-            "kl.present": ("no Bayesian layer", "a traced model kept"),
-            "kl.loss": ("no Bayesian layer",),
-        },
-        open=("mean.equals_teacher", "noise.varies", "noise.spread", "teacher.agreement"),
-    ),
-    Fault(
-        id="A3-garbage",
-        description="prior buffers are not persistent: garbage after to_empty",
-        inject=broken_prior,
-        fails={"kl.present": ("prior sigma", "stem"), "kl.loss": ("prior sigma", "stem")},
-    ),
-    Fault(
-        id="A6",
-        description="a weight that is exactly 0 gets a dead sigma under MOPED",
-        inject=zero_weights,
-        warns={"kl.present": ("dead", "stem", "{zeros} of {stem_weights:,}", "exactly 0")},
-    ),
-    Fault(
-        id="A7",
-        description="delta * abs(w) above 88.7 overflows to an infinite rho",
-        inject=huge_weight,
-        fails={
-            "noise.varies": ("NaN or infinite", "block.conv1", "rho", "moped_delta"),
-            "noise.spread": ("NaN or infinite", "block.conv1", "rho"),
-            "noise.source": ("NaN or infinite",),
-            "kl.present": ("block.conv1", "sigma is NaN or infinite", "moped_delta"),
-            "kl.loss": ("block.conv1",),
-            "teacher.agreement": ("NaN or infinite",),
-        },
-    ),
-    Fault(
-        id="A8",
-        description="half precision underflows a sigma that float32 could hold",
-        inject=half_precision,
-        fails={"kl.present": ("block.conv2", "sigma is 0", "half precision")},
-        open=("kl.loss", "teacher.agreement"),
-    ),
-    Fault(
-        id="A9",
-        description="a sigma so small that the outputs differ by rounding only",
-        inject=narrow,
-        fails={
-            "noise.varies": ("collapsed",),
-            "noise.source": ("collapsed",),
-            "noise.spread": ("all but collapsed", "alone it makes the outputs vary by"),
-        },
-        warns={"kl.present": ("dead", "stem")},
-    ),
-    Fault(
-        id="A13",
-        description="nothing was converted, and get_kl_loss gives None",
-        inject=unconverted,
-        fails=NOTHING_BAYESIAN,
-    ),
+CONVERSION = (
     Fault(
         id="A15-weight-norm",
         description="a parametrized layer owns a child module and is skipped",
