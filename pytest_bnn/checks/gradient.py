@@ -72,12 +72,13 @@ def _find(subject: Subject) -> Finding:
     sick = not_finite(layers)
     if sick:
         return not_applicable(f"{sick[0].path} {sick[0].finding}: see kl.present")
+    # First, so that a model which keeps noise from pass to pass does not repeat itself, and is not judged.
+    silent = _evaluate(subject, layers, silent=True)
     as_it_is = _evaluate(subject, layers)
     if not any(g is not None for pair in as_it_is.gradients.values() for g in pair):
         return not_applicable("no gradient of the loss reaches a mu or rho: see kl.loss")
     with _own_buffers(layers):
         exact = _evaluate(subject, layers)
-    silent = _evaluate(subject, layers, silent=True)
     rows = [_compared(tensor, as_it_is, exact, silent) for layer in layers for tensor in layer.tensors]
     bad = [row for row in rows if row.off > row.allowed]
     if bad and not _repeats_itself(subject, layers, as_it_is, silent):

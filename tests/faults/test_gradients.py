@@ -125,7 +125,7 @@ def test_the_length_reported_is_that_against_a_gradient_by_hand() -> None:
             total += float((slope * eps.double() * torch.sigmoid(rho.detach())).sum())
         return total
 
-    used = seen[:2]
+    used = [noise for noise in seen if bool(noise.any())][:2]  # one evaluation is without noise
     wrong, exact = gradient([used[1]] * 2, used), gradient(used, used)
     assert found["length of that gradient to rho"] == pytest.approx(abs(wrong / exact), rel=1e-4)
     assert found["cosine of that gradient to rho"] == pytest.approx(1.0 if wrong * exact > 0 else -1.0)
@@ -171,6 +171,22 @@ def test_a_loss_with_a_state_is_not_judged(teacher: nn.Module, bare: Bare, batch
     found = measure_gradient_samples(bare(teacher, "Flipout"), images=batch[0], labels=batch[1], loss=loss)
     assert found.verdict is Verdict.NOT_APPLICABLE
     assert "a state of its own" in found.headline
+
+
+def test_a_layer_that_keeps_noise_from_pass_to_pass_is_not_judged(teacher: nn.Module, bare: Bare, batch: Batch) -> None:
+    """Its gradient is right for the noise it uses, which is another one each time; also when the check comes again."""
+    model = bare(teacher, "Reparameterization")
+    head: Any = model.get_submodule("head")
+    before = [torch.randn_like(head.mu_weight)]
+
+    def forward(x: Tensor) -> Tensor:
+        noise, before[0] = before[0], head.eps_weight.data.normal_().clone()
+        return functional.linear(x, head.mu_weight + functional.softplus(head.rho_weight) * noise, head.mu_bias)
+
+    head.forward = forward
+    for _ in range(3):
+        found = measure_gradient_samples(model, images=batch[0], labels=batch[1], loss=several(1))
+        assert found.verdict is Verdict.NOT_APPLICABLE, found.explain()
 
 
 def test_two_layers_that_fill_one_noise_buffer(teacher: nn.Module, bare: Bare, batch: Batch) -> None:
