@@ -25,8 +25,6 @@ class Fate(enum.StrEnum):
     EQUIVALENT = "equivalent"
     #: Another model that a user may want; a check may fail if what comes out of it breaks a claim.
     CHOICE = "a choice"
-    #: Broken, and no check is known to see it everywhere.
-    MISSED = "missed"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,10 +65,6 @@ def _choice(reason: str) -> Expectation:
 
 def _equivalent(reason: str) -> Expectation:
     return Expectation(fate=Fate.EQUIVALENT, reason=reason)
-
-
-def _missed(reason: str) -> Expectation:
-    return Expectation(fate=Fate.MISSED, reason=reason)
 
 
 _SIGMA = "how wide the posterior is, is the user's choice, unless the predictions suffer"

@@ -178,13 +178,15 @@ CONVERSION = (
         description="MOPED off discards the trained weights",
         inject=without_moped,
         fails={"mean.equals_teacher": ("teacher's weights are not in this model", "moped_enable", "stem", "cosine")},
-        open=("teacher.agreement",),
+        # Of random weights in a deep network the noise leaves little.
+        open=("noise.spread", "teacher.agreement"),
     ),
     Fault(
         id="A26",
         description="a deterministic state_dict loaded with strict=False leaves random weights",
         inject=deterministic_checkpoint,
         fails={"mean.equals_teacher": ("teacher's weights are not in this model", "strict=True")},
-        open=("teacher.agreement",),
+        # Of random weights in a deep network the noise leaves little.
+        open=("noise.spread", "teacher.agreement"),
     ),
 )
