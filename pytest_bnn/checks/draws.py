@@ -6,6 +6,7 @@ Each draw is reduced to sums and to its first entries as it comes: one draw of a
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import torch
@@ -145,6 +146,7 @@ class TensorDraws:
     slack: float
     sums: Sums = field(default_factory=Sums)
     heads: list[Tensor] = field(default_factory=list)
+    passes: list[int] = field(default_factory=list)
     largest_slack: float = 0.0
     not_finite: int = 0
     _last: Tensor | None = None
@@ -184,8 +186,8 @@ class TensorDraws:
         """How many entries have a sigma at the size of mu's rounding, or none that is finite, or are put out of use."""
         return self.tensor.count - self.count
 
-    def take(self, noise: Tensor) -> None:
-        """Reduce one draw, in units of the weights."""
+    def take(self, noise: Tensor, number: int) -> None:
+        """Reduce one draw of pass ``number``, in units of the weights."""
         flat = noise.flatten().to(self.sigma.dtype)
         z = (flat if self.used is None else flat[self.used]) / self.sigma
         total = float(z.sum(dtype=torch.float64))
@@ -198,11 +200,17 @@ class TensorDraws:
             self._scores.append((_cosine(z, self._last), len(z)))
         self._last = z
         self.heads.append(z[:HEAD].clone())
+        self.passes.append(number)
 
     @property
     def draws(self) -> int:
         """How many draws came."""
         return len(self.heads)
+
+    def head(self, number: int, *, last: bool = False) -> Tensor:
+        """Give the head of the first draw of a pass, or of its last; empty where there is none."""
+        found = [head for head, of in zip(self.heads, self.passes, strict=True) if of == number]
+        return found[-1 if last else 0] if found else self.sigma[:0]
 
     @property
     def tests_between_passes(self) -> int:
@@ -238,28 +246,52 @@ def between_layers(tensors: list[TensorDraws]) -> tuple[Tensor, Tensor]:
 
     The first `HEAD` entries of both are compared draw by draw; where one tensor has no draw to compare, p is 1.
     """
-    size = len(tensors)
-    scores = torch.zeros(size, size, dtype=torch.float64)
-    sums = torch.zeros_like(scores)
-    rounds = torch.zeros_like(scores)
-    for index in range(max((t.draws for t in tensors), default=0)):
-        heads = [t.heads[index] if index < t.draws else t.sigma[:0] for t in tensors]
-        width = max(len(head) for head in heads)
-        values = torch.zeros(size, width, dtype=torch.float64)
-        here = torch.zeros_like(values)
-        for row, head in enumerate(heads):
-            values[row, : len(head)] = head.double()
-            here[row, : len(head)] = 1
-        norms = values.square() @ here.T  # of the row's entries that the column has as well
-        lengths = (norms * norms.T).sqrt()
-        cosines = torch.where(lengths > 0, values @ values.T / lengths.clamp_min(1e-300), 0)
-        common = here @ here.T
-        usable = common > 1
-        scores[usable] += correlation_scores(cosines[usable], common[usable])
-        sums[usable] += cosines[usable]
-        rounds += usable
-    p = torch.ones_like(scores)
-    compared = rounds > 0
-    p[compared] = score_p(scores[compared] / rounds[compared].sqrt())
-    return p, sums / rounds.clamp_min(1)
+    draws = range(max((t.draws for t in tensors), default=0))
+    rounds = [[t.heads[index] if index < t.draws else t.sigma[:0] for t in tensors] for index in draws]
+    return _compared(len(tensors), ((heads, heads) for heads in rounds))
 
+
+def across_passes(tensors: list[TensorDraws]) -> tuple[Tensor, Tensor]:
+    """Give the p-values of independence of what a tensor (row) drew and another (column) in the pass before; cosines.
+
+    A pass's first draw of the one is compared with the last draw of the other, as `between_layers` compares. No two
+    of these pairs share a draw, so their scores are independent.
+    """
+    passes = sorted({number for t in tensors for number in t.passes})
+    return _compared(
+        len(tensors),
+        (
+            ([t.head(number) for t in tensors], [t.head(number - 1, last=True) for t in tensors])
+            for number in passes[1:]
+        ),
+    )
+
+
+def _compared(size: int, rounds: Iterable[tuple[list[Tensor], list[Tensor]]]) -> tuple[Tensor, Tensor]:
+    found = [_cosines(one, other) for one, other in rounds]
+    cosines = torch.stack([torch.zeros(size, size, dtype=torch.float64), *(cosine for cosine, _ in found)])
+    common = torch.stack([torch.zeros(size, size, dtype=torch.float64), *(common for _, common in found)])
+    usable = common > 1
+    scores = torch.zeros_like(cosines)
+    scores[usable] = correlation_scores(cosines[usable], common[usable])
+    compared = usable.sum(0)
+    p = torch.where(compared > 0, score_p(scores.sum(0) / compared.clamp_min(1).sqrt()), 1.0)
+    return p, torch.where(usable, cosines, 0).sum(0) / compared.clamp_min(1)
+
+
+def _cosines(one: list[Tensor], other: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Give the cosines of each two heads on the entries that both have, and how many these are."""
+    width = max(len(head) for head in [*one, *other])
+    (a, has_a), (b, has_b) = _rows(one, width), _rows(other, width)
+    lengths = ((a.square() @ has_b.T) * (has_a @ b.square().T)).sqrt()
+    return torch.where(lengths > 0, a @ b.T / lengths.clamp_min(1e-300), 0), has_a @ has_b.T
+
+
+def _rows(heads: list[Tensor], width: int) -> tuple[Tensor, Tensor]:
+    """Stack heads of several lengths, filled up with 0; and which entries they have."""
+    values = torch.zeros(len(heads), width, dtype=torch.float64)
+    here = torch.zeros_like(values)
+    for row, head in enumerate(heads):
+        values[row, : len(head)] = head.double()
+        here[row, : len(head)] = 1
+    return values, here

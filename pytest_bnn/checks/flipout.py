@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pytest_bnn.capture import capture
 from pytest_bnn.checks.claim import Check, Finding, asserting, not_applicable
-from pytest_bnn.checks.draws import Sums
+from pytest_bnn.checks.draws import ROUNDING, Sums
 from pytest_bnn.evidence import Certainty, Evidence, LayerFinding, Measurement, Threshold, Verdict
 from pytest_bnn.isolation import undisturbed
 from pytest_bnn.posterior import BayesianLayer, bayesian_layers, zero_sigma
@@ -59,11 +59,17 @@ assert_estimator_flipout = asserting(measure_estimator_flipout)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Row:
-    """One layer: whether its signs are those of examples, its pooled deviations in units of the posterior's."""
+    """One layer: whether its signs are those of examples, its pooled deviations in units of the posterior's.
+
+    ``slack`` is the mean, over the channels, of the most by which rounding moves a deviation; ``left_out`` counts the
+    channels whose noise is that of rounding.
+    """
 
     layer: BayesianLayer
     per_example: bool
     deviations: Tensor
+    slack: float
+    left_out: int
 
     @property
     def factor(self) -> float:
@@ -73,7 +79,9 @@ class _Row:
     def p(self) -> tuple[float, str]:
         """Give the smaller p-value of mean 0 and variance 1, and what it says."""
         flat = self.deviations.flatten()
-        sums = Sums(count=flat.numel(), total=float(flat.sum()), squares=float(flat.square().sum()))
+        sums = Sums(
+            count=flat.numel(), total=float(flat.sum()), squares=float(flat.square().sum()), slack=self.slack
+        )
         mean, variance = sums.mean_p(), sums.variance_p()
         if mean <= variance:
             return mean, f"its noise has the mean {float(flat.mean()):.3g} standard deviations, not 0"
@@ -89,9 +97,11 @@ def _find(subject: Subject, budget: Budget) -> Finding:
         for parameter in subject.model.parameters():
             parameter.requires_grad_(True)
         rows = [_row(layer, inputs[layer.path]) for layer in flipout if layer.path in inputs]
+    left_out = sum(row.left_out for row in rows)
     rows = [row for row in rows if row.deviations.numel()]
     if not rows:
-        return not_applicable("no Flipout layer with noise is called")
+        hidden = f": that of {left_out} output channels is below {1 / ROUNDING:.0f} times their rounding"
+        return not_applicable(f"no Flipout layer with noise is called{hidden if left_out else ''}")
     tested = [row for row in rows if row.per_example]
     wrong = [(row, *row.p()) for row in tested]
     smallest = min((p for _, p, _ in wrong), default=1.0)
@@ -189,7 +199,12 @@ def _row(layer: BayesianLayer, x: Tensor) -> _Row:
         mean = output_tensor(layer.module(x)).double()
     noise = torch.stack([_pooled(values - mean, layer)[0] for values in outputs])
     spread = _spread(layer, x[:1])
-    return _Row(layer, per_example, (noise / spread)[:, spread > 0])
+    rounding = torch.finfo(x.dtype).eps * _pooled(mean.abs(), layer)[0]
+    noisy = spread > 0
+    used = noisy & (rounding <= ROUNDING * spread)
+    # What is added to a mean output is rounded by half a unit in its last place.
+    slack = float((rounding / spread)[used].mean()) / 2 if bool(used.any()) else 0.0
+    return _Row(layer, per_example, (noise / spread)[:, used], slack, int((noisy & ~used).sum()))
 
 
 def _channel(layer: BayesianLayer) -> int:

@@ -70,7 +70,7 @@ def _find(subject: Subject) -> Finding:
     written = sum(span.written for span in spans)
     if subject.teacher is not None:
         spans += _of_the_teacher(subject.teacher)
-    overlaps = [*_overlaps(spans)]
+    overlaps = _overlaps(spans)
     findings = tuple(
         LayerFinding(path=one.path, kind=one.kind, ok=False, finding=f"{one.name} shares memory with {other.name}")
         for one, other in overlaps
@@ -114,14 +114,19 @@ def _of_the_teacher(teacher: nn.Module) -> Iterator[_Span]:
             yield _Span.of(tensor, f"the teacher's {name}", path, "teacher", written=False)
 
 
-def _overlaps(spans: list[_Span]) -> Iterator[tuple[_Span, _Span]]:
-    """Give the pairs that overlap, of which at least one is written; that one comes first."""
+def _overlaps(spans: list[_Span]) -> list[tuple[_Span, _Span]]:
+    """Give the pairs that overlap, of which at least one is written; that one comes first.
+
+    They come in the order of the model, not of the memory, which is another one in every run.
+    """
+    place = {id(span): index for index, span in enumerate(spans)}
     spans = sorted(spans, key=lambda span: (span.storage, span.start))
+    found = []
     for index, span in enumerate(spans):
         for other in spans[index + 1 :]:
             if other.storage != span.storage or other.start >= span.end:
                 break
-            if span.written:
-                yield span, other
-            elif other.written:
-                yield other, span
+            if span.written or other.written:
+                one, two = sorted((span, other), key=lambda span: (not span.written, place[id(span)]))
+                found.append((one, two))
+    return sorted(found, key=lambda pair: (place[id(pair[0])], place[id(pair[1])]))

@@ -16,6 +16,7 @@ from pytest_bnn.checks.draws import (
     SHAPE_DRAWS,
     Sums,
     TensorDraws,
+    across_passes,
     between_layers,
     draws_needed,
     effect,
@@ -61,10 +62,10 @@ def measure_noise_posterior(
 
     The weights are seen at the functional call, such as ``F.conv2d``, in passes that nobody seeds. Standardised by mu
     and sigma they must be N(0, 1) in mean (z-test), variance (chi-square test) and shape (Kolmogorov-Smirnov test),
-    independent from draw to draw and from layer to layer (tests of correlation), tensor by tensor, and the small
-    tensors pooled as well. All tests are exact; together they accuse a right model with a chance of at most the
-    budget's ``alpha`` (Bonferroni). As many passes are drawn as a sigma that is off by 1 % takes to be seen with a
-    chance of ``1 - beta``; the evidence says what the passes could show.
+    independent from draw to draw and from layer to layer, within a pass and from one pass to the next (tests of
+    correlation), tensor by tensor, and the small tensors pooled as well. All tests are exact; together they accuse a
+    right model with a chance of at most the budget's ``alpha`` (Bonferroni). As many passes are drawn as a sigma that
+    is off by 1 % takes to be seen with a chance of ``1 - beta``; the evidence says what the passes could show.
 
     Args:
         model: The Bayesian network, or a `Subject`.
@@ -117,7 +118,7 @@ class _Drawing:
                     if key not in self.draws:
                         about_mu = call.layer.estimator != "Flipout"
                         self.draws[key] = TensorDraws.of(tensor, noise, about_mu=about_mu)
-                    self.draws[key].take(noise)
+                    self.draws[key].take(noise, self.passes)
         self.passes += 1
 
 
@@ -148,8 +149,7 @@ def _find(subject: Subject, max_passes: int, budget: Budget) -> Finding:
             "rounding, is not finite, or that the forward puts out of use"
         )
     if not seen:
-        found = not_applicable("no layer's noise can be seen" + (f": {notes[0]}" if notes else ""))
-        return found
+        return not_applicable("no layer's noise can be seen" + (f": {notes[0]}" if notes else ""))
     notes += _unseen(small, enough, level, 1 - budget.beta)
     return _judged(drawing, seen, small, level, share, tuple(notes), budget)
 
@@ -220,7 +220,12 @@ def _judged(
 
 
 def _number(seen: list[TensorDraws]) -> int:
-    return 3 * (len(seen) + 1) + sum(t.tests_between_passes for t in seen) + len(seen) * (len(seen) - 1) // 2
+    return 3 * (len(seen) + 1) + sum(t.tests_between_passes for t in seen) + _between(len(seen))
+
+
+def _between(size: int) -> int:
+    """Count the tests of so many tensors: of each two in one pass, of each with each other one in the pass before."""
+    return size * (size - 1) // 2 + size * (size - 1)
 
 
 def _independence(seen: list[TensorDraws]) -> Iterable[_Test]:
@@ -233,15 +238,19 @@ def _independence(seen: list[TensorDraws]) -> Iterable[_Test]:
             words=f"{t.tensor.name}: {words}",
             remedy="draw the noise anew in every call of the layer: no cache, no seed inside forward",
         )
-    if len(seen) > 1:
-        values, cosines = between_layers(seen)
-        rows, columns = torch.triu_indices(len(seen), len(seen), 1)
-        corrected = (values[rows, columns] * len(rows) * _FAMILIES).clamp_max(1)
-        for row, column, p in zip(rows.tolist(), columns.tolist(), corrected.tolist(), strict=True):
+    # In one pass a pair is compared once, with the pass before in both directions.
+    size = len(seen)
+    number = _between(size)
+    here = torch.triu_indices(size, size, 1).flip(0)
+    before = (~torch.eye(size, dtype=torch.bool)).nonzero().T
+    for compare, (rows, columns), when in ((between_layers, here, ""), (across_passes, before, " in the pass before")):
+        values, cosines = compare(seen)
+        pairs = zip(rows.tolist(), columns.tolist(), values[rows, columns].tolist(), strict=True)
+        for row, column, p in pairs:
             yield _Test(
-                p=p,
-                about=(seen[column], seen[row]),
-                words=f"{seen[column].tensor.name}: its noise correlates with that of {seen[row].tensor.name}: "
+                p=min(1.0, p * number * _FAMILIES),
+                about=(seen[row], seen[column]),
+                words=f"{seen[row].tensor.name}: its noise correlates with that of {seen[column].tensor.name}{when}: "
                 f"{float(cosines[row, column]):.3g}",
                 remedy="let every layer draw noise of its own, and none seed the generator",
             )

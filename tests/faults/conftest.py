@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from bayesian_torch.models.dnn_to_bnn import dnn_to_bnn
 from torch import Tensor, nn
 
+from benchmarks.faults import patient
 from benchmarks.patients import sure_of, train
 from pytest_bnn import checks
 from pytest_bnn.checks.spread import BAND
@@ -72,24 +72,7 @@ def estimator(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="session")
 def bare() -> Callable[..., nn.Module]:
     """The library's own conversion of a copy, with nothing of ours around it."""
-
-    def convert(model: nn.Module, estimator: str, *, delta: float = 0.1, moped: bool = True) -> nn.Module:
-        converted = deepcopy(model)
-        parameters = {
-            "prior_mu": 0.0,
-            "prior_sigma": 1.0,
-            "posterior_mu_init": 0.0,
-            "posterior_rho_init": -3.0,
-            "type": estimator,
-            "moped_enable": moped,
-            "moped_delta": delta,
-        }
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            dnn_to_bnn(converted, parameters)
-        return converted
-
-    return convert
+    return patient.bare
 
 
 @pytest.fixture(scope="session")

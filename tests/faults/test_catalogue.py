@@ -11,6 +11,7 @@ from types import ModuleType
 
 import pytest
 
+from benchmarks.faults import FAULTS
 from pytest_bnn.audit import CHECK_IDS
 
 FOLDER = Path(__file__).parent
@@ -51,17 +52,14 @@ def _module(path: Path) -> ModuleType:
 def injected() -> dict[str, set[str]]:
     """The checks that accuse each row somewhere in this folder: rows of `FAULTS`, and tests marked ``fault``."""
     found: dict[str, set[str]] = defaultdict(set)
+    for fault in FAULTS:
+        found[fault.id.partition("-")[0]] |= set(fault.named)
     for path in sorted(FOLDER.glob("test_*.py")):
         if path.name == Path(__file__).name:
             continue
-        source = path.read_text(encoding="utf-8")
-        if "mark.fault(" not in source and "FAULTS = (" not in source:
+        if "mark.fault(" not in path.read_text(encoding="utf-8"):
             continue
-        module = _module(path)
-        faults = getattr(module, "FAULTS", ())
-        for fault in faults if isinstance(faults, tuple) else ():
-            found[fault.id.partition("-")[0]] |= {*fault.fails, *fault.warns}
-        for test in vars(module).values():
+        for test in vars(_module(path)).values():
             for mark in getattr(test, "pytestmark", ()):
                 if mark.name == "fault":
                     found[mark.args[0]] |= {*mark.args[1:]}

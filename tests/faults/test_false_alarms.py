@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy
 import pytest
 import torch
 from scipy import stats
@@ -12,7 +13,9 @@ from torch import nn
 from benchmarks.false_alarms import Tally, measure
 from pytest_bnn.audit import CHECK_IDS
 from pytest_bnn.checks import measure_estimator_flipout
+from pytest_bnn.checks.draws import TensorDraws, across_passes
 from pytest_bnn.conversion import convert
+from pytest_bnn.posterior import bayesian_layers
 from pytest_bnn.statistics import BettingTest, median_bounds
 
 #: Chance that one of the tests here fails although all is well.
@@ -53,6 +56,30 @@ def test_p_values_of_flipout_layers_are_not_too_small() -> None:
     for level in (0.01, 0.05, 0.1, 0.3):
         below = sum(p < level for p in found)
         assert stats.binom.sf(below - 1, len(found), level) > RATE, (level, below)
+
+
+@pytest.mark.parametrize("passes", [2, 4, 12])
+def test_p_values_across_passes_are_uniform(passes: int) -> None:
+    """noise.posterior's tests of a layer's noise against another's in the pass before: exact, whatever the sizes.
+
+    One network of four tensors, from 3 to 60 numbers, called once and twice a pass; 400 times its draws, by numpy. Of
+    each run one p-value counts, so that all are independent.
+    """
+    model = convert(nn.Sequential(nn.Linear(20, 3), nn.Linear(3, 5)))
+    tensors = [tensor for layer in bayesian_layers(model) for tensor in layer.tensors]
+    pairs = [(row, column) for row in range(4) for column in range(4) if row != column]
+    random, found = numpy.random.default_rng(passes), []
+    for run in range(400):
+        draws = []
+        for index, tensor in enumerate(tensors):
+            normal = random.standard_normal((passes * (1 + index % 2), *tensor.mu.shape))
+            noises = torch.as_tensor(normal).float() * tensor.sigma
+            draws.append(TensorDraws.of(tensor, noises[0], about_mu=False))
+            for number, noise in enumerate(noises):
+                draws[-1].take(noise, number // (1 + index % 2))
+        values, _ = across_passes(draws)
+        found.append(float(values[pairs[run % len(pairs)]]))
+    assert stats.kstest(found, "uniform").pvalue > RATE
 
 
 @pytest.mark.parametrize("level", [0.1, 0.05, 0.01])

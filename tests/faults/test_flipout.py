@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pytest_bnn.checks import measure_estimator_flipout
-from pytest_bnn.checks.flipout import _spread
+from pytest_bnn.checks.flipout import _Row, _spread
 from pytest_bnn.conversion import convert
 from pytest_bnn.evidence import Verdict
 from pytest_bnn.posterior import bayesian_layers
@@ -80,6 +80,31 @@ def test_linear_layers_of_the_library_pass() -> None:
     model = convert(nn.Sequential(nn.Linear(5, 64)).eval(), type="Flipout")
     assert measure_estimator_flipout(model, images=torch.rand(2, 5) + 0.5).verdict is Verdict.PASS
     assert measure_estimator_flipout(model, images=torch.rand(2, 9, 5) + 0.5).verdict is Verdict.WARN
+
+
+def test_noise_below_the_rounding_of_outputs_is_not_judged() -> None:
+    """A9: float32 swallows noise of 1e-9 beside outputs of 1; what is left of it is no fault of the layer."""
+    torch.manual_seed(0)
+    model = convert(nn.Sequential(nn.Linear(5, 64)).eval(), type="Flipout")
+    narrow: Any = model.get_submodule("0")
+    with torch.no_grad():
+        narrow.mu_weight.fill_(1)
+        narrow.rho_weight.fill_(-20)
+        narrow.rho_bias.fill_(-20)
+    found = measure_estimator_flipout(model, images=torch.rand(2, 5) + 0.5)
+    assert found.verdict is Verdict.NOT_APPLICABLE, found.explain()
+    assert "64 output channels is below 10 times their rounding" in found.headline
+    # In float64 the same noise is seen, and is right.
+    found = measure_estimator_flipout(model.double(), images=torch.rand(2, 5).double() + 0.5)
+    assert found.verdict is Verdict.PASS, found.explain()
+
+
+def test_what_rounding_may_move_is_allowed() -> None:
+    """Deviations that are all off by as much as rounding may move them: no fault, and one where nothing is rounded."""
+    (layer,) = bayesian_layers(network())
+    draws = torch.randn(16, 4000, generator=torch.Generator().manual_seed(0), dtype=torch.float64) + 0.05
+    assert _Row(layer, True, draws, 0.05, 0).p()[0] > 1e-3
+    assert _Row(layer, True, draws, 0.0, 0).p()[0] < 1e-6
 
 
 def test_models_without_flipout_are_not_judged() -> None:

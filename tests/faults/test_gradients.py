@@ -61,6 +61,33 @@ def test_samples_that_share_a_backward_are_found(
     assert {layer.path for layer in found.layers} == {layer.path for layer in bayesian_layers(model)}
 
 
+@pytest.mark.parametrize("scale", [1e-3, 1e-7])
+def test_a_kl_term_that_outweighs_the_data_hides_nothing(
+    scale: float, teacher: nn.Module, estimator: str, bare: Bare, batch: Batch
+) -> None:
+    """A sure network has a small data term. Its part is judged by its own length, as far as rounding leaves it.
+
+    At 1e-7 float32 leaves nothing of it: neither loss is accused, and the reader is told.
+    """
+
+    def outweighed(samples: int) -> Callable[[nn.Module, Given], Tensor]:
+        def loss(model: nn.Module, batch: Given) -> Tensor:
+            data = torch.stack([_data_term(model, batch) for _ in range(samples)]).mean()
+            total: Tensor = scale * data + get_kl_loss(model)
+            return total
+
+        return loss
+
+    model = bare(teacher, estimator)
+    right = measure_gradient_samples(model, images=batch[0], labels=batch[1], loss=outweighed(1))
+    assert right.verdict is Verdict.PASS, right.explain()
+    wrong = measure_gradient_samples(model, images=batch[0], labels=batch[1], loss=outweighed(2))
+    assert wrong.verdict is (Verdict.FAIL if scale == 1e-3 else Verdict.PASS), wrong.explain()
+    if scale == 1e-7:
+        assert "of the data's part of the gradient to rho nothing is left" in right.explain()
+        assert "of the data's part of the gradient to rho nothing is left" in wrong.explain()
+
+
 @pytest.mark.parametrize("loss", [several(1), accumulated], ids=["one pass", "accumulated"])
 def test_losses_with_the_right_gradient_pass(
     loss: Callable[[nn.Module, Given], Tensor], teacher: nn.Module, estimator: str, bare: Bare, batch: Batch
@@ -98,7 +125,7 @@ def test_the_length_reported_is_that_against_a_gradient_by_hand() -> None:
             total += float((slope * eps.double() * torch.sigmoid(rho.detach())).sum())
         return total
 
-    used = seen[:2]
+    used = [noise for noise in seen if bool(noise.any())][:2]  # one evaluation is without noise
     wrong, exact = gradient([used[1]] * 2, used), gradient(used, used)
     assert found["length of that gradient to rho"] == pytest.approx(abs(wrong / exact), rel=1e-4)
     assert found["cosine of that gradient to rho"] == pytest.approx(1.0 if wrong * exact > 0 else -1.0)
@@ -146,6 +173,22 @@ def test_a_loss_with_a_state_is_not_judged(teacher: nn.Module, bare: Bare, batch
     assert "a state of its own" in found.headline
 
 
+def test_a_layer_that_keeps_noise_from_pass_to_pass_is_not_judged(teacher: nn.Module, bare: Bare, batch: Batch) -> None:
+    """Its gradient is right for the noise it uses, which is another one each time; also when the check comes again."""
+    model = bare(teacher, "Reparameterization")
+    head: Any = model.get_submodule("head")
+    before = [torch.randn_like(head.mu_weight)]
+
+    def forward(x: Tensor) -> Tensor:
+        noise, before[0] = before[0], head.eps_weight.data.normal_().clone()
+        return functional.linear(x, head.mu_weight + functional.softplus(head.rho_weight) * noise, head.mu_bias)
+
+    head.forward = forward
+    for _ in range(3):
+        found = measure_gradient_samples(model, images=batch[0], labels=batch[1], loss=several(1))
+        assert found.verdict is Verdict.NOT_APPLICABLE, found.explain()
+
+
 def test_two_layers_that_fill_one_noise_buffer(teacher: nn.Module, bare: Bare, batch: Batch) -> None:
     """Every forward is right; before the backward the second layer has written over what the first one drew."""
     model = bare(teacher, "Reparameterization")
@@ -175,6 +218,26 @@ def test_the_moped_of_the_library_shares_memory(teacher: nn.Module, bare: Bare, 
     assert found.verdict is Verdict.FAIL
     assert "head.mu_weight shares memory with the teacher's head.weight" in str(found.layers)
     assert "head.mu_weight shares memory with head.prior_weight_mu" in str(found.layers)
+
+
+def test_shared_memory_is_listed_in_the_order_of_the_model(bare: Bare) -> None:
+    """Memory is another place in every run, the evidence is the same. Here the last layer lies before the others."""
+    model = bare(nn.Sequential(*[nn.Linear(3, 3) for _ in range(3)]).eval(), "Reparameterization")
+    memory = torch.zeros(3, 9)
+    for place, (at, name) in enumerate([(2, "eps_weight"), (0, "eps_weight"), (1, "eps_weight")]):
+        layer = model.get_submodule(str(at))
+        for other in (name, "prior_weight_mu"):
+            layer._buffers[other] = memory[place].view(3, 3)
+    found = measure_memory_separate(model)
+    assert [layer.path for layer in found.layers] == ["0", "1", "2"]
+    model.get_submodule("1")._buffers["eps_weight"] = memory[0].view(3, 3)
+    found = measure_memory_separate(model)
+    assert [layer.finding for layer in found.layers] == [
+        "0.eps_weight shares memory with 0.prior_weight_mu",
+        "1.eps_weight shares memory with 2.eps_weight",
+        "1.eps_weight shares memory with 2.prior_weight_mu",
+        "2.eps_weight shares memory with 2.prior_weight_mu",
+    ]
 
 
 def test_parts_of_one_storage_that_do_not_overlap_pass(teacher: nn.Module, bare: Bare) -> None:

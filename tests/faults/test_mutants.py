@@ -43,7 +43,6 @@ ALLOWED = {
     Fate.KILLED: {Outcome.KILLED, Outcome.BELOW_POWER},
     Fate.EQUIVALENT: {Outcome.EQUIVALENT},
     Fate.CHOICE: {Outcome.CHOICE},
-    Fate.MISSED: {Outcome.SURVIVED, Outcome.KILLED},
 }
 
 

@@ -93,6 +93,29 @@ def shared(model: nn.Module) -> nn.Module:
     return model
 
 
+def follows(model: nn.Module, path: str, leader: str) -> nn.Module:
+    """Let a layer use the noise that another one drew in the pass before."""
+    drawn: dict[tuple[int, ...], Tensor] = {}
+    before: dict[tuple[int, ...], Tensor] = {}
+    kind: Any = type(model)
+
+    def lead(eps: Tensor) -> Tensor:
+        drawn[eps.shape] = eps.normal_().clone()
+        return eps
+
+    def forward(self: nn.Module, x: Tensor) -> Any:
+        before.update(drawn)
+        return kind.forward(self, x)
+
+    refill(model.get_submodule(leader), lead)
+    refill(
+        model.get_submodule(path),
+        lambda eps: eps.copy_(before[eps.shape]) if eps.shape in before else eps.normal_(),
+    )
+    model.__class__ = type(kind.__name__, (kind,), {"forward": forward})
+    return model
+
+
 def one_layer_only(model: nn.Module) -> nn.Module:
     for path in ("stem", "block.conv1", "block.conv2"):
         refill(model.get_submodule(path), lambda eps: eps.zero_())
@@ -112,6 +135,14 @@ FAULTS: dict[str, tuple[Callable[[nn.Module], nn.Module], tuple[str, ...]]] = {
     "reused every second pass": (lambda m: whole(m, kept_for(2)), ("block.conv1.weight", "correlate", "no cache")),
     "lingering": (lambda m: whole(m, lingering()), ("block.conv1.weight", "follow each other")),
     "shared by two layers": (shared, ("block.conv2.weight", "correlates with that of block.conv1.weight: 1")),
+    "that of a later layer in the pass before": (
+        lambda m: follows(m, "block.conv1", "block.conv2"),
+        ("block.conv1.weight: its noise correlates with that of block.conv2.weight in the pass before: 1",),
+    ),
+    "that of an earlier layer in the pass before": (
+        lambda m: follows(m, "block.conv2", "block.conv1"),
+        ("block.conv2.weight: its noise correlates with that of block.conv1.weight in the pass before: 1",),
+    ),
     "one layer only": (one_layer_only, ("stem", "block.conv1", "block.conv2", "makes no noise")),
 }
 

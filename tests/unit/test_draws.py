@@ -13,6 +13,7 @@ from pytest_bnn import convert
 from pytest_bnn.checks.draws import (
     Sums,
     TensorDraws,
+    across_passes,
     between_layers,
     correlation_scores,
     draws_needed,
@@ -81,13 +82,13 @@ def test_the_stated_effect_has_the_stated_power(ratio: float) -> None:
     assert found / 2000 > power - 0.004  # five standard errors
 
 
-def draws_of(passes: list[torch.Tensor]) -> TensorDraws:
+def draws_of(passes: list[torch.Tensor], calls: int = 1) -> TensorDraws:
     layer = bayesian_layers(convert(nn.Sequential(nn.Linear(20, 30))))[0]
     tensor = next(tensor for tensor in layer.tensors if tensor.role == "weight")
     noises = [(z.reshape(30, 20) * tensor.sigma).float() for z in passes]
     draws = TensorDraws.of(tensor, noises[0], about_mu=True)
-    for noise in noises:
-        draws.take(noise)
+    for index, noise in enumerate(noises):
+        draws.take(noise, index // calls)
     return draws
 
 
@@ -102,6 +103,37 @@ def test_reuse_and_sharing_are_seen_and_fresh_noise_is_not() -> None:
     assert values[0, 1] > 1e-6  # the same numbers, but in other passes
     assert values[0, 2] < 1e-100
     assert cosines[0, 2] == pytest.approx(0.5, abs=0.05)
+
+
+def test_noise_of_another_in_the_pass_before_is_seen() -> None:
+    """The row is who uses it again, the column whose it was; the other way round nothing is wrong."""
+    fresh = [normals(600, seed=seed) for seed in range(9)]
+    leader, follower = draws_of(fresh[:4]), draws_of([fresh[8], *fresh[:3]])
+    values, cosines = across_passes([leader, follower])
+    assert values[1, 0] < 1e-100
+    assert cosines[1, 0] == pytest.approx(1, abs=1e-4)
+    assert values[0, 1] > 1e-6
+    assert float(between_layers([leader, follower])[0][0, 1]) > 1e-6
+    # Called twice a pass, a layer leaves its second draw behind.
+    twice = draws_of(fresh[:8], calls=2)
+    follower = draws_of([fresh[8], fresh[1], fresh[3], fresh[5]])
+    assert across_passes([twice, follower])[0][1, 0] < 1e-100
+    follower = draws_of([fresh[8], fresh[0], fresh[2], fresh[4]])
+    assert across_passes([twice, follower])[0][1, 0] > 1e-6
+
+
+def test_across_passes_is_stouffers_method_on_exact_tails() -> None:
+    """Two isotropic vectors of n numbers have a cosine r with (1 + r) / 2 of Beta((n - 1) / 2, (n - 1) / 2)."""
+    noise = [[normals(600, seed=10 * layer + index) for index in range(5)] for layer in range(2)]
+    one, other = (draws_of(passes) for passes in noise)
+    values, cosines = across_passes([one, other])
+    pairs = list(zip(one.heads[1:], other.heads[:-1], strict=True))
+    found = [float(torch.cosine_similarity(a.double(), b.double(), dim=0)) for a, b in pairs]
+    tails = stats.beta(599 / 2, 599 / 2).sf([(1 + r) / 2 for r in found])
+    combined = float(stats.combine_pvalues(tails, method="stouffer").pvalue)
+    assert float(values[0, 1]) == pytest.approx(2 * min(combined, 1 - combined), rel=1e-6)
+    assert float(cosines[0, 1]) == pytest.approx(sum(found) / 4)
+    assert across_passes([draws_of(noise[0][:1]), draws_of(noise[1][:1])])[0].tolist() == [[1, 1], [1, 1]]
 
 
 def test_memory_is_one_draw_and_the_heads() -> None:
