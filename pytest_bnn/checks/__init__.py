@@ -5,18 +5,18 @@ Knows no pytest. Inside pytest, what runs here reaches the report through the re
 
 from __future__ import annotations
 
-from pytest_bnn.checks.noise_posterior import assert_noise_posterior, measure_noise_posterior
 from pytest_bnn.checks.agreement import assert_teacher_agreement, measure_teacher_agreement
+from pytest_bnn.checks.flipout import assert_estimator_flipout, measure_estimator_flipout
+from pytest_bnn.checks.gradient import assert_gradient_samples, measure_gradient_samples
 from pytest_bnn.checks.kl import assert_kl_present, measure_kl_present
 from pytest_bnn.checks.layers import assert_layers_replaced, measure_layers_replaced
 from pytest_bnn.checks.loss import assert_kl_loss, measure_kl_loss
 from pytest_bnn.checks.mean import assert_mean_equals_teacher, measure_mean_equals_teacher
+from pytest_bnn.checks.memory import assert_memory_separate, measure_memory_separate
 from pytest_bnn.checks.noise import assert_noise_varies, measure_noise_varies
+from pytest_bnn.checks.noise_posterior import assert_noise_posterior, measure_noise_posterior
 from pytest_bnn.checks.noise_source import assert_noise_source, measure_noise_source
 from pytest_bnn.checks.spread import assert_noise_spread, measure_noise_spread
-from pytest_bnn.checks.gradient import assert_gradient_samples, measure_gradient_samples
-from pytest_bnn.checks.memory import assert_memory_separate, measure_memory_separate
-from pytest_bnn.checks.flipout import assert_estimator_flipout, measure_estimator_flipout
 
 __all__ = [
     "assert_estimator_flipout",

@@ -22,7 +22,8 @@ from pytest_bnn.subject import Given, Subject
 
 TEACHER_AGREEMENT = Check(
     id="teacher.agreement",
-    claim="The leading class of the mean predictive distribution is the teacher's, on the required share of the images.",
+    claim="The leading class of the mean predictive distribution is the teacher's, on the required share of the "
+    "images.",
     needs=("teacher", "images"),
     sampled=True,
 )
@@ -74,9 +75,7 @@ def measure_teacher_agreement(
         raise ValueError("no number of images shows that a whole population agrees: give min_agreement below 1")
     return TEACHER_AGREEMENT.run(
         Subject.of(model, given),
-        lambda subject: _find(
-            subject, _Claim(min_agreement, population, budget or Budget.in_force()), max_passes
-        ),
+        lambda subject: _find(subject, _Claim(min_agreement, population, budget or Budget.in_force()), max_passes),
     )
 
 
@@ -237,7 +236,11 @@ def _finding(votes: _Votes, expected: Tensor, teacher: Tensor, first: Tensor) ->
             alpha=claim.budget.alpha,
             beta=claim.budget.beta,
             statistic="share of the "
-            + ("population (Clopper-Pearson, images decided by betting)" if claim.population else "images, each decided by betting")
+            + (
+                "population (Clopper-Pearson, images decided by betting)"
+                if claim.population
+                else "images, each decided by betting"
+            )
             + " on which the teacher's class leads",
             low=low,
             high=high,
@@ -275,11 +278,12 @@ def _remedy(votes: _Votes, undecided: int, point: float, single: float) -> str:
         wanted = trials_for_share(claim.min_agreement, point, claim.of_passes.beta)
         more = "more images than can be counted: too few of them agree"
         return (
-            f"give {more if wanted is None else f'{wanted} images, of which as many agree'}: {len(votes.counts)} cannot "
-            f"carry a claim of {claim.min_agreement:g} about a population"
+            f"give {more if wanted is None else f'{wanted} images, of which as many agree'}: {len(votes.counts)} "
+            f"cannot carry a claim of {claim.min_agreement:g} about a population"
         )
     remedy = (
-        f"allow more than {votes.passes} passes (--samples): the leading class of {undecided} images is too close to call"
+        f"allow more than {votes.passes} passes (--samples): the leading class of {undecided} images is too close to "
+        "call"
     )
     if single < claim.min_agreement:
         remedy += (

@@ -41,9 +41,7 @@ class Sums:
     def __add__(self, other: Sums) -> Sums:
         count = self.count + other.count
         slack = (self.slack * self.count + other.slack * other.count) / max(1, count)
-        return Sums(
-            count=count, total=self.total + other.total, squares=self.squares + other.squares, slack=slack
-        )
+        return Sums(count=count, total=self.total + other.total, squares=self.squares + other.squares, slack=slack)
 
     @property
     def scale(self) -> float:

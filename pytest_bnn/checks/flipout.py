@@ -37,8 +37,8 @@ def measure_estimator_flipout(
 ) -> Evidence:
     """Measure whether Flipout's noise is that of the posterior, example by example.
 
-    Signs that are drawn for each pixel or position average out where a layer's output is pooled: single outputs have the
-    posterior's variance, pooled ones much less. That the signs are constant over positions is exact. Each layer is
+    Signs that are drawn for each pixel or position average out where a layer's output is pooled: single outputs have
+    the posterior's variance, pooled ones much less. That the signs are constant over positions is exact. Each layer is
     called by itself 16 times on its own input, and its outputs are pooled over positions: a linear function of the
     weights, so that mean and variance under the posterior are known in closed form. Layers with signs of each example
     must have that mean (z-test) and that variance (chi-square test); for the others the factor by which the pooled
@@ -79,9 +79,7 @@ class _Row:
     def p(self) -> tuple[float, str]:
         """Give the smaller p-value of mean 0 and variance 1, and what it says."""
         flat = self.deviations.flatten()
-        sums = Sums(
-            count=flat.numel(), total=float(flat.sum()), squares=float(flat.square().sum()), slack=self.slack
-        )
+        sums = Sums(count=flat.numel(), total=float(flat.sum()), squares=float(flat.square().sum()), slack=self.slack)
         mean, variance = sums.mean_p(), sums.variance_p()
         if mean <= variance:
             return mean, f"its noise has the mean {float(flat.mean()):.3g} standard deviations, not 0"
@@ -107,9 +105,15 @@ def _find(subject: Subject, budget: Budget) -> Finding:
     smallest = min((p for _, p, _ in wrong), default=1.0)
     corrected = min(1.0, smallest * 2 * max(1, len(tested)))
     bad = [(row, words) for row, p, words in wrong if p * 2 * len(tested) < budget.alpha]
-    scattered = sorted((row for row in rows if not row.per_example), key=lambda row: abs(math.log(row.factor or 1e-300)))[::-1]
+    scattered = sorted(
+        (row for row in rows if not row.per_example), key=lambda row: abs(math.log(row.factor or 1e-300))
+    )[::-1]
     layers = [_says(row, words) for row, words in bad] + [
-        _says(row, f"signs for each position: pooled over positions its noise has {row.factor:.3g} times the posterior's spread")
+        _says(
+            row,
+            f"signs for each position: pooled over positions its noise has {row.factor:.3g} times the posterior's "
+            "spread",
+        )
         for row in scattered
     ]
     return _finding(rows, bad, scattered, tuple(layers), corrected, budget)

@@ -27,17 +27,18 @@ GRADIENT_SAMPLES = Check(
     needs=("loss", "images"),
 )
 
-#: The data's part of a gradient is visible in the whole from the first share on, and missing below the second of itself.
+#: The data's part of a gradient is visible in the whole from the first share on, and missing below the second of
+#: itself.
 _VISIBLE, _MISSING = 1e-4, 1e-2
 
 
 def measure_gradient_samples(model: nn.Module | Subject, **given: Unpack[Given]) -> Evidence:
     """Measure whether the gradient of the loss is that of the noise which its forward passes used.
 
-    bayesian-torch's layers write their noise into a buffer that the next pass writes over, behind autograd's back: where
-    a loss runs several passes before one backward, every pass's gradient to rho uses the noise of the last. The loss
-    is evaluated twice with the same random numbers, as it is, and with a noise buffer of its own for every call of a
-    layer. Both gradients must be equal to float tolerance: an identity, no statistics. The gradient to rho must be so
+    bayesian-torch's layers write their noise into a buffer that the next pass writes over, behind autograd's back:
+    where a loss runs several passes before one backward, every pass's gradient to rho uses the noise of the last. The
+    loss is evaluated twice with the same random numbers, as it is, and with a noise buffer of its own for every call of
+    a layer. Both gradients must be equal to float tolerance: an identity, no statistics. The gradient to rho must be so
     beside a KL term of any size: a third evaluation, with every eps at 0, has what is not the data's part. In addition,
     the data's part must be there: it is the gradient to the drawn weight times eps times sigmoid(rho).
 
@@ -82,7 +83,9 @@ def _find(subject: Subject) -> Finding:
     rows = [_compared(tensor, as_it_is, exact, silent) for layer in layers for tensor in layer.tensors]
     bad = [row for row in rows if row.off > row.allowed]
     if bad and not _repeats_itself(subject, layers, as_it_is, silent):
-        return not_applicable("the loss gives another gradient each time, from the same seed: it keeps a state of its own")
+        return not_applicable(
+            "the loss gives another gradient each time, from the same seed: it keeps a state of its own"
+        )
     detached = [] if bad else _detached(layers, as_it_is, silent)
     return _finding(subject, layers, as_it_is, rows, detached)
 
@@ -221,8 +224,8 @@ def _finding(
     findings = [
         LayerFinding(
             path=row.tensor.path, kind=kinds[row.tensor.path], ok=False,
-            finding=f"{row.tensor.role}: the gradient to rho has {row.ratio:.3g} times the length of the exact one, and "
-            f"the cosine {row.cosine:.3g} with it",
+            finding=f"{row.tensor.role}: the gradient to rho has {row.ratio:.3g} times the length of the exact one, "
+            f"and the cosine {row.cosine:.3g} with it",
         )
         for row in bad
     ] + [
@@ -241,20 +244,26 @@ def _finding(
     if bad:
         headline = f"{len(bad)} of {len(rows)} tensors get the gradient of other noise than was used, with {times}"
         remedy = (
-            "run one backward pass for each forward pass and let the gradients add up: (loss_k / K).backward() in a loop; "
-            "a layer that one forward pass calls several times needs new noise buffers in each call, from a forward pre-hook"
+            "run one backward pass for each forward pass and let the gradients add up: (loss_k / K).backward() in a "
+            "loop; a layer that one forward pass calls several times needs new noise buffers in each call, from a "
+            "forward pre-hook"
         )
         if most == 1:
             remedy = "give every layer a noise buffer of its own: another layer writes over it before the backward pass"
     elif detached:
-        headline = f"the data do not reach the rho of {len(detached)} of {len(rows)} tensors: sigma learns from the KL alone"
+        headline = (
+            f"the data do not reach the rho of {len(detached)} of {len(rows)} tensors: sigma learns from the KL alone"
+        )
         remedy = "keep the noise in the graph: w = mu + sigma * eps, with neither detach() nor .data on sigma"
     return Finding(
         verdict=Verdict.FAIL if findings else Verdict.PASS,
         headline=headline,
         measurements=(
             Measurement(name="forward passes of a loss", value=most, note="the most calls of one layer"),
-            Measurement(name="largest distance to the exact gradient", value=worst.off, unit="of its length", note=worst.tensor.name),
+            Measurement(
+                name="largest distance to the exact gradient", value=worst.off, unit="of its length",
+                note=worst.tensor.name,
+            ),
             Measurement(name="length of that gradient to rho", value=worst.ratio, unit="of the exact one"),
             Measurement(name="cosine of that gradient to rho", value=worst.cosine, note="with the exact one"),
         ),

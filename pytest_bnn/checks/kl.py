@@ -47,9 +47,8 @@ def measure_kl_present(model: nn.Module | Subject, **given: Unpack[Given]) -> Ev
 
     Compares what ``get_kl_loss`` gives with the closed form for Gaussians in float64, under both conventions in
     use (the sum over all weights, or bayesian-torch's mean over each tensor, summed over tensors), and its
-    gradient with the closed form's, tensor by tensor. The verdict is ``warn`` where more than a thousandth of a tensor's
-    sigma are dead.
-    Exact: no randomness.
+    gradient with the closed form's, tensor by tensor. The verdict is ``warn`` where more than a thousandth of a
+    tensor's sigma are dead. Exact: no randomness.
 
     Args:
         model: The Bayesian network, or a `Subject`.
@@ -248,7 +247,9 @@ def _measurements(
             value=sum(int((t.sigma < DEAD_SIGMA).sum()) for t in tensors),
             note=f"below {DEAD_SIGMA:g}; no training moves them",
         ),
-        Measurement(name="prior", value=prior, note="mean over each tensor; of every layer" if len(priors) == 1 else ""),
+        Measurement(
+            name="prior", value=prior, note="mean over each tensor; of every layer" if len(priors) == 1 else ""
+        ),
     )
 
 
@@ -256,6 +257,6 @@ def _notes(convention: str | None, closed: _ClosedForm) -> tuple[str, ...]:
     if convention != MEAN or not closed.averaged > 0:
         return ()
     return (
-        f"bayesian-torch averages the KL over each tensor: it is {closed.total / closed.averaged:.3g} times smaller than "
-        "the KL of an ELBO, and every weight of a small tensor counts more than one of a large tensor",
+        f"bayesian-torch averages the KL over each tensor: it is {closed.total / closed.averaged:.3g} times smaller "
+        "than the KL of an ELBO, and every weight of a small tensor counts more than one of a large tensor",
     )

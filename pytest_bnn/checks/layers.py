@@ -25,7 +25,8 @@ LAYERS_REPLACED = Check(
 
 REMEDY = (
     "convert with pytest_bnn.convert(), which names what it cannot convert before it touches anything; "
-    "for a layer left deterministic on purpose say so with a reason: --allow 'PATTERN=REASON' or allow={pattern: reason}"
+    "for a layer left deterministic on purpose say so with a reason: --allow 'PATTERN=REASON' or "
+    "allow={pattern: reason}"
 )
 
 
@@ -71,13 +72,19 @@ def _own_weights(module: nn.Module) -> int:
         weight, out = (module.in_features, module.out_features), module.out_features
     else:
         assert isinstance(module, nn.modules.conv._ConvNd)
-        weight, out = (module.in_channels, module.out_channels // module.groups, *module.kernel_size), module.out_channels
+        weight, out = (
+            (module.in_channels, module.out_channels // module.groups, *module.kernel_size),
+            module.out_channels,
+        )
     return math.prod(weight) + (out if _has_bias(module) else 0)
 
 
 def _has_bias(module: nn.Module) -> bool:
     parametrized = module._modules.get("parametrizations")
-    names = (*(n for n, p in module._parameters.items() if p is not None), *(parametrized._modules if parametrized else ()))
+    names = (
+        *(n for n, p in module._parameters.items() if p is not None),
+        *(parametrized._modules if parametrized else ()),
+    )
     return any(name == "bias" or name.startswith("bias_") for name in names)
 
 
@@ -162,7 +169,9 @@ def _attention_row(path: str, original: nn.Module, projections: int, now: nn.Mod
     elif _bare_projections(now):
         row.problem = _BARE
     elif found != projections:
-        row.problem = f"has {found} weights in Bayesian projections to query, key and value, {projections} in the teacher"
+        row.problem = (
+            f"has {found} weights in Bayesian projections to query, key and value, {projections} in the teacher"
+        )
     return row
 
 
@@ -186,9 +195,7 @@ def _not_in_use(subject: Subject, layers: dict[str, BayesianLayer], notes: list[
         teacher_calls = _called(subject.teacher, subject, notes) or set()
         teacher_paths = {path for path, _ in subject.teacher.named_modules(remove_duplicate=False)}
         idle = {path for path in idle if path not in teacher_paths or path in teacher_calls}
-    return dict.fromkeys(
-        sorted(idle), "is never called in a forward pass: something else still computes in its place"
-    )
+    return dict.fromkeys(sorted(idle), "is never called in a forward pass: something else still computes in its place")
 
 
 def _called(model: nn.Module, subject: Subject, notes: list[str]) -> set[str] | None:

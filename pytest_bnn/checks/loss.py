@@ -134,7 +134,9 @@ def _find(subject: Subject, expected: float | None) -> Finding:
         if expected is None
         else Threshold(quantity="weight of the KL term", observed=weight, relation="==", allowed=expected),
         layers=tuple(
-            LayerFinding(path=f.tensor.path, kind=type(f.tensor.module).__name__, ok=False, finding=f"{f.tensor.role}: {t}")
+            LayerFinding(
+                path=f.tensor.path, kind=type(f.tensor.module).__name__, ok=False, finding=f"{f.tensor.role}: {t}"
+            )
             for f, t in offenders
         ),
         remedy=remedy,
@@ -283,7 +285,7 @@ def _notes(
     if weight and convention == MEAN and not problem:
         counts = [tensor.count for tensor in tensors]
         notes.append(
-            f"on the KL of an ELBO (the sum over weights) that is a weight of {weight / max(counts):.2g} in the largest "
-            f"tensor and {weight / min(counts):.2g} in the smallest"
+            f"on the KL of an ELBO (the sum over weights) that is a weight of {weight / max(counts):.2g} in the "
+            f"largest tensor and {weight / min(counts):.2g} in the smallest"
         )
     return tuple(notes)

@@ -48,7 +48,9 @@ def _find(subject: Subject) -> Finding:
         Measurement(name="lowest cosine of mu to the teacher", value=lowest[1], note=lowest[0].name),
     )  # fmt: skip
     if subject.stage == "finetuned":
-        finding = not_applicable("the model was fine-tuned, so its mu has moved away from the teacher's weights on purpose")
+        finding = not_applicable(
+            "the model was fine-tuned, so its mu has moved away from the teacher's weights on purpose"
+        )
         return Finding(verdict=finding.verdict, headline=finding.headline, measurements=aligned)
     if subject.stage == "unrelated":
         return _unrelated(subject, aligned)
@@ -64,7 +66,9 @@ def _find(subject: Subject) -> Finding:
     ok = 0 <= apart <= allowed
     notes = [] if bayesian_layers(subject.model) else ["the model has no Bayesian layer, so this compares two networks"]
     if outputs.dtype != expected.dtype:
-        notes.append(f"the outputs are {outputs.dtype}, the teacher's {expected.dtype}: the conversion changed the dtype")
+        notes.append(
+            f"the outputs are {outputs.dtype}, the teacher's {expected.dtype}: the conversion changed the dtype"
+        )
     where = None if ok else _parting(subject, images)
     if where is not None:
         notes.append(f"the first module whose output differs is {where}")
@@ -86,7 +90,9 @@ def _find(subject: Subject) -> Finding:
         ),
         threshold=Threshold(quantity="largest relative difference", observed=apart, relation="<=", allowed=allowed),
         layers=() if where is None else (LayerFinding(path=where.path, kind=where.kind, ok=False, finding=str(where)),),
-        remedy="" if ok else "look at that module: the conversion lost a setting (padding mode, output padding, stride), "
+        remedy=""
+        if ok
+        else "look at that module: the conversion lost a setting (padding mode, output padding, stride), "
         "replaced a class that is not torch's, mixed up weights, or BatchNorm's statistics changed",
         notes=tuple(notes),
     )

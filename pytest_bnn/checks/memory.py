@@ -15,7 +15,8 @@ from pytest_bnn.subject import Given, Subject
 
 MEMORY_SEPARATE = Check(
     id="memory.separate",
-    claim="Every mu, rho and noise buffer has memory of its own: not that of another layer, of a prior or of the teacher.",
+    claim="Every mu, rho and noise buffer has memory of its own: not that of another layer, of a prior or of the "
+    "teacher.",
 )
 
 

@@ -78,7 +78,9 @@ def measure_noise_posterior(
     """
     if max_passes < 2:
         raise ValueError("max_passes must be at least 2")
-    return NOISE_POSTERIOR.run(Subject.of(model, given), lambda subject: _find(subject, max_passes, budget or Budget.in_force()))
+    return NOISE_POSTERIOR.run(
+        Subject.of(model, given), lambda subject: _find(subject, max_passes, budget or Budget.in_force())
+    )
 
 
 assert_noise_posterior = asserting(measure_noise_posterior)
@@ -173,9 +175,13 @@ def _judged(
     bad = [test for test in tests if test.p < budget.alpha]
     pooled = sum((t.sums for t in seen), Sums())
     widest = max(seen, key=lambda t: abs(t.sums.scale - 1) * t.sums.count**0.5 if t.sums.count else 0)
-    headline = bad[0].words if bad else (
-        f"{pooled.count:,} draws of {len(seen)} tensors in {drawing.passes} passes are the posterior's: sigma is "
-        f"{pooled.scale:.5f} of what it says"
+    headline = (
+        bad[0].words
+        if bad
+        else (
+            f"{pooled.count:,} draws of {len(seen)} tensors in {drawing.passes} passes are the posterior's: sigma is "
+            f"{pooled.scale:.5f} of what it says"
+        )
     )
     small_sums = sum((t.sums for t in small), Sums())
     large = [effect(t.sums.count, level, power, t.slack) for t in seen if t not in small and t.sums.count]
@@ -185,7 +191,9 @@ def _judged(
         measurements=(
             Measurement(name="draws", value=pooled.count),
             Measurement(name="sigma used", value=pooled.scale, unit="of the posterior's"),
-            Measurement(name="sigma farthest off", value=widest.sums.scale, unit="of the posterior's", note=widest.tensor.name),
+            Measurement(
+                name="sigma farthest off", value=widest.sums.scale, unit="of the posterior's", note=widest.tensor.name
+            ),
             Measurement(name="tests", value=_number(seen)),
             Measurement(
                 name="effect shown in every large tensor", value=max(large) if large else None, unit="of sigma",
@@ -265,7 +273,12 @@ def _marginals(sound: list[TensorDraws], small: list[TensorDraws], groups: int) 
         name = about[0].tensor.name if len(about) == 1 else f"{len(about)} small tensors together"
         if broken:
             tests.append(
-                _Test(p=0.0, about=about, words=f"{name}: {broken} draws hold NaN or infinity", remedy="look for NaN in the forward")
+                _Test(
+                    p=0.0,
+                    about=about,
+                    words=f"{name}: {broken} draws hold NaN or infinity",
+                    remedy="look for NaN in the forward",
+                )
             )
             continue
         sums = sum((t.sums for t in about), Sums())
@@ -273,8 +286,14 @@ def _marginals(sound: list[TensorDraws], small: list[TensorDraws], groups: int) 
         silent = sums.squares == 0
         says = "it makes no noise" if silent else f"its noise has {sums.scale:.4g} times the sigma of the posterior"
         found = (
-            (sums.variance_p(), says, "use sigma = log(1 + exp(rho)) once and unscaled: the library's own forward does"),
-            (sums.mean_p(), f"its noise has the mean {sums.total / sums.count:.3g} sigma, not 0", "draw the noise about mu"),
+            (
+                sums.variance_p(), says,
+                "use sigma = log(1 + exp(rho)) once and unscaled: the library's own forward does",
+            ),
+            (
+                sums.mean_p(), f"its noise has the mean {sums.total / sums.count:.3g} sigma, not 0",
+                "draw the noise about mu",
+            ),
             (
                 shape_p(heads, max(t.largest_slack for t in about)),
                 "its noise is not Gaussian (Kolmogorov-Smirnov)",

@@ -161,7 +161,10 @@ def _remedy(verdict: Verdict, passes: int, budget: Budget, *, wide: bool) -> str
         return "the spread is too close to the band's end to call: allow more passes, or declare another band"
     if wide:
         return "convert with a smaller moped_delta, or train sigma down where the layers below contribute most"
-    return "convert with a larger moped_delta, or find what drove rho down in training, such as a KL term of the wrong sign"
+    return (
+        "convert with a larger moped_delta, or find what drove rho down in training, such as a KL term of the wrong "
+        "sign"
+    )
 
 
 def _attribution(subject: Subject) -> list[tuple[str, str, float]]:
