@@ -27,8 +27,8 @@ from benchmarks.weakened import (
     scaled_noise,
     wide_spread,
 )
-from pytest_bnn.checks.draws import effect as effect_shown
-from pytest_bnn.checks.noise_posterior import TARGET
+from pytest_bnn.checks.noise.draws import effect as effect_shown
+from pytest_bnn.checks.noise.posterior import TARGET
 from pytest_bnn.evidence import Evidence, Verdict
 from pytest_bnn.options import Settings, using
 from pytest_bnn.statistics import Budget, draws_below_median

@@ -21,11 +21,11 @@ from pytest_bnn.checks.layers import LAYERS_REPLACED, measure_layers_replaced
 from pytest_bnn.checks.loss import KL_LOSS, measure_kl_loss
 from pytest_bnn.checks.mean import MEAN_EQUALS_TEACHER, measure_mean_equals_teacher
 from pytest_bnn.checks.memory import MEMORY_SEPARATE, measure_memory_separate
-from pytest_bnn.checks.noise import NOISE_VARIES, measure_noise_varies
-from pytest_bnn.checks.noise_posterior import MAX_PASSES as MAX_NOISE_PASSES
-from pytest_bnn.checks.noise_posterior import NOISE_POSTERIOR, measure_noise_posterior
-from pytest_bnn.checks.noise_source import NOISE_SOURCE, measure_noise_source
-from pytest_bnn.checks.spread import BAND, NOISE_SPREAD, measure_noise_spread
+from pytest_bnn.checks.noise.posterior import MAX_PASSES as MAX_NOISE_PASSES
+from pytest_bnn.checks.noise.posterior import NOISE_POSTERIOR, measure_noise_posterior
+from pytest_bnn.checks.noise.source import NOISE_SOURCE, measure_noise_source
+from pytest_bnn.checks.noise.spread import BAND, NOISE_SPREAD, measure_noise_spread
+from pytest_bnn.checks.noise.varies import NOISE_VARIES, measure_noise_varies
 from pytest_bnn.conversion import Conversion, convert_with
 from pytest_bnn.environment import versions
 from pytest_bnn.errors import InputError

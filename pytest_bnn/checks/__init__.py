@@ -13,10 +13,10 @@ from pytest_bnn.checks.layers import assert_layers_replaced, measure_layers_repl
 from pytest_bnn.checks.loss import assert_kl_loss, measure_kl_loss
 from pytest_bnn.checks.mean import assert_mean_equals_teacher, measure_mean_equals_teacher
 from pytest_bnn.checks.memory import assert_memory_separate, measure_memory_separate
-from pytest_bnn.checks.noise import assert_noise_varies, measure_noise_varies
-from pytest_bnn.checks.noise_posterior import assert_noise_posterior, measure_noise_posterior
-from pytest_bnn.checks.noise_source import assert_noise_source, measure_noise_source
-from pytest_bnn.checks.spread import assert_noise_spread, measure_noise_spread
+from pytest_bnn.checks.noise.posterior import assert_noise_posterior, measure_noise_posterior
+from pytest_bnn.checks.noise.source import assert_noise_source, measure_noise_source
+from pytest_bnn.checks.noise.spread import assert_noise_spread, measure_noise_spread
+from pytest_bnn.checks.noise.varies import assert_noise_varies, measure_noise_varies
 
 __all__ = [
     "assert_estimator_flipout",

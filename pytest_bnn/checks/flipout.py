@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pytest_bnn.capture import capture
 from pytest_bnn.checks.claim import Check, Finding, asserting, not_applicable
-from pytest_bnn.checks.draws import ROUNDING, Sums
+from pytest_bnn.checks.noise.draws import ROUNDING, Sums
 from pytest_bnn.evidence import Certainty, Evidence, LayerFinding, Measurement, Threshold, Verdict
 from pytest_bnn.isolation import undisturbed
 from pytest_bnn.posterior import BayesianLayer, bayesian_layers, zero_sigma

@@ -5,14 +5,14 @@ from __future__ import annotations
 import itertools
 import math
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
-from scipy import stats
 from torch import Tensor
 
 from pytest_bnn.capture import LayerCall
+from pytest_bnn.checks.noise.draws import Sums, compared, shape_p
 from pytest_bnn.posterior import PosteriorTensor, sigma_into
 
 #: Chance that a sound model is sent away.
@@ -35,24 +35,23 @@ _LARGEST = 10.0
 
 
 @dataclass(slots=True)
-class _Sums:
-    """What all passes together said about one tensor."""
+class _Draws:
+    """What all passes together said about one tensor, or about the signs of one layer."""
 
-    count: int = 0
-    total: float = 0.0
-    squares: float = 0.0
+    sums: Sums = field(default_factory=Sums)
     heads: list[Tensor] = field(default_factory=list)
 
     def take(self, values: Tensor) -> None:
-        self.count += values.numel()
-        self.total += float(values.sum())
-        self.squares += float(values.square().sum())
+        self.sums += Sums(count=values.numel(), total=float(values.sum()), squares=float(values.square().sum()))
 
 
 @dataclass(frozen=True, slots=True)
 class _Test:
-    probability: float
+    """The smallest p-value of so many tests, and what it says."""
+
+    p: float
     reason: str
+    number: int = 1
 
 
 class DrawTests:
@@ -63,8 +62,8 @@ class DrawTests:
     """
 
     def __init__(self) -> None:
-        self._noise: defaultdict[tuple[str, int], _Sums] = defaultdict(_Sums)
-        self._signs: defaultdict[tuple[str, int], _Sums] = defaultdict(_Sums)
+        self._noise: defaultdict[tuple[str, int], _Draws] = defaultdict(_Draws)
+        self._signs: defaultdict[tuple[str, int], _Draws] = defaultdict(_Draws)
         self._trouble = ""
 
     def take(self, calls: list[LayerCall]) -> None:
@@ -87,7 +86,7 @@ class DrawTests:
                     self._signs[name, number].heads.append(values[:_HEAD].double())
 
     def _take_noise(self, tensor: PosteriorTensor, noise: Tensor, number: int, *, rounded: bool) -> None:
-        sums = self._noise[tensor.name, number]
+        draws = self._noise[tensor.name, number]
         heads: list[Tensor] = []
         whole = (tensor.rho.detach(), tensor.mu.detach(), noise)
         for rho, mu, part in zip(*(value.flatten().split(_PART) for value in whole), strict=True):
@@ -109,55 +108,58 @@ class DrawTests:
                 values = values[seen]
             if far:
                 self._trouble = self._trouble or f"{tensor.name} is drawn further from mu than {_LARGEST:g} sigma"
-            sums.take(values)
+            draws.take(values)
             if sum(len(head) for head in heads) < _HEAD:
                 heads.append(values[:_HEAD].double())
-        sums.heads.append(torch.cat(heads)[:_HEAD])
+        draws.heads.append(torch.cat(heads)[:_HEAD])
 
     def trouble(self) -> str:
         """Say what is wrong with the draws; empty where nothing is."""
         if self._trouble:
             return self._trouble
         tests = list(self._tests())
-        worst = min(tests, key=lambda test: test.probability, default=None)
-        if worst is None or worst.probability * len(tests) > ERROR_RATE:
+        worst, number = min(tests, key=lambda test: test.p, default=None), sum(test.number for test in tests)
+        if worst is None or worst.p * number > ERROR_RATE:
             return ""
-        return f"{worst.reason} (p = {worst.probability:.1g} in {len(tests)} tests)"
+        return f"{worst.reason} (p = {worst.p:.1g} in {number} tests)"
 
     def _tests(self) -> Iterator[_Test]:
-        noise = {key: sums for key, sums in self._noise.items() if sums.count}
-        for (name, _), sums in noise.items():
-            mean, spread = sums.total / sums.count, math.sqrt(sums.squares / sums.count)
-            shifted = _normal(sums.total / math.sqrt(sums.count))
-            yield _Test(shifted, f"{name} is drawn with the mean mu + {mean:.3g} sigma")
-            both = min(stats.chi2.cdf(sums.squares, sums.count), stats.chi2.sf(sums.squares, sums.count))
-            yield _Test(2 * float(both), f"{name} is drawn with {spread:.3g} times its sigma")
-            yield _Test(_distribution(sums.heads), f"{name} is not drawn from a normal distribution")
+        noise = {key: draws for key, draws in self._noise.items() if draws.sums.count}
+        for (name, _), draws in noise.items():
+            sums = draws.sums
+            yield _Test(sums.mean_p(), f"{name} is drawn with the mean mu + {sums.total / sums.count:.3g} sigma")
+            yield _Test(sums.variance_p(), f"{name} is drawn with {sums.scale:.3g} times its sigma")
+            yield _Test(shape_p(torch.cat(draws.heads), 0.0), f"{name} is not drawn from a normal distribution")
         if noise:
-            pooled = [head for sums in noise.values() for head in sums.heads]
-            yield _Test(_distribution(pooled), "the weights are not drawn from a normal distribution")
-        for (name, _), sums in self._signs.items():
+            pooled = torch.cat([head for draws in noise.values() for head in draws.heads])
+            yield _Test(shape_p(pooled, 0.0), "the weights are not drawn from a normal distribution")
+        for (name, _), draws in self._signs.items():
             # Hoeffding 1963: twice exp(-t^2 / 2) is never below a binomial's tails.
-            bound = 2 * math.exp(-0.5 * sums.total**2 / sums.count)
-            yield _Test(bound, f"the signs of {name} are not fair: their mean is {sums.total / sums.count:.3g}")
-        for (name, _), sums in itertools.chain(noise.items(), self._signs.items()):
-            for one, other in itertools.combinations(range(len(sums.heads)), 2):
+            total, count = draws.sums.total, draws.sums.count
+            bound = 2 * math.exp(-0.5 * total**2 / count)
+            yield _Test(bound, f"the signs of {name} are not fair: their mean is {total / count:.3g}")
+        for (name, _), draws in itertools.chain(noise.items(), self._signs.items()):
+            for one, other in itertools.combinations(range(len(draws.heads)), 2):
                 reason = f"{name} uses related noise in passes {one + 1} and {other + 1}"
-                yield _Test(_related(sums.heads[one], sums.heads[other]), reason)
-        joined = {key: torch.stack(sums.heads) for key, sums in noise.items() if len({len(h) for h in sums.heads}) == 1}
-        for (one_key, a), (other_key, b) in itertools.combinations(joined.items(), 2):
-            common = min(a.shape[1], b.shape[1])
-            probability = _related(a[:, :common].flatten(), b[:, :common].flatten())
-            yield _Test(probability, f"{one_key[0]} and {other_key[0]} share their noise")
+                yield _Test(_related(draws.heads[one], draws.heads[other]), reason)
+        yield from _between_layers(noise)
 
 
-def _normal(deviate: float) -> float:
-    return math.erfc(abs(deviate) / math.sqrt(2))
-
-
-def _distribution(parts: list[Tensor]) -> float:
-    values = torch.cat(parts)
-    return float(stats.kstest(values.numpy(), "norm").pvalue) if values.numel() else 1.0
+def _between_layers(noise: Mapping[tuple[str, int], _Draws]) -> Iterator[_Test]:
+    """Compare the noise of each two tensors in a pass, and that of one with that of the other in the pass before."""
+    names, size = [name for name, _ in noise], len(noise)
+    passes = min((len(draws.heads) for draws in noise.values()), default=0)
+    heads = [[draws.heads[index] for draws in noise.values()] for index in range(passes)]
+    others = ~torch.eye(size, dtype=torch.bool)
+    for rounds, mask, when in (
+        (zip(heads, heads, strict=True), others.triu(), ""),
+        (zip(heads[1:], heads, strict=False), others, " of the pass before"),
+    ):
+        if bool(mask.any()):
+            p = torch.where(mask, compared(size, rounds)[0], 1.0)
+            row, column = divmod(int(p.argmin()), size)
+            reason = f"{names[row]} and {names[column]}{when} share their noise"
+            yield _Test(float(p[row, column]), reason, int(mask.sum()))
 
 
 def _related(one: Tensor, other: Tensor) -> float:

@@ -13,7 +13,7 @@ from torch import nn
 from benchmarks.false_alarms import Tally, measure
 from pytest_bnn.audit import CHECK_IDS
 from pytest_bnn.checks import measure_estimator_flipout
-from pytest_bnn.checks.draws import TensorDraws, across_passes
+from pytest_bnn.checks.noise.draws import TensorDraws, across_passes
 from pytest_bnn.conversion import convert
 from pytest_bnn.posterior import bayesian_layers
 from pytest_bnn.statistics import BettingTest, median_bounds

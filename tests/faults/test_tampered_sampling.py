@@ -102,6 +102,18 @@ def shared(patch: pytest.MonkeyPatch, model: Any) -> None:
     drawing(patch, draw)
 
 
+def of_the_pass_before(patch: pytest.MonkeyPatch, model: Any) -> None:
+    kept = torch.randn(3000)
+
+    def draw(layer: Any, eps: Tensor) -> Tensor:
+        if layer is model.conv2:
+            kept[: eps.numel()] = torch.randn(eps.numel())
+            return kept[: eps.numel()].view_as(eps).clone()
+        return kept[: eps.numel()].view_as(eps).clone() if layer is model.conv1 else torch.randn_like(eps)
+
+    drawing(patch, draw)
+
+
 def every_second_pass(patch: pytest.MonkeyPatch, model: Any) -> None:
     kept: dict[int, Tensor] = {}
     count: dict[int, int] = {}
@@ -154,6 +166,7 @@ TAMPERED = [
     (one_layer_only, r"is drawn with 0 times its sigma"),
     (uniform, r"not drawn from a normal distribution"),
     (shared, r"share their noise"),
+    (of_the_pass_before, r"conv1\.weight and conv2\.weight of the pass before share their noise"),
     (every_second_pass, r"uses related noise in passes"),
     (hook, r"conv1 \(Conv2dReparameterization\) has a forward hook"),
     (overridden_on_the_instance, r"head \(LinearReparameterization\) has a forward of its own"),

@@ -10,7 +10,7 @@ from scipy import stats
 from torch import nn
 
 from pytest_bnn import convert
-from pytest_bnn.checks.draws import (
+from pytest_bnn.checks.noise.draws import (
     Sums,
     TensorDraws,
     across_passes,

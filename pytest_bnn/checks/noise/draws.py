@@ -246,7 +246,7 @@ def between_layers(tensors: list[TensorDraws]) -> tuple[Tensor, Tensor]:
     """
     draws = range(max((t.draws for t in tensors), default=0))
     rounds = [[t.heads[index] if index < t.draws else t.sigma[:0] for t in tensors] for index in draws]
-    return _compared(len(tensors), ((heads, heads) for heads in rounds))
+    return compared(len(tensors), ((heads, heads) for heads in rounds))
 
 
 def across_passes(tensors: list[TensorDraws]) -> tuple[Tensor, Tensor]:
@@ -256,7 +256,7 @@ def across_passes(tensors: list[TensorDraws]) -> tuple[Tensor, Tensor]:
     of these pairs share a draw, so their scores are independent.
     """
     passes = sorted({number for t in tensors for number in t.passes})
-    return _compared(
+    return compared(
         len(tensors),
         (
             ([t.head(number) for t in tensors], [t.head(number - 1, last=True) for t in tensors])
@@ -265,7 +265,12 @@ def across_passes(tensors: list[TensorDraws]) -> tuple[Tensor, Tensor]:
     )
 
 
-def _compared(size: int, rounds: Iterable[tuple[list[Tensor], list[Tensor]]]) -> tuple[Tensor, Tensor]:
+def compared(size: int, rounds: Iterable[tuple[list[Tensor], list[Tensor]]]) -> tuple[Tensor, Tensor]:
+    """Give the p-values of independence of each of so many heads (row) and each of as many others; mean cosines.
+
+    Each round is compared on the entries that two heads have in common; scores add up over rounds, which are
+    independent. Without entries in common p is 1.
+    """
     found = [_cosines(one, other) for one, other in rounds]
     cosines = torch.stack([torch.zeros(size, size, dtype=torch.float64), *(cosine for cosine, _ in found)])
     common = torch.stack([torch.zeros(size, size, dtype=torch.float64), *(common for _, common in found)])

@@ -2,26 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Unpack
 
-import torch
 from torch import nn
 
 from pytest_bnn.capture import capture
 from pytest_bnn.checks.claim import Check, Finding, asserting, not_applicable
-from pytest_bnn.checks.draws import (
-    ROUNDING,
-    SHAPE_DRAWS,
-    Sums,
-    TensorDraws,
-    across_passes,
-    between_layers,
-    draws_needed,
-    effect,
-    shape_p,
-)
+from pytest_bnn.checks.noise.draws import ROUNDING, Sums, TensorDraws, draws_needed, effect
+from pytest_bnn.checks.noise.hypotheses import FAMILIES, independence, marginals, number_of_tests
 from pytest_bnn.evidence import Certainty, Evidence, LayerFinding, Measurement, Threshold, Verdict
 from pytest_bnn.isolation import undisturbed
 from pytest_bnn.posterior import bayesian_layers
@@ -46,9 +35,6 @@ MIN_PASSES = 4
 
 #: Images of a pass: two, so that a BatchNorm in train mode runs. The draws do not depend on them.
 _IMAGES = 2
-
-#: Mean, variance, shape, passes, layers: each has its share of the error rate, split over its tests.
-_FAMILIES = 5
 
 
 def measure_noise_posterior(
@@ -84,16 +70,6 @@ def measure_noise_posterior(
 
 
 assert_noise_posterior = asserting(measure_noise_posterior)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Test:
-    """A test's p-value, times the number of tests that share the error rate, and what it says if it is small."""
-
-    p: float
-    about: tuple[TensorDraws, ...]
-    words: str
-    remedy: str
 
 
 @dataclass(slots=True, eq=False)
@@ -132,7 +108,7 @@ def _find(subject: Subject, max_passes: int, budget: Budget) -> Finding:
     with undisturbed(subject.model, seed=subject.seed):
         drawing.next_pass()
         seen = [t for t in drawing.draws.values() if t.count]
-        level = budget.alpha / _FAMILIES / (len(seen) + 1)
+        level = budget.alpha / FAMILIES / (len(seen) + 1)
         enough = draws_needed(TARGET, level, 1 - budget.beta)
         small = [t for t in seen if MIN_PASSES * t.count < enough]
         wanted = -(-enough // max(1, sum(t.count for t in small))) if small else MIN_PASSES
@@ -166,11 +142,11 @@ def _judged(
     budget: Budget,
 ) -> Finding:
     power = 1 - budget.beta
-    tests = [*_independence(seen)]
+    tests = [*independence(seen)]
     dependent = {id(t) for test in tests if test.p < budget.alpha for t in test.about}
     # Mean, variance and shape over passes take independent draws for granted.
     sound = [t for t in seen if id(t) not in dependent]
-    tests += _marginals(sound, small, len(seen) + 1)
+    tests += marginals(sound, small, len(seen) + 1)
     tests.sort(key=lambda test: test.p)
     bad = [test for test in tests if test.p < budget.alpha]
     pooled = sum((t.sums for t in seen), Sums())
@@ -194,7 +170,7 @@ def _judged(
             Measurement(
                 name="sigma farthest off", value=widest.sums.scale, unit="of the posterior's", note=widest.tensor.name
             ),
-            Measurement(name="tests", value=_number(seen)),
+            Measurement(name="tests", value=number_of_tests(seen)),
             Measurement(
                 name="effect shown in every large tensor", value=max(large) if large else None, unit="of sigma",
                 note=f"power {power:.6g}, {len(large)} tensors",
@@ -221,90 +197,10 @@ def _judged(
         certainty=Certainty(
             alpha=budget.alpha,
             beta=budget.beta,
-            statistic=f"smallest of {_number(seen)} p-values of N(0, 1) and of independence, corrected",
+            statistic=f"smallest of {number_of_tests(seen)} p-values of N(0, 1) and of independence, corrected",
             low=tests[0].p if tests else None,
         ),
     )  # fmt: skip
-
-
-def _number(seen: list[TensorDraws]) -> int:
-    return 3 * (len(seen) + 1) + sum(t.tests_between_passes for t in seen) + _between(len(seen))
-
-
-def _between(size: int) -> int:
-    """Count the tests of so many tensors: of each two in one pass, of each with each other one in the pass before."""
-    return size * (size - 1) // 2 + size * (size - 1)
-
-
-def _independence(seen: list[TensorDraws]) -> Iterable[_Test]:
-    between_passes = sum(1 for t in seen if t.tests_between_passes)
-    for t in seen:
-        p, words = t.reused()
-        yield _Test(
-            p=min(1.0, p * between_passes * _FAMILIES),
-            about=(t,),
-            words=f"{t.tensor.name}: {words}",
-            remedy="draw the noise anew in every call of the layer: no cache, no seed inside forward",
-        )
-    # In one pass a pair is compared once, with the pass before in both directions.
-    size = len(seen)
-    number = _between(size)
-    here = torch.triu_indices(size, size, 1).flip(0)
-    before = (~torch.eye(size, dtype=torch.bool)).nonzero().T
-    for compare, (rows, columns), when in ((between_layers, here, ""), (across_passes, before, " in the pass before")):
-        values, cosines = compare(seen)
-        pairs = zip(rows.tolist(), columns.tolist(), values[rows, columns].tolist(), strict=True)
-        for row, column, p in pairs:
-            yield _Test(
-                p=min(1.0, p * number * _FAMILIES),
-                about=(seen[row], seen[column]),
-                words=f"{seen[row].tensor.name}: its noise correlates with that of {seen[column].tensor.name}{when}: "
-                f"{float(cosines[row, column]):.3g}",
-                remedy="let every layer draw noise of its own, and none seed the generator",
-            )
-
-
-def _marginals(sound: list[TensorDraws], small: list[TensorDraws], groups: int) -> list[_Test]:
-    pool = tuple(t for t in sound if t in small)
-    members = [(t,) for t in sound] + ([pool] if len(pool) > 1 else [])
-    tests = []
-    for about in members:
-        broken = sum(t.not_finite for t in about)
-        name = about[0].tensor.name if len(about) == 1 else f"{len(about)} small tensors together"
-        if broken:
-            tests.append(
-                _Test(
-                    p=0.0,
-                    about=about,
-                    words=f"{name}: {broken} draws hold NaN or infinity",
-                    remedy="look for NaN in the forward",
-                )
-            )
-            continue
-        sums = sum((t.sums for t in about), Sums())
-        heads = torch.cat([head for t in about for head in t.heads])[:SHAPE_DRAWS]
-        silent = sums.squares == 0
-        says = "it makes no noise" if silent else f"its noise has {sums.scale:.4g} times the sigma of the posterior"
-        found = (
-            (
-                sums.variance_p(), says,
-                "use sigma = log(1 + exp(rho)) once and unscaled: the library's own forward does",
-            ),
-            (
-                sums.mean_p(), f"its noise has the mean {sums.total / sums.count:.3g} sigma, not 0",
-                "draw the noise about mu",
-            ),
-            (
-                shape_p(heads, max(t.largest_slack for t in about)),
-                "its noise is not Gaussian (Kolmogorov-Smirnov)",
-                "draw eps from N(0, 1), as normal_() does",
-            ),
-        )  # fmt: skip
-        tests += [
-            _Test(p=min(1.0, p * groups * _FAMILIES), about=about, words=f"{name}: {words}", remedy=remedy)
-            for p, words, remedy in found
-        ]
-    return tests
 
 
 def _unseen(small: list[TensorDraws], enough: int, level: float, power: float) -> list[str]:

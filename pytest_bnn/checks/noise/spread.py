@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from pytest_bnn.checks.claim import Check, Finding, asserting
-from pytest_bnn.checks.pairs import not_finite_in, scale_without_noise, spreads
-from pytest_bnn.checks.silence import not_finite
+from pytest_bnn.checks.noise.pairs import not_finite_in, scale_without_noise, spreads
+from pytest_bnn.checks.noise.silence import not_finite
 from pytest_bnn.evidence import Certainty, Evidence, LayerFinding, Measurement, Threshold, Verdict
 from pytest_bnn.posterior import bayesian_layers
 from pytest_bnn.statistics import Budget, median_bounds, trials_needed

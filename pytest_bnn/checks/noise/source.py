@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from pytest_bnn.checks.claim import Check, Finding, asserting
-from pytest_bnn.checks.pairs import not_finite_in, scale_of, spreads
-from pytest_bnn.checks.silence import MIN_SPREAD, causes_of_silence, floor_of, not_finite
+from pytest_bnn.checks.noise.pairs import not_finite_in, scale_of, spreads
+from pytest_bnn.checks.noise.silence import MIN_SPREAD, causes_of_silence, floor_of, not_finite
 from pytest_bnn.checks.trace import TRACED_IMAGES, Parting, difference, first_parting, tolerance, traced
 from pytest_bnn.evidence import Certainty, Evidence, LayerFinding, Measurement, Threshold, Verdict
 from pytest_bnn.isolation import undisturbed
