@@ -53,7 +53,7 @@ def summary(found: list[Outcome], seconds: float) -> str:
     networks = Counter(outcome.network for outcome in found)
     counts = ", ".join(f"{count} of {network}" for network, count in networks.items())
     wrong = sum(bool(outcome.wrong) for outcome in found)
-    return f"{len(found)} claims ({counts}) in {seconds:.0f} s: {len(found) - wrong} hold, {wrong} do not"
+    return f"{len(found)} cases ({counts}) in {seconds:.0f} s: {len(found) - wrong} hold, {wrong} do not"
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -128,7 +128,7 @@ def test_the_command_shows_every_claim_and_says_by_its_exit_code_whether_they_ho
     printed = capsys.readouterr().out
     assert "| healthy | plain | Flipout |  |  | holds |" in printed
     assert "| B2 | plain | Flipout | `kl.loss` |  | holds |" in printed
-    assert "2 claims (2 of plain)" in printed
+    assert "2 cases (2 of plain)" in printed
     assert "2 hold, 0 do not" in printed
     monkeypatch.setattr(catalogue, "FAULTS", (_row("B2", fails={"kl.loss": ("no such word",)}),))
     assert catalogue.main(only) == 1
