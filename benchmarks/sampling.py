@@ -37,6 +37,9 @@ from pytest_bnn.engine.run import Engine
 from pytest_bnn.engine.training import fused_steps
 from pytest_bnn.threads import limited
 
+#: Seconds before each measurement: torch's threads spin for some milliseconds after their work, on a core of the next.
+PAUSE = 0.02
+
 #: Steps of fine-tuning.
 STEPS = 40
 
@@ -89,6 +92,7 @@ def interleaved(rounds: int, **timed: Callable[[], object]) -> dict[str, float]:
     seconds: dict[str, list[float]] = {name: [] for name in timed}
     for round in range(-1, rounds):
         for name, run in timed.items():
+            time.sleep(PAUSE)
             start = time.perf_counter()
             run()
             if round >= 0:

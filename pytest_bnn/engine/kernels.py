@@ -13,9 +13,10 @@ from typing import Any
 import numpy
 from numba import njit
 
-#: Counters of one block; each gives four words, so a block is 2048 numbers. Always computed whole, so that a
-#: number does not depend on how long the tensor is or who asks.
-BLOCK = 512
+from pytest_bnn.engine.noise import BLOCK
+
+#: Numbers of a block; each counter gives four. Always computed whole, so that a number does not depend on how long the
+#: tensor is or who asks; small, so that all that a loop needs stays in the first cache while the next block comes.
 NUMBERS = 4 * BLOCK
 
 FLOAT = numpy.float32

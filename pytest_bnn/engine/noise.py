@@ -8,13 +8,16 @@ import numpy
 import torch
 from torch import Tensor
 
+#: Counters of one block of compiled noise. What is compiled holds it: touch `kernels` after a change.
+BLOCK = 128
+
 
 class Scratch:
     """Working memory of one thread."""
 
     def __init__(self) -> None:
-        self.words = numpy.empty((4, 512), dtype=numpy.uint32)
-        self.normals = numpy.empty((4, 512), dtype=numpy.float32)
+        self.words = numpy.empty((4, BLOCK), dtype=numpy.uint32)
+        self.normals = numpy.empty((4, BLOCK), dtype=numpy.float32)
 
 
 class Noise(Protocol):

@@ -15,6 +15,9 @@ from pytest_bnn.engine.kernels import FLOAT, NUMBERS, compiled, exp, log, log1p,
 
 _NAN = FLOAT(numpy.nan)
 
+#: Below it six terms of the series of log(1 + e), e = exp(rho), are exact to half a rounding: e^6 / 7 < 5e-8.
+_SMALL = FLOAT(-2.5)
+
 # A sum may be taken in any order; that is what lets loops over sums be vectorised.
 _summing: Any = njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract", "nsz", "reassoc"})
 
@@ -94,6 +97,33 @@ def _squares(values: Any) -> Any:
 
 
 @compiled
+def _are_small(rho: Any) -> Any:
+    others = numpy.int32(0)
+    for j in range(rho.size):
+        others |= numpy.int32(not (rho[j] < _SMALL))
+    return others == 0
+
+
+@compiled
+def take_sigma(rho: Any, grown: Any, sigmas: Any) -> None:
+    """Fill a block with exp(rho) and sigma = log(1 + exp(rho)); where all are small, by the logarithm's series."""
+    if _are_small(rho):
+        for j in range(rho.size):
+            e = exp(rho[j])
+            p = FLOAT(-1 / 6) * e + FLOAT(1 / 5)
+            p = p * e + FLOAT(-1 / 4)
+            p = p * e + FLOAT(1 / 3)
+            p = p * e + FLOAT(-1 / 2)
+            grown[j] = e
+            sigmas[j] = p * e * e + e
+    else:
+        for j in range(rho.size):
+            e = exp(rho[j])
+            grown[j] = e
+            sigmas[j] = log1p(e)
+
+
+@compiled
 def divergence(mu: Any, rho: Any, prior_mu: Any, prior_sigma: Any, factor: Any, to_mu: Any, to_rho: Any) -> Any:
     """Give KL(N(mu, sigma^2) || prior), summed, with sigma = log(1 + exp(rho)); NaN where rho is beyond 87.
 
@@ -104,6 +134,7 @@ def divergence(mu: Any, rho: Any, prior_mu: Any, prior_sigma: Any, factor: Any, 
     centers = numpy.empty(NUMBERS, dtype=numpy.float32)
     precisions = numpy.empty(NUMBERS, dtype=numpy.float32)
     sigmas = numpy.empty(NUMBERS, dtype=numpy.float32)
+    grown = numpy.empty(NUMBERS, dtype=numpy.float32)
     squares = numpy.empty(NUMBERS, dtype=numpy.float32)
     last = numpy.full(2, _NAN)
     wanted = to_mu.size > 0
@@ -111,20 +142,19 @@ def divergence(mu: Any, rho: Any, prior_mu: Any, prior_sigma: Any, factor: Any, 
         high = min(low + NUMBERS, mu.size)
         m, r = mu[low:high], rho[low:high]
         total += _take_prior(prior_mu, prior_sigma, low, m.size, centers, precisions, last)
+        take_sigma(r, grown, sigmas)
         for j in range(m.size):
-            sigma = log1p(exp(r[j]))
-            gap = m[j] - centers[j]
+            sigma, gap = sigmas[j], m[j] - centers[j]
             square = FLOAT(0.5) * precisions[j] * (sigma * sigma + gap * gap)
             squares[j] = square if abs(r[j]) < FLOAT(87) else _NAN
-            sigmas[j] = sigma
         sigmas[m.size :] = FLOAT(1)
         total += _sum(squares, m.size) - sum_of_logarithms(sigmas) - 0.5 * m.size
         if wanted:
             gm, gr = to_mu[low:high], to_rho[low:high]
             for j in range(m.size):
-                grown, sigma = exp(r[j]), sigmas[j]
+                sigma = sigmas[j]
                 gm[j] = factor * (m[j] - centers[j]) * precisions[j]
-                gr[j] = factor * (sigma * sigma * precisions[j] - FLOAT(1)) * grown / (sigma + sigma * grown)
+                gr[j] = factor * (sigma * sigma * precisions[j] - FLOAT(1)) * grown[j] / (sigma + sigma * grown[j])
     return total
 
 
@@ -178,6 +208,7 @@ def adam_step(
     centers = numpy.empty(NUMBERS, dtype=numpy.float32)
     precisions = numpy.empty(NUMBERS, dtype=numpy.float32)
     sigmas = numpy.empty(NUMBERS, dtype=numpy.float32)
+    grown = numpy.empty(NUMBERS, dtype=numpy.float32)
     quadratic = numpy.empty(NUMBERS, dtype=numpy.float32)
     last = numpy.full(2, _NAN)
     kl: Any = 0.0
@@ -188,15 +219,13 @@ def adam_step(
         m, r, w, e, g = mu[low:high], rho[low:high], weight[low:high], eps[low:high], gradient[low:high]
         m1, m2, r1, r2 = moments[0, low:high], moments[1, low:high], moments[2, low:high], moments[3, low:high]
         kl += _take_prior(prior_mu, prior_sigma, low, m.size, centers, precisions, last)
+        take_sigma(r, grown, sigmas)
         for j in range(m.size):
-            grown = exp(r[j])
-            sigma = log1p(grown)
-            gap = m[j] - centers[j]
+            sigma, gap = sigmas[j], m[j] - centers[j]
             quadratic[j] = FLOAT(0.5) * precisions[j] * (sigma * sigma + gap * gap)
-            sigmas[j] = sigma
             to_mu = g[j] + kl_factor * gap * precisions[j]
             to_sigma = g[j] * e[j] * sigma + kl_factor * (sigma * sigma * precisions[j] - FLOAT(1))
-            to_rho = to_sigma * grown / (sigma + sigma * grown)
+            to_rho = to_sigma * grown[j] / (sigma + sigma * grown[j])
             w[j] = to_mu
             e[j] = to_rho
             m1[j] = beta_1 * m1[j] + rest_1 * to_mu
@@ -210,9 +239,10 @@ def adam_step(
         squares_mu += _squares(w)
         squares_rho += _squares(e)
         normal_block(low // 4, stream, index, key_0, key_1, words, normals)
+        take_sigma(r, grown, sigmas)
         for j in range(m.size):
             e[j] = flat[j]
-            w[j] = m[j] + log1p(exp(r[j])) * flat[j]
+            w[j] = m[j] + sigmas[j] * flat[j]
     sums[0] = kl
     sums[1] = squares_mu
     sums[2] = squares_rho

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from pytest_bnn import training
 from pytest_bnn.conversion import convert
 from pytest_bnn.engine import kernels, posterior_kernels
+from pytest_bnn.engine.noise import Scratch
 from pytest_bnn.engine.plan import Unsupported
 from pytest_bnn.engine.training import FusedSteps, fused_steps
 from pytest_bnn.options import Settings, using
@@ -209,11 +210,11 @@ def test_parts_and_their_order_change_nothing() -> None:
         moments = numpy.zeros((4, size), dtype=numpy.float32)
         prior = numpy.zeros(1, dtype=numpy.float32), numpy.ones(1, dtype=numpy.float32)
         rates = numpy.array([0.1, 0.1, 0.9, 0.999, 0.03, 1e-8], dtype=numpy.float32)
-        scratch = numpy.empty((4, 512), dtype=numpy.uint32), numpy.empty((4, 512), dtype=numpy.float32)
+        scratch = Scratch()
         for start, stop in parts:
             posterior_kernels.adam_step(
                 mu, rho, weight, eps, gradient, moments, *prior, numpy.float32(0.1), rates,
-                start, stop, 3, 1, 5, 6, *scratch, numpy.zeros(3),
+                start, stop, 3, 1, 5, 6, scratch.words, scratch.normals, numpy.zeros(3),
             )  # fmt: skip
         return [mu, rho, weight, eps, moments]
 
@@ -232,6 +233,21 @@ def test_exponential_and_logarithm_are_numpys() -> None:
     small = numpy.geomspace(1e-30, 1e30, 10_001, dtype=numpy.float32)
     log1p = numpy.array([kernels.log1p(value) for value in small], dtype=numpy.float64)
     assert numpy.abs(log1p / numpy.log1p(small.astype(numpy.float64)) - 1).max() < 3e-7
+
+
+@pytest.mark.parametrize(
+    "rho",
+    [numpy.linspace(-86, -2.5, 100_001)[:-1], numpy.linspace(-86, 30, 100_001), numpy.array([-3.0, 2.0])],
+    ids=["small", "all", "few"],
+)
+def test_sigma_is_numpys(rho: numpy.typing.NDArray[numpy.float64]) -> None:
+    """By the series where all of a block are small, and by the logarithm where one is not."""
+    rho = rho.astype(numpy.float32)
+    grown, sigma = numpy.empty_like(rho), numpy.empty_like(rho)
+    posterior_kernels.take_sigma(rho, grown, sigma)
+    wanted = numpy.exp(rho.astype(numpy.float64))
+    assert numpy.abs(grown / wanted - 1).max() < 3e-7
+    assert numpy.abs(sigma / numpy.log1p(wanted) - 1).max() < 4e-7
 
 
 def test_sums_of_logarithms_are_numpys() -> None:
