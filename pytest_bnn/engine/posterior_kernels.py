@@ -30,7 +30,7 @@ def _take_prior(prior_mu: Any, prior_sigma: Any, low: Any, size: Any, centers: A
     """
     c = prior_mu if prior_mu.size == 1 else prior_mu[low : low + size]
     s = prior_sigma if prior_sigma.size == 1 else prior_sigma[low : low + size]
-    if _are_all(c, c[0]) and _are_all(s, s[0]):  # as good as always
+    if _are_constant(c, s):  # as good as always
         if c[0] != last[0] or s[0] != last[1]:
             last[0], last[1] = c[0], s[0]
             centers[:] = c[0]
@@ -46,10 +46,17 @@ def _take_prior(prior_mu: Any, prior_sigma: Any, low: Any, size: Any, centers: A
 
 
 @compiled
-def _are_all(values: Any, value: Any) -> Any:
+def _are_constant(centers: Any, sigmas: Any) -> Any:
+    center, sigma = centers[0], sigmas[0]
     others = numpy.int32(0)
-    for j in range(values.size):
-        others |= numpy.int32(values[j] != value)
+    if centers.size == sigmas.size:
+        for j in range(centers.size):
+            others |= numpy.int32(centers[j] != center) | numpy.int32(sigmas[j] != sigma)
+    else:
+        for j in range(centers.size):
+            others |= numpy.int32(centers[j] != center)
+        for j in range(sigmas.size):
+            others |= numpy.int32(sigmas[j] != sigma)
     return others == 0
 
 
@@ -97,30 +104,33 @@ def _squares(values: Any) -> Any:
 
 
 @compiled
-def _are_small(rho: Any) -> Any:
+def take_sigma(rho: Any, grown: Any, sigmas: Any) -> None:
+    """Fill a block with exp(rho) and sigma = log(1 + exp(rho)): by the logarithm's series where all are small."""
     others = numpy.int32(0)
     for j in range(rho.size):
+        e = exp(rho[j])
+        p = FLOAT(-1 / 6) * e + FLOAT(1 / 5)
+        p = p * e + FLOAT(-1 / 4)
+        p = p * e + FLOAT(1 / 3)
+        p = p * e + FLOAT(-1 / 2)
+        grown[j] = e
+        sigmas[j] = p * e * e + e
         others |= numpy.int32(not (rho[j] < _SMALL))
-    return others == 0
+    if others != 0:
+        for j in range(rho.size):
+            sigmas[j] = log1p(grown[j])
 
 
-@compiled
-def take_sigma(rho: Any, grown: Any, sigmas: Any) -> None:
-    """Fill a block with exp(rho) and sigma = log(1 + exp(rho)); where all are small, by the logarithm's series."""
-    if _are_small(rho):
-        for j in range(rho.size):
-            e = exp(rho[j])
-            p = FLOAT(-1 / 6) * e + FLOAT(1 / 5)
-            p = p * e + FLOAT(-1 / 4)
-            p = p * e + FLOAT(1 / 3)
-            p = p * e + FLOAT(-1 / 2)
-            grown[j] = e
-            sigmas[j] = p * e * e + e
-    else:
-        for j in range(rho.size):
-            e = exp(rho[j])
-            grown[j] = e
-            sigmas[j] = log1p(e)
+@_summing
+def _quadratic(mu: Any, rho: Any, sigmas: Any, centers: Any, precisions: Any) -> Any:
+    """Give the sum of (sigma^2 + (mu - prior mean)^2) / (2 prior sigma^2) over a block; NaN where rho is beyond 87."""
+    part: Any = FLOAT(0)
+    beyond = numpy.int32(0)
+    for j in range(mu.size):
+        sigma, gap = sigmas[j], mu[j] - centers[j]
+        part += precisions[j] * (sigma * sigma + gap * gap)
+        beyond |= numpy.int32(not (abs(rho[j]) < FLOAT(87)))
+    return _NAN if beyond != 0 else FLOAT(0.5) * part
 
 
 @compiled
@@ -135,7 +145,6 @@ def divergence(mu: Any, rho: Any, prior_mu: Any, prior_sigma: Any, factor: Any, 
     precisions = numpy.empty(NUMBERS, dtype=numpy.float32)
     sigmas = numpy.empty(NUMBERS, dtype=numpy.float32)
     grown = numpy.empty(NUMBERS, dtype=numpy.float32)
-    squares = numpy.empty(NUMBERS, dtype=numpy.float32)
     last = numpy.full(2, _NAN)
     wanted = to_mu.size > 0
     for low in range(0, mu.size, NUMBERS):
@@ -143,12 +152,8 @@ def divergence(mu: Any, rho: Any, prior_mu: Any, prior_sigma: Any, factor: Any, 
         m, r = mu[low:high], rho[low:high]
         total += _take_prior(prior_mu, prior_sigma, low, m.size, centers, precisions, last)
         take_sigma(r, grown, sigmas)
-        for j in range(m.size):
-            sigma, gap = sigmas[j], m[j] - centers[j]
-            square = FLOAT(0.5) * precisions[j] * (sigma * sigma + gap * gap)
-            squares[j] = square if abs(r[j]) < FLOAT(87) else _NAN
         sigmas[m.size :] = FLOAT(1)
-        total += _sum(squares, m.size) - sum_of_logarithms(sigmas) - 0.5 * m.size
+        total += _quadratic(m, r, sigmas, centers, precisions) - sum_of_logarithms(sigmas) - 0.5 * m.size
         if wanted:
             gm, gr = to_mu[low:high], to_rho[low:high]
             for j in range(m.size):
