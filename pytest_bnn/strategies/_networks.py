@@ -179,7 +179,8 @@ def inputs_for(model: nn.Module, *, min_batch: int = 1, max_batch: int = 3) -> s
 
     Args:
         model: A drawn network, or any module with an attribute ``input_shape``, the shape of one input.
-        min_batch: The smallest batch, at least 1.
+        min_batch: The smallest batch, at least 1. Where a BatchNorm is in train mode, which can refuse a single input,
+            2 if ``max_batch`` allows.
         max_batch: The largest batch.
 
     Raises:
@@ -193,4 +194,6 @@ def inputs_for(model: nn.Module, *, min_batch: int = 1, max_batch: int = 3) -> s
     if shape is None:
         raise InvalidArgument(f"{type(model).__name__} has no input_shape: set it to the shape of one input")
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.get_default_dtype())
+    if any(isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training for module in model.modules()):
+        min_batch = min(max(2, min_batch), max_batch)
     return _inputs(shape, dtype, (min_batch, max_batch))

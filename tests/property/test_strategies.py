@@ -37,6 +37,22 @@ def test_a_network_runs_on_its_inputs_one_output_an_input(network: nn.Module, da
 
 
 @SETTINGS
+@given(architectures(features=["modes"], kinds=["Linear", "Conv", "normalisation"]), st.data())
+def test_a_network_runs_in_the_modes_that_it_has(network: nn.Module, data: st.DataObject) -> None:
+    """In train mode a BatchNorm refuses a single value for each channel."""
+    with torch.no_grad():
+        network(data.draw(inputs_for(network)))
+
+
+def test_where_a_batchnorm_trains_a_batch_is_two_at_least_if_it_may_be() -> None:
+    network = nn.Sequential(nn.Linear(1, 1), nn.BatchNorm1d(1))
+    network.input_shape = (1,)  # type: ignore[assignment]
+    assert len(find(inputs_for(network.eval()), lambda x: True)) == 1
+    assert len(find(inputs_for(network.train()), lambda x: True)) == 2
+    assert len(find(inputs_for(network.train(), max_batch=1), lambda x: True)) == 1
+
+
+@SETTINGS
 @given(architectures(), st.data())
 def test_the_shown_code_rebuilds_the_network_to_the_bit(network: nn.Module, data: st.DataObject) -> None:
     x = data.draw(inputs_for(network))
