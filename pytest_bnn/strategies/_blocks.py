@@ -34,15 +34,18 @@ class Sketch:
     statements: list[str] = field(default_factory=list)
     definitions: dict[str, str] = field(default_factory=dict)
 
-    def chain(self, shape: Shape, length: int, *, depth: int = 0, parametric: bool = False) -> tuple[list[str], Shape]:
-        """Draw so many layers or blocks, one after the other; ``parametric`` makes the first layer own weights."""
-        codes = []
-        for index in range(length):
-            code, shape = self._item(shape, depth, parametric=parametric and index == 0)
-            codes.append(code)
-        return codes, shape
+    def chain(
+        self, shape: Shape, lengths: tuple[int, int], *, depth: int = 0, parametric: bool = False
+    ) -> tuple[list[str], Shape]:
+        """Draw layers or blocks, one after the other; ``parametric`` makes the first one own weights.
 
-    def _item(self, shape: Shape, depth: int, *, parametric: bool) -> tuple[str, Shape]:
+        All lengths, from the least (at least 1) to the most, are equally likely.
+        """
+        found: tuple[list[str], Shape] = self.draw(_chain(self, shape, lengths, depth, parametric))
+        return found
+
+    def item(self, shape: Shape, depth: int, *, parametric: bool) -> tuple[str, Shape]:
+        """Draw one layer or block."""
         block = self.draw(st.sampled_from(("layer", *self.blocks))) if self.blocks and depth < 2 else "layer"
         if block != "layer":
             return getattr(self, "_" + block.replace(" ", "_").lower())(shape, depth, parametric)  # type: ignore[no-any-return]
@@ -89,11 +92,11 @@ class Sketch:
         return call(part, *codes)
 
     def _nested(self, shape: Shape, depth: int, parametric: bool) -> tuple[str, Shape]:
-        codes, after = self.chain(shape, self.draw(st.integers(1, 2)), depth=depth + 1, parametric=parametric)
+        codes, after = self.chain(shape, (1, 2), depth=depth + 1, parametric=parametric)
         return call("nn.Sequential", *codes), after
 
     def _module_list(self, shape: Shape, depth: int, parametric: bool) -> tuple[str, Shape]:
-        codes, after = self.chain(shape, self.draw(st.integers(1, 2)), depth=depth + 1, parametric=parametric)
+        codes, after = self.chain(shape, (1, 2), depth=depth + 1, parametric=parametric)
         return self._wrapped("Stack", *codes), after
 
     def _residual(self, shape: Shape, depth: int, parametric: bool) -> tuple[str, Shape]:
@@ -178,3 +181,16 @@ def call(name: str, *arguments: str) -> str:
     if len(line) <= 80 and "\n" not in line:
         return line
     return f"{name}(\n" + indent("".join(f"{argument},\n" for argument in arguments), "    ") + ")"
+
+
+@st.composite
+def _chain(
+    draw: Draw[Any], sketch: Sketch, shape: Shape, lengths: tuple[int, int], depth: int, parametric: bool
+) -> tuple[list[str], Shape]:
+    """Draw one item, then the rest of the chain as a chain: an example shrinks by what begins further on in it."""
+    least, most = lengths
+    code, shape = sketch.item(shape, depth, parametric=parametric)
+    if least <= 1 and draw(st.integers(0, most - 1)) == 0:
+        return [code], shape
+    codes, shape = draw(_chain(sketch, shape, (max(1, least - 1), most - 1), depth, False))
+    return [code, *codes], shape

@@ -55,7 +55,7 @@ def _architectures(
     if "root" in chosen and lengths[0] == 1:
         code, _ = sketch.layer(shape, parametric=True)
     else:
-        codes, _ = sketch.chain(shape, draw(st.integers(*lengths)), parametric=True)
+        codes, _ = sketch.chain(shape, lengths, parametric=True)
         sketch.define(definition("Network", shape=shape))
         code = call("Network", *codes)
     dtype, seed = draw(st.sampled_from(dtypes)), draw(st.integers(0, 9))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from random import Random
 from typing import Any
 
 import pytest
@@ -108,8 +109,15 @@ def test_a_feature_shows_in_some_of_the_networks_drawn_for_it(feature: str) -> N
         assert featured - plain
 
 
-def test_a_network_shrinks_to_the_least_that_has_the_trait() -> None:
-    strided = find(architectures(), lambda n: any(isinstance(m, nn.Conv2d) and m.stride[0] == 2 for m in n.modules()))
+@pytest.mark.parametrize("seed", [0, 3, 7, 14, 21])
+def test_a_network_shrinks_to_the_least_that_has_the_trait(seed: int) -> None:
+    """The layers before it are left out too. With all seeds but the first, other ways to draw a chain kept some."""
+    strided = find(
+        architectures(),
+        lambda n: any(isinstance(m, nn.Conv2d) and m.stride[0] == 2 for m in n.modules()),
+        settings=settings(max_examples=2000, database=None),
+        random=Random(seed),
+    )
     assert sum(isinstance(m, nn.Conv2d | nn.Linear | nn.LSTM) for m in strided.modules()) == 1
 
 
