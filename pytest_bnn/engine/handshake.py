@@ -58,6 +58,7 @@ def shake_hands(model: nn.Module, images: Tensor, seed: int) -> Engine:
                 worker.plan.lay_out()
                 engine = Engine(worker.plan, workers, chunk, warning)
                 _require_independent_images(engine, two)
+                give_memory_back()
             except Unsupported:
                 raise
             except Exception as error:
@@ -114,6 +115,8 @@ def _compare(
                 wanted = output_tensor(model(images))
         else:
             images = two
+        for call in calls:
+            call.output = None
         with limited(1):  # many small sums: threads would wait for each other
             tests.take(calls)
         _repeat(worker, calls, images, wanted)

@@ -187,10 +187,11 @@ def call(name: str, *arguments: str) -> str:
 def _chain(
     draw: Draw[Any], sketch: Sketch, shape: Shape, lengths: tuple[int, int], depth: int, parametric: bool
 ) -> tuple[list[str], Shape]:
-    """Draw one item, then the rest of the chain as a chain: an example shrinks by what begins further on in it."""
+    """Draw one item, then the rest of the chain as a chain: an example shrinks to what begins further on in it."""
     least, most = lengths
+    last = least <= 1 and draw(st.integers(0, most - 1)) == 0
     code, shape = sketch.item(shape, depth, parametric=parametric)
-    if least <= 1 and draw(st.integers(0, most - 1)) == 0:
+    if last:
         return [code], shape
     codes, shape = draw(_chain(sketch, shape, (max(1, least - 1), most - 1), depth, False))
     return [code, *codes], shape
