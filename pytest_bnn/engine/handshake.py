@@ -116,7 +116,7 @@ def _compare(
         else:
             images = two
         for call in calls:
-            call.output = None
+            call.output = None  # all of them together are half a copy of the weights
         with limited(1):  # many small sums: threads would wait for each other
             tests.take(calls)
         _repeat(worker, calls, images, wanted)

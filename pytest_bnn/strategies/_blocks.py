@@ -189,6 +189,7 @@ def _chain(
 ) -> tuple[list[str], Shape]:
     """Draw one item, then the rest of the chain as a chain: an example shrinks to what begins further on in it."""
     least, most = lengths
+    # Before the item: hypothesis then finds a chain of one in the choices that made another kind of network.
     last = least <= 1 and draw(st.integers(0, most - 1)) == 0
     code, shape = sketch.item(shape, depth, parametric=parametric)
     if last:
