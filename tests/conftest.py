@@ -1,6 +1,7 @@
 """What all tests share. pytest allows `pytest_plugins` at the root of the tests only: its own test bench.
 
 Hypothesis' profiles: ``ci`` repeats itself; ``--hypothesis-profile=random`` does not, and ``nightly`` is long, too.
+Both say so, because a profile takes what it leaves out from Hypothesis' own, which repeats itself where ``CI`` is set.
 Tests that settle ``derandomize`` themselves repeat themselves under each.
 """
 
@@ -13,8 +14,10 @@ pytest_plugins = ["pytester"]
 
 # Here, not beside the tests that need them: pytest reads deeper conftests too late to choose among profiles.
 settings.register_profile("ci", max_examples=150, derandomize=True, deadline=None, database=None)
-settings.register_profile("random", max_examples=150, deadline=None, database=None, print_blob=True)
-settings.register_profile("nightly", max_examples=5000, deadline=None, database=None, print_blob=True)
+settings.register_profile("random", max_examples=150, derandomize=False, deadline=None, database=None, print_blob=True)
+settings.register_profile(
+    "nightly", max_examples=5000, derandomize=False, deadline=None, database=None, print_blob=True
+)
 settings.load_profile("ci")
 
 

@@ -17,11 +17,10 @@ pytest.importorskip("random_order", reason="runs where the test extra is install
 PROFILES = """
 from hypothesis import settings
 
-settings.register_profile("random", database=None)
+settings.register_profile("random", database=None, derandomize=False)
 """
 
-#: The second test needs the first before it; the third writes down what it draws: coins, because numbers may come from
-#: the constants that Hypothesis finds in loaded modules, and it does not always find the same.
+#: The second test needs the first before it; the third writes down what it draws.
 TESTS = """
 from pathlib import Path
 
@@ -86,7 +85,13 @@ def test_what_depends_on_the_order_is_found_and_can_be_repeated(
     assert "test_second" in again.stdout
 
 
-def test_examples_are_others_for_another_seed_and_the_same_for_the_same(suite: Path) -> None:
+@pytest.mark.parametrize("variable", ["CI", "ANYTHING"])
+def test_examples_are_others_for_another_seed_and_the_same_for_the_same(
+    suite: Path, variable: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where ``CI`` is set, which makes Hypothesis draw the same examples unless a profile says otherwise."""
+    monkeypatch.delenv("CI", raising=False)
+    monkeypatch.setenv(variable, "true")
     found = []
     for examples in (1, 2, 1):
         assert main(["--runs", "1", str(suite), "-k", "drawn"], scripted(3, examples)) == 0
