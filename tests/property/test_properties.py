@@ -26,8 +26,8 @@ from pytest_bnn.strategies import PLAIN_FEATURES, architectures, inputs_for
 EXAMPLES = 1500
 
 #: Refused are subclasses with a forward of their own, LSTM, LoRA, shared tensors, and weights of 1000 under MOPED:
-#: 18 of 100 networks in a long run.
-MOST_REFUSED = 0.3
+#: 18 of 100 networks in a long run. Draws come in clumps: of 150, 1 to 37 %, with a standard deviation of 7 %.
+MOST_REFUSED = 0.5
 
 
 @pytest.mark.parametrize("estimator", get_args(Estimator))
