@@ -222,16 +222,19 @@ def converts_again(network: nn.Module) -> nn.Module:
     return network
 
 
+SIMPLE = (nn.Linear, nn.Sequential, nn.ReLU)
+
+
 def fails_half_way(network: nn.Module) -> nn.Module:
-    if not list(network.children()):
-        return convert(network)
+    """Where there is more than Linear and ReLU; what it converts is converted well."""
+    converted = convert(network)
+    strange = [path for path, module in network.named_modules() if path and not isinstance(module, SIMPLE)]
     for module in network.modules():
         for name, child in list(module.named_children()):
-            if type(child) is nn.Linear:
+            if strange and type(child) is nn.Linear:
                 setattr(module, name, convert(child))
-            elif not isinstance(child, nn.Sequential | nn.ReLU):
-                raise ConversionError(f"cannot convert {name} of {type(network).__name__}", fix="leave it out")
-    return network
+                raise ConversionError(f"cannot convert {strange[0]} of {type(network).__name__}", fix="leave it out")
+    return converted
 
 
 def goes_on_with_errors(network: nn.Module) -> nn.Module:
