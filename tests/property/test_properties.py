@@ -10,7 +10,6 @@ from typing import Any, get_args
 
 import pytest
 import torch
-from bayesian_torch.models.dnn_to_bnn import dnn_to_bnn
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -235,22 +234,6 @@ def fails_half_way(network: nn.Module) -> nn.Module:
                 setattr(module, name, convert(child))
                 raise ConversionError(f"cannot convert {strange[0]} of {type(network).__name__}", fix="leave it out")
     return converted
-
-
-def goes_on_with_errors(network: nn.Module) -> nn.Module:
-    dnn_to_bnn(
-        network,
-        {
-            "prior_mu": 0.0,
-            "prior_sigma": 1.0,
-            "posterior_mu_init": 0.0,
-            "posterior_rho_init": -3.0,
-            "type": "Reparameterization",
-            "moped_enable": True,
-            "moped_delta": 0.1,
-        },
-    )
-    return network
 
 
 #: Each property, with a converter that lacks it and none of those before it.
