@@ -15,9 +15,7 @@ pytest_plugins = ["pytester"]
 # Here, not beside the tests that need them: pytest reads deeper conftests too late to choose among profiles.
 settings.register_profile("ci", max_examples=150, derandomize=True, deadline=None, database=None)
 settings.register_profile("random", max_examples=150, derandomize=False, deadline=None, database=None, print_blob=True)
-settings.register_profile(
-    "nightly", max_examples=5000, derandomize=False, deadline=None, database=None, print_blob=True
-)
+settings.register_profile("nightly", settings.get_profile("random"), max_examples=5000)
 settings.load_profile("ci")
 
 

@@ -25,7 +25,8 @@ from pytest_bnn.strategies import PLAIN_FEATURES, architectures, inputs_for
 EXAMPLES = 1500
 
 #: Refused are subclasses with a forward of their own, LSTM, LoRA, shared tensors, and weights of 1000 under MOPED:
-#: 18 of 100 networks in a long run. Draws come in clumps: of 150, 1 to 37 %, with a standard deviation of 7 %.
+#: 18 of 100 networks in a long run. Draws come in clumps: of 150, in 60 runs, 1 to 33 %, with a standard deviation
+#: of 7 %; in one more, 37 %.
 MOST_REFUSED = 0.5
 
 
@@ -221,16 +222,16 @@ def converts_again(network: nn.Module) -> nn.Module:
     return network
 
 
-SIMPLE = (nn.Linear, nn.Sequential, nn.ReLU)
-
-
 def fails_half_way(network: nn.Module) -> nn.Module:
-    """Where there is more than Linear and ReLU; what it converts is converted well."""
+    """Give up where there is more than Linear and ReLU, and leave one Linear converted; do the rest well."""
     converted = convert(network)
-    strange = [path for path, module in network.named_modules() if path and not isinstance(module, SIMPLE)]
+    simple = (nn.Linear, nn.Sequential, nn.ReLU)
+    strange = [path for path, module in network.named_modules() if path and not isinstance(module, simple)]
+    if not strange:
+        return converted
     for module in network.modules():
-        for name, child in list(module.named_children()):
-            if strange and type(child) is nn.Linear:
+        for name, child in module.named_children():
+            if type(child) is nn.Linear:
                 setattr(module, name, convert(child))
                 raise ConversionError(f"cannot convert {strange[0]} of {type(network).__name__}", fix="leave it out")
     return converted
