@@ -6,9 +6,13 @@ Tests that settle ``derandomize`` themselves repeat themselves under each.
 """
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import settings
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 pytest_plugins = ["pytester"]
 
@@ -24,4 +28,21 @@ def _no_options_from_outside() -> Iterator[None]:
     """Keep options meant for this session, such as CI's number of workers, away from the sessions that tests start."""
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("PYTEST_ADDOPTS", raising=False)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _memory_holds_anything() -> Iterator[None]:
+    """Begin noise buffers, which the library leaves as memory was, as NaN: nothing may depend on what was there."""
+    import torch
+
+    register = torch.nn.Module.register_buffer
+
+    def filled(module: "nn.Module", name: str, tensor: "Tensor | None", *arguments: Any, **named: Any) -> None:
+        if name.startswith("eps_") and tensor is not None:
+            tensor.fill_(float("nan"))
+        register(module, name, tensor, *arguments, **named)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.nn.Module, "register_buffer", filled)
         yield

@@ -25,7 +25,7 @@ def images() -> Tensor:
 
 
 def everything(model: nn.Module) -> dict[str, Any]:
-    """Give all that a user could notice: tensors by identity and value, gradients, modes, hooks, attributes."""
+    """Give all that a user could notice: tensors by identity and bytes, gradients, modes, hooks, attributes."""
     found: dict[str, Any] = {}
     for path, module in model.named_modules():
         found[f"{path} mode"] = module.training
@@ -37,7 +37,7 @@ def everything(model: nn.Module) -> dict[str, Any]:
         for kind in ("_parameters", "_buffers"):
             for name, tensor in module.__dict__[kind].items():
                 if tensor is not None:
-                    found[f"{path} {name}"] = (id(tensor), tensor.requires_grad, tensor.tolist())
+                    found[f"{path} {name}"] = (id(tensor), tensor.requires_grad, tensor.detach().numpy().tobytes())
                     found[f"{path} {name} grad"] = None if tensor.grad is None else tensor.grad.tolist()
     return found
 

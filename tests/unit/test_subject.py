@@ -258,4 +258,4 @@ def test_a_subject_changes_nothing_about_its_model() -> None:
     assert torch.equal(torch.get_rng_state(), state)
     assert model.training
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        assert torch.equal(tensor, before[name]), name
+        torch.testing.assert_close(tensor, before[name], rtol=0, atol=0, equal_nan=True, msg=name)
