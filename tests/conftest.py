@@ -5,6 +5,8 @@ Both say so, because a profile takes what it leaves out from Hypothesis' own, wh
 Tests that settle ``derandomize`` themselves repeat themselves under each.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -38,7 +40,7 @@ def _memory_holds_anything() -> Iterator[None]:
 
     register = torch.nn.Module.register_buffer
 
-    def filled(module: "nn.Module", name: str, tensor: "Tensor | None", *arguments: Any, **named: Any) -> None:
+    def filled(module: nn.Module, name: str, tensor: Tensor | None, *arguments: Any, **named: Any) -> None:
         if name.startswith("eps_") and tensor is not None:
             tensor.fill_(float("nan"))
         register(module, name, tensor, *arguments, **named)
