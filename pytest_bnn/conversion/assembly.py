@@ -60,6 +60,9 @@ def make_layer(plan: LayerPlan, conversion: Conversion) -> nn.Module:
     )
     layer.dnn_to_bnn_flag = True
     layer.training = plan.origin.training
+    for name, buffer in layer.named_buffers():
+        if name.startswith("eps_"):  # the library leaves them as memory was
+            buffer.zero_()
     if (layer.prior_weight_mu.device, layer.prior_weight_mu.dtype) != (plan.weight.device, plan.weight.dtype):
         layer.to(device=plan.weight.device, dtype=plan.weight.dtype)
         for name, buffer in layer.named_buffers():  # a float32 prior would have been rounded on the way

@@ -7,7 +7,7 @@ from typing import Final
 
 from pytest_bnn.evidence import AuditRun, Evidence, Verdict
 from pytest_bnn.report import wording
-from pytest_bnn.report.outline import QUIET, Cell, Outline, outline, severity
+from pytest_bnn.report.outline import Cell, Outline, outline
 
 _DETAILED = 20
 _OFFENDERS_SHOWN = 5
@@ -39,11 +39,9 @@ def render(run: AuditRun) -> str:
         (subject.name, s.trainer) for subject in run.subjects for s in subject.training if s.trainer
     )
     blocks += [f"Fine-tuning of {escape(subject)}: {escape(trainer)}" for subject, trainer in trainers]
-    cards = [cell.card for row in shape.rows for cell in row.cells if cell is not None]
-    loud = sorted((card for card in cards if card.evidence.verdict not in QUIET), key=severity)
-    blocks += [_detail(card.evidence) for card in loud[:_DETAILED]]
-    if len(loud) > _DETAILED:
-        blocks.append(f"And {len(loud) - _DETAILED:,} more in the HTML report.")
+    blocks += [_detail(card.evidence) for card in shape.loud[:_DETAILED]]
+    if len(shape.loud) > _DETAILED:
+        blocks.append(f"And {len(shape.loud) - _DETAILED:,} more in the HTML report.")
     if run.provenance:
         rows = [f"| {escape(key)} | {code(value)} |" for key, value in sorted(run.provenance.items())]
         table = "\n".join(["| | |", "|---|---|", *rows])

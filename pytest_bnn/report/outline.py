@@ -68,11 +68,10 @@ class Outline:
     counts: Mapping[Verdict, int]
 
     @property
-    def failed(self) -> tuple[Card, ...]:
-        """The cards whose claim failed or could not be checked, the worst of each claim and subject."""
-        cells = [cell for row in self.rows for cell in row.cells if cell is not None]
-        bad = [cell.card for cell in cells if cell.card.evidence.verdict in (Verdict.FAIL, Verdict.ERROR)]
-        return tuple(sorted(bad, key=severity))
+    def loud(self) -> tuple[Card, ...]:
+        """The cards that ask something of the reader: the worst of each claim and subject, the worst of all first."""
+        cards = [cell.card for row in self.rows for cell in row.cells if cell is not None]
+        return tuple(sorted((card for card in cards if card.evidence.verdict not in QUIET), key=severity))
 
 
 def severity(card: Card) -> int:

@@ -464,10 +464,13 @@ def test_options_are_checked_before_the_model() -> None:
         convert({})  # type: ignore[arg-type]
 
 
-def test_a_conversion_is_repeatable() -> None:
-    """Two copies of one network are equal and independent."""
+@pytest.mark.parametrize("estimator", ["Reparameterization", "Flipout"])
+def test_a_conversion_is_repeatable(estimator: Any) -> None:
+    """Two copies of one network are equal in all they hold, noise buffers included, and independent."""
     model = small_cnn()
-    one, other = convert(model), convert(copy.deepcopy(model))
-    for (name, p), (_, q) in zip(one.named_parameters(), other.named_parameters(), strict=True):
+    one, other = convert(model, type=estimator), convert(copy.deepcopy(model), type=estimator)
+    held, repeated = ([*bnn.named_parameters(), *bnn.named_buffers()] for bnn in (one, other))
+    assert any(name.endswith("eps_kernel") for name, _ in held)
+    for (name, p), (_, q) in zip(held, repeated, strict=True):
         assert torch.equal(p, q), name
         assert p.data_ptr() != q.data_ptr()

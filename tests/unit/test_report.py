@@ -345,6 +345,17 @@ def test_the_worst_of_several_tests_stands_for_a_claim() -> None:
     assert order == ["c2", "c3", "c1", "c4"], "failures come first, then the order they were given in"
 
 
+def test_the_verdict_lists_what_asks_something_of_the_reader_the_worst_first() -> None:
+    checks = tuple(evidence(f"a.{verdict.value}", verdict=verdict) for verdict in Verdict)
+    listed = re.search(r'<ol class="loud">.*?</ol>', render_html(AuditRun(checks=checks)), re.DOTALL)
+    assert listed is not None
+    linked = re.findall(r'title="([a-z ]+)">.</span> <a href="#(c\d+)"><code>(a\.[a-z]+)<', listed[0])
+    numbers = {check.id: f"c{index}" for index, check in enumerate(checks, start=1)}
+    assert linked == [
+        (verdict, numbers[f"a.{verdict}"], f"a.{verdict}") for verdict in ("error", "fail", "inconclusive", "warn")
+    ]
+
+
 def test_subjects_of_one_name_and_two_stages_stay_apart() -> None:
     later = replace(evidence(verdict=Verdict.FAIL), stage="finetuned")
     text = Page(render_html(AuditRun(checks=(evidence(), later)))).text
