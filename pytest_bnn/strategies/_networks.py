@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Iterator
+from itertools import chain
 from typing import Any
 
 import torch
@@ -193,7 +194,8 @@ def inputs_for(model: nn.Module, *, min_batch: int = 1, max_batch: int = 3) -> s
     shape = input_shape(model)
     if shape is None:
         raise InvalidArgument(f"{type(model).__name__} has no input_shape: set it to the shape of one input")
-    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.get_default_dtype())
+    tensors = chain(model.parameters(), model.buffers())
+    dtype = next((tensor.dtype for tensor in tensors if tensor.is_floating_point()), torch.get_default_dtype())
     if any(isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training for module in model.modules()):
         min_batch = min(max(2, min_batch), max_batch)
     return _inputs(shape, dtype, (min_batch, max_batch))

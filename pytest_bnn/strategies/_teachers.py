@@ -47,12 +47,13 @@ def _teachers(
 
 
 def _is_alive(teacher: nn.Module) -> bool:
-    """Say whether the outputs tell images apart: with few channels, some seeds leave every ReLU at 0."""
+    """Say whether the outputs tell images apart: with few channels, some seeds leave every ReLU at 0 for many."""
     reference = next(teacher.parameters())
-    images = torch.randn((4, *_SHAPE), generator=torch.Generator().manual_seed(0)).to(reference)
+    images = torch.randn((16, *_SHAPE), generator=torch.Generator().manual_seed(0)).to(reference)
     with torch.no_grad():
         outputs = teacher(images)
-    return bool((outputs.std(0) > 1e-3 * outputs.abs().max()).all())
+    spread = bool((outputs.std(0) > 1e-3 * outputs.abs().max()).all())
+    return spread and len(torch.unique(outputs, dim=0)) == len(images)
 
 
 def teachers(
@@ -75,8 +76,9 @@ def teachers(
     - gamma and beta of every BatchNorm are spread, around 0.8 and -0.1; those that end a residual branch too.
     - The running statistics of every BatchNorm are those of its activations on random images, to nine tenths.
 
-    Outputs are finite, and every one of them changes with the image. A teacher is shown as the code that rebuilds it
-    from torch and torchvision; `source` gives that code. Examples shrink to one stage of one BasicBlock.
+    Outputs are finite, every one of them changes with the image, and 16 random images have 16 different ones. A
+    teacher is shown as the code that rebuilds it from torch and torchvision; `source` gives that code. Examples shrink
+    to one stage of one BasicBlock.
 
     Args:
         blocks: Residual blocks to choose from, of `RESIDUAL_BLOCKS`; one network has one kind.

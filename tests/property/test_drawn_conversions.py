@@ -22,8 +22,8 @@ from pytest_bnn.posterior import bayesian_layers, zero_sigma
 from pytest_bnn.strategies import ConversionExample, architectures, conversions, prior_parameters, teachers
 
 SETTINGS = settings(max_examples=40, derandomize=True, deadline=None, database=None)
-#: Explaining a failure, which nobody reads here, takes most of a find().
-FIND = settings(database=None, phases=[Phase.generate, Phase.shrink])
+#: Explaining a failure, which nobody reads here, takes most of a find(). What is rare comes in clumps.
+FIND = settings(max_examples=2000, database=None, phases=[Phase.generate, Phase.shrink])
 
 
 @settings(SETTINGS, max_examples=200)

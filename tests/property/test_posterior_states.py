@@ -27,8 +27,8 @@ from pytest_bnn.strategies import (
 )
 
 SETTINGS = settings(max_examples=25, derandomize=True, deadline=None, database=None)
-#: Explaining a failure, which nobody reads here, takes most of a find().
-FIND = settings(database=None, phases=[Phase.generate, Phase.shrink])
+#: Explaining a failure, which nobody reads here, takes most of a find(). What is rare comes in clumps.
+FIND = settings(max_examples=2000, database=None, phases=[Phase.generate, Phase.shrink])
 
 
 def tensors_of(model: nn.Module) -> dict[str, PosteriorTensor]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+from functools import cache
 from random import Random
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import find, given, settings
+from hypothesis import Phase, find, given, settings
 from hypothesis import strategies as st
 from hypothesis.errors import InvalidArgument
 from torch import Tensor, nn
@@ -17,6 +18,8 @@ from pytest_bnn.isolation import preserved_random_state
 from pytest_bnn.strategies import FEATURES, KINDS, architectures, inputs_for, layers, source
 
 SETTINGS = settings(max_examples=100, derandomize=True, deadline=None, database=None)
+#: To the first network of a kind that is rare and comes in clumps.
+GENERATE = settings(max_examples=2000, deadline=None, database=None, phases=[Phase.generate])
 
 
 def outputs(network: nn.Module, x: Tensor) -> Tensor:
@@ -90,23 +93,31 @@ def test_the_smallest_network_is_one_linear_layer() -> None:
 @pytest.mark.parametrize("feature", FEATURES)
 def test_a_feature_shows_in_some_of_the_networks_drawn_for_it(feature: str) -> None:
     """A feature that draws nothing would make every test of it empty: plain chains never look like this."""
-    plain, featured = set[str](), set[str]()
-
-    def collect(into: set[str], features: list[str]) -> None:
-        @settings(max_examples=60, derandomize=True, deadline=None, database=None)
-        @given(architectures(features=features, kinds=["Linear", "Conv"], dtypes=[torch.float32]))
-        def draw(network: nn.Module) -> None:
-            code = source(network).split("class Network")[0] + source(network).split("network = ")[1]
-            into.update(re.findall(r"[A-Za-z_]+", code))
-
-        draw()
-
-    collect(plain, [])
-    collect(featured, [feature])
     if feature == "root":
         assert "Network" not in source(find(architectures(features=["root"]), lambda n: type(n) is nn.Linear))
-    else:
-        assert featured - plain
+        return
+    featured = architectures(features=[feature], kinds=["Linear", "Conv"], dtypes=[torch.float32])
+    find(featured, lambda n: bool(words(n) - plain_words()), settings=GENERATE)
+
+
+def words(network: nn.Module) -> set[str]:
+    """Give the names in a network's code, those of its own class aside."""
+    code = source(network).split("class Network")[0] + source(network).split("network = ")[1]
+    return set(re.findall(r"[A-Za-z_]+", code))
+
+
+@cache
+def plain_words() -> set[str]:
+    """Give the names in the code of plain chains."""
+    seen = set[str]()
+
+    @settings(max_examples=300, derandomize=True, deadline=None, database=None)
+    @given(architectures(features=[], kinds=["Linear", "Conv"], dtypes=[torch.float32]))
+    def draw(network: nn.Module) -> None:
+        seen.update(words(network))
+
+    draw()
+    return seen
 
 
 @pytest.mark.parametrize("seed", [0, 3, 7, 14, 21])
@@ -165,3 +176,9 @@ def test_a_copy_has_no_source() -> None:
 
 def test_kinds_are_named_as_documented() -> None:
     assert KINDS[0] == "Linear"
+
+
+def test_inputs_have_the_dtype_of_a_layer_that_has_only_buffers() -> None:
+    layer = nn.BatchNorm1d(1, affine=False).double().eval()
+    layer.input_shape = (1,)  # type: ignore[assignment]
+    assert outputs(layer, find(inputs_for(layer), lambda x: True)).dtype == torch.float64

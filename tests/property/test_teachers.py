@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -21,8 +22,8 @@ from pytest_bnn.posterior import zero_sigma
 from pytest_bnn.strategies import inputs_for, source, teachers
 
 SETTINGS = settings(max_examples=20, derandomize=True, deadline=None, database=None)
-#: Explaining a failure, which nobody reads here, takes most of a find().
-FIND = settings(database=None, phases=[Phase.generate, Phase.shrink])
+#: Explaining a failure, which nobody reads here, takes most of a find(). What is rare comes in clumps.
+FIND = settings(max_examples=2000, database=None, phases=[Phase.generate, Phase.shrink])
 
 
 def run(code: str) -> ResNet:
@@ -46,33 +47,45 @@ def weights(network: nn.Module) -> list[Tensor]:
 
 
 @SETTINGS
-@given(teachers(), st.data())
-def test_a_teacher_tells_images_apart(teacher: nn.Module, data: st.DataObject) -> None:
-    x = data.draw(inputs_for(teacher, min_batch=2))
+@given(teachers())
+def test_a_teacher_tells_images_apart(teacher: nn.Module) -> None:
+    """Also others than the 16 that it was chosen by, save for a few on which all its ReLU are 0."""
+    images = torch.randn((32, 3, 16, 16), generator=torch.Generator().manual_seed(1))
+    reference = next(teacher.parameters())
     with torch.no_grad():
-        out = teacher(x)
+        out = teacher(images.to(reference))
     assert isinstance(teacher, ResNet)
     assert not any(module.training for module in teacher.modules())
-    assert out.dtype == x.dtype
+    assert out.dtype == reference.dtype
     assert 2 <= out.shape[1] <= 10
     assert bool(torch.isfinite(out).all())
-    assert bool((out[0] != out[1]).all())
+    assert bool((out.std(0) > 0).all())
+    assert len(torch.unique(out, dim=0)) > 16
 
 
-@SETTINGS
-@given(teachers())
-def test_weights_keep_their_scale_and_get_heavier_tails(teacher: nn.Module) -> None:
-    """Initial weights times log-normal factors of mean square 1, by scipy's moments; at 1e-6 a network."""
-    before = initial(teacher)
-    factors = torch.cat([w / w0 for w, w0 in zip(weights(teacher), weights(before), strict=True)])
-    assert bool((factors > 0).all())
-    logarithms = factors.log().numpy()
-    assert stats.kstest(logarithms, stats.norm(-0.25, 0.5).cdf).pvalue > 1e-6
+def test_weights_keep_their_scale_and_get_heavier_tails() -> None:
+    """Initial weights times log-normal factors of mean square 1, by scipy's moments; at 1e-6 a network.
+
+    The fourth moment of such a factor is e, so many times is the kurtosis that of the initial weights; a fourth moment
+    takes more of them than one network has.
+    """
+    trained, initially = list[Tensor](), list[Tensor]()
+
+    @SETTINGS
+    @given(teachers())
+    def draw(teacher: nn.Module) -> None:
+        pairs = list(zip(weights(teacher), weights(initial(teacher)), strict=True))
+        factors = torch.cat([w / w0 for w, w0 in pairs])
+        assert bool((factors > 0).all())
+        assert stats.kstest(factors.log().numpy(), stats.norm(-0.25, 0.5).cdf).pvalue > 1e-6
+        trained.extend(w / w0.square().mean().sqrt() for w, w0 in pairs)
+        initially.extend(w0 / w0.square().mean().sqrt() for _, w0 in pairs)
+
+    draw()
     tails, initial_tails = (
-        stats.kurtosis(torch.cat([w / w.square().mean().sqrt() for w in weights(net)]).numpy(), fisher=False)
-        for net in (teacher, before)
+        stats.kurtosis(torch.cat(several).numpy(), fisher=False) for several in (trained, initially)
     )
-    assert tails > 1.3 * initial_tails
+    assert 0.7 * math.e < tails / initial_tails < 1.4 * math.e
 
 
 @SETTINGS
