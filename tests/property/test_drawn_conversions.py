@@ -167,15 +167,15 @@ TRAITS: dict[str, Callable[[ConversionExample], bool]] = {
 
 
 def test_every_kind_of_conversion_shows_up() -> None:
-    seen: set[str] = set()
+    """Attention does last: in one of five runs of 1,500 examples there was none."""
+    missing = set(TRAITS)
 
-    @settings(SETTINGS, max_examples=1500)
-    @given(conversions())
-    def draw(example: ConversionExample) -> None:
-        seen.update(name for name, trait in TRAITS.items() if trait(example))
+    def completes(example: ConversionExample) -> bool:
+        missing.difference_update([name for name in missing if TRAITS[name](example)])
+        return not missing
 
-    draw()
-    assert seen == set(TRAITS)
+    find(conversions(), completes, settings=settings(SETTINGS, max_examples=15_000, phases=[Phase.generate]))
+    assert not missing
 
 
 class Unknown(nn.Linear):
