@@ -15,16 +15,14 @@ from typing import Unpack
 import torch
 from torch import Tensor, nn
 
-from pytest_bnn import posterior
-from pytest_bnn.checks.claim import Check, Finding, LossError, asserting
+from pytest_bnn.checks.claim import Check, Finding, asserting
 from pytest_bnn.checks.kl import MEAN, NOT_FINITE, SUM, not_finite
+from pytest_bnn.checks.objective import endless, is_finite, loss_of
 from pytest_bnn.errors import InputError
 from pytest_bnn.evidence import Evidence, LayerFinding, Measurement, Threshold, Verdict
-from pytest_bnn.isolation import seed_everything, undisturbed
+from pytest_bnn.isolation import undisturbed
 from pytest_bnn.posterior import PosteriorTensor, bayesian_layers, shifted_prior, zero_noise
-from pytest_bnn.sampling import forward
 from pytest_bnn.subject import Given, Subject
-from pytest_bnn.training import BATCH
 
 KL_LOSS = Check(
     id="kl.loss",
@@ -36,6 +34,11 @@ KL_LOSS = Check(
 TOLERANCE = 1e-3
 
 _PRIOR_SHIFT = 1e4
+
+_FINITE_KL = (
+    "take get_kl_loss(model) or pytest_bnn.kl(model), finite wherever sigma is above 0: torch.distributions' "
+    "kl_divergence divides by the square of sigma, which overflows in float32 below 5e-20"
+)
 
 
 def measure_kl_loss(
@@ -100,6 +103,9 @@ def _find(subject: Subject, expected: float | None) -> Finding:
         )
     frozen = [tensor.name for tensor in tensors if not tensor.rho.requires_grad]
     gradients, seen_by_prior = _probe(subject, tensors)
+    lost = [tensor for tensor, gradient in zip(tensors, gradients, strict=True) if not is_finite(gradient)]
+    if lost:
+        return endless(lost, len(tensors), of="rho", remedy=_FINITE_KL)
     candidates = (_fit(tensor, gradient) for tensor, gradient in zip(tensors, gradients, strict=True))
     fits = [fit for fit in candidates if fit is not None]
     convention, weight, spread = _convention([fit for fit in fits if fit.weight != 0], expected)
@@ -208,36 +214,6 @@ def _probe(subject: Subject, tensors: tuple[PosteriorTensor, ...]) -> tuple[list
         with shifted_prior(model, _PRIOR_SHIFT):
             moved = float(loss_of(subject).detach()) - float(value.detach())
     return gradients, moved != 0
-
-
-def loss_of(subject: Subject) -> Tensor:
-    """Evaluate the training loss on one batch, from the subject's seed.
-
-    Raises:
-        InputError: The loss raised, or returned no scalar tensor.
-        LossError: It is NaN or infinite.
-    """
-    assert subject.loss is not None
-    labels = None if subject.labels is None else subject.labels[:BATCH]
-    seed_everything(subject.seed)
-    name = getattr(subject.loss, "__name__", type(subject.loss).__name__)
-    try:
-        value = subject.loss(subject.model, (subject.require_images()[:BATCH], labels))
-    except Exception as error:
-        # A model that cannot run, or has no KL, is the model's failure and not the loss's.
-        forward(subject.model, subject.require_images()[:BATCH])
-        posterior.kl(subject.model)
-        raise InputError(
-            f"the loss {name}(model, (images, labels)) raised {type(error).__name__}: {error}",
-            fix="give a function that takes the model and one batch (images, labels)"
-            + (", and data with labels" if labels is None else ""),
-        ) from error
-    if not isinstance(value, Tensor) or value.numel() != 1:
-        shape = f"a tensor of shape {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-        raise InputError(f"the loss {name} returned {shape}", fix="return one scalar tensor, before backward()")
-    if not bool(torch.isfinite(value)):
-        raise LossError(f"the training loss ({name}) is {float(value.detach())}")
-    return value.reshape(())
 
 
 def _fit(tensor: PosteriorTensor, gradient: Tensor | None) -> _Fit | None:

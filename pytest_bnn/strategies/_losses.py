@@ -11,11 +11,10 @@ from hypothesis import strategies as st
 from hypothesis.errors import InvalidArgument
 from hypothesis.vendor.pretty import RepresentationPrinter
 from torch import Tensor, nn
-from torch.distributions import Normal, kl_divergence
 
 from pytest_bnn import posterior
 from pytest_bnn.checks.kl import MEAN, SUM
-from pytest_bnn.posterior import bayesian_layers
+from pytest_bnn.divergence import kl
 from pytest_bnn.sampling import output_tensor
 from pytest_bnn.strategies._layers import Draw, check_choice
 
@@ -83,12 +82,14 @@ class ExampleLoss:
         data_term = self._data_term(model, *batch)
         if self.kind == "missing":
             return data_term
-        kl = posterior.kl(model) if self.convention == MEAN else _summed_kl(model)
-        if kl is None:
+        term = posterior.kl(model)
+        if term is None:
             raise ValueError(f"{type(model).__name__} has no Bayesian layer, so no KL term")
+        if self.convention == SUM:
+            term = kl(model, convention="sum")
         if self.kind == "detached":
-            return data_term + self.expected_weight * kl.detach()
-        return data_term + self.weight * kl
+            return data_term + self.expected_weight * term.detach()
+        return data_term + self.weight * term
 
     def _data_term(self, model: nn.Module, images: Tensor, labels: Tensor | None) -> Tensor:
         logits = output_tensor(model(images)).flatten(1)
@@ -111,18 +112,6 @@ class ExampleLoss:
 
 
 _CHOICES = {"data_term": DATA_TERMS, "weighting": WEIGHTINGS, "convention": CONVENTIONS, "kind": LOSS_KINDS}
-
-
-def _summed_kl(model: nn.Module) -> Tensor | None:
-    terms = [
-        kl_divergence(
-            Normal(tensor.mu, nn.functional.softplus(tensor.rho), validate_args=False),
-            Normal(tensor.prior_mu, tensor.prior_sigma, validate_args=False),
-        ).sum()
-        for layer in bayesian_layers(model)
-        for tensor in layer.tensors
-    ]
-    return torch.stack(terms).sum() if terms else None
 
 
 _NUMBERS = {

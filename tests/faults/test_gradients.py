@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,13 @@ import torch
 from bayesian_torch.models.dnn_to_bnn import get_kl_loss
 from bayesian_torch.utils.util import MOPED
 from torch import Tensor, nn
+from torch.distributions import Normal, kl_divergence
 from torch.nn import functional
 
-from pytest_bnn.checks import measure_gradient_samples, measure_memory_separate
+from pytest_bnn import kl
+from pytest_bnn.checks import measure_gradient_samples, measure_kl_loss, measure_memory_separate
 from pytest_bnn.evidence import Verdict
-from pytest_bnn.posterior import bayesian_layers
+from pytest_bnn.posterior import bayesian_layers, zero_noise
 
 Bare = Callable[..., nn.Module]
 Batch = tuple[Tensor, Tensor]
@@ -94,6 +97,75 @@ def test_losses_with_the_right_gradient_pass(
 ) -> None:
     found = measure_gradient_samples(bare(teacher, estimator), images=batch[0], labels=batch[1], loss=loss)
     assert found.verdict is Verdict.PASS, found.explain()
+
+
+def by_distributions(model: nn.Module, batch: Given) -> Tensor:
+    """A summed KL by torch.distributions, where the square of a sigma near 0 underflows."""
+    terms = [
+        kl_divergence(Normal(tensor.mu, functional.softplus(tensor.rho)), Normal(tensor.prior_mu, tensor.prior_sigma))
+        for layer in bayesian_layers(model)
+        for tensor in layer.tensors
+    ]
+    return _data_term(model, batch) + torch.cat([term.flatten() for term in terms]).sum()
+
+
+def test_an_infinite_gradient_of_the_kl_is_said_to_be_one(
+    teacher: nn.Module, estimator: str, bare: Bare, batch: Batch
+) -> None:
+    """What MOPED makes of a weight of 0 has a KL, and by torch.distributions no finite gradient of it."""
+    model = bare(teacher, estimator)
+    given: Any = {"images": batch[0], "labels": batch[1]}
+    sound = measure_kl_loss(model, loss=by_distributions, kl_weight=1, **given)
+    assert sound.verdict is Verdict.PASS, sound.explain()
+    tensors = [tensor for layer in bayesian_layers(model) for tensor in layer.tensors]
+    with torch.no_grad():
+        tensors[1].rho.view(-1)[0] = math.log(math.expm1(1e-20))
+    assert bool(torch.isfinite(by_distributions(model, batch)))
+    found = measure_kl_loss(model, loss=by_distributions, kl_weight=1, **given)
+    assert found.verdict is Verdict.FAIL, found.explain()
+    said = f"gradient to rho is NaN or infinite in 1 of {len(tensors)} tensors, {tensors[1].name} first"
+    assert said in found.headline
+    assert [layer.path for layer in found.layers] == [tensors[1].path]
+    assert "the smallest sigma is 1e-20" in found.explain()
+    assert "get_kl_loss(model)" in found.remedy
+    samples = measure_gradient_samples(model, loss=by_distributions, **given)
+    assert samples.verdict is Verdict.NOT_APPLICABLE
+    assert "see kl.loss" in samples.headline
+    for right in (several(1), lambda model, batch: _data_term(model, batch) + kl(model, convention="sum") / 10):
+        remedied = measure_kl_loss(model, loss=right, kl_weight=1 / 10, **given)
+        assert remedied.verdict is Verdict.PASS, remedied.explain()
+
+
+def test_a_data_term_without_a_finite_derivative_is_found(
+    teacher: nn.Module, estimator: str, bare: Bare, batch: Batch
+) -> None:
+    """How far the noise moves an output that it does not move: 0, the square root of 0, whose derivative is infinite.
+
+    ``gradient.samples`` sees it where it comes with the noise; without noise ``kl.loss`` does.
+    """
+
+    def loss(always: bool) -> Callable[[nn.Module, Given], Tensor]:
+        def loss(model: nn.Module, batch: Given) -> Tensor:
+            out = model(batch[0])
+            with torch.no_grad(), zero_noise(model):
+                noisy = always or not torch.equal(out, model(batch[0]))
+            distance = (out - out.detach()).square().sum().sqrt() if noisy else out.square().sum().sqrt()
+            total: Tensor = distance + get_kl_loss(model) / 10
+            return total
+
+        return loss
+
+    model = bare(teacher, estimator)
+    given: Any = {"images": batch[0], "labels": batch[1]}
+    found = measure_gradient_samples(model, loss=loss(always=False), **given)
+    assert found.verdict is Verdict.FAIL, found.explain()
+    tensors = sum(len(layer.tensors) for layer in bayesian_layers(model))
+    assert f"gradient to mu or rho is NaN or infinite in {tensors} of {tensors} tensors, stem.weight" in found.headline
+    assert "a square root" in found.remedy
+    assert measure_kl_loss(model, loss=loss(always=False), kl_weight=0.1, **given).verdict is Verdict.PASS
+    silent = measure_kl_loss(model, loss=loss(always=True), kl_weight=0.1, **given)
+    assert silent.verdict is Verdict.FAIL
+    assert "NaN or infinite" in silent.headline
 
 
 def test_the_length_reported_is_that_against_a_gradient_by_hand() -> None:
