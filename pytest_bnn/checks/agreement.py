@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pytest_bnn.checks.claim import Check, Finding, asserting, not_applicable
+from pytest_bnn.checks.noise.pairs import not_finite_in
 from pytest_bnn.evidence import Certainty, Evidence, Measurement, Threshold, Verdict
 from pytest_bnn.sampling import probabilities
 from pytest_bnn.statistics import (
@@ -172,13 +173,8 @@ def _find(subject: Subject, claim: _Claim, max_passes: int) -> Finding:
             headline=f"the outputs have the shape {list(first.shape[1:])}, the teacher's {list(teacher.shape)}",
             remedy="compare the model with the teacher that it was converted from",
         )
-    bad = ~torch.isfinite(first).flatten(2).all(2)
-    if bool(bad.any()):
-        return Finding(
-            verdict=Verdict.FAIL,
-            headline=f"outputs are NaN or infinite in {int(bad.any(1).sum())} of {len(first)} passes",
-            remedy="see noise.varies: it names the layer",
-        )
+    if bad := not_finite_in(first):
+        return _not_finite(bad, len(first))
     votes = _Votes(
         LeadingClassTest(expected.argmax(1), classes),
         claim,
@@ -189,8 +185,19 @@ def _find(subject: Subject, claim: _Claim, max_passes: int) -> Finding:
     while votes.verdict is Verdict.INCONCLUSIVE and votes.passes < max_passes and not votes.hopeless:
         rows = votes.undecided
         stop = min(votes.passes + _BLOCK, max_passes)
-        votes.take(subject.bank.draw(votes.passes, stop, rows), rows)
+        block = subject.bank.draw(votes.passes, stop, rows)
+        if bad := not_finite_in(block):
+            return _not_finite(bad, stop)
+        votes.take(block, rows)
     return _finding(votes, expected, teacher, first)
+
+
+def _not_finite(bad: int, passes: int) -> Finding:
+    return Finding(
+        verdict=Verdict.FAIL,
+        headline=f"outputs are NaN or infinite in {bad} of {passes} passes",
+        remedy="see noise.varies: it names the layer",
+    )
 
 
 def _finding(votes: _Votes, expected: Tensor, teacher: Tensor, first: Tensor) -> Finding:

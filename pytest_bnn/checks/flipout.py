@@ -76,8 +76,15 @@ class _Row:
         """The pooled spread, relative to that of the posterior."""
         return float(self.deviations.square().mean().sqrt())
 
+    @property
+    def finite(self) -> bool:
+        """Whether its noise holds neither NaN nor infinity."""
+        return bool(torch.isfinite(self.deviations).all())
+
     def p(self) -> tuple[float, str]:
         """Give the smaller p-value of mean 0 and variance 1, and what it says."""
+        if not self.finite:
+            return 0.0, "it is NaN or infinite"
         flat = self.deviations.flatten()
         sums = Sums(count=flat.numel(), total=float(flat.sum()), squares=float(flat.square().sum()), slack=self.slack)
         mean, variance = sums.mean_p(), sums.variance_p()
@@ -100,13 +107,13 @@ def _find(subject: Subject, budget: Budget) -> Finding:
     if not rows:
         hidden = f": that of {left_out} output channels is below {1 / ROUNDING:.0f} times their rounding"
         return not_applicable(f"no Flipout layer with noise is called{hidden if left_out else ''}")
-    tested = [row for row in rows if row.per_example]
+    tested = [row for row in rows if row.per_example or not row.finite]
     wrong = [(row, *row.p()) for row in tested]
     smallest = min((p for _, p, _ in wrong), default=1.0)
     corrected = min(1.0, smallest * 2 * max(1, len(tested)))
     bad = [(row, words) for row, p, words in wrong if p * 2 * len(tested) < budget.alpha]
     scattered = sorted(
-        (row for row in rows if not row.per_example), key=lambda row: abs(math.log(row.factor or 1e-300))
+        (row for row in rows if not row.per_example and row.finite), key=lambda row: abs(math.log(row.factor or 1e-300))
     )[::-1]
     layers = [_says(row, words) for row, words in bad] + [
         _says(
@@ -148,6 +155,8 @@ def _finding(
         verdict = Verdict.FAIL
         headline = f"the noise of {bad[0][0].layer.path or 'the model itself'} is not the posterior's: {bad[0][1]}"
         remedy = "add F(x * s, sigma * eps) * r to the mean output, with signs s and r and eps from N(0, 1), unscaled"
+        if not bad[0][0].finite:
+            remedy = "look for NaN in what the layer's forward draws: its mean output is finite"
     factors = torch.tensor([row.factor for row in rows])
     return Finding(
         verdict=verdict,

@@ -204,3 +204,34 @@ def test_a_budget_of_ones_own() -> None:
     found = measure_noise_posterior(model, images=IMAGES, budget=Budget(alpha=1e-3, beta=1e-2))
     assert found.threshold is not None
     assert found.threshold.allowed == 1e-3
+
+
+class Breaking(nn.Module):
+    """Gives what another model does for so many passes, then NaN."""
+
+    def __init__(self, model: nn.Module, passes: int) -> None:
+        super().__init__()
+        self.model, self.calls = model, iter(range(passes))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.model(x)
+        return torch.full_like(out, math.nan) if next(self.calls, None) is None else out
+
+
+class Tossing(nn.Module):
+    """One of two classes by the toss of a coin."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.one_hot(torch.randint(2, (len(x),)), 2).float()
+
+
+def test_nan_in_a_late_pass_is_found() -> None:
+    """Where a verdict takes more passes than the first ones: on noise at the threshold, and on even votes."""
+    at_the_floor = 0.01 * float(IMAGES.double().std()) / math.sqrt(math.log(2))
+    varies = measure_noise_varies(Breaking(Noisy(at_the_floor), 60), images=IMAGES, min_spread=0.01, max_passes=1000)
+    assert varies.verdict is Verdict.FAIL, varies.explain()
+    agreement = measure_teacher_agreement(Breaking(Tossing(), 60), teacher=Certain(), images=IMAGES, max_passes=1000)
+    assert agreement.verdict is Verdict.FAIL, agreement.explain()
+    for found in (varies, agreement):
+        assert found.headline.startswith("outputs are NaN or infinite in "), found.explain()
+        assert found.samples == 0 or found.samples >= 60

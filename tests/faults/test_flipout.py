@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -29,7 +30,8 @@ class PerExampleFlipout(Conv2dFlipout):  # type: ignore[misc]
         mean = functional.conv2d(x, self.mu_kernel, self.mu_bias, self.stride, self.padding)
         signs = x[:, :, :1, :1].clone().uniform_(-1, 1).sign()
         others = mean[:, :, :1, :1].clone().uniform_(-1, 1).sign()
-        delta = functional.softplus(self.rho_kernel) * self.eps_kernel.data.normal_() * self.scale
+        delta = functional.softplus(self.rho_kernel) * self.eps_kernel.data.normal_()
+        delta = torch.where(delta == 0, delta, delta * self.scale)
         return (
             mean
             + functional.conv2d(x * signs, delta, None, self.stride, self.padding) * others
@@ -72,6 +74,23 @@ def test_noise_that_is_not_the_posteriors_fails(values: dict[str, Any], words: s
     found = measure_estimator_flipout(network(**values), images=IMAGES)
     assert found.verdict is Verdict.FAIL, found.explain()
     assert words in found.headline
+
+
+class PerPixelFlipout(Conv2dFlipout):  # type: ignore[misc]
+    """The library's, with noise that is not finite."""
+
+    def forward(self, x: Tensor, return_kl: bool = True) -> Any:
+        out = super().forward(x, return_kl)
+        mean = functional.conv2d(x, self.mu_kernel, self.mu_bias, self.stride, self.padding)
+        return torch.where(out == mean, out, math.nan)
+
+
+@pytest.mark.parametrize(("kind", "values"), [(PerExampleFlipout, {"scale": math.nan}), (PerPixelFlipout, {})])
+def test_noise_that_is_not_finite_fails(kind: type[nn.Module], values: dict[str, Any]) -> None:
+    found = measure_estimator_flipout(network(kind, **values), images=IMAGES)
+    assert found.verdict is Verdict.FAIL, found.explain()
+    assert found.headline == "the noise of 0 is not the posterior's: it is NaN or infinite"
+    assert "NaN" in found.remedy
 
 
 def test_linear_layers_of_the_library_pass() -> None:

@@ -80,7 +80,10 @@ def _varies(subject: Subject, budget: Budget, max_passes: int, min_spread: float
         few, passes = found[:, rows], len(outputs)
         while passes + 2 <= max_passes and not bool((high <= floor).any()) and not bool((low[rows] > floor).all()):
             stop = min(passes + _BLOCK, max_passes // 2 * 2)
-            few = torch.cat([few, spreads(subject.bank.draw(passes, stop, rows), scale)])
+            block = subject.bank.draw(passes, stop, rows)
+            if bad := not_finite_in(block):
+                return not_finite(subject, stop, bad)
+            few = torch.cat([few, spreads(block, scale)])
             low[rows], high[rows], passes = median_bounds(few, budget.beta)[0], median_bounds(few, per_image)[1], stop
         if not bool((low[rows] > floor).all()):
             break
