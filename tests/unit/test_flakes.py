@@ -20,11 +20,11 @@ from hypothesis import settings
 settings.register_profile("random", database=None, derandomize=False)
 """
 
-#: The second test needs the first before it; the third writes down what it draws.
+#: The second test needs the first before it; the others write down what they draw, the last is derandomized.
 TESTS = """
 from pathlib import Path
 
-from hypothesis import given, strategies as st
+from hypothesis import given, settings, strategies as st
 
 done = []
 
@@ -37,10 +37,20 @@ def test_second():
     assert done
 
 
-@given(st.tuples(*[st.booleans()] * 60))
-def test_drawn(coins):
+def write(coins):
     with (Path(__file__).parent / "drawn.txt").open("a") as file:
         file.write("".join("01"[coin] for coin in coins) + "\\n")
+
+
+@given(st.tuples(*[st.booleans()] * 60))
+def test_drawn(coins):
+    write(coins)
+
+
+@settings(max_examples=20, derandomize=True)
+@given(st.tuples(*[st.booleans()] * 60))
+def test_same(coins):
+    write(coins)
 """
 
 
@@ -73,8 +83,8 @@ def test_what_depends_on_the_order_is_found_and_can_be_repeated(
     assert main(["--runs", "6", str(suite)], scripted(*orders)) == 1
     lines = capsys.readouterr().out.splitlines()
     ends = [line.split(": ")[1].split(" in ")[0] for line in lines if line.startswith("run ")]
-    assert set(ends) == {"3 passed", "2 passed, 1 failed"}
-    bad = ends.count("2 passed, 1 failed")
+    assert set(ends) == {"4 passed", "3 passed, 1 failed"}
+    bad = ends.count("3 passed, 1 failed")
     assert lines[-2] == f"6 runs, {bad} with failures"
     assert lines[-1].startswith(f"  {bad} of 6: ")
     assert lines[-1].endswith("test_some.py::test_second")
@@ -99,6 +109,30 @@ def test_examples_are_others_for_another_seed_and_the_same_for_the_same(
     assert found[0] == found[2] != found[1]
 
 
+def test_more_examples_are_drawn_in_derandomized_tests_too(suite: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = []
+    for options, examples in (([], 1), ([], 2), (["--times", "5"], 1), (["--times", "5"], 1), (["--times", "5"], 2)):
+        assert main(["--runs", "1", *options, str(suite), "-k", "same"], scripted(3, examples)) == 0
+        found.append(drawn(suite).splitlines())
+    assert [len(lines) for lines in found] == [20, 20, 100, 100, 100]
+    assert found[0] == found[1]
+    assert found[2] == found[3] != found[4]
+
+
+def test_a_failure_among_more_examples_can_be_repeated(suite: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    suite.write_text(suite.read_text(encoding="utf-8").replace("write(coins)\n", "assert sum(coins) < 36\n"))
+    assert main(["--runs", "1", "--times", "50", str(suite), "-k", "same"], scripted(3, 1)) == 1
+    (again,) = (
+        line.removeprefix("  again: python ")
+        for line in capsys.readouterr().out.splitlines()
+        if line.startswith("  again: ")
+    )
+    assert "--flakes-times=50" in again
+    done = subprocess.run([sys.executable, *shlex.split(again)], capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done.stdout
+    assert "assert sum(coins) < 36" in done.stdout
+
+
 def test_a_run_that_does_not_start_is_a_failure_that_says_why(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -108,6 +142,7 @@ def test_a_run_that_does_not_start_is_a_failure_that_says_why(
     assert "missing.py" in said
 
 
-def test_no_runs_are_no_answer() -> None:
+@pytest.mark.parametrize("option", ["--runs", "--times"])
+def test_no_runs_and_no_examples_are_no_answer(option: str) -> None:
     with pytest.raises(SystemExit):
-        main(["--runs", "0"])
+        main([option, "0"])
