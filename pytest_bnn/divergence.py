@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
@@ -121,10 +122,11 @@ def _distance(tensors: Sequence[PosteriorTensor], factors: list[float], sigma: F
 
 def _kernels() -> Any:
     try:
-        from pytest_bnn.engine import posterior_kernels
+        # By its full name: as an attribute of its package it is there even where no import finds it. Compiled there,
+        # numba writes a cache that no process can load.
+        return importlib.import_module("pytest_bnn.engine.posterior_kernels")
     except Exception:  # numba is missing or cannot work here
         return None
-    return posterior_kernels
 
 
 def _is_plain(tensor: PosteriorTensor) -> bool:

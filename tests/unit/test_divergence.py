@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -144,6 +147,31 @@ def test_without_numba_torch_computes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert float(pytest_bnn.kl(network()).detach()) == pytest.approx(
         float(by_torch(network(), MEAN).detach()), rel=1e-5
     )
+
+
+@pytest.mark.parametrize(
+    ("module", "use"),
+    [("posterior_kernels", "kl(convert(torch.nn.Linear(2, 2)))"), ("kernels", "assert make_noise(0)[1]")],
+)
+def test_the_compilers_cache_stays_whole_where_a_module_is_blocked(module: str, use: str, tmp_path: Path) -> None:
+    """As by the test above. Its package still has it as an attribute; what is compiled then breaks all processes."""
+    code = f"""
+import sys
+import torch
+from pytest_bnn import convert, kl
+from pytest_bnn.engine.noise import make_noise
+import pytest_bnn.engine.{module}
+
+sys.modules["pytest_bnn.engine.{module}"] = None
+{use}
+"""
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+    for _ in range(2):
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        code = code.replace("= None", "").replace("assert make_noise(0)[1]", "assert not make_noise(0)[1]")
 
 
 def test_what_it_refuses() -> None:
