@@ -97,6 +97,9 @@ def _find(subject: Subject, budget: Budget) -> Finding:
     flipout = [layer for layer in bayesian_layers(subject.model) if layer.estimator == "Flipout"]
     if not flipout:
         return not_applicable("the model has no Flipout layer")
+    flipout = [layer for layer in flipout if _is_finite(layer)]
+    if not flipout:
+        return not_applicable("every Flipout layer's posterior holds NaN or infinity: see kl.present")
     with undisturbed(subject.model, seed=subject.seed):
         inputs = _inputs(subject, flipout)
         for parameter in subject.model.parameters():
@@ -124,6 +127,11 @@ def _find(subject: Subject, budget: Budget) -> Finding:
         for row in scattered
     ]
     return _finding(rows, bad, scattered, tuple(layers), corrected, budget)
+
+
+def _is_finite(layer: BayesianLayer) -> bool:
+    """Say whether a layer's posterior is one: what comes of NaN in it is no fault of the estimator."""
+    return all(bool(torch.isfinite(values).all()) for t in layer.tensors for values in (t.mu, t.sigma))
 
 
 def _finding(

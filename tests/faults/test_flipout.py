@@ -93,6 +93,15 @@ def test_noise_that_is_not_finite_fails(kind: type[nn.Module], values: dict[str,
     assert "NaN" in found.remedy
 
 
+@pytest.mark.parametrize("kind", [PerExampleFlipout, Conv2dFlipout])
+def test_a_posterior_that_is_not_finite_is_left_to_others(kind: type[nn.Module]) -> None:
+    model = network(kind)
+    model.get_parameter("0.rho_kernel").data.view(-1)[3] = math.inf
+    found = measure_estimator_flipout(model, images=IMAGES)
+    assert found.verdict is Verdict.NOT_APPLICABLE, found.explain()
+    assert "see kl.present" in found.headline
+
+
 def test_linear_layers_of_the_library_pass() -> None:
     """On vectors every sign is an example's; on sequences it is a position's."""
     torch.manual_seed(0)
