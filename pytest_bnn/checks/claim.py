@@ -17,7 +17,7 @@ from pytest_bnn.evidence import (
     Threshold,
     Verdict,
 )
-from pytest_bnn.posterior import KlError
+from pytest_bnn.posterior import KlError, PosteriorTensor
 from pytest_bnn.recorder import inconclusive_policy, record
 from pytest_bnn.sampling import ForwardError
 from pytest_bnn.subject import Subject
@@ -128,6 +128,11 @@ class Check:
         )
         record(evidence)
         return evidence
+
+
+def accused(tensor: PosteriorTensor, finding: str) -> LayerFinding:
+    """Say what is wrong with a posterior tensor, at its layer."""
+    return LayerFinding(path=tensor.path, kind=type(tensor.module).__name__, ok=False, finding=finding)
 
 
 def not_applicable(why: str) -> Finding:

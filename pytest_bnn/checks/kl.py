@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pytest_bnn import posterior
-from pytest_bnn.checks.claim import Check, Finding, asserting
+from pytest_bnn.checks.claim import Check, Finding, accused, asserting
 from pytest_bnn.evidence import Evidence, LayerFinding, Measurement, Threshold, Verdict
 from pytest_bnn.isolation import undisturbed
 from pytest_bnn.posterior import BayesianLayer, PosteriorTensor, bayesian_layers
@@ -186,7 +186,7 @@ def _gradient_problems(
                 if error <= allowed:
                     continue
                 problem = f"the gradient to {role} of {tensor.name} is off by {error:.2g} of its size"
-            found.append(LayerFinding(path=tensor.path, kind=type(tensor.module).__name__, ok=False, finding=problem))
+            found.append(accused(tensor, problem))
     return found
 
 
@@ -228,7 +228,7 @@ def _dead(tensors: tuple[PosteriorTensor, ...]) -> list[LayerFinding]:
         dead = int((tensor.sigma < DEAD_SIGMA).sum())
         if dead > DEAD_SHARE * tensor.count:
             finding = f"{dead:,} of {tensor.count:,} sigma of the {tensor.role} are dead (below {DEAD_SIGMA:g})"
-            found.append(LayerFinding(path=tensor.path, kind=type(tensor.module).__name__, ok=False, finding=finding))
+            found.append(accused(tensor, finding))
     return found
 
 

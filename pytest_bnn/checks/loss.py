@@ -15,11 +15,11 @@ from typing import Unpack
 import torch
 from torch import Tensor, nn
 
-from pytest_bnn.checks.claim import Check, Finding, asserting
+from pytest_bnn.checks.claim import Check, Finding, accused, asserting
 from pytest_bnn.checks.kl import MEAN, NOT_FINITE, SUM, not_finite
 from pytest_bnn.checks.objective import endless, is_finite, loss_of
 from pytest_bnn.errors import InputError
-from pytest_bnn.evidence import Evidence, LayerFinding, Measurement, Threshold, Verdict
+from pytest_bnn.evidence import Evidence, Measurement, Threshold, Verdict
 from pytest_bnn.isolation import undisturbed
 from pytest_bnn.posterior import PosteriorTensor, bayesian_layers, shifted_prior, zero_noise
 from pytest_bnn.subject import Given, Subject
@@ -139,12 +139,7 @@ def _find(subject: Subject, expected: float | None) -> Finding:
         threshold=None
         if expected is None
         else Threshold(quantity="weight of the KL term", observed=weight, relation="==", allowed=expected),
-        layers=tuple(
-            LayerFinding(
-                path=f.tensor.path, kind=type(f.tensor.module).__name__, ok=False, finding=f"{f.tensor.role}: {t}"
-            )
-            for f, t in offenders
-        ),
+        layers=tuple(accused(fit.tensor, f"{fit.tensor.role}: {words}") for fit, words in offenders),
         remedy=remedy,
         notes=_notes(problem, convention, weight, seen_by_prior, tensors),
     )

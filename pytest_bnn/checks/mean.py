@@ -7,7 +7,7 @@ from typing import Unpack
 import torch
 from torch import Tensor, nn
 
-from pytest_bnn.checks.claim import Check, Finding, asserting, not_applicable
+from pytest_bnn.checks.claim import Check, Finding, accused, asserting, not_applicable
 from pytest_bnn.checks.trace import TRACED_IMAGES, Parting, difference, first_parting, tolerance, traced
 from pytest_bnn.evidence import Evidence, LayerFinding, Measurement, Threshold, Verdict
 from pytest_bnn.isolation import undisturbed
@@ -104,12 +104,7 @@ def _unrelated(subject: Subject, aligned: tuple[Measurement, ...]) -> Finding:
         headline="the teacher's weights are not in this model",
         measurements=aligned,
         layers=tuple(
-            LayerFinding(
-                path=tensor.path,
-                kind=type(tensor.module).__name__,
-                ok=False,
-                finding=f"cosine of mu to the teacher's weight {cosine(tensor, weight):.3f}",
-            )
+            accused(tensor, f"cosine of mu to the teacher's weight {cosine(tensor, weight):.3f}")
             for tensor, weight in weight_pairs(subject.model, subject.teacher)
         ),
         remedy="convert with moped_enable=True so that mu starts at the teacher's weights, and load checkpoints with "

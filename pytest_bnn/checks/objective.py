@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from pytest_bnn import posterior
-from pytest_bnn.checks.claim import Finding, LossError
+from pytest_bnn.checks.claim import Finding, LossError, accused
 from pytest_bnn.errors import InputError
-from pytest_bnn.evidence import LayerFinding, Verdict
+from pytest_bnn.evidence import Verdict
 from pytest_bnn.isolation import seed_everything
 from pytest_bnn.posterior import PosteriorTensor
 from pytest_bnn.sampling import forward
@@ -58,12 +58,7 @@ def endless(found: list[PosteriorTensor], tensors: int, *, of: str, remedy: str)
         headline=f"the loss's gradient to {of} is NaN or infinite in {len(found)} of {tensors} tensors, "
         f"{found[0].name} first: one step loses them",
         layers=tuple(
-            LayerFinding(
-                path=t.path,
-                kind=type(t.module).__name__,
-                ok=False,
-                finding=f"{t.role}: the gradient is NaN or infinite; the smallest sigma is {float(t.sigma.min()):.2g}",
-            )
+            accused(t, f"{t.role}: the gradient is NaN or infinite; the smallest sigma is {float(t.sigma.min()):.2g}")
             for t in found
         ),
         remedy=remedy,

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from pytest_bnn import posterior
 from pytest_bnn.checks.kl import MEAN, SUM
 from pytest_bnn.divergence import kl
+from pytest_bnn.posterior import bayesian_layers
 from pytest_bnn.sampling import output_tensor
 from pytest_bnn.strategies._layers import Draw, check_choice
 
@@ -82,11 +83,9 @@ class ExampleLoss:
         data_term = self._data_term(model, *batch)
         if self.kind == "missing":
             return data_term
-        term = posterior.kl(model)
+        term = posterior.kl(model) if self.convention == MEAN else _summed_kl(model)
         if term is None:
             raise ValueError(f"{type(model).__name__} has no Bayesian layer, so no KL term")
-        if self.convention == SUM:
-            term = kl(model, convention="sum")
         if self.kind == "detached":
             return data_term + self.expected_weight * term.detach()
         return data_term + self.weight * term
@@ -112,6 +111,10 @@ class ExampleLoss:
 
 
 _CHOICES = {"data_term": DATA_TERMS, "weighting": WEIGHTINGS, "convention": CONVENTIONS, "kind": LOSS_KINDS}
+
+
+def _summed_kl(model: nn.Module) -> Tensor | None:
+    return kl(model, convention="sum") if bayesian_layers(model) else None
 
 
 _NUMBERS = {

@@ -8,10 +8,10 @@ from typing import Unpack
 from torch import nn
 
 from pytest_bnn.capture import capture
-from pytest_bnn.checks.claim import Check, Finding, asserting, not_applicable
+from pytest_bnn.checks.claim import Check, Finding, accused, asserting, not_applicable
 from pytest_bnn.checks.noise.draws import ROUNDING, Sums, TensorDraws, draws_needed, effect
 from pytest_bnn.checks.noise.hypotheses import FAMILIES, independence, marginals, number_of_tests
-from pytest_bnn.evidence import Certainty, Evidence, LayerFinding, Measurement, Threshold, Verdict
+from pytest_bnn.evidence import Certainty, Evidence, Measurement, Threshold, Verdict
 from pytest_bnn.isolation import undisturbed
 from pytest_bnn.posterior import bayesian_layers
 from pytest_bnn.sampling import forward
@@ -187,7 +187,7 @@ def _judged(
             relation=">=", allowed=budget.alpha,
         ),
         layers=tuple(
-            LayerFinding(path=t.tensor.path, kind=type(t.tensor.module).__name__, ok=False, finding=test.words)
+            accused(t.tensor, test.words)
             for test in bad
             for t in test.about[:1]
         ),
