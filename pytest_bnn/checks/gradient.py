@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from pytest_bnn.capture import LayerCall, capture
 from pytest_bnn.checks.claim import Check, Finding, asserting, not_applicable
 from pytest_bnn.checks.kl import not_finite
-from pytest_bnn.checks.objective import endless, is_finite, loss_of
+from pytest_bnn.checks.objective import FINITE_DERIVATIVE, endless, is_finite, loss_of
 from pytest_bnn.evidence import Evidence, LayerFinding, Measurement, Threshold, Verdict
 from pytest_bnn.isolation import undisturbed
 from pytest_bnn.posterior import BayesianLayer, PosteriorTensor, bayesian_layers, zero_noise
@@ -30,11 +30,6 @@ GRADIENT_SAMPLES = Check(
 #: The data's part of a gradient is visible in the whole from the first share on, and missing below the second of
 #: itself.
 _VISIBLE, _MISSING = 1e-4, 1e-2
-
-_FINITE_DERIVATIVE = (
-    "look for what has a finite value and no finite derivative: a square root or a norm at 0, a logarithm of 0 that a "
-    "mask hides"
-)
 
 
 def measure_gradient_samples(model: nn.Module | Subject, **given: Unpack[Given]) -> Evidence:
@@ -85,7 +80,7 @@ def _find(subject: Subject) -> Finding:
         return not_applicable("the loss's gradient to rho is NaN or infinite without any noise: see kl.loss")
     lost = [t for layer in layers for t in layer.tensors if not all(map(is_finite, as_it_is.gradients[_key(t)]))]
     if lost:
-        return endless(lost, len(as_it_is.gradients), of="mu or rho", remedy=_FINITE_DERIVATIVE)
+        return endless(lost, len(as_it_is.gradients), of="mu or rho", remedy=FINITE_DERIVATIVE)
     if not any(g is not None for pair in as_it_is.gradients.values() for g in pair):
         return not_applicable("no gradient of the loss reaches a mu or rho: see kl.loss")
     with _own_buffers(layers):

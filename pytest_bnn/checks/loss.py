@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from pytest_bnn.checks.claim import Check, Finding, accused, asserting
 from pytest_bnn.checks.kl import MEAN, NOT_FINITE, SUM, not_finite
-from pytest_bnn.checks.objective import endless, is_finite, loss_of
+from pytest_bnn.checks.objective import FINITE_DERIVATIVE, endless, is_finite, loss_of
 from pytest_bnn.errors import InputError
 from pytest_bnn.evidence import Evidence, Measurement, Threshold, Verdict
 from pytest_bnn.isolation import undisturbed
@@ -37,7 +37,8 @@ _PRIOR_SHIFT = 1e4
 
 _FINITE_KL = (
     "take get_kl_loss(model) or pytest_bnn.kl(model), finite wherever sigma is above 0: torch.distributions' "
-    "kl_divergence divides by the square of sigma, which overflows in float32 below 5e-20"
+    "kl_divergence divides by the square of sigma, which overflows in float32 below 5e-20; where no sigma is so small, "
+    f"{FINITE_DERIVATIVE}"
 )
 
 

@@ -15,6 +15,12 @@ from pytest_bnn.sampling import forward
 from pytest_bnn.subject import Subject
 from pytest_bnn.training import BATCH
 
+#: What to do about a loss that has a value and no gradient.
+FINITE_DERIVATIVE = (
+    "look for what has a finite value and no finite derivative: a square root or a norm at 0, a logarithm of 0 that a "
+    "mask hides"
+)
+
 
 def loss_of(subject: Subject) -> Tensor:
     """Evaluate the training loss on one batch, from the subject's seed.

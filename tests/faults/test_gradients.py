@@ -166,6 +166,7 @@ def test_a_data_term_without_a_finite_derivative_is_found(
     silent = measure_kl_loss(model, loss=loss(always=True), kl_weight=0.1, **given)
     assert silent.verdict is Verdict.FAIL
     assert "NaN or infinite" in silent.headline
+    assert "a square root" in silent.remedy
 
 
 def test_the_length_reported_is_that_against_a_gradient_by_hand() -> None:
