@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Unpack
 
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from pytest_bnn.checks.claim import Check, Finding, asserting, not_applicable
 from pytest_bnn.checks.noise.pairs import not_finite_in
+from pytest_bnn.checks.noise.silence import not_finite
 from pytest_bnn.evidence import Certainty, Evidence, Measurement, Threshold, Verdict
 from pytest_bnn.sampling import probabilities
 from pytest_bnn.statistics import (
@@ -97,8 +99,9 @@ class _Claim:
         return self.budget.split(2) if self.population else self.budget
 
     def needed(self, images: int) -> int:
-        """How many images have to agree."""
-        return int(-(-self.min_agreement * images // 1))
+        """How many images have to agree: the least number whose share of them is as large as required."""
+        count = math.ceil(self.min_agreement * images)  # the product is rounded: .07 of 100 is above 7
+        return count - 1 if (count - 1) / images >= self.min_agreement else count
 
     def passes(self, agree: int, images: int) -> bool:
         """Say whether the claim is certain when so many images agree."""
@@ -174,7 +177,7 @@ def _find(subject: Subject, claim: _Claim, max_passes: int) -> Finding:
             remedy="compare the model with the teacher that it was converted from",
         )
     if bad := not_finite_in(first):
-        return _not_finite(bad, len(first))
+        return not_finite(subject, len(first), bad)
     votes = _Votes(
         LeadingClassTest(expected.argmax(1), classes),
         claim,
@@ -187,17 +190,9 @@ def _find(subject: Subject, claim: _Claim, max_passes: int) -> Finding:
         stop = min(votes.passes + _BLOCK, max_passes)
         block = subject.bank.draw(votes.passes, stop, rows)
         if bad := not_finite_in(block):
-            return _not_finite(bad, stop)
+            return not_finite(subject, stop, bad)
         votes.take(block, rows)
     return _finding(votes, expected, teacher, first)
-
-
-def _not_finite(bad: int, passes: int) -> Finding:
-    return Finding(
-        verdict=Verdict.FAIL,
-        headline=f"outputs are NaN or infinite in {bad} of {passes} passes",
-        remedy="see noise.varies: it names the layer",
-    )
 
 
 def _finding(votes: _Votes, expected: Tensor, teacher: Tensor, first: Tensor) -> Finding:

@@ -174,6 +174,16 @@ def test_the_same_images_pass_as_a_set() -> None:
     assert measure_teacher_agreement(Certain(6), teacher=Certain(), images=torch.zeros(100, 2)).verdict is Verdict.FAIL
 
 
+@pytest.mark.parametrize(("agreeing", "verdict"), [(55, Verdict.PASS), (54, Verdict.FAIL)])
+def test_exactly_the_required_share_is_enough(agreeing: int, verdict: Verdict) -> None:
+    """The product .55 times 100 is above 55 in floating point."""
+    found = measure_teacher_agreement(
+        Certain(100 - agreeing), teacher=Certain(), images=torch.zeros(100, 2), min_agreement=0.55
+    )
+    assert found.verdict is verdict, found.explain()
+    assert found["needed"] == 55
+
+
 def test_the_whole_of_a_population_cannot_be_claimed() -> None:
     with pytest.raises(ValueError, match="below 1"):
         measure_teacher_agreement(Certain(), images=IMAGES, teacher=Certain(), min_agreement=1, population=True)
@@ -233,5 +243,6 @@ def test_nan_in_a_late_pass_is_found() -> None:
     assert varies.samples >= 60
     agreement = measure_teacher_agreement(Breaking(Tossing(), 60), teacher=Certain(), images=IMAGES, max_passes=1000)
     assert agreement.verdict is Verdict.FAIL, agreement.explain()
+    assert agreement.samples >= 60
     for found in (varies, agreement):
         assert found.headline.startswith("outputs are NaN or infinite in "), found.explain()
