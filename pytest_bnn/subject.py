@@ -41,7 +41,7 @@ class Subject:
         model: The Bayesian network. Judged in eval mode; it is never changed.
         teacher: The deterministic network that it was converted from.
         images: Inputs ``[N, ...]`` that both networks accept; they are moved to the model's device and dtype.
-        labels: Class indices ``[N]``, for the user's loss and the report.
+        labels: Class indices ``[N]``, for the user's loss and the report; or what else the loss takes, one an image.
         loss: The training loss, ``loss(model, (images, labels)) -> scalar tensor``.
         name: How the report calls it; the running test's name, or "model", when empty.
         stage: ``"converted"``, ``"finetuned"``, or ``"auto"``: see `stage_of`.
@@ -131,7 +131,7 @@ class Subject:
         """Give the teacher's output on all images, computed once, on the model's device.
 
         Raises:
-            InputError: The teacher does not accept the images.
+            InputError: The teacher does not accept the images, or says nothing finite about some.
         """
         if self._teacher_output is None:
             assert self.teacher is not None
@@ -140,6 +140,7 @@ class Subject:
                 output = PassBank(self.teacher, images, self.seed, sampler="own").first(1)[0]
             except ForwardError as error:
                 raise does_not_accept("teacher", self.teacher, images, error) from error
+            _require_finite(self.teacher, output)
             self._teacher_output = output.to(self.require_images().device)
         return self._teacher_output
 
@@ -193,10 +194,27 @@ def _require_usable(images: Tensor | None, labels: Tensor | None) -> None:
             f"{len(rows)} of {len(images)} images hold NaN or infinity, the first is number {rows[0]}",
             fix="remove them, or mend the transform that made them",
         )
-    if labels is not None and len(labels) != len(images):
-        raise InputError(
-            f"there are {len(images)} images and {len(labels)} labels", fix="give one label for each image"
-        )
+    if labels is not None and labels.shape[:1] != images.shape[:1]:
+        given = f"{len(labels)} labels" if labels.ndim else "labels without a dimension"
+        raise InputError(f"there are {len(images)} images and {given}", fix="give one label for each image")
+
+
+def _require_finite(teacher: nn.Module, output: Tensor) -> None:
+    """Refuse a teacher that no network could agree with."""
+    if bool(torch.isfinite(output).all()):
+        return
+    rows = (~torch.isfinite(output)).reshape(len(output), -1).any(1).nonzero().flatten().tolist()
+    # Infinity in a buffer may be a mask's.
+    sick = [name for name, value in teacher.named_parameters() if not bool(torch.isfinite(value).all())]
+    sick += [name for name, value in teacher.named_buffers() if bool(torch.isnan(value).any())]
+    raise InputError(
+        f"the outputs of the teacher {type(teacher).__name__} are NaN or infinite for {len(rows)} of {len(output)} "
+        f"images, number {rows[0]} first" + (f", and so is its {sick[0]}" if sick else ""),
+        fix="load its weights again; where the model shares memory with it, as after bayesian-torch's utils.MOPED(), "
+        "training the model changed it"
+        if sick
+        else "leave these images out, or look where its forward divides, takes a logarithm or overflows",
+    )
 
 
 def stage_of(model: nn.Module, teacher: nn.Module | None) -> Stage:

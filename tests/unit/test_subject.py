@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from pytest_bnn.checks import measure_teacher_agreement
 from pytest_bnn.conversion import convert
 from pytest_bnn.errors import InputError
 from pytest_bnn.posterior import bayesian_layers
@@ -161,6 +163,11 @@ def test_labels_are_one_an_image(labels: Tensor) -> None:
         Subject(network(), images=images(), labels=labels)
 
 
+def test_a_label_without_a_dimension_is_refused() -> None:
+    with pytest.raises(InputError, match="5 images and labels without a dimension"):
+        Subject(network(), images=images(), labels=torch.tensor(3))
+
+
 def test_labels_that_are_no_tensor_are_refused() -> None:
     """A list has a length too, but the loss and the report index it as a tensor; with or without images."""
     for given in (images(), None):
@@ -215,6 +222,36 @@ def test_images_that_the_network_does_not_take_are_told_with_shape_and_reason() 
         assert "mat1 and mat2" in message
         assert message.endswith("Give data that fits it: --data MODULE:FACTORY, or images= in Python.")
         assert isinstance(caught.value.__cause__, ForwardError)
+
+
+class Reciprocal(nn.Module):
+    """Infinite where a pixel is 0, and a mask of minus infinity that is no fault."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mask", torch.tensor([0.0, -math.inf]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(1).reciprocal()
+
+
+def test_a_teacher_that_says_nothing_finite_is_refused() -> None:
+    """A sound conversion would be accused of it otherwise."""
+    subject = Subject(nn.Identity(), teacher=Reciprocal(), images=torch.tensor([[1.0, 2.0], [3.0, 0.0], [0.0, 0.0]]))
+    with pytest.raises(InputError) as caught:
+        subject.try_images()
+    told = "the outputs of the teacher Reciprocal are NaN or infinite for 2 of 3 images, number 1 first. Leave these"
+    assert str(caught.value).startswith(told)
+
+
+@pytest.mark.parametrize("name", ["weight", "running_var"])
+def test_a_broken_tensor_of_the_teacher_is_named(name: str) -> None:
+    teacher = nn.Sequential(network(), nn.BatchNorm1d(3)).eval()
+    model = convert(teacher)
+    with torch.no_grad():
+        getattr(teacher[1], name)[1] = math.nan
+    with pytest.raises(InputError, match=rf"5 of 5 images, number 0 first, and so is its 1\.{name}\. Load its weights"):
+        measure_teacher_agreement(model, teacher=teacher, images=images())
 
 
 def test_the_error_is_worded_for_any_dtype() -> None:
