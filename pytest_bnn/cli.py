@@ -6,17 +6,19 @@ import argparse
 import json
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 from pytest_bnn.errors import InputError, PytestBnnError
-from pytest_bnn.options import OPTIONS, DrawnSeed, Settings, resolve, using
+from pytest_bnn.options import OPTIONS, DrawnSeed, Settings, positive, resolve, using, whole
 
 if TYPE_CHECKING:
     from pytest_bnn.audit import Progress, Thresholds
     from pytest_bnn.evidence import AuditRun
+
+T = TypeVar("T")
 
 PASSED, FAILED, BROKEN, NOTHING_APPLIES, USAGE = range(5)
 _INTERRUPTED = 130
@@ -64,7 +66,9 @@ def _parser() -> argparse.ArgumentParser:
     own.add_argument(
         "--data", metavar="MODULE:FACTORY", help="returns images, (images, labels), a Dataset or a DataLoader"
     )
-    own.add_argument("--images", metavar="N", type=_whole, help="use at most N of these images (default: 512)")
+    own.add_argument(
+        "--images", metavar="N", type=_reading(whole(1)), help="use at most N of these images (default: 512)"
+    )
     own.add_argument("--loss", metavar="MODULE:FUNCTION", help="the training loss, called as loss(model, batch)")
     own.add_argument("--stage", choices=("auto", "converted", "finetuned"),
                      help="what the model is; auto compares its mu with the teacher's weights")  # fmt: skip
@@ -74,9 +78,9 @@ def _parser() -> argparse.ArgumentParser:
                         help="layers that are deterministic on purpose, by path; may be repeated")  # fmt: skip
     weight = claims.add_mutually_exclusive_group()
     weight.add_argument(
-        "--kl-weight", metavar="W", type=_positive, help="weight that the KL term of the loss should have"
+        "--kl-weight", metavar="W", type=_reading(positive), help="weight that the KL term of the loss should have"
     )
-    weight.add_argument("--num-batches", metavar="M", type=_whole, help="expect the KL weight 1/M")
+    weight.add_argument("--num-batches", metavar="M", type=_reading(whole(1)), help="expect the KL weight 1/M")
     settings = audit.add_argument_group("settings", "also from the environment, as PYTEST_BNN_SEED and so on")
     for option in OPTIONS:
         text = f"{option.help} (default: {option.default})".replace("%", "%%")
@@ -301,15 +305,13 @@ def _allowed(texts: list[str]) -> dict[str, str]:
     return allowed
 
 
-def _whole(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number from 1")
-    return value
+def _reading(read: Callable[[str], T]) -> Callable[[str], T]:
+    """Let argparse say what a text should have been."""
 
+    def of_argument(text: str) -> T:
+        try:
+            return read(text)
+        except (ValueError, OverflowError):
+            raise argparse.ArgumentTypeError(f"{text!r} is not {read.__doc__}") from None
 
-def _positive(text: str) -> float:
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not a number above 0")
-    return value
+    return of_argument

@@ -99,12 +99,11 @@ def _predictions(subject: Subject) -> list[Prediction]:
         entropy = float(entropies[index])
         expected_entropy = float(torch.special.entr(passes).sum(1).mean())
         low, high = torch.quantile(passes, torch.tensor([0.05, 0.95], dtype=torch.float64), dim=0)
-        label = None if subject.labels is None else _label(subject, int(subject.labels[index]))
         rows.append(
             Prediction(
                 index=index,
                 image=_thumbnail(subject.images[index]),
-                label=label,
+                label=_true_class(subject, index),
                 passes=len(passes),
                 entropy=entropy,
                 mutual_information=max(0.0, entropy - expected_entropy),
@@ -136,6 +135,14 @@ def _teacher_shares(subject: Subject, shape: torch.Size) -> Tensor | None:
         return None
     output = subject.teacher_output().detach().cpu()
     return probabilities(output).double() if output.shape == shape else None
+
+
+def _true_class(subject: Subject, index: int) -> str | None:
+    """Name an image's class, where the labels are class indices and not soft labels, or targets of a regression."""
+    labels = subject.labels
+    if labels is None or labels.numel() != len(labels) or labels.is_complex():
+        return None
+    return _label(subject, int(labels[index])) if bool((labels.double() % 1 == 0).all()) else None
 
 
 def _label(subject: Subject, index: int) -> str:

@@ -47,7 +47,7 @@ def load(name: str, option: str) -> Any:
                 fix="run from the folder that holds it, or install it",
             ) from error
         raise _raised(f"{option}: importing {module_name!r}", error) from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise _raised(f"{option}: importing {module_name!r}", error) from error
     try:
         found: Any = module
@@ -103,7 +103,7 @@ def load_loss(name: str, option: str) -> Loss:
 
 
 def batch_of(data: Any, source: str = "data", limit: int = MAX_IMAGES) -> tuple[Tensor, Tensor | None]:
-    """Give images ``[N, ...]`` and labels ``[N]`` or None from what users hold.
+    """Give images ``[N, ...]`` and labels ``[N, ...]`` or None from what users hold.
 
     Args:
         data: A tensor of images, ``(images, labels)``, a Dataset of ``(image, label)`` or images, or a DataLoader
@@ -115,10 +115,13 @@ def batch_of(data: Any, source: str = "data", limit: int = MAX_IMAGES) -> tuple[
         InputError: It is none of these, or is empty; NaN is found by `Subject`.
     """
     if isinstance(data, Tensor):
-        return data[:limit], None
+        return _first(data, limit), None
     if isinstance(data, tuple | list) and data and isinstance(data[0], Tensor) and len(data) <= 2:
-        labels = data[1] if len(data) == 2 else None
-        return data[0][:limit], None if labels is None else torch.as_tensor(labels)[:limit]
+        try:
+            labels = None if len(data) == 1 or data[1] is None else _labels(data[1])
+        except TypeError as error:
+            raise InputError(f"{source}: {error}", fix="give one label for each image, as a tensor") from error
+        return _first(data[0], limit), None if labels is None else _first(labels, limit)
     with preserved_random_state():
         try:
             batches = list(_batches(data, limit))
@@ -138,7 +141,29 @@ def batch_of(data: Any, source: str = "data", limit: int = MAX_IMAGES) -> tuple[
     images = torch.cat([images for images, _ in batches])[:limit]
     if any(labels is None for _, labels in batches):
         return images, None
-    return images, torch.cat([cast(Tensor, labels) for _, labels in batches])[:limit]
+    targets = [cast(Tensor, labels) for _, labels in batches]
+    shapes = {tuple(labels.shape[1:]) for labels in targets}
+    if len(shapes) > 1:
+        raise InputError(
+            f"{source} gave {_kind(data)} with labels of different shapes: "
+            f"{' and '.join(map(str, sorted(shapes)[:3]))}",
+            fix="give every image a label of one shape, or none",
+        )
+    return images, torch.cat(targets)[:limit]
+
+
+def _first(tensor: Tensor, limit: int) -> Tensor:
+    return tensor[:limit] if tensor.ndim else tensor  # one of no dimension is refused by `Subject`
+
+
+def _labels(labels: Any) -> Tensor:
+    try:
+        return torch.as_tensor(labels)
+    except (TypeError, ValueError, RuntimeError) as error:
+        of = next(iter(labels), None) if isinstance(labels, tuple | list) else None
+        raise TypeError(
+            f"{_kind(labels)}{f' of {type(of).__name__}' if of is not None else ''} given as labels is no tensor"
+        ) from error
 
 
 def _is_data(value: Any) -> bool:
@@ -161,7 +186,7 @@ def _batches(data: Any, limit: int) -> Iterator[tuple[Tensor, Tensor | None]]:
     items = (data[i] for i in range(min(limit, length))) if length is not None else islice(iter(cast(Any, data)), limit)
     for item in items:
         image, label = _pair(item)
-        yield image[None], None if label is None else label.reshape(1)
+        yield image[None], None if label is None else label.reshape(1) if label.numel() == 1 else label[None]
 
 
 def _pair(item: Any) -> tuple[Tensor, Tensor | None]:
@@ -170,7 +195,7 @@ def _pair(item: Any) -> tuple[Tensor, Tensor | None]:
         image = image[0]
     if not isinstance(image, Tensor):
         raise TypeError(f"an image is {_kind(image)}; add a transform that makes tensors")
-    return image, None if label is None else torch.as_tensor(label)
+    return image, None if label is None else _labels(label)
 
 
 def _call(factory: Any, name: str, option: str) -> Any:
@@ -178,13 +203,15 @@ def _call(factory: Any, name: str, option: str) -> Any:
         raise InputError(f"{option}: {name} is {_kind(factory)}", fix="name a function without arguments")
     try:
         return factory()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise _raised(f"{option}: {name}()", error) from error
 
 
-def _raised(what: str, error: Exception) -> InputError:
+def _raised(what: str, error: BaseException) -> InputError:
     message = f"{what} raised {type(error).__name__}: {(str(error).strip().splitlines() or [''])[0].rstrip('.')}"
-    if any(word in str(error).lower() for word in ("cuda", "nvidia", "mps")):
+    if isinstance(error, SystemExit):
+        fix = "put what runs as a script under if __name__ == '__main__'"
+    elif any(word in str(error).lower() for word in ("cuda", "nvidia", "mps")):
         fix = "there is no such accelerator here: build the network on the CPU and load weights with map_location='cpu'"
     else:
         fix = "make it work in Python first; -v shows the traceback"

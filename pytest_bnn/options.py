@@ -48,7 +48,9 @@ class Option:
         return f"PYTEST_BNN_{self.key.upper()}"
 
 
-def _whole(least: int) -> Callable[[str], int]:
+def whole(least: int) -> Callable[[str], int]:
+    """Give what reads whole numbers from ``least`` on; ValueError where a text is none."""
+
     def read(text: str) -> int:
         value = int(text)
         if value < least:
@@ -75,7 +77,7 @@ def _error_rate(text: str) -> float:
     return value
 
 
-def _positive(text: str) -> float:
+def positive(text: str) -> float:
     """a number above 0"""  # noqa: D403
     value = float(text)
     if not (math.isfinite(value) and value > 0):
@@ -99,7 +101,7 @@ class DrawnSeed(int):
 
 def _seed(text: str) -> int:
     """a whole number from 0, or random"""  # noqa: D403
-    return DrawnSeed(secrets.randbelow(2**31)) if text == "random" else _whole(0)(text)
+    return DrawnSeed(secrets.randbelow(2**31)) if text == "random" else whole(0)(text)
 
 
 def _band(text: str) -> str:
@@ -136,14 +138,14 @@ OPTIONS = (
     Option(
         name="delta",
         default=0.1,
-        read=_positive,
+        read=positive,
         metavar="DELTA",
         help="MOPED delta of that conversion: sigma starts at DELTA * abs(weight)",
     ),
     Option(
         name="samples",
         default=128,
-        read=_whole(2),
+        read=whole(2),
         metavar="N",
         help="the most Monte-Carlo passes that a check may draw",
     ),
@@ -201,7 +203,7 @@ OPTIONS = (
     Option(
         name="threads",
         default=0,
-        read=_whole(0),
+        read=whole(0),
         metavar="N",
         help="threads that an audit computes with; 0 takes the process's share of the cores, which pytest-xdist's "
         "workers split between them",

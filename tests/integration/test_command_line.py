@@ -62,6 +62,13 @@ def not_numbers():
     return images, labels
 
 
+def diverged():
+    net = teacher()
+    with torch.no_grad():
+        next(net.parameters()).fill_(float("nan"))
+    return net
+
+
 def grey():
     return torch.zeros(4, 1, 8, 8)
 
@@ -377,6 +384,10 @@ MISTAKES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "no images": ((*DATA, "own_net:held_out", "--images", "0"), ("argument --images", "from 1")),
     "loss raises": ((*LOSS, "own_net:raising_loss"), ("raising_loss", "ValueError: the loss's own trouble")),
     "loss returns a vector": ((*LOSS, "own_net:vector_loss"), ("a tensor of shape [12]", "one scalar tensor")),
+    "teacher is NaN": (
+        (*OWN[:3], "--teacher", "own_net:diverged", "--data", "own_net:held_out"),
+        ("the outputs of the teacher", "NaN or infinite for 12 of 12 images", "so is its", "Load its weights again"),
+    ),
     "loss returns a number": ((*LOSS, "own_net:number_loss"), ("returned float", "one scalar tensor")),
     "loss calls backward": ((*LOSS, "own_net:backward_loss"), ("without calling backward()",)),
     "loss is missing": ((*LOSS, "own_net:los"), ("has no 'los'", "loss")),
@@ -388,8 +399,8 @@ MISTAKES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "both weights": ((*OWN, "--kl-weight", "0.1", "--num-batches", "10"), ("--num-batches", "not allowed with")),
     "weight 0": ((*OWN, "--kl-weight", "0"), ("argument --kl-weight", "above 0")),
     "weight NaN": ((*OWN, "--kl-weight", "nan"), ("argument --kl-weight",)),
-    "weight of words": ((*OWN, "--kl-weight", "small"), ("argument --kl-weight", "small")),
-    "batches 1.5": ((*OWN, "--num-batches", "1.5"), ("argument --num-batches", "1.5")),
+    "weight of words": ((*OWN, "--kl-weight", "small"), ("argument --kl-weight: 'small' is not a number above 0",)),
+    "batches 1.5": ((*OWN, "--num-batches", "1.5"), ("argument --num-batches: '1.5' is not a whole number from 1",)),
     "teacher alone": (("audit", "--teacher", "own_net:teacher"), ("--teacher without --model",)),
     "data alone": (("audit", "--data", "own_net:held_out"), ("--data without --model",)),
     "weights are missing": (("audit", "--weights", "nowhere.pt"), ("no weights 'nowhere.pt'",)),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import copy
 import io
+import math
 
 import numpy
 import pytest
@@ -140,6 +141,26 @@ def test_classes_without_names_have_their_number() -> None:
     labels = {shown.index: shown.label for shown in describe(subject).predictions}
     assert labels == {0: "only one", 1: "class 1", 2: "class 99", 3: "class 3"}
     assert all(share.teacher is None for shown in describe(subject).predictions for share in shown.classes)
+
+
+@pytest.mark.parametrize(
+    ("labels", "shown"),
+    [
+        (torch.tensor([0, 1, 7, 3]), "class 7"),
+        (torch.tensor([[0], [1], [7], [3]]), "class 7"),
+        (torch.tensor([0.0, 1.0, 7.0, 3.0]), "class 7"),
+        (torch.tensor([0.25, 1.0, 7.0, 3.0]), None),
+        (torch.tensor([math.nan, 1.0, 7.0, 3.0]), None),
+        (torch.tensor([math.inf, 1.0, 7.0, 3.0]), None),
+        (torch.eye(8)[:4], None),
+    ],
+    ids=["indices", "a column of indices", "whole floats", "a regression's", "NaN", "infinite", "soft"],
+)
+def test_labels_are_shown_where_they_are_class_indices(labels: Tensor, shown: str | None) -> None:
+    """Others are the loss's alone: a report neither breaks at them nor makes classes of them."""
+    subject = Subject(convert(network()), images=pictures(4, 3, 9, 9), labels=labels)
+    subject.bank.first(2)
+    assert {found.index: found.label for found in describe(subject).predictions}[2] == shown
 
 
 @pytest.mark.parametrize("channels", [1, 3])

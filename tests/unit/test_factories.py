@@ -20,6 +20,7 @@ from pytest_bnn.errors import InputError
 
 IMAGES = torch.arange(10 * 3 * 2 * 2, dtype=torch.float32).reshape(10, 3, 2, 2)
 LABELS = torch.arange(10) % 4
+SOFT = torch.softmax(torch.arange(len(LABELS) * 4.0).reshape(-1, 4) % 7, 1)
 
 
 class Pairs(Dataset[tuple[Tensor, int]]):
@@ -134,6 +135,27 @@ def test_random_states_are_left_alone() -> None:
     assert before[1:] == after[1:]
 
 
+class Soft(Dataset[Any]):
+    """Labels that are distributions."""
+
+    def __len__(self) -> int:
+        return len(IMAGES)
+
+    def __getitem__(self, index: int) -> Any:
+        return IMAGES[index], SOFT[index]
+
+
+@pytest.mark.parametrize(
+    "data", [(IMAGES, SOFT), Soft(), DataLoader(Soft(), batch_size=3)], ids=["tuple", "set", "loader"]
+)
+def test_soft_labels(data: Any) -> None:
+    """A row for each image, whatever holds them."""
+    images, labels = factories.batch_of(data, limit=5)
+    assert labels is not None
+    assert torch.equal(images, IMAGES[:5])
+    assert torch.equal(labels, SOFT[:5])
+
+
 class Pictures(Dataset[Any]):
     """torchvision's data sets without a transform: Pillow images."""
 
@@ -142,6 +164,26 @@ class Pictures(Dataset[Any]):
 
     def __getitem__(self, index: int) -> Any:
         return Image.new("RGB", (4, 4)), 1
+
+
+class Named(Dataset[Any]):
+    """Labels that are words."""
+
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, index: int) -> Any:
+        return IMAGES[index], "cat"
+
+
+class Boxed(Dataset[Any]):
+    """As many boxes as there are objects in an image."""
+
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, index: int) -> Any:
+        return IMAGES[index], torch.zeros(2 + index, 4)
 
 
 class Ragged(Dataset[Tensor]):
@@ -166,6 +208,9 @@ class Ragged(Dataset[Tensor]):
         (TensorDataset(IMAGES[:0]), ("is empty", "at least one image")),
         (DataLoader(TensorDataset(IMAGES[:0])), ("is empty",)),
         (Ragged(), ("size", "(3, 2, 2)", "(3, 3, 2)")),
+        (Boxed(), ("labels of different shapes", "(2, 4) and (3, 4)")),
+        (Named(), ("a str given as labels is no tensor",)),
+        ((IMAGES, ["cat"] * len(IMAGES)), ("a list of str given as labels is no tensor", "one label for each image")),
     ],
 )
 def test_what_is_no_data(data: Any, words: tuple[str, ...]) -> None:
@@ -187,6 +232,7 @@ def make_network(): return nn.Linear(3, 3)
 class Zoo:
     @staticmethod
     def small(): return nn.Linear(4, 4)
+def ends(): raise SystemExit(3)
 def broken(): raise ZeroDivisionError("no.\\nsecond line")
 pixels = torch.zeros(700, 3)
 def dataset(): return torch.utils.data.TensorDataset(pixels)
@@ -217,6 +263,16 @@ def test_loss_by_name(module: str) -> None:
     assert callable(factories.load_loss(f"{module}:make_network", "--loss"))
     with pytest.raises(InputError, match="--loss: factories_of_a_user:pixels is a Tensor"):
         factories.load_loss(f"{module}:pixels", "--loss")
+
+
+def test_what_ends_the_program_is_told(module: str, tmp_path: Path) -> None:
+    """A training script without a guard must not end the audit without a word."""
+    (tmp_path / "script_of_a_user.py").write_text("import sys\nsys.exit('usage: script epochs')\n", encoding="utf-8")
+    guard = r"Put what runs as a script under if __name__ == '__main__'\."
+    with pytest.raises(InputError, match=rf"importing 'script_of_a_user' raised SystemExit: usage: .* {guard}"):
+        factories.load_model("script_of_a_user:network", "--model")
+    with pytest.raises(InputError, match=rf"factories_of_a_user:ends\(\) raised SystemExit: 3\. {guard}"):
+        factories.load_data(f"{module}:ends", "--data")
 
 
 def test_only_the_first_line_of_what_a_factory_raises(module: str) -> None:
