@@ -51,11 +51,17 @@ def forward(model: nn.Module, images: Tensor) -> Tensor:
     """Run the model once on a batch, without gradients.
 
     Raises:
-        ForwardError: The model raised, or returned something that is no tensor.
+        ForwardError: The model raised, or returned something that is no tensor with a row for each input.
     """
     try:
         with torch.no_grad():
-            return output_tensor(model(images))
+            output = output_tensor(model(images))
+        if output.shape[:1] != images.shape[:1] or not output.numel():
+            raise TypeError(
+                f"the model returned a tensor of shape {list(output.shape)} for {len(images)} inputs, and not a row of "
+                "numbers for each"
+            )
+        return output
     except Exception as error:
         raise ForwardError(error, raised_in(model, error)) from error
 
@@ -138,7 +144,8 @@ def _kept_noise(layers: Sequence[BayesianLayer]) -> Iterator[None]:
 
 def _is_known(module: nn.Module) -> bool:
     kind = type(module)
-    origins = {str(where.__module__).partition(".")[0] for where in (kind, kind.forward)}  # generated code has none
+    # Generated code comes from no module, and what torch.jit made has no forward of its own.
+    origins = {str(getattr(w, "__module__", "")).partition(".")[0] for w in (kind, getattr(kind, "forward", None))}
     hooks = module._forward_hooks or module._forward_pre_hooks
     return origins <= _KNOWN and not hooks and "forward" not in vars(module)
 
@@ -202,7 +209,7 @@ class PassBank:
             noisy: Paths of the layers whose noise is on, the others at their mean; all when None.
 
         Raises:
-            ForwardError: The model raised, or returned something that is no tensor.
+            ForwardError: The model raised, or returned something that is no tensor with a row for each image.
             InputError: The sampler is ``"engine"``, and the engine cannot be used.
         """
         self.asked += 1

@@ -50,7 +50,7 @@ class Subject:
 
     Raises:
         TypeError: An argument is of the wrong type.
-        InputError: The images or labels cannot be used.
+        InputError: The images, the labels or the parameters of a network cannot be used.
     """
 
     def __init__(
@@ -69,6 +69,7 @@ class Subject:
         for role, value in (("model", model), ("teacher", teacher)):
             if not isinstance(value, nn.Module) and not (value is None and role == "teacher"):
                 raise TypeError(f"{role} must be a torch.nn.Module, not {type(value).__name__}")
+            _require_weights(role, value)
         if loss is not None and not callable(loss):
             raise TypeError(f"loss must be a function loss(model, batch), not {type(loss).__name__}")
         if stage not in ("auto", "converted", "finetuned"):
@@ -197,6 +198,20 @@ def _require_usable(images: Tensor | None, labels: Tensor | None) -> None:
     if labels is not None and labels.shape[:1] != images.shape[:1]:
         given = f"{len(labels)} labels" if labels.ndim else "labels without a dimension"
         raise InputError(f"there are {len(images)} images and {given}", fix="give one label for each image")
+
+
+def _require_weights(role: str, network: nn.Module | None) -> None:
+    """Refuse parameters that hold no numbers, or that no gradient can reach."""
+    for name, parameter in () if network is None else network.named_parameters():
+        if parameter.is_meta:
+            raise InputError(
+                f"the {role}'s {name} is on the meta device, without numbers", fix="load its weights before the audit"
+            )
+        if parameter.is_inference():
+            raise InputError(
+                f"the {role}'s {name} was made in inference mode: no gradient can reach it",
+                fix="build, convert or load the network outside of torch.inference_mode()",
+            )
 
 
 def _require_finite(teacher: nn.Module, output: Tensor) -> None:

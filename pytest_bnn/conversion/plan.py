@@ -158,6 +158,9 @@ def _numeric_obstacles(layer: LayerPlan, conversion: Conversion) -> Iterator[str
     for role, tensor in (("weight", layer.weight), ("bias", layer.bias)):
         if tensor is None:
             continue
+        if tensor.is_meta:
+            yield "is on the meta device, without numbers: load its weights first"
+            return
         if not tensor.is_floating_point():
             yield f"holds {tensor.dtype} in its {role}: a posterior needs real numbers"
             return

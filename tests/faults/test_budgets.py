@@ -16,6 +16,7 @@ from pytest_bnn.checks import (
     measure_noise_varies,
     measure_teacher_agreement,
 )
+from pytest_bnn.checks.noise import varies
 from pytest_bnn.conversion import convert
 from pytest_bnn.evidence import Certainty, Evidence, Verdict
 from pytest_bnn.statistics import Budget, trials_for_share, trials_needed
@@ -214,6 +215,42 @@ def test_a_budget_of_ones_own() -> None:
     found = measure_noise_posterior(model, images=IMAGES, budget=Budget(alpha=1e-3, beta=1e-2))
     assert found.threshold is not None
     assert found.threshold.allowed == 1e-3
+
+
+class Regression(nn.Module):
+    """One number an image, without a dimension of its own, as regressions often give it."""
+
+    def __init__(self, body: nn.Module) -> None:
+        super().__init__()
+        self.body = body
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.body(x)
+        return out.squeeze(-1)
+
+
+def test_a_single_number_for_each_image_is_judged() -> None:
+    """Whether it has a dimension of its own or not; the agreement of classes is no claim about it."""
+    torch.manual_seed(0)
+    body = nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 1)).eval()
+    model = convert(body)
+    with_one = audit_model(model, teacher=body, data=IMAGES)
+    without = audit_model(Regression(model).eval(), teacher=Regression(body).eval(), data=IMAGES)
+    assert with_one.verdict is Verdict.PASS, with_one.checks
+    for check in without.checks:
+        assert check.verdict is with_one[check.id].verdict, check.explain()
+    assert without["teacher.agreement"].verdict is Verdict.NOT_APPLICABLE
+    assert without["noise.varies"]["median spread"] == pytest.approx(with_one["noise.varies"]["median spread"])
+
+
+def test_spread_that_is_no_number_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is neither above nor below any floor, and the passes have an end."""
+    monkeypatch.setattr(
+        varies, "spreads", lambda outputs, _: torch.full((len(outputs) // 2, outputs.shape[1]), math.nan)
+    )
+    found = measure_noise_varies(Noisy(0.1), images=IMAGES, max_passes=64)
+    assert found.verdict is Verdict.INCONCLUSIVE
+    assert found.samples == 64
 
 
 class Breaking(nn.Module):

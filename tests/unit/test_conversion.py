@@ -367,6 +367,7 @@ def masked() -> nn.Module:
 
 OBSTACLES: dict[str, tuple[Callable[[], nn.Module], list[str]]] = {
     "A7 overflow": (lambda: filled(1000.0), ["0 (Linear)", "1e+03", "moped_delta"]),
+    "meta": (lambda: nn.Linear(2, 2, device="meta"), ["on the meta device", "load its weights first"]),
     "A8 half": (lambda: nn.Sequential(nn.Linear(2, 2)).half(), ["0 (Linear)", "float16"]),
     "A13 nothing": (lambda: nn.Sequential(nn.ReLU()), ["no Linear or convolution"]),
     "A15 LoRA": (lora, ["0 (Linear)", "lora"]),

@@ -252,6 +252,23 @@ def test_an_output_that_is_no_tensor_is_a_forward_error() -> None:
         forward(Words(), images())
 
 
+@pytest.mark.parametrize(
+    ("change", "shape"),
+    [(Tensor.mean, []), (lambda x: x.mean(0), [4]), (lambda x: x[:, :0], [7, 0]), (lambda x: x[:3], [3, 4])],
+    ids=["a number", "the images' mean", "no classes", "too few rows"],
+)
+def test_an_output_without_a_row_for_each_image_is_a_forward_error(change: Any, shape: list[int]) -> None:
+    """Nothing could be said about an image."""
+
+    class Changed(nn.Module):
+        def forward(self, x: Tensor) -> Any:
+            return change(x.flatten(1)[:, :4])
+
+    with pytest.raises(ForwardError) as caught:
+        forward(Changed(), images())
+    assert f"returned a tensor of shape {shape} for 7 inputs, and not a row of numbers for each" in str(caught.value)
+
+
 def test_ctrl_c_is_not_swallowed() -> None:
     """Only errors of the model are findings."""
 
@@ -303,7 +320,10 @@ class Writing(nn.Module):
         return x
 
 
-@pytest.mark.parametrize("change", ["none", "hook", "forward", "module", "traced", "noise in the prior's memory"])
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*is deprecated")
+@pytest.mark.parametrize(
+    "change", ["none", "hook", "forward", "module", "traced", "scripted", "noise in the prior's memory"]
+)
 def test_only_modules_that_are_known_are_trusted_not_to_write(change: str) -> None:
     model: Any = converted()
     if change == "hook":
@@ -314,6 +334,8 @@ def test_only_modules_that_are_known_are_trusted_not_to_write(change: str) -> No
         model.append(Writing())
     if change == "traced":
         model = torch.fx.symbolic_trace(nn.Sequential(nn.Linear(18, 4)))
+    if change == "scripted":
+        model = torch.jit.trace(nn.Linear(18, 4), torch.zeros(1, 18))
     if change == "noise in the prior's memory":
         model[0].eps_kernel = model[0].prior_weight_mu
     trusted = {id(tensor) for tensor in unwritten(model)}

@@ -224,6 +224,17 @@ def test_images_that_the_network_does_not_take_are_told_with_shape_and_reason() 
         assert isinstance(caught.value.__cause__, ForwardError)
 
 
+@pytest.mark.parametrize("role", ["model", "teacher"])
+def test_parameters_without_numbers_or_gradients_are_refused(role: str) -> None:
+    """Each check would break at them in its own way."""
+    with torch.inference_mode():
+        inference = network()
+    for broken, words in ((network().to("meta"), "on the meta device"), (inference, "made in inference mode")):
+        given: dict[str, Any] = {"model": network(), "teacher": network(), role: broken}
+        with pytest.raises(InputError, match=rf"the {role}'s 0\.weight (is|was) {words}"):
+            Subject(**given, images=images())
+
+
 class Reciprocal(nn.Module):
     """Infinite where a pixel is 0, and a mask of minus infinity that is no fault."""
 

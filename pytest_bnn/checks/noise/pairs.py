@@ -33,7 +33,7 @@ def spreads(outputs: Tensor, scale: float) -> Tensor:
     estimates their standard deviation. A last pass without a partner is left out.
     """
     pairs = len(outputs) // 2
-    used = outputs[: 2 * pairs].double().flatten(2)
+    used = outputs[: 2 * pairs].double().reshape(2 * pairs, outputs.shape[1], -1)
     gaps = used[0::2] - used[1::2]
     return gaps.square().mean(2).div(2).sqrt() / scale
 

@@ -75,7 +75,7 @@ def _varies(subject: Subject, budget: Budget, max_passes: int, min_spread: float
     low, high = median_bounds(found, budget.beta)[0], median_bounds(found, per_image)[1]
     while not bool((high <= floor).any()) and not bool((low > floor).all()):
         # A model that is silent is so for every image: a few decide.
-        rows = (low <= floor).nonzero().flatten()
+        rows = (~(low > floor)).nonzero().flatten()
         rows = rows[found[:, rows].median(0).values.argsort()[:_SUSPECTS]]
         few, passes = found[:, rows], len(outputs)
         while passes + 2 <= max_passes and not bool((high <= floor).any()) and not bool((low[rows] > floor).all()):
