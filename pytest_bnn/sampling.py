@@ -51,15 +51,16 @@ def forward(model: nn.Module, images: Tensor) -> Tensor:
     """Run the model once on a batch, without gradients.
 
     Raises:
-        ForwardError: The model raised, or returned something that is no tensor with a row for each input.
+        ForwardError: The model raised, or returned something that is no tensor with a row of numbers for each input.
     """
     try:
         with torch.no_grad():
             output = output_tensor(model(images))
-        if output.shape[:1] != images.shape[:1] or not output.numel():
+        if output.shape[:1] != images.shape[:1] or not output.numel() or output.is_complex():
+            kind = "complex tensor" if output.is_complex() else "tensor"
             raise TypeError(
-                f"the model returned a tensor of shape {list(output.shape)} for {len(images)} inputs, and not a row of "
-                "numbers for each"
+                f"the model returned a {kind} of shape {list(output.shape)} for {len(images)} inputs, and not a row of "
+                "real numbers for each"
             )
         return output
     except Exception as error:

@@ -284,6 +284,18 @@ def _finding(subject: Subject, rows: list[_Row], layers: dict[str, BayesianLayer
             )
             for row in sorted(rows, key=lambda row: (not row.problem, -row.weights if row.problem else 0))
         ),
-        remedy="" if ok else REMEDY,
+        remedy="" if ok else _wrapped(subject, layers) or REMEDY,
         notes=tuple(notes),
     )
+
+
+def _wrapped(subject: Subject, layers: dict[str, BayesianLayer]) -> str:
+    """Say what to audit where the model holds the conversion in one child, as DataParallel and torch.compile do."""
+    children = [name for name, _ in subject.model.named_children()]
+    if subject.teacher is None or len(children) != 1:
+        return ""
+    wanted = [path for path, module in subject.teacher.named_modules() if is_convolution_or_linear(module)]
+    if not wanted or any(f"{children[0]}.{path}" not in layers for path in wanted):
+        return ""
+    kind = type(subject.model).__name__
+    return f"audit model.{children[0]}, the network that {kind} holds: its layers have the teacher's paths"

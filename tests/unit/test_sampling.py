@@ -253,11 +253,17 @@ def test_an_output_that_is_no_tensor_is_a_forward_error() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "shape"),
-    [(Tensor.mean, []), (lambda x: x.mean(0), [4]), (lambda x: x[:, :0], [7, 0]), (lambda x: x[:3], [3, 4])],
-    ids=["a number", "the images' mean", "no classes", "too few rows"],
+    ("change", "told"),
+    [
+        (Tensor.mean, "tensor of shape []"),
+        (lambda x: x.mean(0), "tensor of shape [4]"),
+        (lambda x: x[:, :0], "tensor of shape [7, 0]"),
+        (lambda x: x[:3], "tensor of shape [3, 4]"),
+        (lambda x: x + 0j, "complex tensor of shape [7, 4]"),
+    ],
+    ids=["a number", "the images' mean", "no classes", "too few rows", "complex"],
 )
-def test_an_output_without_a_row_for_each_image_is_a_forward_error(change: Any, shape: list[int]) -> None:
+def test_an_output_without_a_row_for_each_image_is_a_forward_error(change: Any, told: str) -> None:
     """Nothing could be said about an image."""
 
     class Changed(nn.Module):
@@ -266,7 +272,7 @@ def test_an_output_without_a_row_for_each_image_is_a_forward_error(change: Any, 
 
     with pytest.raises(ForwardError) as caught:
         forward(Changed(), images())
-    assert f"returned a tensor of shape {shape} for 7 inputs, and not a row of numbers for each" in str(caught.value)
+    assert f"returned a {told} for 7 inputs, and not a row of real numbers for each" in str(caught.value)
 
 
 def test_ctrl_c_is_not_swallowed() -> None:
