@@ -51,12 +51,13 @@ def forward(model: nn.Module, images: Tensor) -> Tensor:
     """Run the model once on a batch, without gradients.
 
     Raises:
-        ForwardError: The model raised, or returned something that is no tensor with a row of numbers for each input.
+        ForwardError: The model raised, or returned something that is no tensor of rows of numbers.
     """
     try:
         with torch.no_grad():
             output = output_tensor(model(images))
-        if output.shape[:1] != images.shape[:1] or not output.numel() or output.is_complex():
+        rows = output.ndim > 1 or output.shape == images.shape[:1]
+        if not rows or not output.numel() or output.is_complex():
             kind = "complex tensor" if output.is_complex() else "tensor"
             raise TypeError(
                 f"the model returned a {kind} of shape {list(output.shape)} for {len(images)} inputs, and not a row of "
@@ -210,7 +211,7 @@ class PassBank:
             noisy: Paths of the layers whose noise is on, the others at their mean; all when None.
 
         Raises:
-            ForwardError: The model raised, or returned something that is no tensor with a row for each image.
+            ForwardError: The model raised, or returned something that is no tensor of rows of numbers.
             InputError: The sampler is ``"engine"``, and the engine cannot be used.
         """
         self.asked += 1

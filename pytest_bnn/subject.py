@@ -7,6 +7,7 @@ from typing import Literal, TypeAlias, TypedDict
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from pytest_bnn.errors import InputError
 from pytest_bnn.evidence import Stage
@@ -202,7 +203,8 @@ def _require_usable(images: Tensor | None, labels: Tensor | None) -> None:
 
 def _require_weights(role: str, network: nn.Module | None) -> None:
     """Refuse parameters that hold no numbers, or that no gradient can reach."""
-    for name, parameter in () if network is None else network.named_parameters():
+    parameters = () if network is None else network.named_parameters()
+    for name, parameter in ((name, parameter) for name, parameter in parameters if not is_lazy(parameter)):
         if parameter.is_meta:
             raise InputError(
                 f"the {role}'s {name} is on the meta device, without numbers", fix="load its weights before the audit"

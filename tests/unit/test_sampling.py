@@ -258,12 +258,11 @@ def test_an_output_that_is_no_tensor_is_a_forward_error() -> None:
         (Tensor.mean, "tensor of shape []"),
         (lambda x: x.mean(0), "tensor of shape [4]"),
         (lambda x: x[:, :0], "tensor of shape [7, 0]"),
-        (lambda x: x[:3], "tensor of shape [3, 4]"),
         (lambda x: x + 0j, "complex tensor of shape [7, 4]"),
     ],
-    ids=["a number", "the images' mean", "no classes", "too few rows", "complex"],
+    ids=["a number", "the images' mean", "no classes", "complex"],
 )
-def test_an_output_without_a_row_for_each_image_is_a_forward_error(change: Any, told: str) -> None:
+def test_an_output_without_rows_of_numbers_is_a_forward_error(change: Any, told: str) -> None:
     """Nothing could be said about an image."""
 
     class Changed(nn.Module):

@@ -235,6 +235,11 @@ def test_parameters_without_numbers_or_gradients_are_refused(role: str) -> None:
             Subject(**given, images=images())
 
 
+def test_parameters_that_wait_for_their_first_input_are_no_obstacle() -> None:
+    """`layers.replaced` has its own words for them."""
+    Subject(nn.Sequential(nn.LazyLinear(2)), teacher=nn.Sequential(nn.LazyLinear(2)), images=images())
+
+
 class Reciprocal(nn.Module):
     """Infinite where a pixel is 0, and a mask of minus infinity that is no fault."""
 
