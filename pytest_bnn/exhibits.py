@@ -91,6 +91,7 @@ def _predictions(subject: Subject) -> list[Prediction]:
         return []
     shares = probabilities(shares).double().cpu()
     teacher = _teacher_shares(subject, shares.shape[1:])
+    labels = _class_indices(subject.labels)
     entropies = torch.special.entr(shares.mean(0)).sum(1)
     rows = []
     for index in entropies.argsort(descending=True, stable=True)[:IMAGES].tolist():
@@ -103,7 +104,7 @@ def _predictions(subject: Subject) -> list[Prediction]:
             Prediction(
                 index=index,
                 image=_thumbnail(subject.images[index]),
-                label=_true_class(subject, index),
+                label=None if labels is None else _label(subject, labels[index]),
                 passes=len(passes),
                 entropy=entropy,
                 mutual_information=max(0.0, entropy - expected_entropy),
@@ -137,12 +138,12 @@ def _teacher_shares(subject: Subject, shape: torch.Size) -> Tensor | None:
     return probabilities(output).double() if output.shape == shape else None
 
 
-def _true_class(subject: Subject, index: int) -> str | None:
-    """Name an image's class, where the labels are class indices and not soft labels, or targets of a regression."""
-    labels = subject.labels
+def _class_indices(labels: Tensor | None) -> list[int] | None:
+    """Give labels as class indices, where they are some and not soft labels, or targets of a regression."""
     if labels is None or labels.numel() != len(labels) or labels.is_complex():
         return None
-    return _label(subject, int(labels[index])) if bool((labels.double() % 1 == 0).all()) else None
+    values = labels.flatten().double()
+    return [int(value) for value in values] if bool((values % 1 == 0).all()) else None
 
 
 def _label(subject: Subject, index: int) -> str:

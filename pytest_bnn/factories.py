@@ -132,24 +132,27 @@ def batch_of(data: Any, source: str = "data", limit: int = MAX_IMAGES) -> tuple[
             ) from error
     if not batches:
         raise InputError(f"{source} is empty", fix="give at least one image")
-    sizes = {tuple(images.shape[1:]) for images, _ in batches}
-    if len(sizes) > 1:
-        raise InputError(
-            f"{source} gave {_kind(data)} with images of different sizes: {' and '.join(map(str, sorted(sizes)[:3]))}",
-            fix="add a transform that makes them equal",
-        )
-    images = torch.cat([images for images, _ in batches])[:limit]
+    given = f"{source} gave {_kind(data)} with"
+    images = _joined(
+        [images for images, _ in batches],
+        f"{given} images of different sizes",
+        fix="add a transform that makes them equal",
+    )
     if any(labels is None for _, labels in batches):
-        return images, None
-    targets = [cast(Tensor, labels) for _, labels in batches]
-    shapes = {tuple(labels.shape[1:]) for labels in targets}
+        return images[:limit], None
+    labels = _joined(
+        [cast(Tensor, labels) for _, labels in batches],
+        f"{given} labels of different shapes",
+        fix="give every image a label of one shape, or none",
+    )
+    return images[:limit], labels[:limit]
+
+
+def _joined(parts: list[Tensor], otherwise: str, *, fix: str) -> Tensor:
+    shapes = {tuple(part.shape[1:]) for part in parts}
     if len(shapes) > 1:
-        raise InputError(
-            f"{source} gave {_kind(data)} with labels of different shapes: "
-            f"{' and '.join(map(str, sorted(shapes)[:3]))}",
-            fix="give every image a label of one shape, or none",
-        )
-    return images, torch.cat(targets)[:limit]
+        raise InputError(f"{otherwise}: {' and '.join(map(str, sorted(shapes)[:3]))}", fix=fix)
+    return torch.cat(parts)
 
 
 def _first(tensor: Tensor, limit: int) -> Tensor:

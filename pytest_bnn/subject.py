@@ -190,8 +190,7 @@ def _require_usable(images: Tensor | None, labels: Tensor | None) -> None:
         raise TypeError(f"images must be a tensor [N, ...], not {type(images).__name__}")
     if images.ndim < 2 or len(images) == 0:
         raise InputError(f"images have the shape {list(images.shape)}", fix="give a batch [N, ...] with N at least 1")
-    if images.is_floating_point() and not bool(torch.isfinite(images).all()):
-        rows = (~torch.isfinite(images)).flatten(1).any(1).nonzero().flatten().tolist()
+    if rows := _rows_not_finite(images):
         raise InputError(
             f"{len(rows)} of {len(images)} images hold NaN or infinity, the first is number {rows[0]}",
             fix="remove them, or mend the transform that made them",
@@ -216,11 +215,17 @@ def _require_weights(role: str, network: nn.Module | None) -> None:
             )
 
 
+def _rows_not_finite(values: Tensor) -> list[int]:
+    """Give the numbers of the rows that hold NaN or infinity."""
+    found: list[int] = (~torch.isfinite(values)).unsqueeze(-1).flatten(1).any(1).nonzero().flatten().tolist()
+    return found
+
+
 def _require_finite(teacher: nn.Module, output: Tensor) -> None:
     """Refuse a teacher that no network could agree with."""
-    if bool(torch.isfinite(output).all()):
+    rows = _rows_not_finite(output)
+    if not rows:
         return
-    rows = (~torch.isfinite(output)).reshape(len(output), -1).any(1).nonzero().flatten().tolist()
     # Infinity in a buffer may be a mask's.
     sick = [name for name, value in teacher.named_parameters() if not bool(torch.isfinite(value).all())]
     sick += [name for name, value in teacher.named_buffers() if bool(torch.isnan(value).any())]
