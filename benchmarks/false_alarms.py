@@ -25,11 +25,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pytest_bnn import convert
-from pytest_bnn.audit import CHECK_IDS, Thresholds, audit_model
-from pytest_bnn.evidence import AuditRun, Verdict
+from pytest_bnn.audit.run import CHECK_IDS, Thresholds, audit_model
 from pytest_bnn.options import Settings, using
-from pytest_bnn.statistics import clopper_pearson_upper
-from pytest_bnn.training import distillation_loss
+from pytest_bnn.records.evidence import AuditRun, Verdict
+from pytest_bnn.stats.intervals import clopper_pearson_upper
+from pytest_bnn.training.finetune import distillation_loss
 
 #: Of the images that a network is trained on, how many an audit sees.
 IMAGES = 6

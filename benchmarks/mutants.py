@@ -1,4 +1,4 @@
-"""Mutants of a Bayesian network: for every layer, everything that `pytest_bnn.posterior` reads, broken in every way.
+"""Mutants of a Bayesian network: for every layer, everything that `pytest_bnn.libraries` reads, broken in every way.
 
 A mutant breaks one attribute of one layer. `EXPECTED` says beforehand what becomes of it: which check has to find it,
 or why none has to. Used by `benchmarks.mutation` and ``tests/faults``.
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from benchmarks.mutators import EXTREMES, FACTORS, Apply, of_layer, of_tensor
-from pytest_bnn.posterior import BayesianLayer, PosteriorTensor, bayesian_layers
+from pytest_bnn.libraries.posterior import BayesianLayer, PosteriorTensor, bayesian_layers
 
 
 class Fate(enum.StrEnum):

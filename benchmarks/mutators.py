@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from pytest_bnn.posterior import BayesianLayer, PosteriorTensor, bayesian_layers
+from pytest_bnn.libraries.posterior import BayesianLayer, PosteriorTensor, bayesian_layers
 
 FACTORS = (1.01, 1.1, 2, 10)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pytest_bnn.images import digits
+from pytest_bnn.example.images import digits
 
 NETWORKS = ("residual", "plain")
 

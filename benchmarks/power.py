@@ -27,11 +27,11 @@ from benchmarks.weakened import (
     scaled_noise,
     wide_spread,
 )
-from pytest_bnn.checks.noise.draws import effect as effect_shown
 from pytest_bnn.checks.noise.posterior import TARGET
-from pytest_bnn.evidence import Evidence, Verdict
 from pytest_bnn.options import Settings, using
-from pytest_bnn.statistics import Budget, draws_below_median
+from pytest_bnn.records.evidence import Evidence, Verdict
+from pytest_bnn.stats.intervals import Budget, draws_below_median
+from pytest_bnn.stats.normal import effect as effect_shown
 
 #: Of a mark that says what a check shows.
 POWER = 1 - Budget().beta

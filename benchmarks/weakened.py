@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pytest_bnn import checks, convert
-from pytest_bnn.evidence import Evidence
+from pytest_bnn.records.evidence import Evidence
 
 IMAGES = torch.linspace(-1, 1, 24).reshape(12, 2)
 

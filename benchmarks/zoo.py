@@ -25,7 +25,7 @@ from torch import nn
 
 from pytest_bnn.checks import measure_layers_replaced, measure_mean_equals_teacher, measure_noise_source
 from pytest_bnn.conversion import Conversion, convert_with
-from pytest_bnn.evidence import Verdict
+from pytest_bnn.records.evidence import Verdict
 from pytest_bnn.subject import Subject
 
 #: Family: its members here. Two where a family has two architectures.

@@ -23,9 +23,9 @@ from PIL import Image
 from torch import Tensor
 
 import pytest_bnn
-from pytest_bnn.evidence import TrainingStep, Verdict
-from pytest_bnn.images import suitable
-from pytest_bnn.training import batch_size, number_of_batches
+from pytest_bnn.example.images import suitable
+from pytest_bnn.records.evidence import TrainingStep, Verdict
+from pytest_bnn.training.finetune import batch_size, number_of_batches
 
 TOP = 5
 

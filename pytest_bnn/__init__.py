@@ -10,7 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pytest_bnn.audit import Thresholds, audit_model, audit_resnet18
+    from pytest_bnn.audit.run import Thresholds, audit_model, audit_resnet18
     from pytest_bnn.checks import (
         assert_estimator_flipout,
         assert_gradient_samples,
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
         measure_teacher_agreement,
     )
     from pytest_bnn.conversion import Conversion, convert, convert_with
-    from pytest_bnn.divergence import FixedSigma, fixed_sigma, kl
     from pytest_bnn.errors import (
         BrokenEnvironmentError,
         ConversionError,
@@ -46,19 +45,20 @@ if TYPE_CHECKING:
         PytestBnnError,
         WeightsError,
     )
-    from pytest_bnn.evidence import AuditRun, Evidence, Measurement, Threshold, Verdict
-    from pytest_bnn.images import digits, digits_batch, imagenet_batch, open_image, photograph
-    from pytest_bnn.predictive import Predictive, predict
+    from pytest_bnn.example.images import digits, digits_batch, imagenet_batch, open_image, photograph
+    from pytest_bnn.example.weights import Teacher, load_teacher, model_card
+    from pytest_bnn.records.evidence import AuditRun, Evidence, Measurement, Threshold, Verdict
     from pytest_bnn.report import render_html, render_markdown
     from pytest_bnn.report.files import write_report
-    from pytest_bnn.sampling import PassBank, probabilities
-    from pytest_bnn.statistics import Budget
+    from pytest_bnn.sampling.bank import PassBank, probabilities
+    from pytest_bnn.sampling.predictive import Predictive, predict
+    from pytest_bnn.stats.intervals import Budget
     from pytest_bnn.subject import Subject
-    from pytest_bnn.training import distillation_loss, finetune
-    from pytest_bnn.weights import Teacher, load_teacher, model_card
+    from pytest_bnn.training.divergence import FixedSigma, fixed_sigma, kl
+    from pytest_bnn.training.finetune import distillation_loss, finetune
 
 _HOMES = {
-    "audit": ("Thresholds", "audit_model", "audit_resnet18"),
+    "audit.run": ("Thresholds", "audit_model", "audit_resnet18"),
     "checks": (
         "assert_estimator_flipout",
         "assert_gradient_samples",
@@ -86,18 +86,18 @@ _HOMES = {
         "measure_teacher_agreement",
     ),
     "conversion": ("Conversion", "convert", "convert_with"),
-    "divergence": ("FixedSigma", "fixed_sigma", "kl"),
+    "training.divergence": ("FixedSigma", "fixed_sigma", "kl"),
     "errors": ("BrokenEnvironmentError", "ConversionError", "InputError", "PytestBnnError", "WeightsError"),
-    "evidence": ("AuditRun", "Evidence", "Measurement", "Threshold", "Verdict"),
-    "images": ("digits", "digits_batch", "imagenet_batch", "open_image", "photograph"),
-    "predictive": ("Predictive", "predict"),
+    "records.evidence": ("AuditRun", "Evidence", "Measurement", "Threshold", "Verdict"),
+    "example.images": ("digits", "digits_batch", "imagenet_batch", "open_image", "photograph"),
+    "sampling.predictive": ("Predictive", "predict"),
     "report": ("render_html", "render_markdown"),
     "report.files": ("write_report",),
-    "sampling": ("PassBank", "probabilities"),
-    "statistics": ("Budget",),
+    "sampling.bank": ("PassBank", "probabilities"),
+    "stats.intervals": ("Budget",),
     "subject": ("Subject",),
-    "training": ("distillation_loss", "finetune"),
-    "weights": ("Teacher", "load_teacher", "model_card"),
+    "training.finetune": ("distillation_loss", "finetune"),
+    "example.weights": ("Teacher", "load_teacher", "model_card"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -15,8 +15,8 @@ from pytest_bnn.errors import InputError, PytestBnnError
 from pytest_bnn.options import OPTIONS, DrawnSeed, Settings, positive, resolve, using, whole
 
 if TYPE_CHECKING:
-    from pytest_bnn.audit import Progress, Thresholds
-    from pytest_bnn.evidence import AuditRun
+    from pytest_bnn.audit.run import Progress, Thresholds
+    from pytest_bnn.records.evidence import AuditRun
 
 T = TypeVar("T")
 
@@ -129,14 +129,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _schema() -> int:
-    from pytest_bnn.evidence import json_schema
+    from pytest_bnn.records.evidence import json_schema
 
     print(json.dumps(json_schema(), indent=2))
     return PASSED
 
 
 def _render(given: argparse.Namespace) -> int:
-    from pytest_bnn.evidence import AuditRun
+    from pytest_bnn.records.evidence import AuditRun
     from pytest_bnn.report import render_html, render_markdown
 
     source = Path(given.audit)
@@ -165,7 +165,7 @@ def _audit(given: argparse.Namespace, arguments: list[str]) -> int:
     _require_fitting_options(given)
     with using(settings), _progress() as say:
         say("loading torch")
-        from pytest_bnn.audit import Thresholds, provenance
+        from pytest_bnn.audit.run import Thresholds, provenance
 
         thresholds = Thresholds.of(settings, kl_weight=given.kl_weight, num_batches=given.num_batches, allow=allow)
         run = _run(given, settings, thresholds, say)
@@ -195,8 +195,8 @@ def _require_fitting_options(given: argparse.Namespace) -> None:
 
 
 def _run(given: argparse.Namespace, settings: Settings, thresholds: Thresholds, say: Progress) -> AuditRun:
-    from pytest_bnn.audit import CHECK_IDS, audit_model, audit_resnet18
-    from pytest_bnn.weights import load_teacher
+    from pytest_bnn.audit.run import CHECK_IDS, audit_model, audit_resnet18
+    from pytest_bnn.example.weights import load_teacher
 
     checks = None if given.checks is None else [id.strip() for id in given.checks.split(",") if id.strip()]
     if checks == []:
@@ -214,7 +214,7 @@ def _run(given: argparse.Namespace, settings: Settings, thresholds: Thresholds, 
             thresholds=thresholds,
             progress=say,
         )
-    from pytest_bnn import factories
+    from pytest_bnn.data import sources as factories
 
     say("loading the model")
     max_images = given.images or factories.MAX_IMAGES
@@ -240,7 +240,7 @@ def _with_provenance(run: AuditRun, said: dict[str, str]) -> AuditRun:
 
 
 def _exit_code(run: AuditRun, settings: Settings) -> int:
-    from pytest_bnn.evidence import Verdict, is_failure
+    from pytest_bnn.records.evidence import Verdict, is_failure
 
     if run.verdict is Verdict.ERROR:
         return BROKEN
@@ -254,7 +254,7 @@ def _show(run: AuditRun, *, verbose: bool) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from pytest_bnn.evidence import Verdict
+    from pytest_bnn.records.evidence import Verdict
 
     style = {"pass": "green", "warn": "yellow", "fail": "bold red", "error": "bold red", "inconclusive": "magenta"}
     console = Console(highlight=False)

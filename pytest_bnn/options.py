@@ -16,7 +16,7 @@ from dataclasses import dataclass, fields
 from typing import Any, cast
 
 from pytest_bnn.errors import InputError
-from pytest_bnn.evidence import Inconclusive
+from pytest_bnn.records.evidence import Inconclusive
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

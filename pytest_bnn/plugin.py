@@ -16,11 +16,11 @@ from typing import Any
 import pytest
 
 from pytest_bnn.errors import PytestBnnError
-from pytest_bnn.evidence import AuditRun, Verdict
 from pytest_bnn.fixtures.settings import SETTINGS, settings_of
 from pytest_bnn.options import OPTIONS, DrawnSeed, resolve, using
-from pytest_bnn.plain import from_plain, show, to_plain
-from pytest_bnn.recorder import Recorder, recording
+from pytest_bnn.records.codec import from_plain, show, to_plain
+from pytest_bnn.records.evidence import AuditRun, Verdict
+from pytest_bnn.records.recorder import Recorder, recording
 from pytest_bnn.report.files import require_writable
 
 pytest_plugins = (
@@ -182,7 +182,7 @@ class _Collector:
         return result
 
     def _write(self, path: Path) -> str:
-        from pytest_bnn.audit import provenance
+        from pytest_bnn.audit.run import provenance
         from pytest_bnn.report.files import write_report
 
         arguments = [str(argument) for argument in self.config.invocation_params.args]

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from pytest_bnn.errors import InputError
-from pytest_bnn.evidence import Stage
-from pytest_bnn.posterior import PosteriorTensor, bayesian_layers
-from pytest_bnn.recorder import default_subject_name
-from pytest_bnn.sampling import ForwardError, PassBank
-from pytest_bnn.training import Loss
+from pytest_bnn.libraries.posterior import PosteriorTensor, bayesian_layers
+from pytest_bnn.records.evidence import Stage
+from pytest_bnn.records.recorder import default_subject_name
+from pytest_bnn.sampling.bank import ForwardError, PassBank
+from pytest_bnn.training.finetune import Loss
 
 StageOption: TypeAlias = Literal["auto", "converted", "finetuned"]
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import torch
 
 from benchmarks.faults.patient import BATCHES, Fault, Given, Patient, healthy_loss
-from pytest_bnn.audit import CHECKS, Thresholds
+from pytest_bnn.audit.run import CHECKS, Thresholds
 from pytest_bnn.errors import PytestBnnError
-from pytest_bnn.evidence import Evidence, Verdict
+from pytest_bnn.records.evidence import Evidence, Verdict
 from pytest_bnn.subject import Subject
 
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from benchmarks.patients import sure_of
-from pytest_bnn.images import digits
-from pytest_bnn.weights import load_teacher
+from pytest_bnn.example.images import digits
+from pytest_bnn.example.weights import load_teacher
 
 #: What an injector gives: the broken ``model``, and the ``loss`` where it is not `healthy_loss`.
 Given = dict[str, Any]

@@ -13,8 +13,8 @@ from pytest_bnn.conversion.assembly import build
 from pytest_bnn.conversion.parameters import Conversion, Estimator
 from pytest_bnn.conversion.plan import CONVERTIBLE, make_plan
 from pytest_bnn.errors import ConversionError
-from pytest_bnn.isolation import preserved_random_state
-from pytest_bnn.posterior import bayesian_layers
+from pytest_bnn.libraries.posterior import bayesian_layers
+from pytest_bnn.network.isolation import preserved_random_state
 
 __all__ = ["CONVERTIBLE", "Conversion", "Estimator", "convert", "convert_with"]
 

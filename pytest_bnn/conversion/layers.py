@@ -13,7 +13,7 @@ from bayesian_torch import layers as library
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pytest_bnn.posterior import ESTIMATORS
+from pytest_bnn.libraries.posterior import ESTIMATORS
 
 _TRANSPOSED = {1: functional.conv_transpose1d, 2: functional.conv_transpose2d, 3: functional.conv_transpose3d}
 

@@ -16,7 +16,7 @@ from pytest_bnn.conversion.attention import PROJECTIONS
 from pytest_bnn.conversion.baking import baked, making_hooks, sources
 from pytest_bnn.conversion.parameters import Conversion
 from pytest_bnn.conversion.references import Method, references, shared_tensors
-from pytest_bnn.posterior import is_bayesian
+from pytest_bnn.libraries.posterior import is_bayesian
 
 #: The layers that are converted, with every subclass that inherits their forward.
 CONVERTIBLE = (

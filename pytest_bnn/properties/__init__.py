@@ -1,7 +1,7 @@
 """What any conversion of a network into a Bayesian one must hold to: one function a property, and all of them in one.
 
 Made for networks from `pytest_bnn.strategies`, and for any converter: bayesian-torch's, ours, a user's own. Bayesian
-layers are recognised as `pytest_bnn.posterior` does it.
+layers are recognised as `pytest_bnn.libraries.posterior` does it.
 """
 
 from __future__ import annotations

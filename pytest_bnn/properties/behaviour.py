@@ -10,11 +10,11 @@ from itertools import combinations
 import torch
 from torch import Tensor, nn
 
-from pytest_bnn.capture import capture
-from pytest_bnn.checks.trace import first_parting, tolerance, traced
 from pytest_bnn.errors import ConversionError
-from pytest_bnn.isolation import undisturbed
-from pytest_bnn.posterior import KlError, PosteriorTensor, bayesian_layers, kl, zero_sigma
+from pytest_bnn.libraries.capture import capture
+from pytest_bnn.libraries.posterior import KlError, PosteriorTensor, bayesian_layers, kl, zero_sigma
+from pytest_bnn.network.comparing import first_parting, tolerance, traced
+from pytest_bnn.network.isolation import undisturbed
 from pytest_bnn.properties.trial import PropertyError, Trial, evaluated, named, outputs, raising, run, same
 
 #: The rate at which `noise_is_posterior` accuses a right conversion, over all its tests: one in a billion.

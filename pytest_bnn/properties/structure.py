@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from pytest_bnn.conversion.baking import making_hooks
-from pytest_bnn.posterior import PosteriorTensor, bayesian_layers, is_bayesian
+from pytest_bnn.libraries.posterior import PosteriorTensor, bayesian_layers, is_bayesian
 from pytest_bnn.properties.trial import PropertyError, Trial, evaluated, named, named_tensors, raising
 
 #: The layers that a converter has to answer for, subclasses included.

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from pytest_bnn.errors import ConversionError
-from pytest_bnn.isolation import preserved_random_state, raised_in, seed_everything, undisturbed
-from pytest_bnn.posterior import zero_sigma
+from pytest_bnn.libraries.posterior import zero_sigma
+from pytest_bnn.network.isolation import preserved_random_state, raised_in, seed_everything, undisturbed
 
 #: Takes a network and gives the converted one, which may be the network itself.
 Converter = Callable[[nn.Module], nn.Module]

@@ -6,8 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Final
 
-from pytest_bnn.evidence import SEVERITY, Threshold, Verdict
-from pytest_bnn.plain import Scalar
+from pytest_bnn.records.codec import Scalar
+from pytest_bnn.records.evidence import SEVERITY, Threshold, Verdict
 
 SYMBOLS: Final[Mapping[Verdict, str]] = {
     Verdict.PASS: "✓",

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pytest_bnn.conversion import convert_with
 from pytest_bnn.conversion.parameters import Conversion
-from pytest_bnn.isolation import preserved_random_state
+from pytest_bnn.network.isolation import preserved_random_state
 from pytest_bnn.strategies._layers import KINDS, Draw, check_bound
 from pytest_bnn.strategies._networks import FEATURES, architectures, inputs_for
 from pytest_bnn.strategies._priors import prior_parameters

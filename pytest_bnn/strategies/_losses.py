@@ -12,12 +12,12 @@ from hypothesis.errors import InvalidArgument
 from hypothesis.vendor.pretty import RepresentationPrinter
 from torch import Tensor, nn
 
-from pytest_bnn import posterior
-from pytest_bnn.checks.kl import MEAN, SUM
-from pytest_bnn.divergence import kl
-from pytest_bnn.posterior import bayesian_layers
-from pytest_bnn.sampling import output_tensor
+from pytest_bnn.checks.kl.present import MEAN, SUM
+from pytest_bnn.libraries import posterior
+from pytest_bnn.libraries.posterior import bayesian_layers
+from pytest_bnn.sampling.bank import output_tensor
 from pytest_bnn.strategies._layers import Draw, check_choice
+from pytest_bnn.training.divergence import kl
 
 #: What `losses` choose from; the first of each is what examples shrink to.
 DATA_TERMS = ("cross_entropy", "distillation", "mse")

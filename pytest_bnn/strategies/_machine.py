@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from pytest_bnn import properties
 from pytest_bnn.conversion import convert
-from pytest_bnn.isolation import preserved_random_state, seed_everything
-from pytest_bnn.posterior import PosteriorTensor, bayesian_layers, kl
+from pytest_bnn.libraries.posterior import PosteriorTensor, bayesian_layers, kl
+from pytest_bnn.network.isolation import preserved_random_state, seed_everything
 from pytest_bnn.properties import PropertyError, Trial
 from pytest_bnn.properties.trial import Snapshot, run, same
 from pytest_bnn.strategies._networks import PLAIN_FEATURES, architectures, inputs_for

@@ -13,7 +13,7 @@ from hypothesis.errors import InvalidArgument
 from hypothesis.vendor.pretty import RepresentationPrinter
 from torch import Generator, Tensor, nn
 
-from pytest_bnn.posterior import PosteriorTensor, bayesian_layers
+from pytest_bnn.libraries.posterior import PosteriorTensor, bayesian_layers
 from pytest_bnn.strategies._layers import Draw, check_choice
 
 #: What a posterior may be after a training; the first is what examples shrink to.

@@ -8,7 +8,7 @@ from hypothesis.vendor.pretty import RepresentationPrinter, for_type_by_name
 from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
-from pytest_bnn.isolation import preserved_random_state
+from pytest_bnn.network.isolation import preserved_random_state
 
 Shape = tuple[int, ...]
 

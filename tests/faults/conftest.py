@@ -14,8 +14,8 @@ from benchmarks.faults import patient
 from benchmarks.patients import sure_of, train
 from pytest_bnn import checks
 from pytest_bnn.checks.noise.spread import BAND
-from pytest_bnn.evidence import Evidence, Verdict
-from pytest_bnn.recorder import Recorder, recording
+from pytest_bnn.records.evidence import Evidence, Verdict
+from pytest_bnn.records.recorder import Recorder, recording
 from pytest_bnn.subject import Subject
 
 

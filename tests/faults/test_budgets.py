@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pytest_bnn.audit import Thresholds, audit_model
+from pytest_bnn.audit.run import Thresholds, audit_model
 from pytest_bnn.checks import (
     measure_noise_posterior,
     measure_noise_spread,
@@ -18,8 +18,8 @@ from pytest_bnn.checks import (
 )
 from pytest_bnn.checks.noise import varies
 from pytest_bnn.conversion import convert
-from pytest_bnn.evidence import Certainty, Evidence, Verdict
-from pytest_bnn.statistics import Budget, trials_for_share, trials_needed
+from pytest_bnn.records.evidence import Certainty, Evidence, Verdict
+from pytest_bnn.stats.intervals import Budget, trials_for_share, trials_needed
 
 IMAGES = torch.linspace(-1, 1, 24).reshape(12, 2)
 

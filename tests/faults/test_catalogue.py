@@ -12,7 +12,7 @@ from types import ModuleType
 import pytest
 
 from benchmarks.faults import FAULTS
-from pytest_bnn.audit import CHECK_IDS
+from pytest_bnn.audit.run import CHECK_IDS
 
 FOLDER = Path(__file__).parent
 PAGE = FOLDER.parents[1] / "docs" / "faults.md"

@@ -8,10 +8,10 @@ import pytest
 from torch import Tensor, nn
 
 from pytest_bnn.conversion import convert
-from pytest_bnn.evidence import Evidence, Verdict
-from pytest_bnn.images import digits
-from pytest_bnn.training import distillation_loss, finetune
-from pytest_bnn.weights import load_teacher
+from pytest_bnn.example.images import digits
+from pytest_bnn.example.weights import load_teacher
+from pytest_bnn.records.evidence import Evidence, Verdict
+from pytest_bnn.training.finetune import distillation_loss, finetune
 
 Audit = Callable[..., dict[str, Evidence]]
 

@@ -11,12 +11,12 @@ from scipy import stats
 from torch import nn
 
 from benchmarks.false_alarms import Tally, measure
-from pytest_bnn.audit import CHECK_IDS
+from pytest_bnn.audit.run import CHECK_IDS
 from pytest_bnn.checks import measure_estimator_flipout
-from pytest_bnn.checks.noise.draws import TensorDraws, across_passes
 from pytest_bnn.conversion import convert
-from pytest_bnn.posterior import bayesian_layers
-from pytest_bnn.statistics import BettingTest, median_bounds
+from pytest_bnn.libraries.posterior import bayesian_layers
+from pytest_bnn.stats.intervals import BettingTest, median_bounds
+from pytest_bnn.stats.normal import TensorDraws, across_passes
 
 #: Chance that one of the tests here fails although all is well.
 RATE = 1e-4

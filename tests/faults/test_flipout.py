@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pytest_bnn.checks import measure_estimator_flipout
-from pytest_bnn.checks.flipout import _Row, _spread
+from pytest_bnn.checks.estimator.flipout import _Row, _spread
 from pytest_bnn.conversion import convert
-from pytest_bnn.evidence import Verdict
-from pytest_bnn.posterior import bayesian_layers
+from pytest_bnn.libraries.posterior import bayesian_layers
+from pytest_bnn.records.evidence import Verdict
 
 IMAGES = torch.linspace(0.1, 1, 2 * 3 * 64).reshape(2, 3, 8, 8)
 

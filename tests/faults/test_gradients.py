@@ -17,8 +17,8 @@ from torch.nn import functional
 
 from pytest_bnn import kl
 from pytest_bnn.checks import measure_gradient_samples, measure_kl_loss, measure_memory_separate
-from pytest_bnn.evidence import Verdict
-from pytest_bnn.posterior import bayesian_layers, zero_noise
+from pytest_bnn.libraries.posterior import bayesian_layers, zero_noise
+from pytest_bnn.records.evidence import Verdict
 
 Bare = Callable[..., nn.Module]
 Batch = tuple[Tensor, Tensor]

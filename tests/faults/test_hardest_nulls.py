@@ -20,9 +20,9 @@ from torch import Tensor, nn
 
 from pytest_bnn import checks
 from pytest_bnn.conversion import convert
-from pytest_bnn.evidence import Evidence, Verdict
 from pytest_bnn.options import Settings, using
-from pytest_bnn.statistics import Budget
+from pytest_bnn.records.evidence import Evidence, Verdict
+from pytest_bnn.stats.intervals import Budget
 from pytest_bnn.subject import Subject
 
 #: Models of each case, and the chance that one level of a case here fails although all is well.

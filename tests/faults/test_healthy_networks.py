@@ -12,10 +12,10 @@ from bayesian_torch.models.dnn_to_bnn import get_kl_loss
 from torch import Tensor, nn
 from torch.nn import functional
 
+from pytest_bnn.audit.environment import torchvision
 from pytest_bnn.checks import measure_kl_loss
 from pytest_bnn.conversion import convert
-from pytest_bnn.environment import torchvision
-from pytest_bnn.evidence import Evidence, Verdict
+from pytest_bnn.records.evidence import Evidence, Verdict
 
 Audit = Callable[..., dict[str, Evidence]]
 

@@ -18,7 +18,7 @@ from benchmarks.faults import FAULTS
 from benchmarks.faults.examining import Outcome, examine, judge
 from benchmarks.faults.patient import ESTIMATORS, Fault, Given, Patient, healthy_loss, patient
 from pytest_bnn.conversion import convert
-from pytest_bnn.evidence import Verdict
+from pytest_bnn.records.evidence import Verdict
 
 
 @pytest.fixture(params=["residual", "plain"])

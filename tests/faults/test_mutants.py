@@ -32,8 +32,8 @@ from benchmarks.mutation import (
     small_cases,
     table,
 )
-from pytest_bnn.audit import CHECK_IDS
-from pytest_bnn.posterior import bayesian_layers
+from pytest_bnn.audit.run import CHECK_IDS
+from pytest_bnn.libraries.posterior import bayesian_layers
 
 Kind = tuple[str, str]
 

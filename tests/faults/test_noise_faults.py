@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from pytest_bnn.audit.environment import torchvision
 from pytest_bnn.checks import measure_noise_posterior, measure_noise_source, measure_noise_varies
 from pytest_bnn.conversion import convert
-from pytest_bnn.environment import torchvision
-from pytest_bnn.evidence import Verdict
+from pytest_bnn.records.evidence import Verdict
 
 #: Fills a noise buffer in place, in place of ``normal_()``.
 Fill = Callable[[Tensor], Tensor]

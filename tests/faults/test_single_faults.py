@@ -18,9 +18,9 @@ from torch.nn import functional
 from pytest_bnn import checks
 from pytest_bnn.conversion import convert
 from pytest_bnn.errors import ConversionError
-from pytest_bnn.evidence import Evidence, Verdict
-from pytest_bnn.posterior import bayesian_layers
-from pytest_bnn.training import finetune
+from pytest_bnn.libraries.posterior import bayesian_layers
+from pytest_bnn.records.evidence import Evidence, Verdict
+from pytest_bnn.training.finetune import finetune
 
 Bare = Callable[..., nn.Module]
 Batch = tuple[Tensor, Tensor]

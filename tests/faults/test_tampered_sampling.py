@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pytest_bnn import convert
-from pytest_bnn.sampling import PassBank
+from pytest_bnn.sampling.bank import PassBank
 
 Draw = Callable[[Any, Tensor], Tensor]
 

@@ -16,9 +16,9 @@ from torch.nn import functional
 
 from pytest_bnn.conversion import convert
 from pytest_bnn.errors import InputError
-from pytest_bnn.evidence import Evidence, Verdict
-from pytest_bnn.posterior import bayesian_layers
-from pytest_bnn.predictive import predict
+from pytest_bnn.libraries.posterior import bayesian_layers
+from pytest_bnn.records.evidence import Evidence, Verdict
+from pytest_bnn.sampling.predictive import predict
 
 Measures = Mapping[str, Callable[..., Evidence]]
 Batch = tuple[Tensor, Tensor]

@@ -15,10 +15,11 @@ from typing import Any
 import jsonschema
 import pytest
 
-from pytest_bnn import audit, cli, render_html, render_markdown
-from pytest_bnn.checks.claim import Check
-from pytest_bnn.evidence import AuditRun, Verdict, json_schema
-from pytest_bnn.recorder import Recorder, recording
+from pytest_bnn import cli, render_html, render_markdown
+from pytest_bnn.audit import run as audit
+from pytest_bnn.checks.check import Check
+from pytest_bnn.records.evidence import AuditRun, Verdict, json_schema
+from pytest_bnn.records.recorder import Recorder, recording
 
 SCRIPT = Path(sys.executable).parent / "pytest-bnn"
 

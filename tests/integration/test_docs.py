@@ -26,7 +26,7 @@ import pytest_bnn
 from benchmarks.faults import FAULTS
 from pytest_bnn import cli
 from pytest_bnn.options import OPTIONS
-from pytest_bnn.recorder import Recorder, recording
+from pytest_bnn.records.recorder import Recorder, recording
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -168,7 +168,7 @@ def test_yaml_blocks_are_valid() -> None:
 
 def test_every_check_has_a_section() -> None:
     """The ids of the audit are the headings of checks.md, each with everything that a reader has to know."""
-    from pytest_bnn.audit import CHECKS
+    from pytest_bnn.audit.run import CHECKS
 
     sections = re.split(r"^## (.+)$", page("checks"), flags=re.M)[1:]
     texts = dict(zip(sections[::2], sections[1::2], strict=True))
@@ -237,7 +237,7 @@ def test_every_strategy_and_property_is_documented() -> None:
 
 def test_every_verdict_is_documented() -> None:
     """With the schema's version, which promises their meaning."""
-    from pytest_bnn.evidence import SCHEMA_VERSION, SEVERITY
+    from pytest_bnn.records.evidence import SCHEMA_VERSION, SEVERITY
 
     assert re.findall(r"^\| `(\w+)` \|[^|]*\| (?:yes|no)", page("json"), re.M) == list(SEVERITY)
     assert f'`"{SCHEMA_VERSION}"`' in row("json", "`schema_version`")
@@ -266,7 +266,7 @@ def test_catalogue_is_whole() -> None:
 
 def test_catalogue_says_what_the_injected_faults_show() -> None:
     """A check that a test proves to see a row is named there; a check that is named exists."""
-    from pytest_bnn.audit import CHECK_IDS
+    from pytest_bnn.audit.run import CHECK_IDS
 
     for fault in FAULTS:
         id = fault.id.partition("-")[0]

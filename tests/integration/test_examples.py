@@ -15,7 +15,7 @@ import sklearn.datasets
 import torch
 import torchvision
 
-from pytest_bnn.audit import CHECK_IDS
+from pytest_bnn.audit.run import CHECK_IDS
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 PUBLISHED = "resnet18_notebook_as_published"

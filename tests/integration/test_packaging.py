@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_bnn.evidence import json_schema
+from pytest_bnn.records.evidence import json_schema
 
 ROOT = Path(__file__).parents[2]
 
@@ -33,11 +33,11 @@ def test_top_level(wheel: Path) -> None:
     assert top == {"pytest_bnn"}
     for needed in (
         "pytest_bnn/py.typed",
-        "pytest_bnn/checks/layers.py",
+        "pytest_bnn/checks/layers/replaced.py",
         "pytest_bnn/fixtures/teachers.py",
         "pytest_bnn/schema/audit.schema.json",
-        "pytest_bnn/teachers/digits-resnet18.safetensors",
-        "pytest_bnn/teachers/digits-resnet18.json",
+        "pytest_bnn/example/teachers/digits-resnet18.safetensors",
+        "pytest_bnn/example/teachers/digits-resnet18.json",
     ):
         assert needed in names
     assert any(name.startswith("pytest_bnn/report/templates/") for name in names)

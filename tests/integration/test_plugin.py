@@ -17,8 +17,8 @@ from typing import Any
 import jsonschema
 import pytest
 
-from pytest_bnn.evidence import json_schema
 from pytest_bnn.options import OPTIONS, Option
+from pytest_bnn.records.evidence import json_schema
 
 CONFTEST = '''
 import pytest
@@ -48,7 +48,7 @@ import torch
 
 import net
 import pytest_bnn
-from pytest_bnn.checks.claim import Check
+from pytest_bnn.checks.check import Check
 from pytest_bnn.subject import Subject
 
 GIVEN = dict(teacher=net.teacher(), data=net.held_out(), loss=net.loss)
@@ -129,8 +129,8 @@ NASTY = r"""
 import numpy
 import net
 import pytest_bnn
-from pytest_bnn.checks.claim import Check, Finding
-from pytest_bnn.evidence import Measurement, Threshold, Verdict
+from pytest_bnn.checks.check import Check, Finding
+from pytest_bnn.records.evidence import Measurement, Threshold, Verdict
 from pytest_bnn.subject import Subject
 
 
@@ -326,7 +326,7 @@ def test_every_verdict_crosses_to_the_controller(either: Session) -> None:
 
 def test_an_audit_reports_all_checks_and_its_subject(either: Session) -> None:
     """bnn_audit runs everything that was given allows, and describes what it judged."""
-    from pytest_bnn.audit import CHECK_IDS
+    from pytest_bnn.audit.run import CHECK_IDS
 
     sound = [(id, verdict) for subject, id, verdict in either.checks if subject == "sound"]
     expected = {id: "not_applicable" if id == "estimator.flipout" else "pass" for id in CHECK_IDS}

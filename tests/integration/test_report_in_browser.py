@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from pytest_bnn.evidence import (
+from pytest_bnn.records.evidence import (
     AuditRun,
     ClassShare,
     Evidence,

@@ -17,8 +17,8 @@ from torchvision.models.resnet import ResNet
 from pytest_bnn import ConversionError
 from pytest_bnn.checks import measure_layers_replaced
 from pytest_bnn.conversion import Conversion
-from pytest_bnn.isolation import preserved_random_state
-from pytest_bnn.posterior import bayesian_layers, zero_sigma
+from pytest_bnn.libraries.posterior import bayesian_layers, zero_sigma
+from pytest_bnn.network.isolation import preserved_random_state
 from pytest_bnn.strategies import ConversionExample, architectures, conversions, prior_parameters, teachers
 
 SETTINGS = settings(max_examples=40, derandomize=True, deadline=None, database=None)

@@ -16,8 +16,8 @@ from torch.distributions import Categorical, kl_divergence
 
 from pytest_bnn import convert
 from pytest_bnn.checks import measure_kl_loss
-from pytest_bnn.evidence import Evidence
-from pytest_bnn.posterior import PosteriorTensor, bayesian_layers, shifted_prior, zero_noise, zero_sigma
+from pytest_bnn.libraries.posterior import PosteriorTensor, bayesian_layers, shifted_prior, zero_noise, zero_sigma
+from pytest_bnn.records.evidence import Evidence
 from pytest_bnn.strategies import (
     CONVENTIONS,
     DATA_TERMS,

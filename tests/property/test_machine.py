@@ -10,7 +10,7 @@ from hypothesis.stateful import run_state_machine_as_test
 from torch import nn
 
 from pytest_bnn import ConversionError, convert
-from pytest_bnn.posterior import bayesian_layers
+from pytest_bnn.libraries.posterior import bayesian_layers
 from pytest_bnn.properties import PropertyError
 from pytest_bnn.strategies import ConversionMachine
 

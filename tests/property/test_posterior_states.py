@@ -16,7 +16,7 @@ from torch import nn
 
 from pytest_bnn import convert
 from pytest_bnn.checks import measure_kl_present
-from pytest_bnn.posterior import PosteriorTensor, bayesian_layers
+from pytest_bnn.libraries.posterior import PosteriorTensor, bayesian_layers
 from pytest_bnn.strategies import (
     POSTERIOR_KINDS,
     ConversionExample,

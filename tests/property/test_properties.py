@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from pytest_bnn import ConversionError, convert, properties
 from pytest_bnn.conversion import Estimator
-from pytest_bnn.posterior import PosteriorTensor, bayesian_layers
+from pytest_bnn.libraries.posterior import PosteriorTensor, bayesian_layers
 from pytest_bnn.properties import FAILURE_PROPERTIES, PROPERTIES, Converter, PropertyError, check_conversion
 from pytest_bnn.strategies import PLAIN_FEATURES, architectures, inputs_for
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.errors import InvalidArgument
 from torch import Tensor, nn
 
-from pytest_bnn.isolation import preserved_random_state
+from pytest_bnn.network.isolation import preserved_random_state
 from pytest_bnn.strategies import FEATURES, KINDS, architectures, inputs_for, layers, source
 
 SETTINGS = settings(max_examples=100, derandomize=True, deadline=None, database=None)

@@ -17,8 +17,8 @@ from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from pytest_bnn import convert
 from pytest_bnn.checks import measure_layers_replaced
-from pytest_bnn.isolation import preserved_random_state
-from pytest_bnn.posterior import zero_sigma
+from pytest_bnn.libraries.posterior import zero_sigma
+from pytest_bnn.network.isolation import preserved_random_state
 from pytest_bnn.strategies import inputs_for, source, teachers
 
 SETTINGS = settings(max_examples=20, derandomize=True, deadline=None, database=None)

@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pytest_bnn.audit import CHECK_IDS, CHECKS, Thresholds, audit_model, provenance
+from pytest_bnn.audit.run import CHECK_IDS, CHECKS, Thresholds, audit_model, provenance
 from pytest_bnn.conversion import convert
 from pytest_bnn.errors import InputError
-from pytest_bnn.evidence import AuditRun, Verdict
-from pytest_bnn.recorder import Recorder, recording
-from pytest_bnn.training import Loss, distillation_loss
+from pytest_bnn.records.evidence import AuditRun, Verdict
+from pytest_bnn.records.recorder import Recorder, recording
+from pytest_bnn.training.finetune import Loss, distillation_loss
 
 DOCUMENTATION = Path(__file__).parents[2] / "docs" / "checks.md"
 

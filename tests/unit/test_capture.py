@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from pytest_bnn import convert
-from pytest_bnn.capture import capture
 from pytest_bnn.conversion import Estimator
-from pytest_bnn.isolation import undisturbed
-from pytest_bnn.posterior import bayesian_layers, zero_sigma
+from pytest_bnn.libraries.capture import capture
+from pytest_bnn.libraries.posterior import bayesian_layers, zero_sigma
+from pytest_bnn.network.isolation import undisturbed
 
 
 def network() -> nn.Module:

@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from pytest_bnn.conversion import Conversion, convert
 from pytest_bnn.errors import ConversionError
-from pytest_bnn.posterior import bayesian_layers, is_bayesian, zero_sigma
+from pytest_bnn.libraries.posterior import bayesian_layers, is_bayesian, zero_sigma
 
 ESTIMATORS = ("Reparameterization", "Flipout")
 

@@ -15,10 +15,10 @@ from bayesian_torch.models.dnn_to_bnn import get_kl_loss
 from torch import Tensor, nn
 
 import pytest_bnn
-from pytest_bnn import divergence
 from pytest_bnn.conversion import convert
 from pytest_bnn.errors import InputError
-from pytest_bnn.posterior import bayesian_layers
+from pytest_bnn.libraries.posterior import bayesian_layers
+from pytest_bnn.training import divergence
 
 SUM, MEAN = "sum", "mean per tensor"
 
@@ -143,7 +143,7 @@ def test_other_dtypes_and_frozen_parameters() -> None:
 
 
 def test_without_numba_torch_computes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "pytest_bnn.engine.posterior_kernels", None)
+    monkeypatch.setitem(sys.modules, "pytest_bnn.sampling.engine.posterior_kernels", None)
     assert float(pytest_bnn.kl(network()).detach()) == pytest.approx(
         float(by_torch(network(), MEAN).detach()), rel=1e-5
     )
@@ -159,10 +159,10 @@ def test_the_compilers_cache_stays_whole_where_a_module_is_blocked(module: str, 
 import sys
 import torch
 from pytest_bnn import convert, kl
-from pytest_bnn.engine.noise import make_noise
-import pytest_bnn.engine.{module}
+from pytest_bnn.sampling.engine.noise import make_noise
+import pytest_bnn.sampling.engine.{module}
 
-sys.modules["pytest_bnn.engine.{module}"] = None
+sys.modules["pytest_bnn.sampling.engine.{module}"] = None
 {use}
 """
     environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}

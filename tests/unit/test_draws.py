@@ -10,7 +10,8 @@ from scipy import stats
 from torch import nn
 
 from pytest_bnn import convert
-from pytest_bnn.checks.noise.draws import (
+from pytest_bnn.libraries.posterior import bayesian_layers
+from pytest_bnn.stats.normal import (
     Sums,
     TensorDraws,
     across_passes,
@@ -21,7 +22,6 @@ from pytest_bnn.checks.noise.draws import (
     score_p,
     shape_p,
 )
-from pytest_bnn.posterior import bayesian_layers
 
 
 def normals(*shape: int, seed: int = 0) -> torch.Tensor:

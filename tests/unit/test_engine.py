@@ -15,12 +15,12 @@ from torch.nn import functional
 
 from pytest_bnn import convert
 from pytest_bnn.conversion import Estimator
-from pytest_bnn.engine.handshake import shake_hands
-from pytest_bnn.engine.run import Engine
 from pytest_bnn.errors import InputError
+from pytest_bnn.libraries.posterior import bayesian_layers, zero_sigma
 from pytest_bnn.options import Settings, using
-from pytest_bnn.posterior import bayesian_layers, zero_sigma
-from pytest_bnn.sampling import PassBank
+from pytest_bnn.sampling.bank import PassBank
+from pytest_bnn.sampling.engine.handshake import shake_hands
+from pytest_bnn.sampling.engine.run import Engine
 
 
 class Network(nn.Module):
@@ -260,7 +260,7 @@ MEMORY = """
 import resource, torch
 from torch import nn
 from pytest_bnn import convert
-from pytest_bnn.engine.handshake import shake_hands
+from pytest_bnn.sampling.engine.handshake import shake_hands
 
 model = convert(nn.Sequential(nn.Linear(2000, 2000), nn.ReLU(), nn.Linear(2000, 4)).eval())
 images = torch.randn(4, 2000)

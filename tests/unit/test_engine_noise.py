@@ -13,8 +13,8 @@ import scipy.stats
 import torch
 from torch import Tensor
 
-from pytest_bnn.engine import kernels
-from pytest_bnn.engine.noise import BLOCK, Noise, PhiloxNoise, Scratch, TorchNoise, make_noise
+from pytest_bnn.sampling.engine import kernels
+from pytest_bnn.sampling.engine.noise import BLOCK, Noise, PhiloxNoise, Scratch, TorchNoise, make_noise
 
 #: How unlikely a number must be before a test fails: about six standard deviations.
 UNLIKELY = 1e-9

@@ -14,9 +14,9 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from pytest_bnn import convert, digits, load_teacher
-from pytest_bnn.engine.handshake import shake_hands
-from pytest_bnn.engine.plan import Drawn
-from pytest_bnn.engine.run import Engine
+from pytest_bnn.sampling.engine.handshake import shake_hands
+from pytest_bnn.sampling.engine.plan import Drawn
+from pytest_bnn.sampling.engine.run import Engine
 
 #: Chance that a test fails although all is well.
 RATE = 1e-6

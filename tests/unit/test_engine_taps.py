@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pytest_bnn import convert
-from pytest_bnn.capture import FunctionalCall
-from pytest_bnn.engine.handshake import shake_hands
-from pytest_bnn.engine.taps import used_taps
-from pytest_bnn.sampling import PassBank
+from pytest_bnn.libraries.capture import FunctionalCall
+from pytest_bnn.sampling.bank import PassBank
+from pytest_bnn.sampling.engine.handshake import shake_hands
+from pytest_bnn.sampling.engine.taps import used_taps
 
 GRID = [
     (size, width, stride, padding, dilation)

@@ -16,16 +16,16 @@ import torch
 from bayesian_torch.models.dnn_to_bnn import get_kl_loss
 from torch import Tensor, nn
 
-from pytest_bnn import training
 from pytest_bnn.conversion import convert
-from pytest_bnn.engine import kernels, posterior_kernels
-from pytest_bnn.engine.noise import Scratch
-from pytest_bnn.engine.plan import Unsupported
-from pytest_bnn.engine.training import FusedSteps, fused_steps
+from pytest_bnn.libraries.posterior import bayesian_layers
 from pytest_bnn.options import Settings, using
-from pytest_bnn.posterior import bayesian_layers
-from pytest_bnn.sampling import PassBank
-from pytest_bnn.training import finetune
+from pytest_bnn.sampling.bank import PassBank
+from pytest_bnn.sampling.engine import kernels, posterior_kernels
+from pytest_bnn.sampling.engine.noise import Scratch
+from pytest_bnn.sampling.engine.plan import Unsupported
+from pytest_bnn.training import finetune as training
+from pytest_bnn.training.engine import FusedSteps, fused_steps
+from pytest_bnn.training.finetune import finetune
 
 
 def teacher_network() -> nn.Module:

@@ -12,9 +12,9 @@ import pytest
 import torch
 import torchvision as real_torchvision
 
-from pytest_bnn import environment
+from pytest_bnn.audit import environment
 from pytest_bnn.errors import BrokenEnvironmentError, PytestBnnError
-from pytest_bnn.weights import load_teacher
+from pytest_bnn.example.weights import load_teacher
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pytest_bnn.errors import InputError
-from pytest_bnn.evidence import (
+from pytest_bnn.records.codec import from_plain, show, to_plain
+from pytest_bnn.records.evidence import (
     SCHEMA_VERSION,
     SEVERITY,
     AuditRun,
@@ -35,7 +36,6 @@ from pytest_bnn.evidence import (
     is_failure,
     json_schema,
 )
-from pytest_bnn.plain import from_plain, show, to_plain
 
 
 def evidence(id: str = "bayesian_layers", verdict: Verdict = Verdict.PASS, **others: Any) -> Evidence:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torchvision import transforms
 
 from pytest_bnn.errors import InputError
-from pytest_bnn.images import (
+from pytest_bnn.example.images import (
     PHOTO_NAMES,
     digits,
     digits_batch,
@@ -22,7 +22,7 @@ from pytest_bnn.images import (
     open_image,
     photograph,
 )
-from pytest_bnn.weights import load_teacher
+from pytest_bnn.example.weights import load_teacher
 
 
 def enlarged(image: numpy.ndarray) -> Tensor:

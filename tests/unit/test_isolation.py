@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pytest_bnn.conversion import convert
-from pytest_bnn.isolation import preserved_random_state, replaced, seed_everything, undisturbed
+from pytest_bnn.network.isolation import preserved_random_state, replaced, seed_everything, undisturbed
 
 
 def network() -> nn.Module:

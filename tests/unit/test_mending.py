@@ -20,7 +20,7 @@ from torchvision.models.swin_transformer import ShiftedWindowAttention, ShiftedW
 
 from pytest_bnn.conversion import Conversion, convert
 from pytest_bnn.errors import ConversionError
-from pytest_bnn.posterior import bayesian_layers, counted_twice, kl, watched_noise, zero_sigma
+from pytest_bnn.libraries.posterior import bayesian_layers, counted_twice, kl, watched_noise, zero_sigma
 
 ESTIMATORS = ("Reparameterization", "Flipout")
 

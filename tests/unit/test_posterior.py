@@ -17,9 +17,9 @@ from torch.distributions import Normal, kl_divergence
 from torch.overrides import TorchFunctionMode
 from torchvision.models.feature_extraction import create_feature_extractor
 
-from pytest_bnn import posterior
 from pytest_bnn.conversion import convert
-from pytest_bnn.posterior import PosteriorTensor, bayesian_layers
+from pytest_bnn.libraries import posterior
+from pytest_bnn.libraries.posterior import PosteriorTensor, bayesian_layers
 
 ESTIMATORS = ("Reparameterization", "Flipout")
 

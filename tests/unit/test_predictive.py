@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 import pytest_bnn
-from pytest_bnn import predictive
 from pytest_bnn.conversion import convert
 from pytest_bnn.errors import InputError
 from pytest_bnn.options import Settings, using
-from pytest_bnn.predictive import Predictive
-from pytest_bnn.sampling import PassBank
+from pytest_bnn.sampling import predictive
+from pytest_bnn.sampling.bank import PassBank
+from pytest_bnn.sampling.predictive import Predictive
 
 FLOATS = ("mean", "variance", "probabilities", "predictive_entropy", "expected_entropy", "mutual_information")
 

@@ -8,8 +8,8 @@ from contextlib import suppress
 
 import pytest
 
-from pytest_bnn.evidence import AuditRun, Evidence, SubjectRecord, Verdict
-from pytest_bnn.recorder import Recorder, inconclusive_policy, record, recording
+from pytest_bnn.records.evidence import AuditRun, Evidence, SubjectRecord, Verdict
+from pytest_bnn.records.recorder import Recorder, inconclusive_policy, record, recording
 
 
 def evidence(id: str = "layers.replaced", verdict: Verdict = Verdict.PASS) -> Evidence:
@@ -89,7 +89,7 @@ def test_a_thread_of_its_own_has_no_recorder() -> None:
 @pytest.fixture(autouse=True)
 def no_recorder() -> Iterator[None]:
     """Keep these tests' records out of a report of this very test run."""
-    from pytest_bnn import recorder as module
+    from pytest_bnn.records import recorder as module
 
     token = module._recorder.set(None)
     yield

@@ -14,7 +14,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from pytest_bnn.evidence import (
+from pytest_bnn.records.evidence import (
     AuditRun,
     ClassShare,
     Evidence,

@@ -18,10 +18,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from pytest_bnn import sampling
 from pytest_bnn.conversion import convert
-from pytest_bnn.posterior import bayesian_layers
-from pytest_bnn.sampling import (
+from pytest_bnn.libraries.posterior import bayesian_layers
+from pytest_bnn.sampling import bank as sampling
+from pytest_bnn.sampling.bank import (
     ForwardError,
     PassBank,
     forward,

@@ -15,7 +15,7 @@ from scipy import stats
 from torch import Tensor
 
 from pytest_bnn.options import Settings, using
-from pytest_bnn.statistics import (
+from pytest_bnn.stats.intervals import (
     BettingTest,
     Budget,
     LeadingClassTest,

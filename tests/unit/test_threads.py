@@ -10,13 +10,13 @@ import torch
 from torch import nn
 
 from pytest_bnn import convert, finetune
-from pytest_bnn.checks.claim import Check, Finding
+from pytest_bnn.checks.check import Check, Finding
 from pytest_bnn.errors import InputError
-from pytest_bnn.evidence import Verdict
 from pytest_bnn.options import Settings, using
-from pytest_bnn.recorder import Recorder, recording
+from pytest_bnn.records.evidence import Verdict
+from pytest_bnn.records.recorder import Recorder, recording
+from pytest_bnn.sampling.threads import limited, share
 from pytest_bnn.subject import Subject
-from pytest_bnn.threads import limited, share
 
 
 @pytest.fixture(autouse=True)

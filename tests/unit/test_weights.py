@@ -19,10 +19,10 @@ import torchvision
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from pytest_bnn import weights
 from pytest_bnn.errors import WeightsError
-from pytest_bnn.images import DIGIT_NAMES, digits
-from pytest_bnn.weights import Teacher, load_teacher, model_card
+from pytest_bnn.example import weights
+from pytest_bnn.example.images import DIGIT_NAMES, digits
+from pytest_bnn.example.weights import Teacher, load_teacher, model_card
 
 CHECKPOINT = "resnet18-f37072fd.pth"
 State = dict[str, Tensor]

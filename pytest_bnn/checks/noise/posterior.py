@@ -7,15 +7,15 @@ from typing import Unpack
 
 from torch import nn
 
-from pytest_bnn.capture import capture
-from pytest_bnn.checks.claim import Check, Finding, accused, asserting, not_applicable
-from pytest_bnn.checks.noise.draws import ROUNDING, Sums, TensorDraws, draws_needed, effect
-from pytest_bnn.checks.noise.hypotheses import FAMILIES, independence, marginals, number_of_tests
-from pytest_bnn.evidence import Certainty, Evidence, Measurement, Threshold, Verdict
-from pytest_bnn.isolation import undisturbed
-from pytest_bnn.posterior import bayesian_layers
-from pytest_bnn.sampling import forward
-from pytest_bnn.statistics import Budget
+from pytest_bnn.checks.check import Check, Finding, accused, asserting, not_applicable
+from pytest_bnn.checks.noise._hypotheses import FAMILIES, independence, marginals, number_of_tests
+from pytest_bnn.libraries.capture import capture
+from pytest_bnn.libraries.posterior import bayesian_layers
+from pytest_bnn.network.isolation import undisturbed
+from pytest_bnn.records.evidence import Certainty, Evidence, Measurement, Threshold, Verdict
+from pytest_bnn.sampling.bank import forward
+from pytest_bnn.stats.intervals import Budget
+from pytest_bnn.stats.normal import ROUNDING, Sums, TensorDraws, draws_needed, effect
 from pytest_bnn.subject import Given, Subject
 
 NOISE_POSTERIOR = Check(

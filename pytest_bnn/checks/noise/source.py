@@ -8,15 +8,15 @@ from typing import Unpack
 import torch
 from torch import nn
 
-from pytest_bnn.checks.claim import Check, Finding, asserting
-from pytest_bnn.checks.noise.pairs import not_finite_in, scale_of, spreads
-from pytest_bnn.checks.noise.silence import MIN_SPREAD, causes_of_silence, floor_of, not_finite
-from pytest_bnn.checks.trace import TRACED_IMAGES, Parting, difference, first_parting, tolerance, traced
-from pytest_bnn.evidence import Certainty, Evidence, LayerFinding, Measurement, Threshold, Verdict
-from pytest_bnn.isolation import undisturbed
-from pytest_bnn.posterior import bayesian_layers, zero_sigma
-from pytest_bnn.sampling import forward
-from pytest_bnn.statistics import Budget, draws_below_median
+from pytest_bnn.checks.check import Check, Finding, asserting
+from pytest_bnn.checks.noise._pairs import not_finite_in, scale_of, spreads
+from pytest_bnn.checks.noise._silence import MIN_SPREAD, causes_of_silence, floor_of, not_finite
+from pytest_bnn.libraries.posterior import bayesian_layers, zero_sigma
+from pytest_bnn.network.comparing import TRACED_IMAGES, Parting, difference, first_parting, tolerance, traced
+from pytest_bnn.network.isolation import undisturbed
+from pytest_bnn.records.evidence import Certainty, Evidence, LayerFinding, Measurement, Threshold, Verdict
+from pytest_bnn.sampling.bank import forward
+from pytest_bnn.stats.intervals import Budget, draws_below_median
 from pytest_bnn.subject import Given, Subject
 
 NOISE_SOURCE = Check(
@@ -58,7 +58,7 @@ def measure_noise_source(
         budget: Error rates; those in force when None.
         **given: images, at least; see `Subject`.
 
-    Source: the sign test; `pytest_bnn.statistics.draws_below_median`.
+    Source: the sign test; `pytest_bnn.stats.intervals.draws_below_median`.
     """
     if max_passes < 2 or not min_spread > 0:
         raise ValueError("max_passes must be at least 2 and min_spread above 0")

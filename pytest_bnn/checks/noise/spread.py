@@ -7,12 +7,12 @@ from typing import Unpack
 import torch
 from torch import Tensor, nn
 
-from pytest_bnn.checks.claim import Check, Finding, asserting
-from pytest_bnn.checks.noise.pairs import not_finite_in, scale_without_noise, spreads
-from pytest_bnn.checks.noise.silence import not_finite
-from pytest_bnn.evidence import Certainty, Evidence, LayerFinding, Measurement, Threshold, Verdict
-from pytest_bnn.posterior import bayesian_layers
-from pytest_bnn.statistics import Budget, median_bounds, trials_needed
+from pytest_bnn.checks.check import Check, Finding, asserting
+from pytest_bnn.checks.noise._pairs import not_finite_in, scale_without_noise, spreads
+from pytest_bnn.checks.noise._silence import not_finite
+from pytest_bnn.libraries.posterior import bayesian_layers
+from pytest_bnn.records.evidence import Certainty, Evidence, LayerFinding, Measurement, Threshold, Verdict
+from pytest_bnn.stats.intervals import Budget, median_bounds, trials_needed
 from pytest_bnn.subject import Given, Subject
 
 NOISE_SPREAD = Check(
@@ -56,7 +56,7 @@ def measure_noise_spread(
         budget: Error rates; those in force when None.
         **given: images, at least; see `Subject`.
 
-    Source: `pytest_bnn.statistics.median_bounds`.
+    Source: `pytest_bnn.stats.intervals.median_bounds`.
     """
     if max_passes < 2 or len(band) != 2 or not 0 < band[0] < band[1]:
         raise ValueError("max_passes must be at least 2, and the band two numbers (least, most) above 0")

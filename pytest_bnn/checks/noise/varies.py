@@ -7,11 +7,11 @@ from typing import Unpack
 import torch
 from torch import Tensor, nn
 
-from pytest_bnn.checks.claim import Check, Finding, asserting
-from pytest_bnn.checks.noise.pairs import not_finite_in, scale_without_noise, spreads
-from pytest_bnn.checks.noise.silence import MIN_SPREAD, causes_of_silence, floor_of, not_finite
-from pytest_bnn.evidence import Certainty, Evidence, Measurement, Threshold, Verdict
-from pytest_bnn.statistics import Budget, median_bounds, trials_needed
+from pytest_bnn.checks.check import Check, Finding, asserting
+from pytest_bnn.checks.noise._pairs import not_finite_in, scale_without_noise, spreads
+from pytest_bnn.checks.noise._silence import MIN_SPREAD, causes_of_silence, floor_of, not_finite
+from pytest_bnn.records.evidence import Certainty, Evidence, Measurement, Threshold, Verdict
+from pytest_bnn.stats.intervals import Budget, median_bounds, trials_needed
 from pytest_bnn.subject import Given, Subject
 
 MAX_PASSES = 128
@@ -51,7 +51,7 @@ def measure_noise_varies(
         budget: Error rates; those in force when None.
         **given: images, at least; see `Subject`.
 
-    Source: `pytest_bnn.statistics.median_bounds`.
+    Source: `pytest_bnn.stats.intervals.median_bounds`.
     """
     if max_passes < 2 or not min_spread > 0:
         raise ValueError("max_passes must be at least 2 and min_spread above 0")

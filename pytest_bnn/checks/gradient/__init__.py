@@ -1,0 +1,1 @@
+"""Claims about the gradient of the training loss."""

@@ -1,0 +1,282 @@
+"""``gradient.samples``: is the gradient of a loss that of the noise which its forward passes used?"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Unpack
+
+import torch
+from torch import Tensor, nn
+
+from pytest_bnn.checks._objective import FINITE_DERIVATIVE, endless, is_finite, loss_of
+from pytest_bnn.checks.check import Check, Finding, asserting, not_applicable
+from pytest_bnn.checks.kl.present import not_finite
+from pytest_bnn.libraries.capture import LayerCall, capture
+from pytest_bnn.libraries.posterior import BayesianLayer, PosteriorTensor, bayesian_layers, zero_noise
+from pytest_bnn.network.isolation import undisturbed
+from pytest_bnn.records.evidence import Evidence, LayerFinding, Measurement, Threshold, Verdict
+from pytest_bnn.sampling.bank import output_tensor
+from pytest_bnn.subject import Given, Subject
+
+GRADIENT_SAMPLES = Check(
+    id="gradient.samples",
+    claim="The gradient of the training loss to mu and rho is that of the noise which each of its forward passes used.",
+    needs=("loss", "images"),
+)
+
+#: The data's part of a gradient is visible in the whole from the first share on, and missing below the second of
+#: itself.
+_VISIBLE, _MISSING = 1e-4, 1e-2
+
+
+def measure_gradient_samples(model: nn.Module | Subject, **given: Unpack[Given]) -> Evidence:
+    """Measure whether the gradient of the loss is that of the noise which its forward passes used.
+
+    bayesian-torch's layers write their noise into a buffer that the next pass writes over, behind autograd's back:
+    where a loss runs several passes before one backward, every pass's gradient to rho uses the noise of the last. The
+    loss is evaluated twice with the same random numbers, as it is, and with a noise buffer of its own for every call of
+    a layer. Both gradients must be equal to float tolerance: an identity, no statistics. The gradient to rho must be so
+    beside a KL term of any size: a third evaluation, with every eps at 0, has what is not the data's part. In addition,
+    the data's part must be there: it is the gradient to the drawn weight times eps times sigmoid(rho).
+
+    Args:
+        model: The Bayesian network, or a `Subject`.
+        **given: loss and images, at least; see `Subject`. The loss gets one batch of at most 32 images; it may call
+            backward itself.
+
+    Raises:
+        InputError: The loss raised, or returned no scalar tensor.
+
+    Source: Kingma and Welling 2014, section 2.3, for the gradient of a sample with its own noise.
+    """
+    return GRADIENT_SAMPLES.run(Subject.of(model, given), _find)
+
+
+assert_gradient_samples = asserting(measure_gradient_samples)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Run:
+    """The gradients of one evaluation to each mu and rho, None where none came, and the calls of the layers."""
+
+    gradients: dict[tuple[str, str], tuple[Tensor | None, Tensor | None]]
+    calls: list[LayerCall]
+
+
+def _find(subject: Subject) -> Finding:
+    layers = bayesian_layers(subject.model)
+    if not layers:
+        return not_applicable("the model has no Bayesian layer")
+    sick = not_finite(layers)
+    if sick:
+        return not_applicable(f"{sick[0].path} {sick[0].finding}: see kl.present")
+    # First, so that a model which keeps noise from pass to pass does not repeat itself, and is not judged.
+    silent = _evaluate(subject, layers, silent=True)
+    as_it_is = _evaluate(subject, layers)
+    if not all(is_finite(to_rho) for _, to_rho in silent.gradients.values()):
+        return not_applicable("the loss's gradient to rho is NaN or infinite without any noise: see kl.loss")
+    lost = [t for layer in layers for t in layer.tensors if not all(map(is_finite, as_it_is.gradients[_key(t)]))]
+    if lost:
+        return endless(lost, len(as_it_is.gradients), of="mu or rho", remedy=FINITE_DERIVATIVE)
+    if not any(g is not None for pair in as_it_is.gradients.values() for g in pair):
+        return not_applicable("no gradient of the loss reaches a mu or rho: see kl.loss")
+    with _own_buffers(layers):
+        exact = _evaluate(subject, layers)
+    rows = [_compared(tensor, as_it_is, exact, silent) for layer in layers for tensor in layer.tensors]
+    bad = [row for row in rows if row.off > row.allowed]
+    if bad and not _repeats_itself(subject, layers, as_it_is, silent):
+        return not_applicable(
+            "the loss gives another gradient each time, from the same seed: it keeps a state of its own"
+        )
+    detached = [] if bad else _detached(layers, as_it_is, silent)
+    return _finding(subject, layers, as_it_is, rows, detached)
+
+
+@contextmanager
+def _own_buffers(layers: tuple[BayesianLayer, ...]) -> Iterator[None]:
+    """Give every call of a layer noise buffers of its own, which no later call writes over."""
+
+    def fresh(module: nn.Module, _inputs: Any) -> None:
+        for name, buffer in module._buffers.items():
+            if name.startswith("eps_") and buffer is not None:
+                module._buffers[name] = torch.empty_like(buffer)
+
+    handles = [layer.module.register_forward_pre_hook(fresh) for layer in layers]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _evaluate(subject: Subject, layers: tuple[BayesianLayer, ...], *, silent: bool = False) -> _Run:
+    model = subject.model
+    with (
+        undisturbed(model, seed=subject.seed),
+        zero_noise(model) if silent else nullcontext(),
+        capture(model) as calls,
+        torch.enable_grad(),
+    ):
+        value = loss_of(subject)
+        if value.requires_grad:
+            for drawn in (t for call in calls for f in call.functional for t in (f.weight, f.bias) if t is not None):
+                if drawn.requires_grad and not drawn.is_leaf:
+                    drawn.retain_grad()
+            value.backward()
+        tensors = [tensor for layer in layers for tensor in layer.tensors]
+        return _Run({_key(t): (_copy(t.mu.grad), _copy(t.rho.grad)) for t in tensors}, list(calls))
+
+
+def _key(tensor: PosteriorTensor) -> tuple[str, str]:
+    return tensor.path, tensor.role
+
+
+def _copy(gradient: Tensor | None) -> Tensor | None:
+    return None if gradient is None else gradient.detach().double().clone()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Row:
+    """One tensor's gradients: how far they are from the exact ones, relative to these; rho's length and direction.
+
+    To rho only the data's part counts, which is what noise has a part in; it may be lost in the rounding of the rest.
+    """
+
+    tensor: PosteriorTensor
+    off: float
+    allowed: float
+    ratio: float
+    cosine: float
+    lost: bool
+
+
+def _compared(tensor: PosteriorTensor, found: _Run, exact: _Run, silent: _Run) -> _Row:
+    eps = torch.finfo(tensor.mu.dtype).eps
+    calls = sum(call.layer.path == tensor.path for call in exact.calls)
+    off, allowed, ratio, cosine, lost = 0.0, 100 * eps, 1.0, 1.0, False
+    of_rho = (torch.zeros_like(tensor.mu).double(), silent.gradients[_key(tensor)][1])
+    pairs = zip(found.gradients[_key(tensor)], exact.gradients[_key(tensor)], of_rho, strict=True)
+    for one, other, rest in pairs:
+        if one is None or other is None:
+            off = max(off, float(one is not other))
+            continue
+        # The parts of the passes and the KL's are added one by one, each time rounded.
+        rounding = 0.0 if rest is None else (calls + 1) * eps * float(rest.norm())
+        one, other = (part if rest is None else part - rest for part in (one, other))
+        size, apart = float(other.norm()), float((one - other).norm())
+        if size:
+            most = 100 * eps + rounding / size
+            lost = most >= 1
+            off, allowed = max((off, allowed), (apart / size, most), key=lambda pair: pair[0] / pair[1])
+        else:
+            off, lost = max(off, float(apart > rounding)), rest is not None
+        ratio = float(one.norm()) / size if size else 1.0
+        both = float(one.norm()) * size
+        cosine = float((one * other).sum()) / both if both else 1.0
+    return _Row(tensor, off, allowed, ratio, cosine, lost)
+
+
+def _repeats_itself(subject: Subject, layers: tuple[BayesianLayer, ...], found: _Run, silent: _Run) -> bool:
+    again = _evaluate(subject, layers)
+    rows = [_compared(tensor, found, again, silent) for layer in layers for tensor in layer.tensors]
+    return all(row.off <= row.allowed for row in rows)
+
+
+def _detached(layers: tuple[BayesianLayer, ...], found: _Run, silent: _Run) -> list[PosteriorTensor]:
+    """Give the tensors whose noise moves the loss although the data's part of the gradient to rho is missing."""
+    data: dict[tuple[str, str], Tensor] = {}
+    cut: set[tuple[str, str]] = set()
+    for call in found.calls:
+        for tensor, noise in call.noise():
+            drawn = call.functional[-1].weight if tensor.role == "weight" else call.functional[-1].bias
+            in_a_graph = output_tensor(call.output).requires_grad and tensor.rho.requires_grad
+            if drawn is not None and in_a_graph and not drawn.requires_grad and bool(noise.any()):
+                cut.add(_key(tensor))
+            if drawn is not None and drawn.retains_grad and drawn.grad is not None:
+                per_sigma = noise.double() / tensor.sigma.double().clamp_min(1e-300)
+                part = drawn.grad.double() * per_sigma * torch.sigmoid(tensor.rho.detach().double())
+                data[_key(tensor)] = data.get(_key(tensor), torch.zeros_like(part)) + part
+    tensors = [tensor for layer in layers for tensor in layer.tensors]
+    if not data:
+        return [tensor for tensor in tensors if _key(tensor) in cut]
+    for tensor in tensors:
+        if _key(tensor) in data and tensor.rho.requires_grad:
+            part = data[_key(tensor)]
+            to_rho = found.gradients[_key(tensor)][1]
+            of_the_kl = silent.gradients[_key(tensor)][1]
+            whole = torch.zeros_like(part) if to_rho is None else to_rho
+            of_the_data = whole if of_the_kl is None else whole - of_the_kl
+            visible = float(part.norm()) > _VISIBLE * float(whole.norm()) and bool(torch.isfinite(part).all())
+            if visible and float(of_the_data.norm()) < _MISSING * float(part.norm()):
+                cut.add(_key(tensor))
+    return [tensor for tensor in tensors if _key(tensor) in cut]
+
+
+def _finding(
+    subject: Subject,
+    layers: tuple[BayesianLayer, ...],
+    found: _Run,
+    rows: list[_Row],
+    detached: list[PosteriorTensor],
+) -> Finding:
+    most = max(Counter(call.layer.path for call in found.calls).values(), default=0)
+    worst = max(rows, key=lambda row: row.off / row.allowed)
+    bad = sorted((row for row in rows if row.off > row.allowed), key=lambda row: -row.off / row.allowed)
+    kinds = {layer.path: layer.kind for layer in layers}
+    findings = [
+        LayerFinding(
+            path=row.tensor.path, kind=kinds[row.tensor.path], ok=False,
+            finding=f"{row.tensor.role}: the gradient to rho has {row.ratio:.3g} times the length of the exact one, "
+            f"and the cosine {row.cosine:.3g} with it",
+        )
+        for row in bad
+    ] + [
+        LayerFinding(
+            path=tensor.path, kind=kinds[tensor.path], ok=False,
+            finding=f"{tensor.role}: its noise moves the loss, and no gradient of the data reaches rho",
+        )
+        for tensor in detached
+    ]  # fmt: skip
+    lost = sum(row.lost for row in rows)
+    share = f"{lost} of {len(rows)} tensors"
+    notes = (f"of the data's part of the gradient to rho nothing is left beside the KL's in {share}",)
+    times = f"{most} forward passes" if most != 1 else "one forward pass"
+    headline = f"the gradients of {len(rows)} tensors are those of the noise used, with {times} before a backward pass"
+    remedy = ""
+    if bad:
+        headline = f"{len(bad)} of {len(rows)} tensors get the gradient of other noise than was used, with {times}"
+        remedy = (
+            "run one backward pass for each forward pass and let the gradients add up: (loss_k / K).backward() in a "
+            "loop; a layer that one forward pass calls several times needs new noise buffers in each call, from a "
+            "forward pre-hook"
+        )
+        if most == 1:
+            remedy = "give every layer a noise buffer of its own: another layer writes over it before the backward pass"
+    elif detached:
+        headline = (
+            f"the data do not reach the rho of {len(detached)} of {len(rows)} tensors: sigma learns from the KL alone"
+        )
+        remedy = "keep the noise in the graph: w = mu + sigma * eps, with neither detach() nor .data on sigma"
+    return Finding(
+        verdict=Verdict.FAIL if findings else Verdict.PASS,
+        headline=headline,
+        measurements=(
+            Measurement(name="forward passes of a loss", value=most, note="the most calls of one layer"),
+            Measurement(
+                name="largest distance to the exact gradient", value=worst.off, unit="of its length",
+                note=worst.tensor.name,
+            ),
+            Measurement(name="length of that gradient to rho", value=worst.ratio, unit="of the exact one"),
+            Measurement(name="cosine of that gradient to rho", value=worst.cosine, note="with the exact one"),
+        ),
+        threshold=Threshold(
+            quantity="distance to the exact gradient", observed=worst.off, relation="<=", allowed=worst.allowed
+        ),
+        layers=tuple(findings),
+        remedy=remedy,
+        notes=notes if lost else (),
+        samples=most,
+    )  # fmt: skip

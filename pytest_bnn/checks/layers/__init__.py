@@ -1,0 +1,1 @@
+"""Claims about which layers are Bayesian."""

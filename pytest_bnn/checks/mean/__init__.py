@@ -1,0 +1,1 @@
+"""Claims about the network at its posterior mean."""

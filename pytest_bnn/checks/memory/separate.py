@@ -1,0 +1,133 @@
+"""``memory.separate``: is what training or a pass writes nobody else's memory?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Unpack
+
+from torch import Tensor, nn
+
+from pytest_bnn.checks.check import Check, Finding, asserting, not_applicable
+from pytest_bnn.libraries.posterior import bayesian_layers
+from pytest_bnn.records.evidence import Evidence, LayerFinding, Threshold, Verdict
+from pytest_bnn.subject import Given, Subject
+
+MEMORY_SEPARATE = Check(
+    id="memory.separate",
+    claim="Every mu, rho and noise buffer has memory of its own: not that of another layer, of a prior or of the "
+    "teacher.",
+)
+
+
+def measure_memory_separate(model: nn.Module | Subject, **given: Unpack[Given]) -> Evidence:
+    """Measure whether what training or a forward pass writes is nobody else's memory.
+
+    Training writes mu and rho, every pass writes the noise buffers. Where one of them overlaps with another of them,
+    with a prior, or with a parameter or buffer of the teacher, to write the one changes the other, without a word.
+    Priors may share their memory, with each other and with the teacher: nothing writes them.
+
+    Args:
+        model: The Bayesian network, or a `Subject`.
+        **given: teacher and so on; see `Subject`.
+    """
+    return MEMORY_SEPARATE.run(Subject.of(model, given), _find)
+
+
+assert_memory_separate = asserting(measure_memory_separate)
+
+
+@dataclass(frozen=True, slots=True)
+class _Span:
+    """The bytes that a tensor reaches, and whether something writes them."""
+
+    storage: int
+    start: int
+    end: int
+    name: str
+    path: str
+    kind: str
+    written: bool
+
+    @classmethod
+    def of(cls, tensor: Tensor, name: str, path: str, kind: str, *, written: bool) -> _Span:
+        reach = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+        start = tensor.data_ptr()
+        return cls(
+            tensor.untyped_storage().data_ptr(),
+            start,
+            start + reach * tensor.element_size(),
+            name,
+            path,
+            kind,
+            written,
+        )
+
+
+def _find(subject: Subject) -> Finding:
+    spans = [*_of_the_model(subject.model)]
+    if not spans:
+        return not_applicable("the model has no Bayesian layer")
+    written = sum(span.written for span in spans)
+    if subject.teacher is not None:
+        spans += _of_the_teacher(subject.teacher)
+    overlaps = _overlaps(spans)
+    findings = tuple(
+        LayerFinding(path=one.path, kind=one.kind, ok=False, finding=f"{one.name} shares memory with {other.name}")
+        for one, other in overlaps
+    )
+    headline = f"{written} tensors that are written have memory of their own"
+    if overlaps:
+        one, other = overlaps[0]
+        headline = f"{len(overlaps)} pairs of tensors share memory: {one.name} with {other.name}"
+    return Finding(
+        verdict=Verdict.FAIL if overlaps else Verdict.PASS,
+        headline=headline,
+        threshold=Threshold(quantity="pairs that share memory", observed=len(overlaps), relation="==", allowed=0),
+        layers=findings,
+        remedy="clone the tensor where it is put into the layer: copy_() or .clone(), not .data = other; "
+        "bayesian-torch's utils.MOPED() aliases teacher, mu and prior"
+        if overlaps
+        else "",
+    )
+
+
+def _of_the_model(model: nn.Module) -> Iterator[_Span]:
+    for layer in bayesian_layers(model):
+        for tensor in layer.tensors:
+            for name, written in (
+                (tensor.mu_name, True),
+                (tensor.rho_name, True),
+                (tensor.eps_name, True),
+                (tensor.prior_mu_name, False),
+                (tensor.prior_sigma_name, False),
+            ):
+                value = getattr(layer.module, name, None)
+                if isinstance(value, Tensor) and value.numel():
+                    full = f"{layer.path}.{name}" if layer.path else name
+                    yield _Span.of(value, full, layer.path, layer.kind, written=written)
+
+
+def _of_the_teacher(teacher: nn.Module) -> Iterator[_Span]:
+    for name, tensor in (*teacher.named_parameters(), *teacher.named_buffers()):
+        if tensor.numel() and not nn.parameter.is_lazy(tensor):
+            path = name.rpartition(".")[0]
+            yield _Span.of(tensor, f"the teacher's {name}", path, "teacher", written=False)
+
+
+def _overlaps(spans: list[_Span]) -> list[tuple[_Span, _Span]]:
+    """Give the pairs that overlap, of which at least one is written; that one comes first.
+
+    They come in the order of the model, not of the memory, which is another one in every run.
+    """
+    place = {id(span): index for index, span in enumerate(spans)}
+    spans = sorted(spans, key=lambda span: (span.storage, span.start))
+    found = []
+    for index, span in enumerate(spans):
+        for other in spans[index + 1 :]:
+            if other.storage != span.storage or other.start >= span.end:
+                break
+            if span.written or other.written:
+                one, two = sorted((span, other), key=lambda span: (not span.written, place[id(span)]))
+                found.append((one, two))
+    return sorted(found, key=lambda pair: (place[id(pair[0])], place[id(pair[1])]))

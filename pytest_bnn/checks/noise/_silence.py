@@ -1,0 +1,81 @@
+"""Why outputs do not vary, or are no numbers: what the checks of noise say about the cause."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pytest_bnn.checks.check import Finding
+from pytest_bnn.libraries.posterior import bayesian_layers, orphaned_posteriors
+from pytest_bnn.network.isolation import seed_everything, undisturbed
+from pytest_bnn.records.evidence import LayerFinding, Threshold, Verdict
+from pytest_bnn.sampling.bank import forward
+from pytest_bnn.subject import Subject
+
+#: A spread below this share of the logits' own scale is rounding or nothing: it cannot move a decision.
+MIN_SPREAD = 1e-4
+
+
+def floor_of(outputs: Tensor, min_spread: float) -> float:
+    """Give the spread below which outputs count as equal: as asked for, but never less than ten roundings."""
+    return max(min_spread, 10 * torch.finfo(outputs.dtype).eps if outputs.is_floating_point() else 0.0)
+
+
+def not_finite(subject: Subject, passes: int, bad: int) -> Finding:
+    """Give the finding of outputs that are NaN or infinite, with the layers that have such parameters."""
+    culprits = [
+        LayerFinding(path=tensor.path, kind=layer.kind, ok=False, finding=f"{tensor.role}: {problem}")
+        for layer in bayesian_layers(subject.model)
+        for tensor in layer.tensors
+        for problem in _not_finite_in(tensor.mu, tensor.rho, tensor.sigma)
+    ]
+    where = f": {culprits[0].path} {culprits[0].finding}" if culprits else ""
+    return Finding(
+        verdict=Verdict.FAIL,
+        headline=f"outputs are NaN or infinite in {bad} of {passes} passes{where}",
+        threshold=Threshold(quantity="passes with NaN or infinity", observed=bad, relation="==", allowed=0),
+        layers=tuple(culprits),
+        remedy="a rho that is infinite comes from moped_delta * abs(weight) above 88: convert with a smaller "
+        "moped_delta; NaN in mu or rho comes from a diverged training",
+        samples=passes,
+    )
+
+
+def _not_finite_in(mu: Tensor, rho: Tensor, sigma: Tensor) -> list[str]:
+    named = (("mu", mu), ("rho", rho), ("sigma", sigma))
+    return [
+        f"{int((~torch.isfinite(tensor)).sum())} of {tensor.numel()} {name} are NaN or infinite"
+        for name, tensor in named
+        if not bool((torch.isfinite(tensor) | (torch.isneginf(tensor) & (name == "rho"))).all())
+    ][:1]
+
+
+def causes_of_silence(subject: Subject, spread: float) -> list[str]:
+    """Say why outputs do not vary, from what can be seen; the likeliest first."""
+    layers = bayesian_layers(subject.model)
+    if not layers:
+        orphans = orphaned_posteriors(subject.model)
+        if orphans:
+            return ["the model was derived with torch.fx or a feature extractor: its noise is baked in"]
+        return ["the model has no Bayesian layer"]
+    causes = []
+    if _reseeds(subject):
+        causes.append("the forward seeds the random generator itself, so every pass draws the same noise")
+    widest = max(float((t.sigma / t.mu.detach().abs().clamp_min(1e-12)).median()) for la in layers for t in la.tensors)
+    if widest < MIN_SPREAD:
+        causes.append(f"sigma has collapsed: its median is at most {widest:.1g} of abs(mu) in every layer")
+    if not causes and spread == 0:
+        causes.append("sigma is not 0, yet every pass uses the same weights: the noise is cached or never drawn")
+    return causes
+
+
+def _reseeds(subject: Subject) -> bool:
+    states = []
+    for seed in (subject.seed, subject.seed + 1):
+        with undisturbed(subject.model, seed=subject.seed):
+            seed_everything(seed)
+            before = torch.get_rng_state()
+            forward(subject.model, subject.require_images()[:1])
+            after = torch.get_rng_state()
+            states.append((after, not torch.equal(before, after)))
+    return states[0][1] and torch.equal(states[0][0], states[1][0])

@@ -1,0 +1,1 @@
+"""The ResNet18 that shows all of it: weights, images, digits."""

@@ -1,0 +1,1 @@
+"""One adapter a library of Bayesian layers, and what all of them give: posteriors, noise, KL, words."""

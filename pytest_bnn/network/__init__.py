@@ -1,0 +1,1 @@
+"""Looking at any torch module: without disturbing it, call by call, output by output. No Bayesian word here."""

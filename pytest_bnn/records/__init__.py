@@ -1,0 +1,1 @@
+"""What an audit found, as plain values: evidence, runs, their JSON, and the recorder that collects them."""

@@ -1,0 +1,66 @@
+"""The recorder in force: how what a plain ``assert_*`` finds reaches a report."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+
+from pytest_bnn.records.evidence import AuditRun, Evidence, Inconclusive, SubjectRecord
+
+
+@dataclass(slots=True)
+class Recorder:
+    """Collects what checks find while it is in force; `recording` puts it there.
+
+    ``subject`` is the name of subjects that were given none.
+    """
+
+    inconclusive: Inconclusive = "fail"
+    subject: str = "model"
+    checks: list[Evidence] = field(default_factory=list)
+    subjects: list[SubjectRecord] = field(default_factory=list)
+
+    def drain(self) -> AuditRun:
+        """Give what was collected since the last call, and forget it."""
+        run = AuditRun(checks=tuple(self.checks), subjects=tuple(self.subjects))
+        self.checks.clear()
+        self.subjects.clear()
+        return run
+
+
+_recorder: ContextVar[Recorder | None] = ContextVar("pytest_bnn_recorder", default=None)
+
+
+@contextmanager
+def recording(recorder: Recorder) -> Iterator[Recorder]:
+    """Let every check that runs inside report to ``recorder``."""
+    token = _recorder.set(recorder)
+    try:
+        yield recorder
+    finally:
+        _recorder.reset(token)
+
+
+def record(item: Evidence | SubjectRecord) -> None:
+    """Hand a record to the recorder in force, if there is one."""
+    recorder = _recorder.get()
+    if recorder is None:
+        return
+    if isinstance(item, Evidence):
+        recorder.checks.append(item)
+    else:
+        recorder.subjects.append(item)
+
+
+def inconclusive_policy() -> Inconclusive:
+    """Say what an inconclusive verdict counts as here: the recorder's policy, ``"fail"`` without one."""
+    recorder = _recorder.get()
+    return "fail" if recorder is None else recorder.inconclusive
+
+
+def default_subject_name() -> str:
+    """Give the name of a subject that was given none: the recorder's, ``"model"`` without one."""
+    recorder = _recorder.get()
+    return Recorder().subject if recorder is None else recorder.subject

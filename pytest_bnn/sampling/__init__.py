@@ -1,0 +1,1 @@
+"""Monte-Carlo passes: drawn once, shared by checks, reduced to predictions."""

@@ -1,0 +1,156 @@
+"""May the engine stand in for a model's own forward? Only after it has repeated some of its passes."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from contextlib import suppress
+
+import torch
+from torch import Tensor, nn
+
+from pytest_bnn.libraries.capture import LayerCall, capture
+from pytest_bnn.libraries.posterior import BayesianLayer, bayesian_layers
+from pytest_bnn.network.comparing import difference, tolerance
+from pytest_bnn.network.isolation import preserved_random_state
+from pytest_bnn.sampling.bank import output_tensor, undisturbed_passes
+from pytest_bnn.sampling.engine.consumers import Consumers
+from pytest_bnn.sampling.engine.draws import DrawTests
+from pytest_bnn.sampling.engine.noise import Noise, make_noise
+from pytest_bnn.sampling.engine.plan import Unsupported, make_plan
+from pytest_bnn.sampling.engine.replica import Worker, calls_by_layer
+from pytest_bnn.sampling.engine.run import Engine, passes_chunk
+from pytest_bnn.sampling.threads import limited, share
+
+#: Passes of the model's own forward that are repeated: the least, the most, and the draws that they should add up to.
+_LEAST_PASSES, _MOST_PASSES, _ENOUGH_DRAWS = 3, 32, 20_000
+
+
+def shake_hands(model: nn.Module, images: Tensor, seed: int) -> Engine:
+    """Make an engine for a model, once it has shown that it computes what the model's own forward computes.
+
+    The weights that the own forward really used in some passes on two images are captured and given to the engine:
+    the outputs must be equal to float tolerance. The captured draws must be what the posterior says (`DrawTests`).
+    The engine's own passes must give an image the same output whatever images are beside it.
+
+    Args:
+        model: The network; it is left undisturbed.
+        images: Its inputs.
+        seed: Of the engine's noise.
+
+    Raises:
+        Unsupported: The engine must not be used; the message says why.
+    """
+    layers = bayesian_layers(model)
+    reason = refusal(model, layers, images)
+    if reason:
+        raise Unsupported(reason)
+    two = images[:2] if len(images) > 1 else images[:1].repeat(2, *[1] * (images.ndim - 1))
+    reasons = []
+    noise, warning = make_noise(seed)
+    for channels_last in (True, False):
+        with torch.no_grad(), preserved_random_state():
+            try:
+                with undisturbed_passes(model, seed=seed):
+                    worker, chunk = _compare(model, layers, two, noise, channels_last=channels_last)
+                    workers = [worker, *(Worker(model, worker.plan, noise) for _ in range(share() - 1))]
+                give_memory_back()
+                worker.plan.lay_out()
+                engine = Engine(worker.plan, workers, chunk, warning)
+                _require_independent_images(engine, two)
+                give_memory_back()
+            except Unsupported:
+                raise
+            except Exception as error:
+                reasons.append(f"{type(error).__name__}: {error}")
+                continue
+        return engine
+    raise Unsupported(f"the engine could not repeat its forward ({reasons[-1]})")
+
+
+def refusal(model: nn.Module, layers: Sequence[BayesianLayer], images: Tensor) -> str:
+    """Say why the engine must not even try a model as it is now; empty where it may."""
+    if not layers:
+        return "nothing in it is Bayesian"
+    if images.device.type != "cpu" or images.dtype is not torch.float32:
+        return f"the images are {str(images.dtype).removeprefix('torch.')} on {images.device.type}"
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.device.type != "cpu" or tensor.layout is not torch.strided:
+            return f"{name} is on {tensor.device.type}, {str(tensor.layout).removeprefix('torch.')}"
+        if tensor.is_floating_point() and tensor.dtype is not torch.float32:
+            return f"{name} is {str(tensor.dtype).removeprefix('torch.')}"
+    if nn.modules.module._global_forward_hooks or nn.modules.module._global_forward_pre_hooks:
+        return "torch has global forward hooks"
+    bayesian = {id(layer.module) for layer in layers}
+    for path, module in model.named_modules():
+        where = f"{path or 'the model itself'} ({type(module).__name__})"
+        if module._forward_hooks or module._forward_pre_hooks:
+            return f"{where} has a forward hook"
+        if "forward" in vars(module) or type(module).__call__ is not nn.Module.__call__:
+            return f"{where} has a forward of its own instead of its class's"
+        if isinstance(module, torch.jit.ScriptModule):
+            return f"{where} is compiled"
+        if module.training and not model.training and id(module) not in bayesian:
+            return f"{where} is in train mode"
+    return ""
+
+
+def _compare(
+    model: nn.Module, layers: Sequence[BayesianLayer], two: Tensor, noise: Noise, *, channels_last: bool
+) -> tuple[Worker, int]:
+    """Let the engine repeat passes of the model's own forward; give its worker, and the images of a chunk."""
+    weights = sum(layer.weights for layer in layers)
+    passes = max(_LEAST_PASSES, min(_MOST_PASSES, _ENOUGH_DRAWS // max(1, weights)))
+    tests, memory = DrawTests(), torch.empty(weights)
+    with capture(model, memory=memory) as calls, Consumers(model, calls) as consumers:
+        wanted = output_tensor(model(two))
+    plan = make_plan(calls, consumers, channels_last=channels_last)
+    chunk = passes_chunk(calls, len(two))
+    del consumers
+    worker = Worker(model, plan, noise)
+    for index in range(passes):
+        if index:
+            images = two[index % 2 :][:1]
+            with capture(model, memory=memory) as calls:
+                wanted = output_tensor(model(images))
+        else:
+            images = two
+        for call in calls:
+            call.output = None  # all of them together are half a copy of the weights
+        with limited(1):  # many small sums: threads would wait for each other
+            tests.take(calls)
+        _repeat(worker, calls, images, wanted)
+        calls.clear()
+    with limited(1):
+        trouble = tests.trouble()
+    if trouble:
+        raise Unsupported(trouble)
+    return worker, chunk
+
+
+def _repeat(worker: Worker, calls: list[LayerCall], images: Tensor, wanted: Tensor) -> None:
+    """Let the engine compute with the weights that the model's own forward used."""
+    worker.given = calls_by_layer(calls)
+    worker.start(0, torch.arange(len(images)))
+    found = output_tensor(worker.model(images))
+    worker.finish()
+    worker.given = None
+    gap = difference(wanted, found)
+    if not 0 <= gap <= tolerance(wanted):
+        amount = "shape" if gap < 0 else f"{gap:.2g} of the outputs' scale"
+        raise Unsupported(f"with the weights of its own forward the engine's outputs differ by {amount}")
+
+
+def _require_independent_images(engine: Engine, two: Tensor) -> None:
+    rows = torch.arange(2)
+    together, *parts = engine.run_apart([(two, rows), *zip(two.split(1), rows.split(1), strict=True)])
+    apart = torch.cat(parts)
+    gap = difference(together, apart)
+    if not 0 <= gap <= tolerance(together):
+        raise Unsupported("its output for an image depends on the images beside it")
+
+
+def give_memory_back() -> None:
+    """Let the C library give freed memory back to the system, where it can: the engine's own comes on top otherwise."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)

@@ -1,0 +1,123 @@
+"""Where the engine's noise comes from: a pure function of seed, pass, stream and position."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any, Protocol
+
+import numpy
+import torch
+from torch import Tensor
+
+#: Counters of one block of compiled noise. What is compiled holds it: touch `kernels` after a change.
+BLOCK = 128
+
+
+class Scratch:
+    """Working memory of one thread."""
+
+    def __init__(self) -> None:
+        self.words = numpy.empty((4, BLOCK), dtype=numpy.uint32)
+        self.normals = numpy.empty((4, BLOCK), dtype=numpy.float32)
+
+
+class Noise(Protocol):
+    """A source of noise. Numbers depend on the seed, ``stream``, ``index`` and the place alone."""
+
+    name: str
+
+    def draw(self, out: Tensor, mean: Tensor | None, spread: Tensor, stream: int, index: int, scratch: Scratch) -> None:
+        """Write ``mean + spread * eps`` into ``out``; all float32, dense and of one layout; no mean is 0."""
+
+    def flipped(self, values: Tensor, rows: Tensor, stream: int, index: int, scratch: Scratch) -> Tensor:
+        """Give dense float32 values ``[rows, ...]`` with random signs, keyed by the number (int64) of each row."""
+
+
+def flat(tensor: Tensor) -> Tensor:
+    """Give a dense tensor's memory as one dimension, whatever its layout, without a copy."""
+    return tensor.as_strided((tensor.numel(),), (1,))
+
+
+class PhiloxNoise:
+    """Compiled Philox noise; see `pytest_bnn.sampling.engine.kernels`.
+
+    Raises:
+        ImportError, or whatever numba raises: It is missing or cannot compile.
+    """
+
+    name = "Philox4x32-10, compiled"
+
+    def __init__(self, seed: int) -> None:
+        import numba
+
+        if getattr(numba.config, "DISABLE_JIT", False):
+            raise ImportError("its compiler is switched off by NUMBA_DISABLE_JIT")
+        # By its full name: see `pytest_bnn.training.divergence`.
+        self.kernels: Any = importlib.import_module("pytest_bnn.sampling.engine.kernels")
+        self.key = (seed & 0xFFFFFFFF, (seed >> 32) & 0xFFFFFFFF)
+        one = torch.ones(1)
+        self.draw(one, one, one, 0, 0, Scratch())
+
+    def draw(self, out: Tensor, mean: Tensor | None, spread: Tensor, stream: int, index: int, scratch: Scratch) -> None:
+        """As `Noise.draw`."""
+        target, width = flat(out).numpy(), flat(spread).numpy()
+        work = (stream, index, *self.key, scratch.words, scratch.normals)
+        if mean is None:
+            self.kernels.draw_zero_mean(target, width, *work)
+        else:
+            self.kernels.draw(target, flat(mean).numpy(), width, *work)
+
+    def flipped(self, values: Tensor, rows: Tensor, stream: int, index: int, scratch: Scratch) -> Tensor:
+        """As `Noise.flipped`."""
+        out = torch.empty_like(values)
+        height = len(values)
+        self.kernels.flip_signs(
+            flat(out).view(height, -1).numpy(),
+            flat(values).view(height, -1).numpy(),
+            stream,
+            index,
+            (rows + 1).numpy(),  # 0 is the normals'
+            *self.key,
+            scratch.words,
+        )
+        return out
+
+
+class TorchNoise:
+    """torch's generator, seeded for each pass and stream: slower, for machines without numba."""
+
+    name = "torch's generator"
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+
+    def draw(self, out: Tensor, mean: Tensor | None, spread: Tensor, stream: int, index: int, scratch: Scratch) -> None:
+        """As `Noise.draw`."""
+        target = flat(out)
+        target.normal_(generator=self._generator(stream, index, 0))
+        if mean is None:
+            target.mul_(flat(spread))
+        else:
+            torch.addcmul(flat(mean), target, flat(spread), out=target)
+
+    def flipped(self, values: Tensor, rows: Tensor, stream: int, index: int, scratch: Scratch) -> Tensor:
+        """As `Noise.flipped`."""
+        out = torch.empty_like(values)
+        for row, number in enumerate(rows.tolist()):
+            signs = torch.empty(values[row].numel()).bernoulli_(
+                0.5, generator=self._generator(stream, index, number + 1)
+            )
+            flat(out[row]).copy_(flat(values[row]) * (2 * signs - 1))
+        return out
+
+    def _generator(self, *place: int) -> torch.Generator:
+        state = numpy.random.SeedSequence(self._seed, spawn_key=place).generate_state(1, numpy.uint64)
+        return torch.Generator().manual_seed(int(state[0] >> numpy.uint64(1)))
+
+
+def make_noise(seed: int) -> tuple[Noise, str]:
+    """Give the fastest source there is, and why it is not the compiled one, empty where it is."""
+    try:
+        return PhiloxNoise(seed), ""
+    except Exception as error:
+        return TorchNoise(seed), f"numba cannot be used: {type(error).__name__}: {error}"

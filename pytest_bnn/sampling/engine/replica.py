@@ -1,0 +1,229 @@
+"""Networks that share a model's parameters, one for each worker, with the engine's layers in it."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Collection
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pytest_bnn.libraries.capture import LayerCall
+from pytest_bnn.libraries.posterior import bayesian_layers
+from pytest_bnn.sampling.engine.noise import Noise, Scratch
+from pytest_bnn.sampling.engine.plan import LayerPlan, Plan, Unsupported, padded
+
+
+class Worker:
+    """One thread's network and working memory.
+
+    What its layers use depends on what is set before a forward: ``held`` weights that were drawn for the whole
+    pass, ``given`` calls of the model's own forward to repeat, or else noise drawn call by call into a buffer
+    that all layers share. Layers whose path is not in ``noisy`` are without noise, where that is not None.
+    """
+
+    def __init__(self, model: nn.Module, plan: Plan, noise: Noise) -> None:
+        self.plan = plan
+        self.noise = noise
+        self.index = 0
+        self.rows = torch.zeros(1, dtype=torch.int64)
+        self.held: dict[tuple[int, int], list[Tensor]] | None = None
+        self.given: dict[int, list[LayerCall]] | None = None
+        self.noisy: Collection[str] | None = None
+        self.counts: dict[int, int] = {}
+        self.pending: Tensor | None = None
+        self.scratch = Scratch()
+        sizes = [sum(padded(d.size) for d in layer.drawn) for layer in plan.layers.values()]
+        self._buffer = torch.empty(max(sizes, default=0))
+        swap: dict[int, nn.Module] = {}
+        for layer in plan.layers.values():
+            swap[id(layer.layer.module)] = _DrawnLayer(self, layer)
+            if layer.norm is not None:
+                swap[id(layer.norm)] = _FoldedNorm(self)
+        for other in bayesian_layers(model):
+            swap.setdefault(id(other.module), _Uncalled(other.path))
+        self.model = replicate(model, swap)
+
+    def start(self, index: int, rows: Tensor) -> None:
+        """Get ready for a forward of pass ``index`` on the images with these numbers (int64)."""
+        self.index, self.rows = index, rows
+        self.counts = {}
+        self.pending = None
+
+    def finish(self) -> None:
+        """Make sure that the forward used each layer as often as the model's own did.
+
+        Raises:
+            Unsupported: It did not.
+        """
+        wanted = {key: layer.calls for key, layer in self.plan.layers.items()}
+        if {key: self.counts.get(key, 0) for key in wanted} != wanted:
+            raise Unsupported("its forward calls layers past their modules, or not always the same ones")
+
+    def count(self, key: int) -> int:
+        """Give the number of a layer's call within this forward, from 0."""
+        call = self.counts.get(key, 0)
+        self.counts[key] = call + 1
+        return call
+
+    def silences(self, layer: LayerPlan) -> bool:
+        """Say whether a layer is to be without noise."""
+        return self.noisy is not None and layer.layer.path not in self.noisy
+
+    def weights(self, layer: LayerPlan, call: int) -> list[Tensor]:
+        """Give weight and bias (or only the weight) for one call of a layer."""
+        key = id(layer.layer.module)
+        if call >= layer.calls:
+            raise Unsupported("its forward does not always call the same layers")
+        if self.given is not None:
+            used = self.given[key][call].functional[-1]
+            values = [used.weight] if used.bias is None else [used.weight, used.bias]
+            return [drawn.folded(value.detach()) for drawn, value in zip(layer.drawn, values, strict=True)]
+        if self.silences(layer):
+            return [drawn.mean for drawn in layer.drawn if drawn.mean is not None]
+        if self.held is not None:
+            return self.held[key, call]
+        return self.draw(layer, call, self._buffer)
+
+    def draw(self, layer: LayerPlan, call: int, buffer: Tensor | None = None) -> list[Tensor]:
+        """Draw weight and bias for one call of a layer, into ``buffer`` or memory of their own."""
+        values, start = [], 0
+        for drawn in layer.drawn:
+            size = drawn.size
+            memory = torch.empty(size) if buffer is None else buffer[start : start + size]
+            value = memory.as_strided(drawn.spread.shape, drawn.spread.stride())
+            start += padded(size)
+            stream = drawn.stream + call * self.plan.streams
+            self.noise.draw(value, drawn.mean, drawn.spread, stream, self.index, self.scratch)
+            values.append(value)
+        return values
+
+    def signed(self, values: Tensor, layer: LayerPlan, call: int, half: int) -> Tensor:
+        """Give values ``[rows, ...]`` times Flipout's random signs, for its input (0) or output (1).
+
+        The signs of a row depend on the number of its image, not on the images beside it.
+        """
+        if self.given is not None:
+            return values * self.given[id(layer.layer.module)][call].signs[half]
+        stream = layer.weight.stream + 2 + half + call * self.plan.streams
+        repeat, rest = divmod(len(values), len(self.rows))
+        if rest or values.ndim < 2:
+            raise Unsupported(f"{layer.layer.path} (Flipout) takes inputs whose first dimension is not the images")
+        rows = (self.rows[:, None] * repeat + torch.arange(repeat)).flatten()
+        dense = values if _is_dense(values) else values.contiguous()
+        return self.noise.flipped(dense.detach(), rows, stream, self.index, self.scratch)
+
+
+def _is_dense(values: Tensor) -> bool:
+    return values.is_contiguous() or (values.ndim == 4 and values.is_contiguous(memory_format=torch.channels_last))
+
+
+class _DrawnLayer(nn.Module):
+    """Stands in for a Bayesian layer of the library."""
+
+    def __init__(self, worker: Worker, plan: LayerPlan) -> None:
+        super().__init__()
+        self._worker = weakref.ref(worker)  # a cycle would keep all its memory until it is found
+        self._plan = plan
+
+    def forward(self, input: Tensor) -> Tensor:
+        worker, plan = self._worker(), self._plan
+        assert worker is not None
+        call = worker.count(id(plan.layer.module))
+        weight, bias = None, plan.constant_bias
+        if not (plan.flipout and worker.silences(plan)):
+            weight, *rest = worker.weights(plan, call)
+            bias = rest[0] if rest else plan.constant_bias
+        if plan.border is not None:
+            input = nn.functional.pad(input, plan.border[0], mode=plan.border[1])
+        if plan.taps is not None and not plan.taps.fit(input):
+            raise Unsupported("its forward does not always give a layer inputs of one size")
+        out: Tensor
+        if not plan.flipout:
+            out = plan.function(input, weight, bias, *plan.rest, **plan.keywords)
+        else:
+            out = plan.function(input, plan.mean_weight, plan.mean_bias, *plan.rest, **plan.keywords)
+        if plan.flipout and weight is not None:
+            turned = worker.signed(input, plan, call, 0)
+            noise = plan.function(turned, weight, bias, *plan.rest, **plan.keywords)
+            out += worker.signed(noise, plan, call, 1)
+        if plan.norm is not None:
+            worker.pending = out
+        return out
+
+
+class _FoldedNorm(nn.Module):
+    """Stands where a BatchNorm was that its layer's weights have taken in."""
+
+    def __init__(self, worker: Worker) -> None:
+        super().__init__()
+        self._worker = weakref.ref(worker)
+
+    def forward(self, input: Tensor) -> Tensor:
+        worker = self._worker()
+        assert worker is not None
+        pending, worker.pending = worker.pending, None
+        if pending is not input:
+            raise Unsupported("its forward does not always give a layer's output to the same BatchNorm")
+        return input
+
+
+class _Uncalled(nn.Module):
+    """Stands where a Bayesian layer is that the model's own forward did not call."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__()
+        self._path = path
+
+    def forward(self, *args: Any, **kwargs: Any) -> None:
+        raise Unsupported(f"its forward does not always call the same layers: {self._path}")
+
+
+def replicate(model: nn.Module, swap: dict[int, nn.Module]) -> nn.Module:
+    """Give a network of the same modules that shares all parameters, with buffers and containers of its own.
+
+    Args:
+        model: The network.
+        swap: By ``id`` of a module: what stands in its place.
+    """
+    made = dict(swap)
+
+    def twin(module: nn.Module) -> nn.Module:
+        if id(module) in made:
+            return made[id(module)]
+        new: nn.Module = object.__new__(type(module))
+        made[id(module)] = new
+        for name, value in module.__dict__.items():
+            new.__dict__[name] = value.copy() if type(value) in (dict, list, set) else value
+        new.__dict__["_parameters"] = dict(module._parameters)
+        new.__dict__["_buffers"] = {
+            name: value if value is None else value.detach().clone() for name, value in module._buffers.items()
+        }
+        new.__dict__["_modules"] = {
+            name: child if child is None else twin(child) for name, child in module._modules.items()
+        }
+        return new
+
+    return twin(model)
+
+
+def share_out(plan: Plan, workers: int) -> list[list[tuple[int, int, LayerPlan]]]:
+    """Split the layers' calls into equal amounts of noise, the largest first."""
+    jobs = [(key, call, layer) for key, layer in plan.layers.items() for call in range(layer.calls)]
+    jobs.sort(key=lambda job: -job[2].weight.size)
+    shares: list[list[tuple[int, int, LayerPlan]]] = [[] for _ in range(workers)]
+    sizes = [0] * workers
+    for job in jobs:
+        lightest = sizes.index(min(sizes))
+        shares[lightest].append(job)
+        sizes[lightest] += job[2].weight.size
+    return shares
+
+
+def calls_by_layer(calls: list[LayerCall]) -> dict[int, list[LayerCall]]:
+    """Group what `capture` collected as a worker's ``given`` wants it."""
+    grouped: dict[int, list[LayerCall]] = {}
+    for call in calls:
+        grouped.setdefault(id(call.layer.module), []).append(call)
+    return grouped
