@@ -156,8 +156,9 @@ class PassBank:
     """The outputs of a model on a set of images, pass after pass: pass k is the same whoever asks first.
 
     One draw of the weights serves all images of a pass, as in the library, whatever the chunking. The sampling engine
-    draws the passes where it has shown that it repeats the model's own forward (`pytest_bnn.sampling.engine`); otherwise
-    that forward does (there Flipout's signs repeat from chunk to chunk, which no statement about single images can notice).
+    draws the passes where it has shown that it repeats the own forward of the model (`pytest_bnn.sampling.engine`);
+    otherwise that forward does (there Flipout's signs repeat from chunk to chunk, which no statement about single
+    images can notice).
 
     Args:
         model: The network.
