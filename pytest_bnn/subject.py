@@ -1,20 +1,28 @@
-"""What is audited: a model with its teacher, images and training loss, and the passes its checks share."""
+"""What is audited: a model with its teacher, examples and training loss, and the passes its checks share."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, TypeAlias, TypedDict
+from typing import Any, Literal, TypeAlias, TypedDict, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from pytest_bnn.data.batch import Batch, Inputs, described, device_of
+from pytest_bnn.data.fitting import fitted
+from pytest_bnn.data.given import batch_for_loss, given_samples, require_finite_inputs, rows_not_finite
+from pytest_bnn.data.probing import Probed, probe
 from pytest_bnn.errors import InputError
 from pytest_bnn.libraries.posterior import PosteriorTensor, bayesian_layers
+from pytest_bnn.network.calling import Field, ForwardError, NoRowsError
 from pytest_bnn.records.evidence import Stage
 from pytest_bnn.records.recorder import default_subject_name
-from pytest_bnn.sampling.bank import ForwardError, PassBank
-from pytest_bnn.training.finetune import Loss
+from pytest_bnn.sampling.bank import PassBank
+from pytest_bnn.tasks.deciding import decide
+from pytest_bnn.tasks.reached import gradients_at_outputs
+from pytest_bnn.tasks.task import Task, TaskOption
+from pytest_bnn.training.finetune import BATCH, Loss
 
 StageOption: TypeAlias = Literal["auto", "converted", "finetuned"]
 
@@ -26,13 +34,15 @@ class Given(TypedDict, total=False):
     """What every check takes beside the model, by name; see `Subject`."""
 
     teacher: nn.Module | None
-    images: Tensor | None
-    labels: Tensor | None
+    images: Any
+    labels: Any
     loss: Loss | None
     name: str
     stage: StageOption
     seed: int
     class_names: Sequence[str]
+    task: TaskOption
+    output: str | None
 
 
 class Subject:
@@ -41,13 +51,19 @@ class Subject:
     Args:
         model: The Bayesian network. Judged in eval mode; it is never changed.
         teacher: The deterministic network that it was converted from.
-        images: Inputs ``[N, ...]`` that both networks accept; they are moved to the model's device and dtype.
-        labels: Class indices ``[N]``, for the user's loss and the report; or what else the loss takes, one an image.
-        loss: The training loss, ``loss(model, (images, labels)) -> scalar tensor``.
+        images: Inputs that both networks accept: a tensor ``[N, ...]``, several as the network takes them (a tuple, a
+            dictionary, any tree of tensors or numpy arrays), or `Samples`, which may hold labels too. They are moved to
+            the model's device and dtype.
+        labels: For the user's loss, the task and the report: class indices ``[N]``, or what else the loss takes, a
+            row for each example.
+        loss: The training loss, ``loss(model, batch) -> scalar tensor``; the batch has the structure of the data,
+            ``(images, labels)`` where both are given.
         name: How the report calls it; the running test's name, or "model", when empty.
         stage: ``"converted"``, ``"finetuned"``, or ``"auto"``: see `stage_of`.
         seed: Of all randomness in the audit.
         class_names: For the report.
+        task: What the outputs mean; ``"auto"`` lets labels, loss and names decide: see `pytest_bnn.tasks`.
+        output: The name of the output that the task's claims are about, where the network gives several.
 
     Raises:
         TypeError: An argument is of the wrong type.
@@ -59,13 +75,15 @@ class Subject:
         model: nn.Module,
         *,
         teacher: nn.Module | None = None,
-        images: Tensor | None = None,
-        labels: Tensor | None = None,
+        images: Any = None,
+        labels: Any = None,
         loss: Loss | None = None,
         name: str = "",
         stage: StageOption = "auto",
         seed: int = 0,
         class_names: Sequence[str] = (),
+        task: TaskOption = "auto",
+        output: str | None = None,
     ) -> None:
         for role, value in (("model", model), ("teacher", teacher)):
             if not isinstance(value, nn.Module) and not (value is None and role == "teacher"):
@@ -75,21 +93,26 @@ class Subject:
             raise TypeError(f"loss must be a function loss(model, batch), not {type(loss).__name__}")
         if stage not in ("auto", "converted", "finetuned"):
             raise ValueError(f"stage must be 'auto', 'converted' or 'finetuned', not {stage!r}")
+        if task not in get_args(TaskOption):
+            raise ValueError(f"task must be one of {', '.join(get_args(TaskOption))}, not {task!r}")
         if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
             raise ValueError(f"seed must be a whole number from 0, not {seed!r}")
-        _require_usable(images, labels)
+        self._samples, self._labels = given_samples(images, labels)
         self.model = model
         self.teacher = teacher
-        self.images = images if images is None else fitted(images, model)
-        self.labels = labels
         self.loss = loss
         self.name = name or default_subject_name()
         self.seed = seed
         self.class_names = tuple(class_names)
         self._stage_option = stage
+        self._task_option: TaskOption = task
+        self._output = output
         self._stage: Stage | None = None
         self._bank: PassBank | None = None
         self._teacher_output: Tensor | None = None
+        self._probed: Probed | None = None
+        self._inputs: Inputs | None = None
+        self._task: Task | None = None
 
     @classmethod
     def of(cls, model: nn.Module | Subject, given: Given) -> Subject:
@@ -108,6 +131,64 @@ class Subject:
         return self._stage
 
     @property
+    def probed(self) -> Probed | None:
+        """How the networks take the examples; None where none were given."""
+        if self._probed is None and self._samples is not None:
+            found = probe(self._samples, self.model, self.teacher, seed=self.seed)
+            require_finite_inputs(found.inputs)
+            self._inputs = fitted(found.inputs, self.model)
+            self._probed = found
+        return self._probed
+
+    @property
+    def images(self) -> Inputs | None:
+        """What the networks are called with, on the model's device and in its dtype; None where there is nothing."""
+        found = self.probed
+        return None if found is None or found.rowless else self._inputs
+
+    @property
+    def labels(self) -> Any:
+        """The labels: a tensor with a row for each example, another tree, or None."""
+        found = None if self._labels is not None else self.probed
+        return self._labels if found is None else found.labels
+
+    @property
+    def places(self) -> Tensor:
+        """The number of each example in the user's data."""
+        return torch.arange(0) if self._samples is None else self._samples.places
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the evidence should say about how the networks take the examples."""
+        found = self.probed
+        return () if found is None else found.notes
+
+    @property
+    def fields(self) -> tuple[Field, ...]:
+        """The tensors of the model's output, in the order in which `forward` puts them side by side."""
+        found = self.probed
+        return () if found is None else found.fields
+
+    @property
+    def task(self) -> Task:
+        """What the outputs mean, and by what evidence; decided once."""
+        if self._task is None:
+            self._task = decide(
+                self._task_option,
+                output=self._output,
+                fields=self.fields,
+                example=self.forward_once(),
+                labels=self.labels,
+                classes=len(self.class_names),
+                reached=lambda: gradients_at_outputs(self.model, self.loss, self.loss_batch, self.seed),
+            )
+        return self._task
+
+    def forward_once(self) -> Tensor:
+        """Give outputs that show what outputs look like: the teacher's where there is one."""
+        return self.teacher_output() if self.teacher is not None else self.bank.first(1)[0]
+
+    @property
     def bank(self) -> PassBank:
         """The Monte-Carlo passes over the images, shared by all checks."""
         if self._bank is None:
@@ -124,10 +205,34 @@ class Subject:
         """What draws the passes, and why, in words; empty where none was drawn."""
         return "" if self._bank is None else self._bank.sampler
 
-    def require_images(self) -> Tensor:
+    def missing(self, need: str) -> str:
+        """Say why something that a check needs is not there; empty where it is."""
+        if need == "images" and self.probed is not None and self.probed.rowless:
+            return f"{self.probed.rowless}: its outputs belong to no single example"
+        return "" if getattr(self, need) is not None else HOW_TO_GIVE[need]
+
+    def require_images(self) -> Inputs:
         """Give the images; `Check.run` has made sure that there are some."""
-        assert self.images is not None
-        return self.images
+        images = self.images
+        assert images is not None
+        return images
+
+    def few(self, count: int) -> Inputs:
+        """Give the first examples: as many as asked for, or as the network takes at once where it takes no other."""
+        images = self.require_images()
+        size = images.size if isinstance(images, Batch) else None
+        return images[: max(count, size or 0)]
+
+    def loss_batch(self) -> Any:
+        """Give the batch that the training loss gets: a copy, anew for each call.
+
+        It is the loader's own first batch, or of examples without a loader at most `BATCH` (as many as the network
+        takes at once, where it takes no other), in the structure in which they were given: ``(images, labels)`` for
+        tensors, with None for labels that nobody gave. Inputs are on the model's device and in its dtype.
+        """
+        assert self._samples is not None
+        assert self.probed is not None
+        return batch_for_loss(self._samples, self.probed, self._labels, self.model, BATCH)
 
     def teacher_output(self) -> Tensor:
         """Give the teacher's output on all images, computed once, on the model's device.
@@ -143,7 +248,7 @@ class Subject:
             except ForwardError as error:
                 raise does_not_accept("teacher", self.teacher, images, error) from error
             _require_finite(self.teacher, output)
-            self._teacher_output = output.to(self.require_images().device)
+            self._teacher_output = output.to(device_of(self.require_images()))
         return self._teacher_output
 
     def try_images(self) -> None:
@@ -160,44 +265,28 @@ class Subject:
         try:
             self.bank.draw(0, 1, torch.arange(1))
         except ForwardError as error:
-            raise does_not_accept("model", self.model, self.images, error) from error
+            raise does_not_accept("model", self.model, self.require_images(), error) from error
 
 
-def does_not_accept(role: str, model: nn.Module, images: Tensor, error: ForwardError) -> InputError:
+#: How to give what a check needs.
+HOW_TO_GIVE = {
+    "teacher": "no teacher was given: --teacher MODULE:FACTORY, or teacher= in Python",
+    "images": "no images were given: --data MODULE:FACTORY, or images= in Python",
+    "loss": "no training loss was given: --loss MODULE:FUNCTION, or loss= in Python",
+}
+
+
+def does_not_accept(role: str, model: nn.Module, images: Inputs, error: ForwardError) -> InputError:
     """Word the error of a network that cannot take the images."""
+    if isinstance(error, NoRowsError):
+        return InputError(
+            f"the {role} {type(model).__name__} takes {described(images)}, and its outputs cannot be judged ({error})",
+            fix="wrap it so that it returns a row of numbers for each example",
+        )
     return InputError(
-        f"the {role} {type(model).__name__} does not accept images of shape {list(images.shape)} "
-        f"and dtype {str(images.dtype).removeprefix('torch.')} ({error})",
+        f"the {role} {type(model).__name__} does not accept {described(images)} ({error})",
         fix="give data that fits it: --data MODULE:FACTORY, or images= in Python",
     )
-
-
-def fitted(images: Tensor, model: nn.Module) -> Tensor:
-    """Move images to the device and, where both are floating point, the dtype of a model."""
-    reference = next((p for p in model.parameters() if p.is_floating_point()), None)
-    if reference is None:
-        return images
-    dtype = reference.dtype if images.is_floating_point() else images.dtype
-    return images.to(device=reference.device, dtype=dtype)
-
-
-def _require_usable(images: Tensor | None, labels: Tensor | None) -> None:
-    if labels is not None and not isinstance(labels, Tensor):
-        raise TypeError(f"labels must be a tensor [N], not {type(labels).__name__}")
-    if images is None:
-        return
-    if not isinstance(images, Tensor):
-        raise TypeError(f"images must be a tensor [N, ...], not {type(images).__name__}")
-    if images.ndim < 2 or len(images) == 0:
-        raise InputError(f"images have the shape {list(images.shape)}", fix="give a batch [N, ...] with N at least 1")
-    if rows := _rows_not_finite(images):
-        raise InputError(
-            f"{len(rows)} of {len(images)} images hold NaN or infinity, the first is number {rows[0]}",
-            fix="remove them, or mend the transform that made them",
-        )
-    if labels is not None and labels.shape[:1] != images.shape[:1]:
-        given = f"{len(labels)} labels" if labels.ndim else "labels without a dimension"
-        raise InputError(f"there are {len(images)} images and {given}", fix="give one label for each image")
 
 
 def _require_weights(role: str, network: nn.Module | None) -> None:
@@ -215,15 +304,9 @@ def _require_weights(role: str, network: nn.Module | None) -> None:
             )
 
 
-def _rows_not_finite(values: Tensor) -> list[int]:
-    """Give the numbers of the rows that hold NaN or infinity."""
-    found: list[int] = (~torch.isfinite(values)).unsqueeze(-1).flatten(1).any(1).nonzero().flatten().tolist()
-    return found
-
-
 def _require_finite(teacher: nn.Module, output: Tensor) -> None:
     """Refuse a teacher that no network could agree with."""
-    rows = _rows_not_finite(output)
+    rows = rows_not_finite(output)
     if not rows:
         return
     # Infinity in a buffer may be a mask's.

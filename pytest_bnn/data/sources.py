@@ -7,20 +7,17 @@ import importlib
 import importlib.util
 import os
 import sys
-from collections.abc import Iterator
-from itertools import islice
+from collections.abc import Mapping
 from typing import Any, cast
 
-import torch
+import numpy
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 
+from pytest_bnn.data.samples import MAX_EXAMPLES, Samples, samples_of
 from pytest_bnn.errors import InputError
-from pytest_bnn.network.isolation import preserved_random_state
+from pytest_bnn.network.tree import kind
 from pytest_bnn.training.finetune import Loss
-
-#: How many images of a larger data set an audit takes.
-MAX_IMAGES = 512
-
 
 def load(name: str, option: str) -> Any:
     """Import ``MODULE:NAME`` and give the object; the module is executed, with the current folder importable.
@@ -74,20 +71,20 @@ def load_model(name: str, option: str) -> nn.Module:
     model = _call(factory, name, option)
     if not isinstance(model, nn.Module):
         raise InputError(
-            f"{option}: {name} returned {_kind(model)}, not a torch.nn.Module", fix="return the network itself"
+            f"{option}: {name} returned {kind(model)}, not a torch.nn.Module", fix="return the network itself"
         )
     return model
 
 
-def load_data(name: str, option: str, limit: int = MAX_IMAGES) -> tuple[Tensor, Tensor | None]:
-    """Call ``MODULE:FACTORY`` without arguments and give images and labels, at most ``limit``.
+def load_data(name: str, option: str, limit: int = MAX_EXAMPLES, *, seed: int = 0, dim: int = 0) -> Samples:
+    """Call ``MODULE:FACTORY`` without arguments and give its examples, at most ``limit``.
 
     Raises:
-        InputError: As in `load` and `batch_of`.
+        InputError: As in `load` and `samples_of`.
     """
     factory = load(name, option)
     data = _call(factory, name, option) if callable(factory) and not _is_data(factory) else factory
-    return batch_of(data, f"{option}: {name}", limit)
+    return samples_of(data, f"{option}: {name}", limit, seed=seed, dim=dim)
 
 
 def load_loss(name: str, option: str) -> Loss:
@@ -98,112 +95,17 @@ def load_loss(name: str, option: str) -> Loss:
     """
     loss = load(name, option)
     if not callable(loss):
-        raise InputError(f"{option}: {name} is {_kind(loss)}", fix="name a function loss(model, batch)")
+        raise InputError(f"{option}: {name} is {kind(loss)}", fix="name a function loss(model, batch)")
     return cast(Loss, loss)
 
 
-def batch_of(data: Any, source: str = "data", limit: int = MAX_IMAGES) -> tuple[Tensor, Tensor | None]:
-    """Give images ``[N, ...]`` and labels ``[N, ...]`` or None from what users hold.
-
-    Args:
-        data: A tensor of images, ``(images, labels)``, a Dataset of ``(image, label)`` or images, or a DataLoader
-            of such batches.
-        source: How messages call it.
-        limit: The most images to take, from the start.
-
-    Raises:
-        InputError: It is none of these, or is empty; NaN is found by `Subject`.
-    """
-    if isinstance(data, Tensor):
-        return _first(data, limit), None
-    if isinstance(data, tuple | list) and data and isinstance(data[0], Tensor) and len(data) <= 2:
-        try:
-            labels = None if len(data) == 1 or data[1] is None else _labels(data[1])
-        except TypeError as error:
-            raise InputError(f"{source}: {error}", fix="give one label for each image, as a tensor") from error
-        return _first(data[0], limit), None if labels is None else _first(labels, limit)
-    with preserved_random_state():
-        try:
-            batches = list(_batches(data, limit))
-        except (TypeError, ValueError, RuntimeError, KeyError, IndexError) as error:
-            raise InputError(
-                f"{source} gave {_kind(data)} from which no batch can be made ({error})",
-                fix="give (images, labels) as tensors, a Dataset of (image tensor, label), or a DataLoader",
-            ) from error
-    if not batches:
-        raise InputError(f"{source} is empty", fix="give at least one image")
-    given = f"{source} gave {_kind(data)} with"
-    images = _joined(
-        [images for images, _ in batches],
-        f"{given} images of different sizes",
-        fix="add a transform that makes them equal",
-    )
-    if any(labels is None for _, labels in batches):
-        return images[:limit], None
-    labels = _joined(
-        [cast(Tensor, labels) for _, labels in batches],
-        f"{given} labels of different shapes",
-        fix="give every image a label of one shape, or none",
-    )
-    return images[:limit], labels[:limit]
-
-
-def _joined(parts: list[Tensor], otherwise: str, *, fix: str) -> Tensor:
-    shapes = {tuple(part.shape[1:]) for part in parts}
-    if len(shapes) > 1:
-        raise InputError(f"{otherwise}: {' and '.join(map(str, sorted(shapes)[:3]))}", fix=fix)
-    return torch.cat(parts)
-
-
-def _first(tensor: Tensor, limit: int) -> Tensor:
-    return tensor[:limit] if tensor.ndim else tensor  # one of no dimension is refused by `Subject`
-
-
-def _labels(labels: Any) -> Tensor:
-    try:
-        return torch.as_tensor(labels)
-    except (TypeError, ValueError, RuntimeError) as error:
-        of = next(iter(labels), None) if isinstance(labels, tuple | list) else None
-        raise TypeError(
-            f"{_kind(labels)}{f' of {type(of).__name__}' if of is not None else ''} given as labels is no tensor"
-        ) from error
-
-
 def _is_data(value: Any) -> bool:
-    return isinstance(value, Tensor | tuple | list | torch.utils.data.Dataset | torch.utils.data.DataLoader)
-
-
-def _batches(data: Any, limit: int) -> Iterator[tuple[Tensor, Tensor | None]]:
-    if isinstance(data, torch.utils.data.DataLoader):
-        taken = 0
-        for batch in data:
-            images, labels = _pair(batch)
-            yield images, labels
-            taken += len(images)
-            if taken >= limit:
-                return
-        return
-    if not isinstance(data, torch.utils.data.Dataset):
-        raise TypeError("it is no tensor, Dataset or DataLoader")
-    length = len(data) if hasattr(data, "__len__") else None
-    items = (data[i] for i in range(min(limit, length))) if length is not None else islice(iter(cast(Any, data)), limit)
-    for item in items:
-        image, label = _pair(item)
-        yield image[None], None if label is None else label.reshape(1) if label.numel() == 1 else label[None]
-
-
-def _pair(item: Any) -> tuple[Tensor, Tensor | None]:
-    image, label = (item[0], item[1]) if isinstance(item, tuple | list) and len(item) >= 2 else (item, None)
-    if isinstance(image, tuple | list) and len(image) == 1:
-        image = image[0]
-    if not isinstance(image, Tensor):
-        raise TypeError(f"an image is {_kind(image)}; add a transform that makes tensors")
-    return image, None if label is None else _labels(label)
+    return isinstance(value, Tensor | numpy.ndarray | Mapping | tuple | list | Dataset | DataLoader)
 
 
 def _call(factory: Any, name: str, option: str) -> Any:
     if not callable(factory):
-        raise InputError(f"{option}: {name} is {_kind(factory)}", fix="name a function without arguments")
+        raise InputError(f"{option}: {name} is {kind(factory)}", fix="name a function without arguments")
     try:
         return factory()
     except (Exception, SystemExit) as error:
@@ -219,8 +121,3 @@ def _raised(what: str, error: BaseException) -> InputError:
     else:
         fix = "make it work in Python first; -v shows the traceback"
     return InputError(message, fix=fix)
-
-
-def _kind(value: object) -> str:
-    name = type(value).__name__
-    return "None" if value is None else f"an {name}" if name[:1] in "AEIOUaeiou" else f"a {name}"

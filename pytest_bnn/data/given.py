@@ -1,0 +1,142 @@
+"""What was given as examples and labels, made usable or refused; and the batch that the training loss gets."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pytest_bnn.data.batch import Batch, Inputs, row_dim
+from pytest_bnn.data.fitting import fitted
+from pytest_bnn.data.probing import Probed
+from pytest_bnn.data.samples import Samples, as_tensors
+from pytest_bnn.errors import InputError
+from pytest_bnn.network.tree import is_inner, leaves, mapped, tensors
+
+
+def given_samples(images: Any, labels: Any) -> tuple[Samples | None, Any]:
+    """Take examples and the labels that were given beside them.
+
+    Raises:
+        TypeError: They are no tensors, nor trees of tensors or numpy arrays.
+        InputError: There are no examples, another number of labels, or NaN.
+    """
+    labels = as_tensors(labels)
+    if labels is not None and not tensors(labels):
+        raise TypeError(f"labels must be a tensor [N], not {type(labels).__name__}")
+    if images is None:
+        return None, labels
+    if isinstance(images, Samples):
+        samples = images
+    else:
+        item = as_tensors(images)
+        if not tensors(item):
+            raise TypeError(f"images must be a tensor [N, ...], not {type(images).__name__}")
+        samples = _all_of(item)
+    inputs = _first_tensor(samples.item)
+    single = isinstance(samples.item, Tensor) or not is_inner(samples.item)
+    if not samples.rows or (single and inputs.ndim < 2):
+        raise InputError(
+            f"images have the shape {list(inputs.shape)}", fix="give a batch [N, ...] with N at least 1"
+        )
+    _require_as_many(samples, samples.item if labels is None else labels)
+    if not isinstance(samples.item, Tensor) and not is_pair(samples.item):
+        return samples, labels
+    require_finite_inputs(inputs)
+    return samples, labels
+
+
+def _all_of(item: Any) -> Samples:
+    first = _first_tensor(item)
+    rows = len(first) if first.ndim else 0
+    return Samples(item=item, rows=rows, places=torch.arange(rows))
+
+
+def _first_tensor(tree: Any) -> Tensor:
+    return tensors(tree)[0]
+
+
+def is_pair(item: Any) -> bool:
+    """Say whether examples are ``(images, labels)``, ``(images, None)`` or ``(images,)``, with one tensor of images."""
+    return isinstance(item, tuple | list) and 1 <= len(item) <= 2 and isinstance(item[0], Tensor)
+
+
+def _require_as_many(samples: Samples, labels: Any) -> None:
+    """Refuse labels of which there are more or fewer than examples."""
+    if labels is samples.item and not (is_pair(labels) and len(labels) == 2):
+        return
+    value = labels[1] if labels is samples.item else labels
+    if isinstance(value, Tensor) and row_dim(value, rows=samples.rows, dim=0) is None:
+        given = f"{len(value)} labels" if value.ndim else "labels without a dimension"
+        raise InputError(f"there are {samples.rows} images and {given}", fix="give one label for each image")
+    if not isinstance(value, Tensor) and value is not None and not tensors(value):
+        of = next(iter(value), None) if isinstance(value, tuple | list) else None
+        inner = f" of {type(of).__name__}" if of is not None else ""
+        raise InputError(
+            f"a {type(value).__name__}{inner} given as labels is no tensor", fix="give one label for each image, as a tensor"
+        )
+
+
+def require_finite_inputs(inputs: Inputs) -> None:
+    """Refuse inputs that hold NaN, or infinity outside of a mask.
+
+    Raises:
+        InputError: The message has the number of the first example.
+    """
+    rows = len(inputs)
+    for tensor in inputs.tensors if isinstance(inputs, Batch) else (inputs,):
+        dim = row_dim(tensor, rows=rows, dim=inputs.dim if isinstance(inputs, Batch) else 0)
+        if dim is None or not tensor.is_floating_point():
+            continue
+        # Several inputs may have a mask of minus infinity among them.
+        sick = torch.isnan(tensor) if isinstance(inputs, Batch) else ~torch.isfinite(tensor)
+        if bad := rows_not_finite(torch.where(sick, torch.nan, 0.0).movedim(dim, 0)):
+            raise InputError(
+                f"{len(bad)} of {rows} images hold NaN or infinity, the first is number {bad[0]}",
+                fix="remove them, or mend the transform that made them",
+            )
+
+
+def rows_not_finite(values: Tensor) -> list[int]:
+    """Give the numbers of the rows that hold NaN or infinity."""
+    found: list[int] = (~torch.isfinite(values)).unsqueeze(-1).flatten(1).any(1).nonzero().flatten().tolist()
+    return found
+
+
+def batch_for_loss(samples: Samples, probed: Probed, labels: Any, model: nn.Module, most: int) -> Any:
+    """Give a copy of the batch that a training loss gets, in the structure in which the examples were given.
+
+    Args:
+        samples: The examples.
+        probed: How the model takes them: inputs get its dtype, all else keeps its own.
+        labels: Those that were given beside the examples; None where they are among them.
+        model: Where the batch goes.
+        most: The most examples, where no loader made batches and the network takes any number.
+    """
+    size = probed.inputs.size if isinstance(probed.inputs, Batch) else None
+    tree = samples.take(size or most) if samples.first is None or size else samples.first
+    places = iter([name for name, _ in leaves(tree)])
+
+    def move(leaf: Any) -> Any:
+        name = next(places)
+        if not isinstance(leaf, Tensor):
+            return leaf
+        moved = fitted(leaf, model) if name in probed.places else leaf.to(_device(model, leaf))
+        return moved.clone() if moved is leaf or moved.data_ptr() == leaf.data_ptr() else moved
+
+    batch = mapped(tree, move)
+    if labels is not None:
+        rows = len(_first_tensor(tree))
+        beside = mapped(labels, lambda leaf: leaf[:rows].clone() if isinstance(leaf, Tensor) else leaf)
+        return batch, beside
+    if isinstance(batch, Tensor):
+        return batch, None
+    if is_pair(batch) and len(batch) == 1:
+        return batch[0], None
+    return tuple(batch) if type(batch) is list else batch
+
+
+def _device(model: nn.Module, leaf: Tensor) -> torch.device:
+    reference = next(model.parameters(), None)
+    return leaf.device if reference is None else reference.device

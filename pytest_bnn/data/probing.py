@@ -1,0 +1,144 @@
+"""What calling networks on a few examples shows: how they take them, how many at once, and what comes out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pytest_bnn.data.batch import Batch, Inputs
+from pytest_bnn.data.fitting import Arranged, arranged, fitted
+from pytest_bnn.data.samples import Samples
+from pytest_bnn.network.calling import Field, ForwardError, NoRowsError, layout
+from pytest_bnn.network.isolation import undisturbed
+from pytest_bnn.network.tree import leaves
+
+#: Numbers of examples that a network is tried with: tensors whose length follows both have rows.
+_FEW, _OTHER = 2, 3
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Probed:
+    """How networks take examples.
+
+    Attributes:
+        inputs: What they are called with.
+        labels: What is beside it: a tensor, any tree, or None.
+        places: Where the inputs lie among the examples, as in `pytest_bnn.network.tree.leaves`.
+        fields: The model's outputs; empty where it could not be run.
+        notes: What the report should say about it.
+        rowless: Why the outputs belong to no example, where they do not.
+    """
+
+    inputs: Inputs
+    labels: Any
+    places: frozenset[str] = frozenset()
+    fields: tuple[Field, ...] = ()
+    notes: tuple[str, ...] = ()
+    rowless: str = ""
+
+
+def probe(samples: Samples, model: nn.Module, teacher: nn.Module | None, *, seed: int) -> Probed:
+    """Find out how networks take examples, by calling them on a few; they are left undisturbed.
+
+    The teacher decides how it is called, where there is one: the model may be broken, which is for the checks to say.
+
+    Raises:
+        InputError: No arrangement of the examples was found that the network takes.
+    """
+    networks = (model,) if teacher is None else (teacher, model)
+    sizes = _sizes(samples)
+
+    given = [(name, leaf) for name, leaf in leaves(samples.item) if isinstance(leaf, Tensor)]
+
+    def accepts(network: nn.Module, inputs: Inputs) -> bool:
+        return any(_run(network, inputs, size, seed)[0] for size in sizes)
+
+    way = _only_way(samples) or arranged(samples, networks[:1], accepts)
+    inputs, notes, rowless = way.inputs, [], []
+    fields: tuple[Field, ...] = ()
+    filtered = False
+    for network in networks:
+        role = "model" if network is model else "teacher"
+        size, found, several, writes, error = _tried(network, inputs, sizes, seed)
+        filtered |= several
+        if isinstance(error, NoRowsError):
+            rowless.append(str(error))
+        if size is not None and size > _FEW:
+            inputs = replace(_batch(inputs), size=size)
+            notes.append(f"the {role} takes {size} examples at once and no other number: it was given so many")
+        if writes:
+            inputs = replace(_batch(inputs), copies=True)
+            notes.append(
+                f"the forward of the {role} ({type(network).__name__}) writes to its input in place: it was given copies"
+            )
+        if network is model or not fields:
+            fields = found or fields
+    if filtered:
+        inputs = replace(_batch(inputs), fields=tuple(field.name for field in fields))
+    return Probed(
+        inputs=inputs,
+        labels=way.labels,
+        places=frozenset(name for name, leaf in given if any(leaf is tensor for tensor in _tensors(way.inputs))),
+        fields=fields,
+        notes=tuple(notes),
+        rowless=rowless[0] if len(rowless) == len(networks) else "",
+    )
+
+
+def _only_way(samples: Samples) -> Arranged | None:
+    """Give the arrangement where there is no choice: a tensor, as most data are."""
+    if isinstance(samples.item, Tensor) and samples.dim == 0:
+        return Arranged(samples.item, None)
+    return None
+
+
+def _batch(inputs: Inputs) -> Batch:
+    return inputs if isinstance(inputs, Batch) else Batch.of(inputs)
+
+
+def _sizes(samples: Samples) -> list[int]:
+    """Give the numbers of examples to try: a few, the loader's own, all."""
+    wanted = (min(_FEW, samples.rows), samples.batch_rows, samples.rows)
+    return sorted({size for size in wanted if size and size <= samples.rows})
+
+
+def _tried(
+    network: nn.Module, inputs: Inputs, sizes: list[int], seed: int
+) -> tuple[int | None, tuple[Field, ...], bool, bool, ForwardError | None]:
+    """Give the first size that a network takes, its outputs, whether it gave several, or writes; and the first error."""
+    first: ForwardError | None = None
+    for size in sizes:
+        found, writes, error = _run(network, inputs, size, seed)
+        if found:
+            several = len(found) > 1
+            if several and size == _FEW and len(inputs) >= _OTHER:
+                # A tensor of another kind may have just as many entries by chance.
+                also = {field.name for field in _run(network, inputs, _OTHER, seed)[0]}
+                found = tuple(field for field in found if field.name in also) or found
+            return size, found, several, writes, None
+        first = first or error
+    return None, (), False, False, first
+
+
+def _run(network: nn.Module, inputs: Inputs, size: int, seed: int) -> tuple[tuple[Field, ...], bool, ForwardError | None]:
+    few = fitted(inputs[torch.arange(size)], network)
+    before = list(_versions(few))
+    try:
+        with undisturbed(network, seed=seed):
+            found = layout(network, few)
+    except ForwardError as error:
+        return (), False, error
+    return found, list(_versions(few)) != before, None
+
+
+def _versions(inputs: Inputs) -> Iterator[int]:
+    for tensor in _tensors(inputs):
+        yield 0 if tensor.is_inference() else tensor._version
+
+
+def _tensors(inputs: Inputs) -> list[Tensor]:
+    return inputs.tensors if isinstance(inputs, Batch) else [inputs]

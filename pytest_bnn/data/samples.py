@@ -1,0 +1,246 @@
+"""The examples that users hand over, as their own data set or loader structures them; read once, up to a limit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import numpy
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, SequentialSampler, default_collate
+
+from pytest_bnn.data.batch import row_dim, rows_of, taken
+from pytest_bnn.network.tree import describe, is_inner, kind, leaves, mapped
+from pytest_bnn.errors import InputError
+from pytest_bnn.network.isolation import preserved_random_state
+
+#: How many examples of a larger data set an audit takes.
+MAX_EXAMPLES = 512
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Samples:
+    """Examples in the structure in which they were given.
+
+    Attributes:
+        item: All of them, as one batch: a tensor, ``(inputs, labels)``, a dictionary, any tree of tensors.
+        rows: How many they are.
+        dim: The dimension that counts them, 0 or 1.
+        first: The loader's own first batch, as the training loss gets it; None where no loader made batches.
+        places: The number of each example in the user's data, ``[rows]``.
+    """
+
+    item: Any
+    rows: int
+    dim: int = 0
+    first: Any = None
+    places: Tensor
+
+    @property
+    def batch_rows(self) -> int | None:
+        """The size of the loader's own batches; None where no loader made batches."""
+        return None if self.first is None else rows_of(self.first, self.dim)
+
+    def take(self, rows: int) -> Any:
+        """Give the first examples in the structure in which they were given."""
+        numbers = torch.arange(min(rows, self.rows))
+        return mapped(self.item, lambda leaf: taken(leaf, numbers, rows=self.rows, dim=self.dim))
+
+
+def samples_of(
+    data: Any, source: str = "data", limit: int = MAX_EXAMPLES, *, seed: int = 0, dim: int = 0
+) -> Samples:
+    """Read examples from what users hold.
+
+    Of more than ``limit`` examples a random subset is taken, in their order, from a seed: a data set may be sorted by
+    class. Of a stream, or a loader that shuffles or draws by itself, the first ones are.
+
+    Args:
+        data: A tensor or numpy array, any tree of them (a tuple, a dictionary, ...), a Dataset of such items, or a
+            DataLoader of such batches.
+        source: How messages call it.
+        limit: The most examples to take.
+        seed: Of the subset.
+        dim: The dimension that counts the examples: 1 where time comes first.
+
+    Raises:
+        InputError: It is none of these, or is empty, or its items do not fit together.
+    """
+    if isinstance(data, Samples):
+        return data
+    if isinstance(data, Dataset | DataLoader):
+        return _read(data, source, limit, seed, dim)
+    item = as_tensors(data)
+    if not any(isinstance(leaf, Tensor) for _, leaf in leaves(item)):
+        raise InputError(
+            f"{source} gave {kind(data)} from which no batch can be made (it is no tensor, Dataset or DataLoader"
+            + (f", but {describe(data)})" if is_inner(data) and len(data) else ")"),
+            fix="give (images, labels) as tensors, a Dataset of (image tensor, label), or a DataLoader",
+        )
+    try:
+        rows = rows_of(item, dim)
+    except ValueError:
+        return Samples(item=item, rows=0, dim=dim, places=torch.arange(0))  # refused by `Subject`, which has the words
+    return _limited(item, rows, limit, seed, dim)
+
+
+def as_tensors(tree: Any) -> Any:
+    """Give a tree with its numpy arrays of numbers as tensors."""
+
+    def tensor(leaf: Any) -> Any:
+        if isinstance(leaf, numpy.ndarray) and leaf.dtype.kind in "biufc":
+            return torch.from_numpy(numpy.ascontiguousarray(leaf))
+        return leaf
+
+    return mapped(tree, tensor)
+
+
+def _limited(item: Any, rows: int, limit: int, seed: int, dim: int) -> Samples:
+    places = _subset(rows, limit, seed)
+    if len(places) == rows:
+        return Samples(item=item, rows=rows, dim=dim, places=places)
+    few = mapped(item, lambda leaf: taken(leaf, places, rows=rows, dim=dim))
+    return Samples(item=few, rows=len(places), dim=dim, places=places)
+
+
+def _subset(rows: int, limit: int, seed: int) -> Tensor:
+    if rows <= limit:
+        return torch.arange(rows)
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randperm(rows, generator=generator)[:limit].sort().values
+
+
+def _read(data: Any, source: str, limit: int, seed: int, dim: int) -> Samples:
+    with preserved_random_state():
+        try:
+            batches, places = _batches(data, limit, seed, dim)
+        except (Exception, SystemExit) as error:
+            told = f"{type(error).__name__}: {error}" if isinstance(error, SystemExit) else f"{error}"
+            raise InputError(
+                f"{source} gave {kind(data)} from which no batch can be made ({told})",
+                fix="give (images, labels) as tensors, a Dataset of (image tensor, label), or a DataLoader",
+            ) from error
+    if not batches or not all(map(_has_rows, batches)):
+        raise InputError(f"{source} is empty", fix="give at least one image")
+    item = _joined(batches, f"{source} gave {kind(data)} with", dim)
+    rows = rows_of(item, dim)
+    places = torch.arange(rows) if places is None else places
+    few = _limited(item, rows, limit, seed, dim) if rows <= limit else _first(item, rows, limit, dim)
+    first = as_tensors(batches[0]) if isinstance(data, DataLoader) and data.batch_size is not None else None
+    return Samples(item=few.item, rows=few.rows, dim=dim, first=first, places=places[:limit])
+
+
+def _first(item: Any, rows: int, limit: int, dim: int) -> Samples:
+    places = torch.arange(limit)
+    few = mapped(item, lambda leaf: taken(leaf, places, rows=rows, dim=dim))
+    return Samples(item=few, rows=limit, dim=dim, places=places)
+
+
+def _has_rows(batch: Any) -> bool:
+    return any(isinstance(leaf, Tensor) and leaf.numel() for _, leaf in leaves(batch)) or not any(
+        isinstance(leaf, Tensor) for _, leaf in leaves(batch)
+    )
+
+
+def _batches(data: Any, limit: int, seed: int, dim: int) -> tuple[list[Any], Tensor | None]:
+    """Give batches that hold at least ``limit`` examples, or all, and the places of the examples where they are known."""
+    if isinstance(data, DataLoader):
+        length = _length(data.dataset)
+        in_order = isinstance(data.sampler, SequentialSampler) and data.batch_size is not None
+        if in_order and length is not None and length > limit:
+            places = _subset(length, limit, seed)
+            found = [
+                _checked(data.collate_fn([data.dataset[int(index)] for index in part]))
+                for part in places.split(data.batch_size or 1)
+            ]
+            return found, places
+        found, taken_rows = [], 0
+        for batch in data:
+            found.append(_checked(as_tensors(batch)))
+            taken_rows += rows_of(found[-1], dim)
+            if taken_rows >= limit:
+                break
+        return found, None
+    length = _length(data)
+    if length is None:
+        return [_item(item) for item in islice(iter(data), limit)], None
+    places = _subset(length, limit, seed)
+    return [_item(data[int(index)]) for index in places], places
+
+
+def _length(data: Any) -> int | None:
+    try:
+        return len(data) if hasattr(data, "__len__") and hasattr(data, "__getitem__") else None
+    except TypeError:
+        return None
+
+
+def _item(item: Any) -> Any:
+    """Make a batch of one example, as a loader would."""
+    checked = _checked(as_tensors(item))
+    return default_collate([_collatable(checked)])
+
+
+def _collatable(tree: Any) -> Any:
+    """Let None and what else no loader can collate pass as it is, outside of the tensors."""
+    if isinstance(tree, Mapping):
+        return {key: value for key, value in tree.items() if value is not None}
+    if type(tree) is tuple or type(tree) is list:
+        return type(tree)(value for value in tree if value is not None)
+    return tree
+
+
+def _checked(batch: Any) -> Any:
+    """Refuse pictures and other things that should have been made tensors.
+
+    Raises:
+        TypeError: The inputs are no tensors.
+    """
+    found = leaves(batch)
+    if found and not any(isinstance(leaf, Tensor | numpy.ndarray | int | float) for _, leaf in found[:-1] or found):
+        raise TypeError(f"an image is {kind(found[0][1])}; add a transform that makes tensors")
+    return batch
+
+
+def _joined(batches: list[Any], given: str, dim: int) -> Any:
+    """Join batches of one structure into one.
+
+    Raises:
+        InputError: Their tensors differ in size beside the dimension of the examples.
+    """
+    if len(batches) == 1:
+        return as_tensors(batches[0])
+    columns = [[leaf for _, leaf in leaves(as_tensors(batch))] for batch in batches]
+    names = [name for name, _ in leaves(batches[0])]
+    if any(len(column) != len(names) for column in columns):
+        raise InputError(
+            f"{given} items of different structure: {describe(batches[0])} and others",
+            fix="give every item the same fields",
+        )
+    joined = iter([_column(name, list(parts), given, dim) for name, *parts in zip(names, *columns, strict=True)])
+    return mapped(as_tensors(batches[0]), lambda _: next(joined))
+
+
+def _column(name: str, parts: list[Any], given: str, dim: int) -> Any:
+    if isinstance(parts[0], list | tuple):
+        return [value for part in parts for value in part]
+    if not isinstance(parts[0], Tensor) or not parts[0].ndim:
+        return parts[0]
+    where = dim if parts[0].ndim > dim else 0
+    shapes = {tuple(part.shape[:where] + part.shape[where + 1 :]) for part in parts}
+    if len(shapes) > 1:
+        words, fix = ("images of different sizes", "add a transform that makes them equal")
+        if name and name not in ("0", "image", "images", "pixel_values", "input", "inputs", "x"):
+            words, fix = "labels of different shapes", "give every image a label of one shape, or none"
+        raise InputError(f"{given} {words}: {' and '.join(map(str, sorted(shapes)[:3]))}", fix=fix)
+    return torch.cat(parts, dim=where)
+
+
+def has_rows(leaf: Any, *, rows: int, dim: int) -> bool:
+    """Say whether a leaf has an entry for each example."""
+    if isinstance(leaf, Tensor):
+        return row_dim(leaf, rows=rows, dim=dim) is not None
+    return isinstance(leaf, list | tuple) and len(leaf) == rows

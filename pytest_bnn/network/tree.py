@@ -1,0 +1,96 @@
+"""Trees of tensors, as data sets and networks hold them: lists, tuples, dictionaries, records, nested at will.
+
+One small walk instead of torch's own, which is not public and does not know ``UserDict`` (as tokenizers give it) or
+dataclasses.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable, Mapping, MutableMapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+
+Visit = Callable[[Any], Any]
+
+
+def mapped(tree: Any, visit: Visit) -> Any:
+    """Rebuild a tree of the same types with ``visit`` applied to every leaf; the tree itself stays as it is."""
+    if isinstance(tree, Tensor | PackedSequence | torch.Size | str | bytes):
+        return visit(tree)
+    if type(tree) is dict or (isinstance(tree, Mapping) and not isinstance(tree, MutableMapping)):
+        return {key: mapped(value, visit) for key, value in tree.items()}
+    if isinstance(tree, MutableMapping):
+        rebuilt = copy.copy(tree)
+        for key, value in tree.items():
+            rebuilt[key] = mapped(value, visit)
+        return rebuilt
+    if isinstance(tree, tuple) and hasattr(tree, "_make"):
+        return type(tree)._make(mapped(value, visit) for value in tree)
+    if isinstance(tree, list | tuple):
+        return (list if isinstance(tree, list) else tuple)(mapped(value, visit) for value in tree)
+    if dataclasses.is_dataclass(tree) and not isinstance(tree, type):
+        record = copy.copy(tree)
+        for field in dataclasses.fields(tree):
+            object.__setattr__(record, field.name, mapped(getattr(tree, field.name), visit))
+        return record
+    return visit(tree)
+
+
+def leaves(tree: Any, name: str = "") -> list[tuple[str, Any]]:
+    """Give every leaf of a tree with its place: ``("1.mask", tensor)``; the place of a tree that is a leaf is empty."""
+    parts: list[tuple[str, Any]] = []
+    for key, value in children(tree):
+        parts += leaves(value, f"{name}.{key}" if name else key)
+    return parts if is_inner(tree) else [(name, tree)]
+
+
+def is_inner(tree: Any) -> bool:
+    """Say whether something is a node with children, and no leaf."""
+    if isinstance(tree, Tensor | PackedSequence | torch.Size | str | bytes):
+        return False
+    return isinstance(tree, Mapping | list | tuple) or (dataclasses.is_dataclass(tree) and not isinstance(tree, type))
+
+
+def children(tree: Any) -> list[tuple[str, Any]]:
+    """Give the children of a node by name; none of a leaf."""
+    if not is_inner(tree):
+        return []
+    if isinstance(tree, Mapping):
+        return [(str(key), value) for key, value in tree.items()]
+    if isinstance(tree, tuple) and hasattr(tree, "_fields"):
+        return list(zip(tree._fields, tree, strict=True))
+    if isinstance(tree, list | tuple):
+        return [(str(index), value) for index, value in enumerate(tree)]
+    return [(field.name, getattr(tree, field.name)) for field in dataclasses.fields(tree)]
+
+
+def tensors(tree: Any) -> list[Tensor]:
+    """Give the tensors of a tree, in its order; those of packed sequences are their data."""
+    found = (leaf.data if isinstance(leaf, PackedSequence) else leaf for _, leaf in leaves(tree))
+    return [leaf for leaf in found if isinstance(leaf, Tensor)]
+
+
+def describe(tree: Any) -> str:
+    """Say what a tree holds, for messages: ``a dict with image: float32 [8, 3, 4, 4], label: int64 [8]``."""
+    if not is_inner(tree):
+        return _leaf(tree)
+    parts = [f"{name}: {_leaf(leaf)}" for name, leaf in leaves(tree)]
+    more = f", and {len(parts) - 6} more" if len(parts) > 6 else ""
+    return f"{kind(tree)} with {', '.join(parts[:6]) or 'nothing in it'}{more}"
+
+
+def kind(value: object) -> str:
+    """Give what a value is, with its article: ``a dict``, ``an Image``, ``None``."""
+    name = type(value).__name__
+    return "None" if value is None else f"an {name}" if name[:1] in "AEIOUaeiou" else f"a {name}"
+
+
+def _leaf(leaf: Any) -> str:
+    if isinstance(leaf, Tensor):
+        return f"{str(leaf.dtype).removeprefix('torch.')} {list(leaf.shape)}"
+    return kind(leaf)

@@ -1,0 +1,177 @@
+"""Which task a network has: the user's word, its labels, its loss, the names of its outputs, in this order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pytest_bnn.network.calling import Field, field_of
+from pytest_bnn.tasks.task import Kind, Task, TaskOption, are_shares
+
+#: Names of outputs, with what they hold.
+_SCORES = ("logits", "logit", "prediction", "predictions", "pred", "preds", "out", "output", "scores")
+_SHARES = ("probs", "probabilities", "proba")
+_MEANS = ("mean", "mu", "loc")
+_BESIDE = ("variance", "var", "log_variance", "logvar", "log_var", "std", "sigma", "scale", "log_std", "log_scale")
+
+_ASK = "say what they are: --task classification, binary, regression or dense (task= in Python), or give labels"
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    kind: Kind
+    why: str
+    proven: bool = True
+    classes_last: bool = False
+
+
+def decide(
+    option: TaskOption,
+    *,
+    output: str | None,
+    fields: tuple[Field, ...],
+    example: Tensor,
+    labels: Any,
+    classes: int,
+    reached: Callable[[], dict[str, Tensor]],
+) -> Task:
+    """Decide which task a network has, and which of its outputs the task is about.
+
+    Args:
+        option: What the user says it is, or ``"auto"``.
+        output: The output that the user names, or None.
+        fields: The network's outputs, as in `pytest_bnn.network.calling.layout`.
+        example: Outputs ``[N, ...]`` on all examples, the teacher's where there is one.
+        labels: What was given as labels.
+        classes: How many names of classes were given.
+        reached: Gives the loss's gradient at the outputs that it uses.
+    """
+    field, problem = _field(output, fields, reached)
+    if problem:
+        return Task(kind="unknown", why=problem)
+    rows = field_of(example, fields, field) if fields else example
+    found = _Found(option, "--task says so") if option != "auto" else _kind(rows, labels, field, classes, reached)
+    kind, why, classes_last = found.kind, found.why, found.classes_last
+    if kind == "dense" and option != "auto":
+        classes_last = _classes_last(rows, labels) is True
+    misfit = _misfit(kind, rows)
+    if misfit:
+        return Task(kind="unknown", field=field, why=f"{why}, but {misfit}")
+    dim = -1 if kind != "dense" or classes_last else 1
+    share = kind in ("classification", "dense") and are_shares(rows, dim=dim)
+    if kind == "binary":
+        share = bool(((rows >= 0) & (rows <= 1)).all()) and not _named(field, ("logit", "logits"))
+    return Task(kind=kind, field=field, why=why, proven=found.proven, shares=share, classes_last=classes_last)
+
+
+def _field(output: str | None, fields: tuple[Field, ...], reached: Callable[[], dict[str, Tensor]]) -> tuple[str, str]:
+    """Give the output that claims of a task are about, or why it is not known."""
+    names = [field.name for field in fields]
+    if output is not None:
+        if output in names:
+            return output, ""
+        return "", f"--output is {output!r}, and the network gives {', '.join(names) or 'one output without a name'}"
+    if len(names) <= 1:
+        return (names[0] if names else ""), ""
+    used = [name for name in names if name in reached()]
+    if len(used) == 1:
+        return used[0], ""
+    candidates = used or names
+    for known in (_SCORES, _SHARES, _MEANS):
+        named = [name for name in candidates if _named(name, known)]
+        if len(named) == 1:
+            return named[0], ""
+    return "", (
+        f"the network gives {len(names)} outputs ({', '.join(names)}), and neither the loss nor their names tell which "
+        "one decides: name it with --output NAME (output= in Python)"
+    )
+
+
+def _named(name: str, known: tuple[str, ...]) -> bool:
+    return name.rpartition(".")[2].lower() in known
+
+
+def _kind(
+    rows: Tensor, labels: Any, field: str, classes: int, reached: Callable[[], dict[str, Tensor]]
+) -> _Found:
+    shape = tuple(rows.shape[1:])
+    numbers = shape[-1] if len(shape) == 1 else 1 if not shape else 0
+    if isinstance(labels, Tensor) and len(labels) == len(rows):
+        by_labels = _by_labels(rows, labels)
+        if by_labels is not None:
+            return by_labels
+    gradient = reached().get(field)
+    if gradient is not None and numbers > 1 and gradient.ndim == 2 and _sums_to_zero(gradient):
+        return _Found("classification", "the loss moves the scores of a row against each other, as a softmax does")
+    if _named(field, _MEANS):
+        return _Found("regression", f"the output is called {field}")
+    if _named(field, _SHARES) and numbers > 1:
+        return _Found("classification", f"the output is called {field}")
+    if classes and numbers == classes > 1:
+        return _Found("classification", f"there are {classes} names of classes and as many outputs")
+    if numbers > 1 and are_shares(rows):
+        return _Found("classification", "every row of outputs is a distribution")
+    if numbers > 2 or (numbers == 2 and _named(field, ("logits",))):
+        return _Found("classification", f"{numbers} outputs were taken for the scores of classes", proven=False)
+    words = "one number" if numbers == 1 else "two numbers" if numbers == 2 else f"outputs of shape {list(shape)}"
+    return _Found("unknown", f"{words} for each example may be scores or quantities: {_ASK}")
+
+
+def _by_labels(rows: Tensor, labels: Tensor) -> _Found | None:
+    shape = tuple(rows.shape[1:])
+    flat = labels.squeeze(-1) if labels.ndim == 2 and labels.shape[1] == 1 else labels
+    whole = not labels.is_floating_point() and not labels.is_complex()
+    if whole and flat.ndim == 1:
+        if len(shape) == 1 and shape[0] > 1:
+            fits = bool((flat >= 0).all()) and int(flat.max()) < shape[0]
+            return _Found("classification", f"the labels are whole numbers below {shape[0]}") if fits else None
+        if shape in ((), (1,)):
+            two = bool(((flat == 0) | (flat == 1)).all())
+            return _Found("binary" if two else "regression", "the labels are 0 and 1" if two else "the labels are numbers")
+    if whole and labels.ndim >= 2 and len(shape) == labels.ndim:
+        last = _classes_last(rows, labels)
+        if last is not None:
+            return _Found("dense", f"there is a label for each of {list(labels.shape[1:])} places", classes_last=last)
+    if labels.is_floating_point():
+        if labels.shape == rows.shape and len(shape) == 1 and shape[0] > 1 and are_shares(labels):
+            return _Found("classification", "the labels are distributions over classes")
+        if flat.ndim == 1 and shape in ((), (1,)):
+            two = bool(((flat == 0) | (flat == 1)).all())
+            return _Found("binary" if two else "regression", "the labels are 0 and 1" if two else "the labels are numbers")
+        if labels.shape == rows.shape and not bool(((labels == 0) | (labels == 1)).all()):
+            return _Found("regression", "the labels are numbers, as many as outputs")
+    return None
+
+
+def _classes_last(rows: Tensor, labels: Any) -> bool | None:
+    """Say whether the classes are the last dimension of dense outputs; None where they are neither first nor last."""
+    shape = tuple(rows.shape[1:])
+    if isinstance(labels, Tensor):
+        places = tuple(labels.shape[1:])
+        if shape[1:] == places:
+            return False
+        return True if shape[:-1] == places else None
+    return len(shape) == 2
+
+
+def _misfit(kind: Kind, rows: Tensor) -> str:
+    """Say why outputs cannot be those of a task; empty where they can."""
+    shape = list(rows.shape[1:])
+    if kind == "classification" and (len(shape) != 1 or shape[0] < 2):
+        return f"the outputs have the shape {[len(rows), *shape]}, not [images, classes]"
+    if kind == "binary" and shape not in ([], [1]):
+        return f"the outputs have the shape {[len(rows), *shape]}, not one number for each image"
+    if kind == "dense" and len(shape) < 2:
+        return f"the outputs have the shape {[len(rows), *shape]}, not classes for each place"
+    return ""
+
+
+def _sums_to_zero(gradient: Tensor) -> bool:
+    """Say whether a gradient moves the outputs of each row against each other: their softmax is what counts."""
+    values = gradient.double()
+    size = values.abs().sum(1)
+    return bool((values.sum(1).abs() <= 1e-4 * size).all()) and bool((size > 0).any())

@@ -1,0 +1,57 @@
+"""The loss's own word on the outputs: which of them it uses, and in which direction it would move them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pytest_bnn.data.loss import Loss
+from pytest_bnn.network.calling import output_fields
+from pytest_bnn.network.isolation import seed_everything, undisturbed
+from pytest_bnn.network.tree import leaves, mapped
+
+
+def gradients_at_outputs(
+    model: nn.Module, loss: Loss | None, batch: Callable[[], Any], seed: int
+) -> dict[str, Tensor]:
+    """Give the gradient of a loss at each output of the model that it uses, in its first call; empty without a loss.
+
+    The outputs are cut from the network, so that an output which only another one is computed from has no gradient. A
+    loss that cannot be evaluated so says nothing.
+    """
+    if loss is None:
+        return {}
+    cut: dict[str, Tensor] = {}
+
+    def detach(_module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
+        fresh = mapped(output, lambda leaf: leaf.detach().requires_grad_() if _can_be_cut(leaf) else leaf)
+        if not cut:
+            cut.update({name: leaf for name, leaf in leaves(fresh) if _can_be_cut(leaf)})
+        return fresh
+
+    try:
+        with undisturbed(model, seed=seed), torch.enable_grad():
+            seed_everything(seed)
+            handle = model.register_forward_hook(detach)
+            try:
+                value = loss(model, batch())
+                if isinstance(value, Tensor) and value.requires_grad:
+                    value.sum().backward()
+            finally:
+                handle.remove()
+    except (Exception, SystemExit):
+        return {}
+    rows = max((len(leaf) for leaf in cut.values() if leaf.ndim), default=0)
+    usable = output_fields(cut, rows)
+    return {
+        name: leaf.grad
+        for name, leaf in cut.items()
+        if name in usable and leaf.grad is not None and bool(leaf.grad.any())
+    }
+
+
+def _can_be_cut(leaf: Any) -> bool:
+    return isinstance(leaf, Tensor) and leaf.is_floating_point()
