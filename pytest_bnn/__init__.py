@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from pytest_bnn.report.files import write_report
     from pytest_bnn.sampling.bank import PassBank, probabilities
     from pytest_bnn.sampling.predictive import Predictive, predict
-    from pytest_bnn.stats.intervals import Budget
+    from pytest_bnn.stats.budget import Budget
     from pytest_bnn.subject import Subject
     from pytest_bnn.training.divergence import FixedSigma, fixed_sigma, kl
     from pytest_bnn.training.finetune import distillation_loss, finetune
@@ -94,7 +94,7 @@ _HOMES = {
     "report": ("render_html", "render_markdown"),
     "report.files": ("write_report",),
     "sampling.bank": ("PassBank", "probabilities"),
-    "stats.intervals": ("Budget",),
+    "stats.budget": ("Budget",),
     "subject": ("Subject",),
     "training.finetune": ("distillation_loss", "finetune"),
     "example.weights": ("Teacher", "load_teacher", "model_card"),

@@ -37,7 +37,7 @@ from pytest_bnn.options import Settings
 from pytest_bnn.records.evidence import AuditRun, Evidence, TrainingStep
 from pytest_bnn.records.recorder import record
 from pytest_bnn.sampling.threads import share
-from pytest_bnn.stats.intervals import Budget
+from pytest_bnn.stats.budget import Budget
 from pytest_bnn.subject import StageOption, Subject
 from pytest_bnn.training.finetune import Loss, batch_size, distillation_loss, finetune, number_of_batches
 

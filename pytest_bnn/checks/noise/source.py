@@ -14,9 +14,11 @@ from pytest_bnn.checks.noise._silence import MIN_SPREAD, causes_of_silence, floo
 from pytest_bnn.libraries.posterior import bayesian_layers, zero_sigma
 from pytest_bnn.network.comparing import TRACED_IMAGES, Parting, difference, first_parting, tolerance, traced
 from pytest_bnn.network.isolation import undisturbed
+from pytest_bnn.options import budget_in_force
 from pytest_bnn.records.evidence import Certainty, Evidence, LayerFinding, Measurement, Threshold, Verdict
 from pytest_bnn.sampling.bank import forward
-from pytest_bnn.stats.intervals import Budget, draws_below_median
+from pytest_bnn.stats.budget import Budget
+from pytest_bnn.stats.intervals import draws_below_median
 from pytest_bnn.subject import Given, Subject
 
 NOISE_SOURCE = Check(
@@ -64,7 +66,7 @@ def measure_noise_source(
         raise ValueError("max_passes must be at least 2 and min_spread above 0")
     return NOISE_SOURCE.run(
         Subject.of(model, given),
-        lambda subject: _source(subject, budget or Budget.in_force(), max_passes, min_spread),
+        lambda subject: _source(subject, budget or budget_in_force(), max_passes, min_spread),
     )
 
 

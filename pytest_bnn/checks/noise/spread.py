@@ -11,8 +11,10 @@ from pytest_bnn.checks.check import Check, Finding, asserting
 from pytest_bnn.checks.noise._pairs import not_finite_in, scale_without_noise, spreads
 from pytest_bnn.checks.noise._silence import not_finite
 from pytest_bnn.libraries.posterior import bayesian_layers
+from pytest_bnn.options import budget_in_force
 from pytest_bnn.records.evidence import Certainty, Evidence, LayerFinding, Measurement, Threshold, Verdict
-from pytest_bnn.stats.intervals import Budget, median_bounds, trials_needed
+from pytest_bnn.stats.budget import Budget
+from pytest_bnn.stats.intervals import median_bounds, trials_needed
 from pytest_bnn.subject import Given, Subject
 
 NOISE_SPREAD = Check(
@@ -61,7 +63,7 @@ def measure_noise_spread(
     if max_passes < 2 or len(band) != 2 or not 0 < band[0] < band[1]:
         raise ValueError("max_passes must be at least 2, and the band two numbers (least, most) above 0")
     return NOISE_SPREAD.run(
-        Subject.of(model, given), lambda subject: _find(subject, band, max_passes, budget or Budget.in_force())
+        Subject.of(model, given), lambda subject: _find(subject, band, max_passes, budget or budget_in_force())
     )
 
 

@@ -10,8 +10,10 @@ from torch import Tensor, nn
 from pytest_bnn.checks.check import Check, Finding, asserting
 from pytest_bnn.checks.noise._pairs import not_finite_in, scale_without_noise, spreads
 from pytest_bnn.checks.noise._silence import MIN_SPREAD, causes_of_silence, floor_of, not_finite
+from pytest_bnn.options import budget_in_force
 from pytest_bnn.records.evidence import Certainty, Evidence, Measurement, Threshold, Verdict
-from pytest_bnn.stats.intervals import Budget, median_bounds, trials_needed
+from pytest_bnn.stats.budget import Budget
+from pytest_bnn.stats.intervals import median_bounds, trials_needed
 from pytest_bnn.subject import Given, Subject
 
 MAX_PASSES = 128
@@ -57,7 +59,7 @@ def measure_noise_varies(
         raise ValueError("max_passes must be at least 2 and min_spread above 0")
     return NOISE_VARIES.run(
         Subject.of(model, given),
-        lambda subject: _varies(subject, budget or Budget.in_force(), max_passes, min_spread),
+        lambda subject: _varies(subject, budget or budget_in_force(), max_passes, min_spread),
     )
 
 

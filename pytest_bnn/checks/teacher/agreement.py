@@ -12,15 +12,12 @@ from torch import Tensor, nn
 from pytest_bnn.checks.check import Check, Finding, asserting, not_applicable
 from pytest_bnn.checks.noise._pairs import not_finite_in
 from pytest_bnn.checks.noise._silence import not_finite
+from pytest_bnn.options import budget_in_force
 from pytest_bnn.records.evidence import Certainty, Evidence, Measurement, Threshold, Verdict
 from pytest_bnn.sampling.bank import probabilities
-from pytest_bnn.stats.intervals import (
-    Budget,
-    LeadingClassTest,
-    clopper_pearson_lower,
-    clopper_pearson_upper,
-    trials_for_share,
-)
+from pytest_bnn.stats.betting import LeadingClassTest
+from pytest_bnn.stats.budget import Budget
+from pytest_bnn.stats.intervals import clopper_pearson_lower, clopper_pearson_upper, trials_for_share
 from pytest_bnn.subject import Given, Subject
 
 TEACHER_AGREEMENT = Check(
@@ -68,7 +65,7 @@ def measure_teacher_agreement(
         budget: Error rates; those in force when None.
         **given: teacher and images, at least; see `Subject`.
 
-    Source: `pytest_bnn.stats.intervals.LeadingClassTest`; Clopper and Pearson 1934 for the population's bound.
+    Source: `pytest_bnn.stats.betting.LeadingClassTest`; Clopper and Pearson 1934 for the population's bound.
     """
     if not 0 < min_agreement <= 1:
         raise ValueError(f"min_agreement must lie in (0, 1], not {min_agreement!r}")
@@ -78,7 +75,7 @@ def measure_teacher_agreement(
         raise ValueError("no number of images shows that a whole population agrees: give min_agreement below 1")
     return TEACHER_AGREEMENT.run(
         Subject.of(model, given),
-        lambda subject: _find(subject, _Claim(min_agreement, population, budget or Budget.in_force()), max_passes),
+        lambda subject: _find(subject, _Claim(min_agreement, population, budget or budget_in_force()), max_passes),
     )
 
 
