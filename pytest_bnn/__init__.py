@@ -47,7 +47,8 @@ if TYPE_CHECKING:
     )
     from pytest_bnn.example.images import digits, digits_batch, imagenet_batch, open_image, photograph
     from pytest_bnn.example.weights import Teacher, load_teacher, model_card
-    from pytest_bnn.records.evidence import AuditRun, Evidence, Measurement, Threshold, Verdict
+    from pytest_bnn.records.evidence import Evidence, Measurement, Threshold, Verdict
+    from pytest_bnn.records.run import AuditRun
     from pytest_bnn.report import render_html, render_markdown
     from pytest_bnn.report.files import write_report
     from pytest_bnn.sampling.bank import PassBank, probabilities
@@ -88,7 +89,8 @@ _HOMES = {
     "conversion": ("Conversion", "convert", "convert_with"),
     "training.divergence": ("FixedSigma", "fixed_sigma", "kl"),
     "errors": ("BrokenEnvironmentError", "ConversionError", "InputError", "PytestBnnError", "WeightsError"),
-    "records.evidence": ("AuditRun", "Evidence", "Measurement", "Threshold", "Verdict"),
+    "records.evidence": ("Evidence", "Measurement", "Threshold", "Verdict"),
+    "records.run": ("AuditRun",),
     "example.images": ("digits", "digits_batch", "imagenet_batch", "open_image", "photograph"),
     "sampling.predictive": ("Predictive", "predict"),
     "report": ("render_html", "render_markdown"),

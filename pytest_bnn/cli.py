@@ -16,7 +16,7 @@ from pytest_bnn.options import OPTIONS, DrawnSeed, Settings, positive, resolve, 
 
 if TYPE_CHECKING:
     from pytest_bnn.audit.run import Progress, Thresholds
-    from pytest_bnn.records.evidence import AuditRun
+    from pytest_bnn.records.run import AuditRun
 
 T = TypeVar("T")
 
@@ -129,14 +129,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _schema() -> int:
-    from pytest_bnn.records.evidence import json_schema
+    from pytest_bnn.records.run import json_schema
 
     print(json.dumps(json_schema(), indent=2))
     return PASSED
 
 
 def _render(given: argparse.Namespace) -> int:
-    from pytest_bnn.records.evidence import AuditRun
+    from pytest_bnn.records.run import AuditRun
     from pytest_bnn.report import render_html, render_markdown
 
     source = Path(given.audit)

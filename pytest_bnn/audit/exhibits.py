@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pytest_bnn.checks.layers.replaced import is_convolution_or_linear
 from pytest_bnn.libraries.posterior import bayesian_layers
-from pytest_bnn.records.evidence import ClassShare, LayerRow, Prediction, SubjectRecord, TrainingStep
+from pytest_bnn.records.run import ClassShare, LayerRow, Prediction, SubjectRecord, TrainingStep
 from pytest_bnn.sampling.bank import probabilities
 from pytest_bnn.subject import Subject
 

@@ -34,8 +34,9 @@ from pytest_bnn.errors import InputError
 from pytest_bnn.example.images import suitable
 from pytest_bnn.example.weights import Teacher
 from pytest_bnn.options import Settings
-from pytest_bnn.records.evidence import AuditRun, Evidence, TrainingStep
+from pytest_bnn.records.evidence import Evidence
 from pytest_bnn.records.recorder import record
+from pytest_bnn.records.run import AuditRun, TrainingStep
 from pytest_bnn.sampling.threads import share
 from pytest_bnn.stats.budget import Budget
 from pytest_bnn.subject import StageOption, Subject

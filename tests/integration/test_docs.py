@@ -237,7 +237,8 @@ def test_every_strategy_and_property_is_documented() -> None:
 
 def test_every_verdict_is_documented() -> None:
     """With the schema's version, which promises their meaning."""
-    from pytest_bnn.records.evidence import SCHEMA_VERSION, SEVERITY
+    from pytest_bnn.records.evidence import SEVERITY
+    from pytest_bnn.records.run import SCHEMA_VERSION
 
     assert re.findall(r"^\| `(\w+)` \|[^|]*\| (?:yes|no)", page("json"), re.M) == list(SEVERITY)
     assert f'`"{SCHEMA_VERSION}"`' in row("json", "`schema_version`")
