@@ -11,9 +11,10 @@ from torch.nn.parameter import is_lazy
 
 from pytest_bnn.errors import InputError
 from pytest_bnn.libraries.posterior import PosteriorTensor, bayesian_layers
+from pytest_bnn.network.calling import ForwardError
 from pytest_bnn.records.evidence import Stage
 from pytest_bnn.records.recorder import default_subject_name
-from pytest_bnn.sampling.bank import ForwardError, PassBank
+from pytest_bnn.sampling.bank import PassBank
 from pytest_bnn.training.finetune import Loss
 
 StageOption: TypeAlias = Literal["auto", "converted", "finetuned"]

@@ -9,9 +9,9 @@ from pytest_bnn.checks.check import Finding, LossError, accused
 from pytest_bnn.errors import InputError
 from pytest_bnn.libraries import posterior
 from pytest_bnn.libraries.posterior import PosteriorTensor
+from pytest_bnn.network.calling import forward
 from pytest_bnn.network.isolation import seed_everything
 from pytest_bnn.records.evidence import Verdict
-from pytest_bnn.sampling.bank import forward
 from pytest_bnn.subject import Subject
 from pytest_bnn.training.finetune import BATCH
 

@@ -10,10 +10,10 @@ from typing import Literal, ParamSpec, TypeAlias
 
 from pytest_bnn.errors import PytestBnnError
 from pytest_bnn.libraries.posterior import KlError, PosteriorTensor
+from pytest_bnn.network.calling import ForwardError
 from pytest_bnn.records.evidence import Certainty, Evidence, LayerFinding, Measurement, Threshold, Verdict
 from pytest_bnn.records.policy import inconclusive_policy
 from pytest_bnn.records.recorder import record
-from pytest_bnn.sampling.bank import ForwardError
 from pytest_bnn.sampling.threads import limited
 from pytest_bnn.subject import Subject
 

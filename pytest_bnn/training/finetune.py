@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from pytest_bnn.errors import InputError
 from pytest_bnn.libraries import posterior
+from pytest_bnn.network.calling import output_tensor
 from pytest_bnn.network.isolation import preserved_random_state, seed_everything
 from pytest_bnn.options import in_force
 from pytest_bnn.records.run import TrainingStep
-from pytest_bnn.sampling.bank import output_tensor, probabilities
+from pytest_bnn.sampling.bank import probabilities
 from pytest_bnn.sampling.threads import limited
 
 #: The data term of a loss, from the logits and what they should be.

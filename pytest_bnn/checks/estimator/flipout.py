@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from pytest_bnn.checks.check import Check, Finding, asserting, not_applicable
 from pytest_bnn.libraries.capture import capture
 from pytest_bnn.libraries.posterior import BayesianLayer, bayesian_layers, zero_sigma
+from pytest_bnn.network.calling import forward, output_tensor
 from pytest_bnn.network.isolation import undisturbed
 from pytest_bnn.options import budget_in_force
 from pytest_bnn.records.evidence import Certainty, Evidence, LayerFinding, Measurement, Threshold, Verdict
-from pytest_bnn.sampling.bank import forward, output_tensor
 from pytest_bnn.stats.budget import Budget
 from pytest_bnn.stats.normal import ROUNDING, Sums
 from pytest_bnn.subject import Given, Subject

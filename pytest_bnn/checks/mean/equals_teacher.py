@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from pytest_bnn.checks.check import Check, Finding, accused, asserting, not_applicable
 from pytest_bnn.libraries.posterior import bayesian_layers, zero_sigma
+from pytest_bnn.network.calling import ForwardError, forward
 from pytest_bnn.network.comparing import TRACED_IMAGES, Parting, difference, first_parting, tolerance, traced
 from pytest_bnn.network.isolation import undisturbed
 from pytest_bnn.records.evidence import Evidence, LayerFinding, Measurement, Threshold, Verdict
-from pytest_bnn.sampling.bank import ForwardError, forward
 from pytest_bnn.subject import Given, Subject, cosine, fitted, weight_pairs
 
 MEAN_EQUALS_TEACHER = Check(

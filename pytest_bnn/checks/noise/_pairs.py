@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from pytest_bnn.libraries.posterior import zero_sigma
+from pytest_bnn.network.calling import forward
 from pytest_bnn.network.isolation import undisturbed
-from pytest_bnn.sampling.bank import forward
 from pytest_bnn.subject import Subject
 
 

@@ -12,10 +12,10 @@ from pytest_bnn.checks.noise._draws import TensorDraws
 from pytest_bnn.checks.noise._hypotheses import FAMILIES, independence, marginals, number_of_tests
 from pytest_bnn.libraries.capture import capture
 from pytest_bnn.libraries.posterior import bayesian_layers
+from pytest_bnn.network.calling import forward
 from pytest_bnn.network.isolation import undisturbed
 from pytest_bnn.options import budget_in_force
 from pytest_bnn.records.evidence import Certainty, Evidence, Measurement, Threshold, Verdict
-from pytest_bnn.sampling.bank import forward
 from pytest_bnn.stats.budget import Budget
 from pytest_bnn.stats.normal import ROUNDING, Sums, draws_needed, effect
 from pytest_bnn.subject import Given, Subject

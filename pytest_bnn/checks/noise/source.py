@@ -12,11 +12,11 @@ from pytest_bnn.checks.check import Check, Finding, asserting
 from pytest_bnn.checks.noise._pairs import not_finite_in, scale_of, spreads
 from pytest_bnn.checks.noise._silence import MIN_SPREAD, causes_of_silence, floor_of, not_finite
 from pytest_bnn.libraries.posterior import bayesian_layers, zero_sigma
+from pytest_bnn.network.calling import forward
 from pytest_bnn.network.comparing import TRACED_IMAGES, Parting, difference, first_parting, tolerance, traced
 from pytest_bnn.network.isolation import undisturbed
 from pytest_bnn.options import budget_in_force
 from pytest_bnn.records.evidence import Certainty, Evidence, LayerFinding, Measurement, Threshold, Verdict
-from pytest_bnn.sampling.bank import forward
 from pytest_bnn.stats.budget import Budget
 from pytest_bnn.stats.intervals import draws_below_median
 from pytest_bnn.subject import Given, Subject
