@@ -23,10 +23,10 @@ from pathlib import Path
 import pytest
 
 import pytest_bnn
-from benchmarks.faults import FAULTS
 from pytest_bnn import cli
 from pytest_bnn.options import OPTIONS
 from pytest_bnn.records.recorder import Recorder, recording
+from tests.faults.injectors import FAULTS
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
