@@ -2,7 +2,7 @@
 
 Printed for each: the checks that found it, of those that the row names; the checks that accuse the model besides, in
 brackets where the row allows it; and whether all that the row claims holds. The exit code is 1 where it does not. The
-networks are the two small ones of `benchmarks.patients` and the embedded ResNet18.
+networks are the two small ones of `tests.faults.injectors.networks` and the embedded ResNet18.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator
 
-from benchmarks.faults import FAULTS, NETWORKS
-from benchmarks.faults.examining import Outcome, examine, unharmed
-from benchmarks.faults.patient import ESTIMATORS, Fault, patient
-from benchmarks.patients import train
+from tests.faults.injectors import FAULTS, NETWORKS
+from tests.faults.injectors.examining import Outcome, examine, unharmed
+from tests.faults.injectors.networks import train
+from tests.faults.injectors.patient import ESTIMATORS, Fault, patient
 
 HEADER = "| row | network | estimator | found by | accused besides | verdict | s |\n|---|---|---|---|---|---|---|"
 

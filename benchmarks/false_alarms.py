@@ -27,7 +27,8 @@ from torch.nn import functional
 from pytest_bnn import convert
 from pytest_bnn.audit.run import CHECK_IDS, Thresholds, audit_model
 from pytest_bnn.options import Settings, using
-from pytest_bnn.records.evidence import AuditRun, Verdict
+from pytest_bnn.records.evidence import Verdict
+from pytest_bnn.records.run import AuditRun
 from pytest_bnn.stats.intervals import clopper_pearson_upper
 from pytest_bnn.training.finetune import distillation_loss
 

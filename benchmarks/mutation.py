@@ -28,7 +28,6 @@ from torch.nn import functional
 
 from benchmarks.mutants import EXPECTED, Fate, Mutant, mutants
 from benchmarks.mutators import FACTORS
-from benchmarks.patients import sure_of, train
 from pytest_bnn.audit.run import CHECK_IDS, CHECKS, Thresholds
 from pytest_bnn.conversion import Estimator, convert
 from pytest_bnn.errors import PytestBnnError
@@ -36,6 +35,7 @@ from pytest_bnn.example.images import digits
 from pytest_bnn.example.weights import load_teacher
 from pytest_bnn.records.evidence import Evidence, Verdict
 from pytest_bnn.subject import Subject
+from tests.faults.injectors.networks import sure_of, train
 
 BATCHES = 10
 IMAGES = 6

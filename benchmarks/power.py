@@ -30,7 +30,8 @@ from benchmarks.weakened import (
 from pytest_bnn.checks.noise.posterior import TARGET
 from pytest_bnn.options import Settings, using
 from pytest_bnn.records.evidence import Evidence, Verdict
-from pytest_bnn.stats.intervals import Budget, draws_below_median
+from pytest_bnn.stats.budget import Budget
+from pytest_bnn.stats.intervals import draws_below_median
 from pytest_bnn.stats.normal import effect as effect_shown
 
 #: Of a mark that says what a check shows.

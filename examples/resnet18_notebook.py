@@ -24,7 +24,8 @@ from torch import Tensor
 
 import pytest_bnn
 from pytest_bnn.example.images import suitable
-from pytest_bnn.records.evidence import TrainingStep, Verdict
+from pytest_bnn.records.evidence import Verdict
+from pytest_bnn.records.run import TrainingStep
 from pytest_bnn.training.finetune import batch_size, number_of_batches
 
 TOP = 5

@@ -47,12 +47,13 @@ if TYPE_CHECKING:
     )
     from pytest_bnn.example.images import digits, digits_batch, imagenet_batch, open_image, photograph
     from pytest_bnn.example.weights import Teacher, load_teacher, model_card
-    from pytest_bnn.records.evidence import AuditRun, Evidence, Measurement, Threshold, Verdict
+    from pytest_bnn.records.evidence import Evidence, Measurement, Threshold, Verdict
+    from pytest_bnn.records.run import AuditRun
     from pytest_bnn.report import render_html, render_markdown
     from pytest_bnn.report.files import write_report
     from pytest_bnn.sampling.bank import PassBank, probabilities
     from pytest_bnn.sampling.predictive import Predictive, predict
-    from pytest_bnn.stats.intervals import Budget
+    from pytest_bnn.stats.budget import Budget
     from pytest_bnn.subject import Subject
     from pytest_bnn.training.divergence import FixedSigma, fixed_sigma, kl
     from pytest_bnn.training.finetune import distillation_loss, finetune
@@ -88,13 +89,14 @@ _HOMES = {
     "conversion": ("Conversion", "convert", "convert_with"),
     "training.divergence": ("FixedSigma", "fixed_sigma", "kl"),
     "errors": ("BrokenEnvironmentError", "ConversionError", "InputError", "PytestBnnError", "WeightsError"),
-    "records.evidence": ("AuditRun", "Evidence", "Measurement", "Threshold", "Verdict"),
+    "records.evidence": ("Evidence", "Measurement", "Threshold", "Verdict"),
+    "records.run": ("AuditRun",),
     "example.images": ("digits", "digits_batch", "imagenet_batch", "open_image", "photograph"),
     "sampling.predictive": ("Predictive", "predict"),
     "report": ("render_html", "render_markdown"),
     "report.files": ("write_report",),
     "sampling.bank": ("PassBank", "probabilities"),
-    "stats.intervals": ("Budget",),
+    "stats.budget": ("Budget",),
     "subject": ("Subject",),
     "training.finetune": ("distillation_loss", "finetune"),
     "example.weights": ("Teacher", "load_teacher", "model_card"),

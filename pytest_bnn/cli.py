@@ -16,7 +16,7 @@ from pytest_bnn.options import OPTIONS, DrawnSeed, Settings, positive, resolve, 
 
 if TYPE_CHECKING:
     from pytest_bnn.audit.run import Progress, Thresholds
-    from pytest_bnn.records.evidence import AuditRun
+    from pytest_bnn.records.run import AuditRun
 
 T = TypeVar("T")
 
@@ -129,14 +129,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _schema() -> int:
-    from pytest_bnn.records.evidence import json_schema
+    from pytest_bnn.records.run import json_schema
 
     print(json.dumps(json_schema(), indent=2))
     return PASSED
 
 
 def _render(given: argparse.Namespace) -> int:
-    from pytest_bnn.records.evidence import AuditRun
+    from pytest_bnn.records.run import AuditRun
     from pytest_bnn.report import render_html, render_markdown
 
     source = Path(given.audit)
@@ -215,13 +215,14 @@ def _run(given: argparse.Namespace, settings: Settings, thresholds: Thresholds, 
             progress=say,
         )
     from pytest_bnn.data import sources as factories
+    from pytest_bnn.data.samples import MAX_EXAMPLES
 
     say("loading the model")
-    max_images = given.images or factories.MAX_IMAGES
+    max_images = given.images or MAX_EXAMPLES
     return audit_model(
         factories.load_model(given.model, "--model"),
         teacher=None if given.teacher is None else factories.load_model(given.teacher, "--teacher"),
-        data=None if given.data is None else factories.load_data(given.data, "--data", max_images),
+        data=None if given.data is None else factories.load_data(given.data, "--data", max_images, seed=settings.seed),
         loss=None if given.loss is None else factories.load_loss(given.loss, "--loss"),
         checks=checks,
         name=given.model,

@@ -17,6 +17,7 @@ from typing import Any, cast
 
 from pytest_bnn.errors import InputError
 from pytest_bnn.records.evidence import Inconclusive
+from pytest_bnn.stats.budget import Budget
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -254,6 +255,12 @@ def using(settings: Settings) -> Iterator[None]:
 def in_force() -> Settings:
     """Give the settings in force, the defaults where there are none."""
     return _settings.get() or Settings()
+
+
+def budget_in_force() -> Budget:
+    """Give the budget of the settings in force: ``--bnn-alpha`` and ``--bnn-beta``."""
+    settings = in_force()
+    return Budget(alpha=settings.alpha, beta=settings.beta)
 
 
 def resolve(command_line: Mapping[str, str | None], ini: Mapping[str, str] | None = None, *, prefix: str) -> Settings:

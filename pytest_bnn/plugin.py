@@ -19,8 +19,9 @@ from pytest_bnn.errors import PytestBnnError
 from pytest_bnn.fixtures.settings import SETTINGS, settings_of
 from pytest_bnn.options import OPTIONS, DrawnSeed, resolve, using
 from pytest_bnn.records.codec import from_plain, show, to_plain
-from pytest_bnn.records.evidence import AuditRun, Verdict
+from pytest_bnn.records.evidence import Verdict
 from pytest_bnn.records.recorder import Recorder, recording
+from pytest_bnn.records.run import AuditRun
 from pytest_bnn.report.files import require_writable
 
 pytest_plugins = (

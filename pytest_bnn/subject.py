@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any, Literal, TypeAlias, TypedDict, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from pytest_bnn.data.batch import Batch, Inputs, described, device_of
-from pytest_bnn.data.fitting import fitted
+from pytest_bnn.data.batch import Inputs, described, device_of
+from pytest_bnn.data.fitting import fitted as fitted
 from pytest_bnn.data.given import batch_for_loss, given_samples, require_finite_inputs, rows_not_finite
+from pytest_bnn.data.loss import BATCH, Loss
 from pytest_bnn.data.probing import Probed, probe
 from pytest_bnn.errors import InputError
 from pytest_bnn.libraries.posterior import PosteriorTensor, bayesian_layers
@@ -22,7 +24,6 @@ from pytest_bnn.sampling.bank import PassBank
 from pytest_bnn.tasks.deciding import decide
 from pytest_bnn.tasks.reached import gradients_at_outputs
 from pytest_bnn.tasks.task import Task, TaskOption
-from pytest_bnn.training.finetune import BATCH, Loss
 
 StageOption: TypeAlias = Literal["auto", "converted", "finetuned"]
 
@@ -180,7 +181,7 @@ class Subject:
                 example=self.forward_once(),
                 labels=self.labels,
                 classes=len(self.class_names),
-                reached=lambda: gradients_at_outputs(self.model, self.loss, self.loss_batch, self.seed),
+                reached=cache(lambda: gradients_at_outputs(self.model, self.loss, self.loss_batch, self.seed)),
             )
         return self._task
 
@@ -216,12 +217,6 @@ class Subject:
         images = self.images
         assert images is not None
         return images
-
-    def few(self, count: int) -> Inputs:
-        """Give the first examples: as many as asked for, or as the network takes at once where it takes no other."""
-        images = self.require_images()
-        size = images.size if isinstance(images, Batch) else None
-        return images[: max(count, size or 0)]
 
     def loss_batch(self) -> Any:
         """Give the batch that the training loss gets: a copy, anew for each call.

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from pytest_bnn.checks.layers.replaced import is_convolution_or_linear
+from pytest_bnn.data.batch import Batch, Inputs
 from pytest_bnn.libraries.posterior import bayesian_layers
-from pytest_bnn.records.evidence import ClassShare, LayerRow, Prediction, SubjectRecord, TrainingStep
+from pytest_bnn.records.run import ClassShare, LayerRow, Prediction, SubjectRecord, TrainingStep
 from pytest_bnn.sampling.bank import probabilities
 from pytest_bnn.subject import Subject
 
@@ -103,7 +104,7 @@ def _predictions(subject: Subject) -> list[Prediction]:
         rows.append(
             Prediction(
                 index=index,
-                image=_thumbnail(subject.images[index]),
+                image=_thumbnail(subject.images, index),
                 label=None if labels is None else _label(subject, labels[index]),
                 passes=len(passes),
                 entropy=entropy,
@@ -150,11 +151,12 @@ def _label(subject: Subject, index: int) -> str:
     return subject.class_names[index] if 0 <= index < len(subject.class_names) else f"class {index}"
 
 
-def _thumbnail(image: Tensor) -> str:
+def _thumbnail(images: Inputs, index: int) -> str:
     """Give a PNG of an image tensor as a data URI, stretched to its full range; empty where it is no picture."""
     from PIL import Image
 
-    image = image.detach().cpu().double()
+    pictures = images.tensors[0] if isinstance(images, Batch) else images
+    image = pictures[index].detach().cpu().double() if len(pictures) == len(images) else torch.zeros(0)
     if image.ndim != 3 or image.shape[0] not in (1, 3) or min(image.shape[1:]) < 2:
         return ""
     low, high = float(image.min()), float(image.max())

@@ -29,17 +29,20 @@ from pytest_bnn.checks.noise.spread import BAND, NOISE_SPREAD, measure_noise_spr
 from pytest_bnn.checks.noise.varies import NOISE_VARIES, measure_noise_varies
 from pytest_bnn.checks.teacher.agreement import MAX_PASSES, MIN_AGREEMENT, TEACHER_AGREEMENT, measure_teacher_agreement
 from pytest_bnn.conversion import Conversion, convert_with
-from pytest_bnn.data.sources import MAX_IMAGES, batch_of
+from pytest_bnn.data.loss import Loss
+from pytest_bnn.data.samples import MAX_EXAMPLES, samples_of
 from pytest_bnn.errors import InputError
 from pytest_bnn.example.images import suitable
 from pytest_bnn.example.weights import Teacher
 from pytest_bnn.options import Settings
-from pytest_bnn.records.evidence import AuditRun, Evidence, TrainingStep
+from pytest_bnn.records.evidence import Evidence
 from pytest_bnn.records.recorder import record
+from pytest_bnn.records.run import AuditRun, TrainingStep
 from pytest_bnn.sampling.threads import share
-from pytest_bnn.stats.intervals import Budget
+from pytest_bnn.stats.budget import Budget
 from pytest_bnn.subject import StageOption, Subject
-from pytest_bnn.training.finetune import Loss, batch_size, distillation_loss, finetune, number_of_batches
+from pytest_bnn.tasks.task import TaskOption
+from pytest_bnn.training.finetune import batch_size, distillation_loss, finetune, number_of_batches
 
 #: Called with what the audit is about to do.
 Progress = Callable[[str], None]
@@ -128,7 +131,10 @@ def audit_model(
     thresholds: Thresholds | None = None,
     training: Sequence[TrainingStep] = (),
     progress: Progress | None = None,
-    max_images: int = MAX_IMAGES,
+    max_images: int = MAX_EXAMPLES,
+    task: TaskOption = "auto",
+    output: str | None = None,
+    batch_dim: int = 0,
 ) -> AuditRun:
     """Run every applicable check on a model, which is judged as it is and never changed.
 
@@ -137,8 +143,9 @@ def audit_model(
     Args:
         model: The Bayesian network.
         teacher: The deterministic network that it was converted from.
-        data: Images, ``(images, labels)``, a Dataset or a DataLoader.
-        loss: The training loss, ``loss(model, (images, labels)) -> scalar tensor``.
+        data: Images, ``(images, labels)``, any other tree of tensors or numpy arrays that the network takes, a Dataset
+            of such items or a DataLoader of such batches.
+        loss: The training loss, ``loss(model, batch) -> scalar tensor``; the batch has the structure of the data.
         checks: Ids of the checks to run; all when None.
         name: How the report calls the model.
         stage: ``"converted"``, ``"finetuned"`` or ``"auto"``.
@@ -147,24 +154,27 @@ def audit_model(
         thresholds: What the checks require.
         training: The trajectory of `finetune`, for the report.
         progress: Called with the id of each check before it runs.
-        max_images: How many images of the data are used, from the start.
+        max_images: The most examples of the data that are used: a random subset, from the seed, of more.
+        task: What the outputs mean; see `Subject`.
+        output: The output that the task's claims are about, by name, where the network gives several.
+        batch_dim: The dimension of the inputs that counts the examples: 1 where time comes first.
 
     Raises:
         InputError: An argument cannot be used: data that neither network accepts, unknown check ids.
         TypeError: An argument is of the wrong type.
     """
     chosen = _chosen(checks)
-    images, labels = (None, None) if data is None else batch_of(data, limit=max_images)
     subject = Subject(
         model,
         teacher=teacher,
-        images=images,
-        labels=labels,
+        images=None if data is None else samples_of(data, limit=max_images, seed=seed, dim=batch_dim),
         loss=loss,
         name=name,
         stage=stage,
         seed=seed,
         class_names=class_names,
+        task=task,
+        output=output,
     )
     subject.try_images()
     requirements = thresholds or Thresholds()

@@ -1,6 +1,6 @@
 """What is asserted: one claim family a file, each with ``measure_x`` -> Evidence and ``assert_x``.
 
-Knows no pytest. Inside pytest, what runs here reaches the report through the recorder in `pytest_bnn.records.evidence`.
+Knows no pytest. Inside pytest, what runs here reaches the report through `pytest_bnn.records.recorder`.
 """
 
 from __future__ import annotations

@@ -6,14 +6,14 @@ import torch
 from torch import Tensor
 
 from pytest_bnn.checks.check import Finding, LossError, accused
+from pytest_bnn.data.loss import BATCH
 from pytest_bnn.errors import InputError
 from pytest_bnn.libraries import posterior
 from pytest_bnn.libraries.posterior import PosteriorTensor
+from pytest_bnn.network.calling import forward
 from pytest_bnn.network.isolation import seed_everything
 from pytest_bnn.records.evidence import Verdict
-from pytest_bnn.sampling.bank import forward
 from pytest_bnn.subject import Subject
-from pytest_bnn.training.finetune import BATCH
 
 #: What to do about a loss that has a value and no gradient.
 FINITE_DERIVATIVE = (
@@ -30,11 +30,10 @@ def loss_of(subject: Subject) -> Tensor:
         LossError: It is NaN or infinite.
     """
     assert subject.loss is not None
-    labels = None if subject.labels is None else subject.labels[:BATCH]
     seed_everything(subject.seed)
     name = getattr(subject.loss, "__name__", type(subject.loss).__name__)
     try:
-        value = subject.loss(subject.model, (subject.require_images()[:BATCH], labels))
+        value = subject.loss(subject.model, subject.loss_batch())
     except Exception as error:
         # A model that cannot run, or has no KL, is the model's failure and not the loss's.
         forward(subject.model, subject.require_images()[:BATCH])
@@ -42,7 +41,7 @@ def loss_of(subject: Subject) -> Tensor:
         raise InputError(
             f"the loss {name}(model, (images, labels)) raised {type(error).__name__}: {error}",
             fix="give a function that takes the model and one batch (images, labels)"
-            + (", and data with labels" if labels is None else ""),
+            + (", and data with labels" if subject.labels is None else ""),
         ) from error
     if not isinstance(value, Tensor) or value.numel() != 1:
         shape = f"a tensor of shape {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__

@@ -10,28 +10,16 @@ from typing import Literal, ParamSpec, TypeAlias
 
 from pytest_bnn.errors import PytestBnnError
 from pytest_bnn.libraries.posterior import KlError, PosteriorTensor
-from pytest_bnn.records.evidence import (
-    Certainty,
-    Evidence,
-    LayerFinding,
-    Measurement,
-    Threshold,
-    Verdict,
-)
-from pytest_bnn.records.recorder import inconclusive_policy, record
-from pytest_bnn.sampling.bank import ForwardError
+from pytest_bnn.network.calling import ForwardError
+from pytest_bnn.records.evidence import Certainty, Evidence, LayerFinding, Measurement, Threshold, Verdict
+from pytest_bnn.records.policy import inconclusive_policy
+from pytest_bnn.records.recorder import record
 from pytest_bnn.sampling.threads import limited
 from pytest_bnn.subject import Subject
 
 P = ParamSpec("P")
 
 Need: TypeAlias = Literal["teacher", "images", "loss"]
-
-_HOW_TO_GIVE = {
-    "teacher": "no teacher was given: --teacher MODULE:FACTORY, or teacher= in Python",
-    "images": "no images were given: --data MODULE:FACTORY, or images= in Python",
-    "loss": "no training loss was given: --loss MODULE:FUNCTION, or loss= in Python",
-}
 
 
 class LossError(Exception):
@@ -72,9 +60,9 @@ class Check:
         verdict ``error``; wrong input (`PytestBnnError`) is raised.
         """
         start, asked = time.perf_counter(), subject.asked
-        missing = [need for need in self.needs if getattr(subject, need) is None]
+        missing = next(filter(None, (subject.missing(need) for need in self.needs)), "")
         if missing:
-            finding = not_applicable(_HOW_TO_GIVE[missing[0]])
+            finding = not_applicable(missing)
         else:
             try:
                 with limited():
@@ -119,7 +107,7 @@ class Check:
             threshold=finding.threshold,
             layers=finding.layers,
             remedy=finding.remedy,
-            notes=finding.notes,
+            notes=finding.notes + (subject.notes if "images" in self.needs else ()),
             seed=subject.seed,
             samples=finding.samples,
             seconds=round(time.perf_counter() - start, 3),

@@ -59,19 +59,27 @@ class Batch:
 
         return self._mapped(take, rows=len(numbers))
 
-    def split(self, size: int) -> list[Batch]:
-        """Split into batches of at most so many examples."""
-        size = self.size or size
-        return [self[start : start + size] for start in range(0, self.rows, size)]
+    def parts(self) -> list[tuple[Batch, int]]:
+        """Give the batches that the network is called with, each with how many of its first rows count.
+
+        A network of one size gets rows from the start again where there are not enough left.
+        """
+        if self.size is None:
+            return [(self, self.rows)]
+        starts = range(0, self.rows, self.size)
+        return [
+            (self[torch.arange(start, start + self.size) % self.rows], min(self.size, self.rows - start))
+            for start in starts
+        ]
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Batch:
         """Move every tensor to a device, and those of floating point to a dtype."""
 
         def move(leaf: Any) -> Any:
-            if isinstance(leaf, Tensor | PackedSequence):
-                is_float = leaf.data.is_floating_point()
-                return leaf.to(device=device, dtype=dtype) if is_float else leaf.to(device=device)
-            return leaf
+            if not isinstance(leaf, Tensor | PackedSequence):
+                return leaf
+            where: Any = (device, dtype) if leaf.data.is_floating_point() else (device,)
+            return leaf.to(*where)
 
         return self._mapped(move, rows=self.rows)
 

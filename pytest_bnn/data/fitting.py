@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from pytest_bnn.data.batch import Batch, Inputs
 from pytest_bnn.data.samples import Samples
-from pytest_bnn.network.tree import children, describe, is_inner, leaves
 from pytest_bnn.errors import InputError
+from pytest_bnn.network.tree import children, describe, is_inner, leaves
 
 #: Names under which data sets hold labels; those of the second row are inputs where the forward takes them.
 LABELS = ("labels", "label", "targets", "target", "y", "label_ids")
@@ -31,26 +31,26 @@ class Arranged:
     labels: Any
 
 
-def arranged(samples: Samples, networks: tuple[nn.Module, ...], accepts: Callable[[nn.Module, Inputs], bool]) -> Arranged:
-    """Find out how networks take examples: by their forward's parameters, and by trying it.
+def arranged(samples: Samples, network: nn.Module, accepts: Callable[[Inputs], bool]) -> Arranged:
+    """Find out how a network takes examples: by its forward's parameters, and by trying it.
 
     Args:
         samples: The examples.
-        networks: All of them must take the inputs.
-        accepts: Says whether a network takes inputs, by calling it.
+        network: Who takes them.
+        accepts: Says whether it takes inputs, by calling it.
 
     Raises:
-        InputError: They take none of the arrangements that are likely; the message has what was found.
+        InputError: It takes none of the arrangements that are likely; the message has what was found.
     """
-    ways = list(_ways(samples, networks[0]))
+    ways = list(_ways(samples, network))
     plain = next((way for way in ways if isinstance(way.inputs, Tensor)), None)
     for way in ways:
-        if all(accepts(network, way.inputs) for network in networks):
+        if accepts(way.inputs):
             return way
     if plain is not None:
         return plain  # its error is the network's own
     raise InputError(
-        f"the data give {describe(samples.item)}, and {type(networks[0]).__name__}.forward{_signature(networks[0])} takes "
+        f"the data give {describe(samples.item)}, and {type(network).__name__}.forward{_signature(network)} takes "
         "it in no way that was tried: by position, by name, or as a whole",
         fix="give (inputs, labels) in the order of the network's arguments, or a dictionary with their names",
     )
@@ -92,7 +92,9 @@ def _of_sequence(samples: Samples, network: nn.Module, parts: list[Any]) -> Iter
         yield _way(samples, tuple(parts[:count]), {}, beside[0] if len(beside) == 1 else tuple(beside) or None)
 
 
-def _of_mapping(samples: Samples, network: nn.Module, item: Mapping[Any, Any], rest: list[Any] | tuple[Any, ...]) -> Iterator[Arranged]:
+def _of_mapping(
+    samples: Samples, network: nn.Module, item: Mapping[Any, Any], rest: list[Any] | tuple[Any, ...]
+) -> Iterator[Arranged]:
     named = {str(key): value for key, value in item.items()}
     accepted, takes_all, needed = _names(network)
     names = (*LABELS, *(name for name in _LABELS_ELSE if name not in accepted))
@@ -122,9 +124,7 @@ def _of_mapping(samples: Samples, network: nn.Module, item: Mapping[Any, Any], r
 def _way(samples: Samples, arguments: tuple[Any, ...], keywords: Mapping[str, Any], labels: Any) -> Arranged:
     if len(arguments) == 1 and not keywords and isinstance(arguments[0], Tensor) and samples.dim == 0:
         return Arranged(arguments[0], labels)
-    return Arranged(
-        Batch(arguments=arguments, keywords=dict(keywords), rows=samples.rows, dim=samples.dim), labels
-    )
+    return Arranged(Batch(arguments=arguments, keywords=dict(keywords), rows=samples.rows, dim=samples.dim), labels)
 
 
 def _tensor(value: Any) -> bool:

@@ -37,9 +37,7 @@ def given_samples(images: Any, labels: Any) -> tuple[Samples | None, Any]:
     inputs = _first_tensor(samples.item)
     single = isinstance(samples.item, Tensor) or not is_inner(samples.item)
     if not samples.rows or (single and inputs.ndim < 2):
-        raise InputError(
-            f"images have the shape {list(inputs.shape)}", fix="give a batch [N, ...] with N at least 1"
-        )
+        raise InputError(f"images have the shape {list(inputs.shape)}", fix="give a batch [N, ...] with N at least 1")
     _require_as_many(samples, samples.item if labels is None else labels)
     if not isinstance(samples.item, Tensor) and not is_pair(samples.item):
         return samples, labels
@@ -74,7 +72,8 @@ def _require_as_many(samples: Samples, labels: Any) -> None:
         of = next(iter(value), None) if isinstance(value, tuple | list) else None
         inner = f" of {type(of).__name__}" if of is not None else ""
         raise InputError(
-            f"a {type(value).__name__}{inner} given as labels is no tensor", fix="give one label for each image, as a tensor"
+            f"a {type(value).__name__}{inner} given as labels is no tensor",
+            fix="give one label for each image, as a tensor",
         )
 
 

@@ -54,10 +54,10 @@ def probe(samples: Samples, model: nn.Module, teacher: nn.Module | None, *, seed
 
     given = [(name, leaf) for name, leaf in leaves(samples.item) if isinstance(leaf, Tensor)]
 
-    def accepts(network: nn.Module, inputs: Inputs) -> bool:
-        return any(_run(network, inputs, size, seed)[0] for size in sizes)
+    def accepts(inputs: Inputs) -> bool:
+        return any(_run(networks[0], inputs, size, seed)[0] for size in sizes)
 
-    way = _only_way(samples) or arranged(samples, networks[:1], accepts)
+    way = _only_way(samples) or arranged(samples, networks[0], accepts)
     inputs, notes, rowless = way.inputs, [], []
     fields: tuple[Field, ...] = ()
     filtered = False
@@ -73,7 +73,7 @@ def probe(samples: Samples, model: nn.Module, teacher: nn.Module | None, *, seed
         if writes:
             inputs = replace(_batch(inputs), copies=True)
             notes.append(
-                f"the forward of the {role} ({type(network).__name__}) writes to its input in place: it was given copies"
+                f"the forward of the {role} ({type(network).__name__}) writes to its input in place: it got copies"
             )
         if network is model or not fields:
             fields = found or fields
@@ -109,7 +109,7 @@ def _sizes(samples: Samples) -> list[int]:
 def _tried(
     network: nn.Module, inputs: Inputs, sizes: list[int], seed: int
 ) -> tuple[int | None, tuple[Field, ...], bool, bool, ForwardError | None]:
-    """Give the first size that a network takes, its outputs, whether it gave several, or writes; and the first error."""
+    """Give the first size that a network takes, its outputs, whether they were several, whether it writes; an error."""
     first: ForwardError | None = None
     for size in sizes:
         found, writes, error = _run(network, inputs, size, seed)
@@ -124,8 +124,11 @@ def _tried(
     return None, (), False, False, first
 
 
-def _run(network: nn.Module, inputs: Inputs, size: int, seed: int) -> tuple[tuple[Field, ...], bool, ForwardError | None]:
+def _run(
+    network: nn.Module, inputs: Inputs, size: int, seed: int
+) -> tuple[tuple[Field, ...], bool, ForwardError | None]:
     few = fitted(inputs[torch.arange(size)], network)
+    few = replace(few, size=None) if isinstance(few, Batch) else few
     before = list(_versions(few))
     try:
         with undisturbed(network, seed=seed):

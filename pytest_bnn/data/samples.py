@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, SequentialSampler, default_collate
 
 from pytest_bnn.data.batch import row_dim, rows_of, taken
-from pytest_bnn.network.tree import describe, is_inner, kind, leaves, mapped
 from pytest_bnn.errors import InputError
 from pytest_bnn.network.isolation import preserved_random_state
+from pytest_bnn.network.tree import describe, is_inner, kind, leaves, mapped
 
 #: How many examples of a larger data set an audit takes.
 MAX_EXAMPLES = 512
@@ -50,9 +50,7 @@ class Samples:
         return mapped(self.item, lambda leaf: taken(leaf, numbers, rows=self.rows, dim=self.dim))
 
 
-def samples_of(
-    data: Any, source: str = "data", limit: int = MAX_EXAMPLES, *, seed: int = 0, dim: int = 0
-) -> Samples:
+def samples_of(data: Any, source: str = "data", limit: int = MAX_EXAMPLES, *, seed: int = 0, dim: int = 0) -> Samples:
     """Read examples from what users hold.
 
     Of more than ``limit`` examples a random subset is taken, in their order, from a seed: a data set may be sorted by
@@ -146,7 +144,7 @@ def _has_rows(batch: Any) -> bool:
 
 
 def _batches(data: Any, limit: int, seed: int, dim: int) -> tuple[list[Any], Tensor | None]:
-    """Give batches that hold at least ``limit`` examples, or all, and the places of the examples where they are known."""
+    """Give batches of at least ``limit`` examples, or of all, and the places of the examples where they are known."""
     if isinstance(data, DataLoader):
         length = _length(data.dataset)
         in_order = isinstance(data.sampler, SequentialSampler) and data.batch_size is not None

@@ -14,10 +14,11 @@ import numpy
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from pytest_bnn.data.loss import Loss
 from pytest_bnn.data.samples import MAX_EXAMPLES, Samples, samples_of
 from pytest_bnn.errors import InputError
 from pytest_bnn.network.tree import kind
-from pytest_bnn.training.finetune import Loss
+
 
 def load(name: str, option: str) -> Any:
     """Import ``MODULE:NAME`` and give the object; the module is executed, with the current folder importable.

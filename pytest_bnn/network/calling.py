@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any, Protocol
@@ -25,6 +26,9 @@ class Arguments(Protocol):
 
     def call(self, network: nn.Module) -> Any:
         """Call a network."""
+
+    def parts(self) -> Sequence[tuple[Arguments, int]]:
+        """Give what the network takes at once, each with how many of its first rows count."""
 
 
 class ForwardError(Exception):
@@ -103,7 +107,10 @@ def forward(model: nn.Module, inputs: Tensor | Arguments) -> Tensor:
     Raises:
         ForwardError: The model raised, or returned nothing that has a row of real numbers for each input.
     """
-    return side_by_side(_fields(model, inputs))
+    if isinstance(inputs, Tensor):
+        return side_by_side(_fields(model, inputs))
+    found = [side_by_side(_fields(model, part))[:kept] for part, kept in inputs.parts()]
+    return found[0] if len(found) == 1 else torch.cat(found)
 
 
 def layout(model: nn.Module, inputs: Tensor | Arguments) -> tuple[Field, ...]:
@@ -133,7 +140,8 @@ def field_of(outputs: Tensor, fields: tuple[Field, ...], name: str) -> Tensor:
     start = 0
     for field in fields:
         if field.name == name:
-            return outputs[..., start : start + field.size].unflatten(-1, field.shape or (1,))
+            part: Tensor = outputs[..., start : start + field.size].unflatten(-1, field.shape or (1,))
+            return part
         start += field.size
     raise KeyError(name)
 
@@ -145,7 +153,8 @@ def _fields(model: nn.Module, inputs: Tensor | Arguments) -> dict[str, Tensor]:
             output = model(inputs) if isinstance(inputs, Tensor) else inputs.call(model)
         found = output_fields(output, rows)
         if wanted is not None:
-            found = {name: tensor for name, tensor in found.items() if name in wanted}
+            # A teacher may give one tensor where the model gives several.
+            found = {name: tensor for name, tensor in found.items() if name in wanted} or found
     except (Exception, SystemExit) as error:
         raise ForwardError(error, raised_in(model, error)) from error
     if not found:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from pytest_bnn.sampling.bank import output_tensor
+from pytest_bnn.network.calling import output_tensor
 
 #: Images that suffice to see where outputs part; all modules' outputs are kept for them.
 TRACED_IMAGES = 4

@@ -7,7 +7,9 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
-from pytest_bnn.records.evidence import AuditRun, Evidence, Inconclusive, SubjectRecord
+from pytest_bnn.records.evidence import Evidence, Inconclusive
+from pytest_bnn.records.policy import following
+from pytest_bnn.records.run import AuditRun, SubjectRecord
 
 
 @dataclass(slots=True)
@@ -35,10 +37,11 @@ _recorder: ContextVar[Recorder | None] = ContextVar("pytest_bnn_recorder", defau
 
 @contextmanager
 def recording(recorder: Recorder) -> Iterator[Recorder]:
-    """Let every check that runs inside report to ``recorder``."""
+    """Let every check that runs inside report to ``recorder``, whose policy for inconclusive verdicts is in force."""
     token = _recorder.set(recorder)
     try:
-        yield recorder
+        with following(recorder):
+            yield recorder
     finally:
         _recorder.reset(token)
 
@@ -52,12 +55,6 @@ def record(item: Evidence | SubjectRecord) -> None:
         recorder.checks.append(item)
     else:
         recorder.subjects.append(item)
-
-
-def inconclusive_policy() -> Inconclusive:
-    """Say what an inconclusive verdict counts as here: the recorder's policy, ``"fail"`` without one."""
-    recorder = _recorder.get()
-    return "fail" if recorder is None else recorder.inconclusive
 
 
 def default_subject_name() -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pytest_bnn.records.evidence import AuditRun
+    from pytest_bnn.records.run import AuditRun
 
 __all__ = ["render_html", "render_markdown"]
 

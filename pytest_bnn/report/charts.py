@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 
-from pytest_bnn.records.evidence import SEVERITY, ClassShare, Threshold, Verdict
+from pytest_bnn.records.evidence import SEVERITY, Threshold, Verdict
+from pytest_bnn.records.run import ClassShare
 from pytest_bnn.report.scales import (
     Scale,
     decade_label,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from pytest_bnn.errors import InputError
 
 if TYPE_CHECKING:
-    from pytest_bnn.records.evidence import AuditRun
+    from pytest_bnn.records.run import AuditRun
 
 
 def require_writable(path: str | Path, option: str = "the report's path") -> None:

@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from functools import cache, wraps
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pytest_bnn.records.evidence import AuditRun, LayerRow, TrainingStep, Verdict
+from pytest_bnn.records.evidence import Verdict
+from pytest_bnn.records.run import AuditRun, LayerRow, TrainingStep
 from pytest_bnn.report import charts, trajectory, wording
 from pytest_bnn.report.outline import QUIET, Group, by_mean, by_teacher, leaders, outline, picture
 

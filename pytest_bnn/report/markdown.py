@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from pytest_bnn.records.evidence import AuditRun, Evidence, Verdict
+from pytest_bnn.records.evidence import Evidence, Verdict
+from pytest_bnn.records.run import AuditRun
 from pytest_bnn.report import wording
 from pytest_bnn.report.outline import Cell, Outline, outline
 

@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from pytest_bnn.records.evidence import SEVERITY, AuditRun, ClassShare, Evidence, Prediction, SubjectRecord, Verdict
+from pytest_bnn.records.evidence import SEVERITY, Evidence, Verdict
+from pytest_bnn.records.run import AuditRun, ClassShare, Prediction, SubjectRecord
 
 _DATA_URI: Final = re.compile(r"data:image/png;base64,([A-Za-z0-9+/]+={0,2})")
 _SIGNATURE: Final = b"\x89PNG\r\n\x1a\n"

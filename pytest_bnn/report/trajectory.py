@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from html import escape
 from itertools import groupby
 
-from pytest_bnn.records.evidence import TrainingStep
+from pytest_bnn.records.run import TrainingStep
 from pytest_bnn.report.scales import (
     Scale,
     decade_label,

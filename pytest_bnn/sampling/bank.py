@@ -11,10 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from pytest_bnn.data.batch import Batch, Inputs
 from pytest_bnn.errors import InputError
 from pytest_bnn.libraries.posterior import BayesianLayer, bayesian_layers, zero_sigma
-from pytest_bnn.network.isolation import raised_in, seed_everything, undisturbed
+from pytest_bnn.network.calling import forward
+from pytest_bnn.network.isolation import seed_everything, undisturbed
 from pytest_bnn.options import in_force
+from pytest_bnn.tasks.task import are_shares
 
 if TYPE_CHECKING:
     from pytest_bnn.sampling.engine.run import Engine
@@ -26,48 +29,6 @@ _KNOWN = frozenset({"torch", "torchvision", "bayesian_torch", "pytest_bnn"})
 _CHUNK = 64 * 3 * 224 * 224
 
 
-class ForwardError(Exception):
-    """A model's own forward raised; the cause is chained."""
-
-    def __init__(self, error: BaseException, place: str = "") -> None:
-        first = next(iter(str(error).strip().splitlines()), "")
-        super().__init__(f"{type(error).__name__}: {first}" + (f", in {place}" if place else ""))
-
-
-def output_tensor(output: Any) -> Tensor:
-    """Take the logits from what a model returned: a tensor, ``(out, kl)``, or an object or dict with logits."""
-    if isinstance(output, Tensor):
-        return output
-    if isinstance(output, dict) and "logits" in output:
-        return output_tensor(output["logits"])
-    if isinstance(output, tuple | list) and output:
-        return output_tensor(output[0])
-    if hasattr(output, "logits"):
-        return output_tensor(output.logits)
-    raise TypeError(f"the model returned {type(output).__name__}, not a tensor or (tensor, kl)")
-
-
-def forward(model: nn.Module, images: Tensor) -> Tensor:
-    """Run the model once on a batch, without gradients.
-
-    Raises:
-        ForwardError: The model raised, or returned something that is no tensor of rows of numbers.
-    """
-    try:
-        with torch.no_grad():
-            output = output_tensor(model(images))
-        rows = output.ndim > 1 or output.shape == images.shape[:1]
-        if not rows or not output.numel() or output.is_complex():
-            kind = "complex tensor" if output.is_complex() else "tensor"
-            raise TypeError(
-                f"the model returned a {kind} of shape {list(output.shape)} for {len(images)} inputs, and not a row of "
-                "real numbers for each"
-            )
-        return output
-    except Exception as error:
-        raise ForwardError(error, raised_in(model, error)) from error
-
-
 def pass_seed(seed: int, index: int) -> int:
     """Give pass number ``index`` its own seed, so that a pass does not depend on which ones ran before it."""
     return int(
@@ -77,8 +38,7 @@ def pass_seed(seed: int, index: int) -> int:
 
 def probabilities(outputs: Tensor) -> Tensor:
     """Turn class scores ``[..., classes]`` into probabilities; scores that already are some stay as they are."""
-    sums = outputs.sum(-1)
-    if bool((outputs >= 0).all()) and bool(torch.allclose(sums, torch.ones_like(sums), atol=1e-4)):
+    if are_shares(outputs):
         return outputs
     return torch.softmax(outputs.float() if outputs.dtype in (torch.float16, torch.bfloat16) else outputs, dim=-1)
 
@@ -162,7 +122,7 @@ class PassBank:
 
     Args:
         model: The network.
-        images: Inputs ``[N, ...]``.
+        images: Inputs ``[N, ...]``, or a batch of other arguments.
         seed: Of the passes.
         sampler: ``"auto"``, ``"own"`` or ``"engine"``; the setting in force when None.
 
@@ -170,7 +130,7 @@ class PassBank:
         ValueError: There is no such sampler.
     """
 
-    def __init__(self, model: nn.Module, images: Tensor, seed: int, *, sampler: str | None = None) -> None:
+    def __init__(self, model: nn.Module, images: Inputs, seed: int, *, sampler: str | None = None) -> None:
         if sampler not in (None, "auto", "own", "engine"):
             raise ValueError(f"sampler must be 'auto', 'own' or 'engine', not {sampler!r}")
         self.model = model
@@ -218,7 +178,7 @@ class PassBank:
         self.asked += 1
         images = self.images if rows is None else self.images[rows]
         self._decide()
-        if self._engine is not None:
+        if self._engine is not None and isinstance(images, Tensor):
             numbers = torch.arange(len(images)) if rows is None else rows.to(torch.int64)
             try:
                 return self._engine.run(range(start, stop), images, numbers, noisy=noisy)
@@ -226,8 +186,8 @@ class PassBank:
                 self._decline(f"{type(error).__name__}: {error}")
         return self._own(start, stop, images, noisy)
 
-    def _own(self, start: int, stop: int, images: Tensor, noisy: Collection[str] | None) -> Tensor:
-        parts = images.split(max(1, _CHUNK // max(1, images[0].numel())))
+    def _own(self, start: int, stop: int, images: Inputs, noisy: Collection[str] | None) -> Tensor:
+        parts = chunks(images)
         passes = []
         silence = nullcontext() if noisy is None else zero_sigma(self.model, save=noisy)
         with undisturbed_passes(self.model, seed=self.seed), silence:
@@ -249,6 +209,9 @@ class PassBank:
         if choice == "own":
             self._sampler = "own forward (chosen)"
             return
+        if isinstance(self.images, Batch):
+            self._decline("its inputs or outputs are more than one tensor, or it takes them in a way of its own")
+            return
         from pytest_bnn.sampling.engine.handshake import shake_hands
         from pytest_bnn.sampling.engine.plan import Unsupported
 
@@ -265,6 +228,15 @@ class PassBank:
         self._sampler = f"own forward ({reason})"
         if (self._choice or in_force().sampler) == "engine":
             raise InputError(f"the sampling engine cannot be used: {reason}", fix="leave the sampler at auto")
+
+
+def chunks(images: Inputs) -> list[Inputs]:
+    """Split inputs into parts whose passes memory holds."""
+    numbers = images.numbers if isinstance(images, Batch) else max(1, images[0].numel())
+    size = max(1, _CHUNK // numbers)
+    if isinstance(images, Batch) and images.size is not None:
+        size = max(1, size // images.size) * images.size
+    return [images[start : start + size] for start in range(0, len(images), size)]
 
 
 def _state(model: nn.Module) -> tuple[object, ...]:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from pytest_bnn.errors import InputError
-from pytest_bnn.sampling.bank import ForwardError, PassBank, probabilities
+from pytest_bnn.network.calling import ForwardError
+from pytest_bnn.sampling.bank import PassBank, probabilities
 from pytest_bnn.sampling.threads import limited, share
 from pytest_bnn.subject import Subject, does_not_accept
 

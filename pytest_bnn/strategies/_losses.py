@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from pytest_bnn.checks.kl.present import MEAN, SUM
 from pytest_bnn.libraries import posterior
 from pytest_bnn.libraries.posterior import bayesian_layers
-from pytest_bnn.sampling.bank import output_tensor
+from pytest_bnn.network.calling import output_tensor
 from pytest_bnn.strategies._layers import Draw, check_choice
 from pytest_bnn.training.divergence import kl
 

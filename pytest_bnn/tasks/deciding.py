@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from pytest_bnn.network.calling import Field, field_of
@@ -95,9 +94,7 @@ def _named(name: str, known: tuple[str, ...]) -> bool:
     return name.rpartition(".")[2].lower() in known
 
 
-def _kind(
-    rows: Tensor, labels: Any, field: str, classes: int, reached: Callable[[], dict[str, Tensor]]
-) -> _Found:
+def _kind(rows: Tensor, labels: Any, field: str, classes: int, reached: Callable[[], dict[str, Tensor]]) -> _Found:
     shape = tuple(rows.shape[1:])
     numbers = shape[-1] if len(shape) == 1 else 1 if not shape else 0
     if isinstance(labels, Tensor) and len(labels) == len(rows):
@@ -131,7 +128,9 @@ def _by_labels(rows: Tensor, labels: Tensor) -> _Found | None:
             return _Found("classification", f"the labels are whole numbers below {shape[0]}") if fits else None
         if shape in ((), (1,)):
             two = bool(((flat == 0) | (flat == 1)).all())
-            return _Found("binary" if two else "regression", "the labels are 0 and 1" if two else "the labels are numbers")
+            return _Found(
+                "binary" if two else "regression", "the labels are 0 and 1" if two else "the labels are numbers"
+            )
     if whole and labels.ndim >= 2 and len(shape) == labels.ndim:
         last = _classes_last(rows, labels)
         if last is not None:
@@ -141,7 +140,9 @@ def _by_labels(rows: Tensor, labels: Tensor) -> _Found | None:
             return _Found("classification", "the labels are distributions over classes")
         if flat.ndim == 1 and shape in ((), (1,)):
             two = bool(((flat == 0) | (flat == 1)).all())
-            return _Found("binary" if two else "regression", "the labels are 0 and 1" if two else "the labels are numbers")
+            return _Found(
+                "binary" if two else "regression", "the labels are 0 and 1" if two else "the labels are numbers"
+            )
         if labels.shape == rows.shape and not bool(((labels == 0) | (labels == 1)).all()):
             return _Found("regression", "the labels are numbers, as many as outputs")
     return None

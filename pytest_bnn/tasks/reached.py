@@ -9,14 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from pytest_bnn.data.loss import Loss
-from pytest_bnn.network.calling import output_fields
 from pytest_bnn.network.isolation import seed_everything, undisturbed
 from pytest_bnn.network.tree import leaves, mapped
 
 
-def gradients_at_outputs(
-    model: nn.Module, loss: Loss | None, batch: Callable[[], Any], seed: int
-) -> dict[str, Tensor]:
+def gradients_at_outputs(model: nn.Module, loss: Loss | None, batch: Callable[[], Any], seed: int) -> dict[str, Tensor]:
     """Give the gradient of a loss at each output of the model that it uses, in its first call; empty without a loss.
 
     The outputs are cut from the network, so that an output which only another one is computed from has no gradient. A
@@ -44,13 +41,7 @@ def gradients_at_outputs(
                 handle.remove()
     except (Exception, SystemExit):
         return {}
-    rows = max((len(leaf) for leaf in cut.values() if leaf.ndim), default=0)
-    usable = output_fields(cut, rows)
-    return {
-        name: leaf.grad
-        for name, leaf in cut.items()
-        if name in usable and leaf.grad is not None and bool(leaf.grad.any())
-    }
+    return {name: leaf.grad for name, leaf in cut.items() if leaf.grad is not None and bool(leaf.grad.any())}
 
 
 def _can_be_cut(leaf: Any) -> bool:

@@ -20,8 +20,9 @@ class Task:
     """What the outputs of a network mean.
 
     Attributes:
-        kind: What a row says: the scores of classes ``[classes]``, one number whose side of a threshold counts (a logit
-            or a probability), numbers, or the scores of classes for each place ``[classes, ...]`` or ``[..., classes]``.
+        kind: What a row says: the scores of classes ``[classes]``, one number whose side of a threshold counts (a
+            logit or a probability), numbers, or the scores of classes for each place, ``[classes, ...]`` or
+            ``[..., classes]``.
         field: The name of the output that it is about; empty where there is one.
         why: By what it is known, or what would decide it, in words.
         proven: Whether labels, the loss or the user say so; else it is a presumption, on which no model may fail.

@@ -14,9 +14,10 @@ from pytest_bnn.conversion.layers import border_of
 from pytest_bnn.libraries import posterior
 from pytest_bnn.libraries.capture import LayerCall, capture
 from pytest_bnn.libraries.posterior import PosteriorTensor, bayesian_layers
+from pytest_bnn.network.calling import output_tensor
 from pytest_bnn.network.comparing import difference, tolerance
 from pytest_bnn.network.isolation import undisturbed
-from pytest_bnn.sampling.bank import output_tensor, unwritten
+from pytest_bnn.sampling.bank import unwritten
 from pytest_bnn.sampling.engine.handshake import shake_hands
 from pytest_bnn.sampling.engine.noise import PhiloxNoise, Scratch, flat
 from pytest_bnn.sampling.engine.plan import Unsupported

@@ -10,22 +10,21 @@ from typing import Protocol, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from pytest_bnn.data.loss import BATCH, Loss
 from pytest_bnn.errors import InputError
 from pytest_bnn.libraries import posterior
+from pytest_bnn.network.calling import output_tensor
 from pytest_bnn.network.isolation import preserved_random_state, seed_everything
 from pytest_bnn.options import in_force
-from pytest_bnn.records.evidence import TrainingStep
-from pytest_bnn.sampling.bank import output_tensor, probabilities
+from pytest_bnn.records.run import TrainingStep
+from pytest_bnn.sampling.bank import probabilities
 from pytest_bnn.sampling.threads import limited
 
 #: The data term of a loss, from the logits and what they should be.
 DataTerm: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 
-#: A training loss: ``loss(model, (images, labels))`` gives a scalar tensor.
-Loss: TypeAlias = Callable[[nn.Module, tuple[Tensor, Tensor | None]], Tensor]
 
 STEPS = 40
-BATCH = 32
 LEARNING_RATE = 1e-4
 DECAY = 0.9
 

@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmarks.faults import patient
-from benchmarks.patients import sure_of, train
 from pytest_bnn import checks
 from pytest_bnn.checks.noise.spread import BAND
 from pytest_bnn.records.evidence import Evidence, Verdict
 from pytest_bnn.records.recorder import Recorder, recording
 from pytest_bnn.subject import Subject
+from tests.faults.injectors import patient
+from tests.faults.injectors.networks import sure_of, train
 
 
 def pytest_configure(config: pytest.Config) -> None:

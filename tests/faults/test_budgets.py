@@ -19,7 +19,8 @@ from pytest_bnn.checks import (
 from pytest_bnn.checks.noise import varies
 from pytest_bnn.conversion import convert
 from pytest_bnn.records.evidence import Certainty, Evidence, Verdict
-from pytest_bnn.stats.intervals import Budget, trials_for_share, trials_needed
+from pytest_bnn.stats.budget import Budget
+from pytest_bnn.stats.intervals import trials_for_share, trials_needed
 
 IMAGES = torch.linspace(-1, 1, 24).reshape(12, 2)
 

@@ -11,8 +11,8 @@ from types import ModuleType
 
 import pytest
 
-from benchmarks.faults import FAULTS
 from pytest_bnn.audit.run import CHECK_IDS
+from tests.faults.injectors import FAULTS
 
 FOLDER = Path(__file__).parent
 PAGE = FOLDER.parents[1] / "docs" / "faults.md"

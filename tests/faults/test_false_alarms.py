@@ -13,10 +13,11 @@ from torch import nn
 from benchmarks.false_alarms import Tally, measure
 from pytest_bnn.audit.run import CHECK_IDS
 from pytest_bnn.checks import measure_estimator_flipout
+from pytest_bnn.checks.noise._draws import TensorDraws, across_passes
 from pytest_bnn.conversion import convert
 from pytest_bnn.libraries.posterior import bayesian_layers
-from pytest_bnn.stats.intervals import BettingTest, median_bounds
-from pytest_bnn.stats.normal import TensorDraws, across_passes
+from pytest_bnn.stats.betting import BettingTest
+from pytest_bnn.stats.intervals import median_bounds
 
 #: Chance that one of the tests here fails although all is well.
 RATE = 1e-4

@@ -22,7 +22,7 @@ from pytest_bnn import checks
 from pytest_bnn.conversion import convert
 from pytest_bnn.options import Settings, using
 from pytest_bnn.records.evidence import Evidence, Verdict
-from pytest_bnn.stats.intervals import Budget
+from pytest_bnn.stats.budget import Budget
 from pytest_bnn.subject import Subject
 
 #: Models of each case, and the chance that one level of a case here fails although all is well.

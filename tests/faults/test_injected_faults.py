@@ -1,6 +1,6 @@
 """Every fault of the catalogue that a check claims to see, injected into a healthy network: found, named, no more.
 
-The rows are those of `benchmarks.faults`, and `python -m benchmarks.catalogue` takes each to each network, by all
+The rows are those of `tests.faults.injectors`, and `python -m benchmarks.catalogue` takes each to each network, by all
 checks. Here the small networks are judged by all checks, ResNet18 by those that a row names.
 """
 
@@ -14,11 +14,11 @@ import pytest
 from torch import nn
 
 from benchmarks import catalogue
-from benchmarks.faults import FAULTS
-from benchmarks.faults.examining import Outcome, examine, judge
-from benchmarks.faults.patient import ESTIMATORS, Fault, Given, Patient, healthy_loss, patient
 from pytest_bnn.conversion import convert
 from pytest_bnn.records.evidence import Verdict
+from tests.faults.injectors import FAULTS
+from tests.faults.injectors.examining import Outcome, examine, judge
+from tests.faults.injectors.patient import ESTIMATORS, Fault, Given, Patient, healthy_loss, patient
 
 
 @pytest.fixture(params=["residual", "plain"])

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from pytest_bnn.checks import measure_noise_source
 from pytest_bnn.conversion import convert
 from pytest_bnn.records.evidence import Certainty, Evidence, Verdict
-from pytest_bnn.stats.intervals import Budget
+from pytest_bnn.stats.budget import Budget
 
 IMAGES = torch.linspace(-1, 1, 40).reshape(20, 2)
 #: Pairs that decide at one in a million: 2**-20 is the first power below.

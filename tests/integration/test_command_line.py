@@ -18,8 +18,9 @@ import pytest
 from pytest_bnn import cli, render_html, render_markdown
 from pytest_bnn.audit import run as audit
 from pytest_bnn.checks.check import Check
-from pytest_bnn.records.evidence import AuditRun, Verdict, json_schema
+from pytest_bnn.records.evidence import Verdict
 from pytest_bnn.records.recorder import Recorder, recording
+from pytest_bnn.records.run import AuditRun, json_schema
 
 SCRIPT = Path(sys.executable).parent / "pytest-bnn"
 

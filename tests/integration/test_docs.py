@@ -23,10 +23,10 @@ from pathlib import Path
 import pytest
 
 import pytest_bnn
-from benchmarks.faults import FAULTS
 from pytest_bnn import cli
 from pytest_bnn.options import OPTIONS
 from pytest_bnn.records.recorder import Recorder, recording
+from tests.faults.injectors import FAULTS
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -237,7 +237,8 @@ def test_every_strategy_and_property_is_documented() -> None:
 
 def test_every_verdict_is_documented() -> None:
     """With the schema's version, which promises their meaning."""
-    from pytest_bnn.records.evidence import SCHEMA_VERSION, SEVERITY
+    from pytest_bnn.records.evidence import SEVERITY
+    from pytest_bnn.records.run import SCHEMA_VERSION
 
     assert re.findall(r"^\| `(\w+)` \|[^|]*\| (?:yes|no)", page("json"), re.M) == list(SEVERITY)
     assert f'`"{SCHEMA_VERSION}"`' in row("json", "`schema_version`")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_bnn.records.evidence import json_schema
+from pytest_bnn.records.run import json_schema
 
 ROOT = Path(__file__).parents[2]
 

@@ -18,7 +18,7 @@ import jsonschema
 import pytest
 
 from pytest_bnn.options import OPTIONS, Option
-from pytest_bnn.records.evidence import json_schema
+from pytest_bnn.records.run import json_schema
 
 CONFTEST = '''
 import pytest

@@ -9,19 +9,8 @@ from typing import Any
 
 import pytest
 
-from pytest_bnn.records.evidence import (
-    AuditRun,
-    ClassShare,
-    Evidence,
-    LayerFinding,
-    LayerRow,
-    Measurement,
-    Prediction,
-    SubjectRecord,
-    Threshold,
-    TrainingStep,
-    Verdict,
-)
+from pytest_bnn.records.evidence import Evidence, LayerFinding, Measurement, Threshold, Verdict
+from pytest_bnn.records.run import AuditRun, ClassShare, LayerRow, Prediction, SubjectRecord, TrainingStep
 from pytest_bnn.report import render_html
 
 WHEN = "runs where Debian's chromium and playwright are installed, as in .ci/run"

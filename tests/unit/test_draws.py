@@ -10,18 +10,9 @@ from scipy import stats
 from torch import nn
 
 from pytest_bnn import convert
+from pytest_bnn.checks.noise._draws import TensorDraws, across_passes, between_layers
 from pytest_bnn.libraries.posterior import bayesian_layers
-from pytest_bnn.stats.normal import (
-    Sums,
-    TensorDraws,
-    across_passes,
-    between_layers,
-    correlation_scores,
-    draws_needed,
-    effect,
-    score_p,
-    shape_p,
-)
+from pytest_bnn.stats.normal import Sums, correlation_scores, draws_needed, effect, score_p, shape_p
 
 
 def normals(*shape: int, seed: int = 0) -> torch.Tensor:

@@ -19,21 +19,15 @@ from hypothesis import strategies as st
 
 from pytest_bnn.errors import InputError
 from pytest_bnn.records.codec import from_plain, show, to_plain
-from pytest_bnn.records.evidence import (
+from pytest_bnn.records.evidence import SEVERITY, Evidence, LayerFinding, Measurement, Threshold, Verdict, is_failure
+from pytest_bnn.records.run import (
     SCHEMA_VERSION,
-    SEVERITY,
     AuditRun,
     ClassShare,
-    Evidence,
-    LayerFinding,
     LayerRow,
-    Measurement,
     Prediction,
     SubjectRecord,
-    Threshold,
     TrainingStep,
-    Verdict,
-    is_failure,
     json_schema,
 )
 

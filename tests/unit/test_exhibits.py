@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from pytest_bnn.audit.exhibits import CLASSES, IMAGES, THUMBNAIL, describe, sha256
 from pytest_bnn.conversion import convert
 from pytest_bnn.libraries.posterior import bayesian_layers
-from pytest_bnn.records.evidence import SubjectRecord, TrainingStep
+from pytest_bnn.records.run import SubjectRecord, TrainingStep
 from pytest_bnn.subject import Subject
 
 PASSES = 12

@@ -8,8 +8,10 @@ from contextlib import suppress
 
 import pytest
 
-from pytest_bnn.records.evidence import AuditRun, Evidence, SubjectRecord, Verdict
-from pytest_bnn.records.recorder import Recorder, inconclusive_policy, record, recording
+from pytest_bnn.records.evidence import Evidence, Verdict
+from pytest_bnn.records.policy import inconclusive_policy
+from pytest_bnn.records.recorder import Recorder, record, recording
+from pytest_bnn.records.run import AuditRun, SubjectRecord
 
 
 def evidence(id: str = "layers.replaced", verdict: Verdict = Verdict.PASS) -> Evidence:

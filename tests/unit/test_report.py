@@ -14,19 +14,8 @@ from html.parser import HTMLParser
 
 import pytest
 
-from pytest_bnn.records.evidence import (
-    AuditRun,
-    ClassShare,
-    Evidence,
-    LayerFinding,
-    LayerRow,
-    Measurement,
-    Prediction,
-    SubjectRecord,
-    Threshold,
-    TrainingStep,
-    Verdict,
-)
+from pytest_bnn.records.evidence import Evidence, LayerFinding, Measurement, Threshold, Verdict
+from pytest_bnn.records.run import AuditRun, ClassShare, LayerRow, Prediction, SubjectRecord, TrainingStep
 from pytest_bnn.report import render_html, render_markdown
 from pytest_bnn.report.charts import gauge
 from pytest_bnn.report.svg import element

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from pytest_bnn.errors import InputError
-from pytest_bnn.records.evidence import AuditRun, Evidence, Verdict
+from pytest_bnn.records.evidence import Evidence, Verdict
+from pytest_bnn.records.run import AuditRun
 from pytest_bnn.report import render_html
 from pytest_bnn.report.files import require_writable, write_report
 

@@ -14,12 +14,10 @@ from hypothesis import strategies as st
 from scipy import stats
 from torch import Tensor
 
-from pytest_bnn.options import Settings, using
+from pytest_bnn.options import Settings, budget_in_force, using
+from pytest_bnn.stats.betting import BettingTest, LeadingClassTest, certain_majority
+from pytest_bnn.stats.budget import Budget
 from pytest_bnn.stats.intervals import (
-    BettingTest,
-    Budget,
-    LeadingClassTest,
-    certain_majority,
     clopper_pearson_lower,
     clopper_pearson_upper,
     draws_below_median,
@@ -244,9 +242,9 @@ def test_the_budget_is_split_and_follows_the_settings() -> None:
     """--bnn-alpha reaches a plain assert; six checks of an audit stay within one budget."""
     share = Budget(alpha=1e-6, beta=1e-3).split(6)
     assert [6 * share.alpha, 6 * share.beta] == pytest.approx([1e-6, 1e-3])
-    assert Budget.in_force() == Budget()
+    assert budget_in_force() == Budget()
     with using(Settings(alpha=1e-4, beta=0.01)):
-        assert Budget.in_force() == Budget(alpha=1e-4, beta=0.01)
+        assert budget_in_force() == Budget(alpha=1e-4, beta=0.01)
 
 
 @pytest.mark.parametrize("value", [0, 0.5, -1, math.nan, True, "1e-6"])

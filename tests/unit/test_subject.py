@@ -13,7 +13,7 @@ from pytest_bnn.checks import measure_teacher_agreement
 from pytest_bnn.conversion import convert
 from pytest_bnn.errors import InputError
 from pytest_bnn.libraries.posterior import bayesian_layers
-from pytest_bnn.sampling.bank import ForwardError
+from pytest_bnn.network.calling import ForwardError
 from pytest_bnn.subject import Subject, cosine, does_not_accept, fitted, stage_of, weight_pairs
 
 

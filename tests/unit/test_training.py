@@ -14,7 +14,7 @@ from torch.distributions import Normal, kl_divergence
 from pytest_bnn.conversion import convert
 from pytest_bnn.errors import InputError
 from pytest_bnn.libraries.posterior import bayesian_layers
-from pytest_bnn.records.evidence import TrainingStep
+from pytest_bnn.records.run import TrainingStep
 from pytest_bnn.training.finetune import distillation_loss, finetune, number_of_batches
 
 

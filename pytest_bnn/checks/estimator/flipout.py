@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from pytest_bnn.checks.check import Check, Finding, asserting, not_applicable
 from pytest_bnn.libraries.capture import capture
 from pytest_bnn.libraries.posterior import BayesianLayer, bayesian_layers, zero_sigma
+from pytest_bnn.network.calling import forward, output_tensor
 from pytest_bnn.network.isolation import undisturbed
+from pytest_bnn.options import budget_in_force
 from pytest_bnn.records.evidence import Certainty, Evidence, LayerFinding, Measurement, Threshold, Verdict
-from pytest_bnn.sampling.bank import forward, output_tensor
-from pytest_bnn.stats.intervals import Budget
+from pytest_bnn.stats.budget import Budget
 from pytest_bnn.stats.normal import ROUNDING, Sums
 from pytest_bnn.subject import Given, Subject
 
@@ -51,7 +52,7 @@ def measure_estimator_flipout(
 
     Source: Wen et al. 2018, "Flipout: efficient pseudo-independent weight perturbations on mini-batches", section 3.
     """
-    return ESTIMATOR_FLIPOUT.run(Subject.of(model, given), lambda subject: _find(subject, budget or Budget.in_force()))
+    return ESTIMATOR_FLIPOUT.run(Subject.of(model, given), lambda subject: _find(subject, budget or budget_in_force()))
 
 
 assert_estimator_flipout = asserting(measure_estimator_flipout)

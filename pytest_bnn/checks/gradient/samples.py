@@ -16,9 +16,9 @@ from pytest_bnn.checks.check import Check, Finding, asserting, not_applicable
 from pytest_bnn.checks.kl.present import not_finite
 from pytest_bnn.libraries.capture import LayerCall, capture
 from pytest_bnn.libraries.posterior import BayesianLayer, PosteriorTensor, bayesian_layers, zero_noise
+from pytest_bnn.network.calling import output_tensor
 from pytest_bnn.network.isolation import undisturbed
 from pytest_bnn.records.evidence import Evidence, LayerFinding, Measurement, Threshold, Verdict
-from pytest_bnn.sampling.bank import output_tensor
 from pytest_bnn.subject import Given, Subject
 
 GRADIENT_SAMPLES = Check(

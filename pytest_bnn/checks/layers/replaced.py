@@ -18,9 +18,9 @@ from pytest_bnn.libraries.posterior import (
     orphaned_posteriors,
     watched_noise,
 )
+from pytest_bnn.network.calling import ForwardError, forward
 from pytest_bnn.network.isolation import undisturbed
 from pytest_bnn.records.evidence import Evidence, LayerFinding, Measurement, Threshold, Verdict
-from pytest_bnn.sampling.bank import ForwardError, forward
 from pytest_bnn.subject import Given, Subject, fitted
 
 LAYERS_REPLACED = Check(

@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Unpack
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from pytest_bnn.checks.check import Check, Finding, accused, asserting, not_applicable
 from pytest_bnn.libraries.posterior import bayesian_layers, zero_sigma
+from pytest_bnn.network.calling import ForwardError, forward
 from pytest_bnn.network.comparing import TRACED_IMAGES, Parting, difference, first_parting, tolerance, traced
 from pytest_bnn.network.isolation import undisturbed
 from pytest_bnn.records.evidence import Evidence, LayerFinding, Measurement, Threshold, Verdict
-from pytest_bnn.sampling.bank import ForwardError, forward
 from pytest_bnn.subject import Given, Subject, cosine, fitted, weight_pairs
 
 MEAN_EQUALS_TEACHER = Check(
@@ -69,7 +69,7 @@ def _find(subject: Subject) -> Finding:
         notes.append(
             f"the outputs are {outputs.dtype}, the teacher's {expected.dtype}: the conversion changed the dtype"
         )
-    where = None if ok else _parting(subject, images)
+    where = None if ok else _parting(subject)
     if where is not None:
         notes.append(f"the first module whose output differs is {where}")
     if apart < 0:
@@ -121,9 +121,9 @@ def _raised(error: ForwardError) -> Finding:
     )
 
 
-def _parting(subject: Subject, images: Tensor) -> Parting | None:
+def _parting(subject: Subject) -> Parting | None:
     assert subject.teacher is not None
-    few = images[:TRACED_IMAGES]
+    few = subject.require_images()[:TRACED_IMAGES]
     with torch.no_grad():
         with undisturbed(subject.teacher, seed=subject.seed), traced(subject.teacher) as expected:
             forward(subject.teacher, fitted(few, subject.teacher))

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
-from pytest_bnn.stats.normal import SHAPE_DRAWS, Sums, TensorDraws, across_passes, between_layers, shape_p
+from pytest_bnn.checks.noise._draws import TensorDraws, across_passes, between_layers
+from pytest_bnn.stats.normal import SHAPE_DRAWS, Sums, shape_p
 
 #: Mean, variance, shape, passes, layers: each has its share of the error rate, split over its tests.
 FAMILIES = 5

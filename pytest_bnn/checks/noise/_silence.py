@@ -7,9 +7,9 @@ from torch import Tensor
 
 from pytest_bnn.checks.check import Finding
 from pytest_bnn.libraries.posterior import bayesian_layers, orphaned_posteriors
+from pytest_bnn.network.calling import forward
 from pytest_bnn.network.isolation import seed_everything, undisturbed
 from pytest_bnn.records.evidence import LayerFinding, Threshold, Verdict
-from pytest_bnn.sampling.bank import forward
 from pytest_bnn.subject import Subject
 
 #: A spread below this share of the logits' own scale is rounding or nothing: it cannot move a decision.

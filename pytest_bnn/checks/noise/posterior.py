@@ -8,14 +8,16 @@ from typing import Unpack
 from torch import nn
 
 from pytest_bnn.checks.check import Check, Finding, accused, asserting, not_applicable
+from pytest_bnn.checks.noise._draws import TensorDraws
 from pytest_bnn.checks.noise._hypotheses import FAMILIES, independence, marginals, number_of_tests
 from pytest_bnn.libraries.capture import capture
 from pytest_bnn.libraries.posterior import bayesian_layers
+from pytest_bnn.network.calling import forward
 from pytest_bnn.network.isolation import undisturbed
+from pytest_bnn.options import budget_in_force
 from pytest_bnn.records.evidence import Certainty, Evidence, Measurement, Threshold, Verdict
-from pytest_bnn.sampling.bank import forward
-from pytest_bnn.stats.intervals import Budget
-from pytest_bnn.stats.normal import ROUNDING, Sums, TensorDraws, draws_needed, effect
+from pytest_bnn.stats.budget import Budget
+from pytest_bnn.stats.normal import ROUNDING, Sums, draws_needed, effect
 from pytest_bnn.subject import Given, Subject
 
 NOISE_POSTERIOR = Check(
@@ -65,7 +67,7 @@ def measure_noise_posterior(
     if max_passes < 2:
         raise ValueError("max_passes must be at least 2")
     return NOISE_POSTERIOR.run(
-        Subject.of(model, given), lambda subject: _find(subject, max_passes, budget or Budget.in_force())
+        Subject.of(model, given), lambda subject: _find(subject, max_passes, budget or budget_in_force())
     )
 
 

@@ -6,17 +6,20 @@ from dataclasses import dataclass
 from typing import Unpack
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from pytest_bnn.checks.check import Check, Finding, asserting
-from pytest_bnn.checks.noise._pairs import not_finite_in, scale_of, spreads
+from pytest_bnn.checks.check import Check, Finding, asserting, not_applicable
+from pytest_bnn.checks.noise._pairs import Scale, live_in, not_finite_in, scales_of, spreads
+from pytest_bnn.checks.noise._reference import SATURATED, cannot_vary
 from pytest_bnn.checks.noise._silence import MIN_SPREAD, causes_of_silence, floor_of, not_finite
 from pytest_bnn.libraries.posterior import bayesian_layers, zero_sigma
+from pytest_bnn.network.calling import forward
 from pytest_bnn.network.comparing import TRACED_IMAGES, Parting, difference, first_parting, tolerance, traced
 from pytest_bnn.network.isolation import undisturbed
+from pytest_bnn.options import budget_in_force
 from pytest_bnn.records.evidence import Certainty, Evidence, LayerFinding, Measurement, Threshold, Verdict
-from pytest_bnn.sampling.bank import forward
-from pytest_bnn.stats.intervals import Budget, draws_below_median
+from pytest_bnn.stats.budget import Budget
+from pytest_bnn.stats.intervals import draws_below_median
 from pytest_bnn.subject import Given, Subject
 
 NOISE_SOURCE = Check(
@@ -64,7 +67,7 @@ def measure_noise_source(
         raise ValueError("max_passes must be at least 2 and min_spread above 0")
     return NOISE_SOURCE.run(
         Subject.of(model, given),
-        lambda subject: _source(subject, budget or Budget.in_force(), max_passes, min_spread),
+        lambda subject: _source(subject, budget or budget_in_force(), max_passes, min_spread),
     )
 
 
@@ -92,14 +95,17 @@ class _Pairs:
         return self.spread > self.floor
 
 
-def _pairs(subject: Subject, scale: float, min_spread: float, most: int) -> _Pairs:
+def _pairs(subject: Subject, calm: Tensor, min_spread: float, most: int) -> _Pairs:
     """Draw pairs, at most so many, until one differs."""
     images = subject.require_images()
     largest: list[float] = []
+    scale: Scale = 1.0
     with undisturbed(subject.model, seed=subject.seed):
         while True:
             pair = torch.stack([forward(subject.model, images) for _ in range(2)])
             floor, bad = floor_of(pair, min_spread), not_finite_in(pair)
+            if not largest:
+                scale = scales_of(calm, subject.fields, live_in(torch.cat([pair, calm.to(pair)[None]])))
             found = torch.zeros(1) if bad else spreads(pair, scale)[0]
             largest.append(float(found.max()))
             if bad or largest[-1] > floor or len(largest) >= most:
@@ -115,9 +121,13 @@ def _source(subject: Subject, budget: Budget, max_passes: int, min_spread: float
     silent, allowed = difference(calm, again), tolerance(calm)
     leaks = not 0 <= silent <= allowed
     needed = draws_below_median(budget.alpha)
-    pairs = _pairs(subject, scale_of(calm.double()), min_spread, 1 if leaks else min(needed, max_passes // 2))
+    pairs = _pairs(subject, calm.double(), min_spread, 1 if leaks else min(needed, max_passes // 2))
     if pairs.bad:
         return not_finite(subject, pairs.passes, pairs.bad)
+    if not pairs.varies and bayesian_layers(subject.model):
+        stuck = cannot_vary(subject, scales_of(calm.double(), subject.fields), pairs.floor)
+        if bool(stuck.all()):
+            return not_applicable(SATURATED)
     if leaks:
         return _leak(subject, pairs, silent, allowed, budget)
     words = f"two passes in a row differ by {pairs.spread:.3g} of the outputs' scale"

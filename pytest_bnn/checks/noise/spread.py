@@ -8,11 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from pytest_bnn.checks.check import Check, Finding, asserting
-from pytest_bnn.checks.noise._pairs import not_finite_in, scale_without_noise, spreads
+from pytest_bnn.checks.noise._pairs import Scale, live_in, not_finite_in, scales_of, spreads, without_noise
 from pytest_bnn.checks.noise._silence import not_finite
 from pytest_bnn.libraries.posterior import bayesian_layers
+from pytest_bnn.options import budget_in_force
 from pytest_bnn.records.evidence import Certainty, Evidence, LayerFinding, Measurement, Threshold, Verdict
-from pytest_bnn.stats.intervals import Budget, median_bounds, trials_needed
+from pytest_bnn.stats.budget import Budget
+from pytest_bnn.stats.intervals import median_bounds, trials_needed
 from pytest_bnn.subject import Given, Subject
 
 NOISE_SPREAD = Check(
@@ -61,7 +63,7 @@ def measure_noise_spread(
     if max_passes < 2 or len(band) != 2 or not 0 < band[0] < band[1]:
         raise ValueError("max_passes must be at least 2, and the band two numbers (least, most) above 0")
     return NOISE_SPREAD.run(
-        Subject.of(model, given), lambda subject: _find(subject, band, max_passes, budget or Budget.in_force())
+        Subject.of(model, given), lambda subject: _find(subject, band, max_passes, budget or budget_in_force())
     )
 
 
@@ -71,12 +73,13 @@ assert_noise_spread = asserting(measure_noise_spread)
 def _find(subject: Subject, band: tuple[float, float], max_passes: int, budget: Budget) -> Finding:
     least, most = band
     passes, last = 2 * trials_needed(budget.beta), max_passes // 2 * 2
-    scale = scale_without_noise(subject)
+    calm = without_noise(subject)
     while True:
         passes = min(passes, last)
         outputs = subject.bank.first(passes)
         if not_finite_in(outputs):
             return not_finite(subject, passes, not_finite_in(outputs))
+        scale = scales_of(calm, subject.fields, live_in(outputs))
         found = spreads(outputs, scale).square().mean(1).sqrt()
         low, high = (float(bound) for bound in median_bounds(found, budget.beta))
         surely_above, surely_below = (float(bound) for bound in median_bounds(found, budget.alpha / 2))
@@ -89,7 +92,7 @@ def _find(subject: Subject, band: tuple[float, float], max_passes: int, budget: 
             continue
         else:
             verdict = Verdict.INCONCLUSIVE
-        return _finding(subject, verdict, found, (surely_above, low, high, surely_below), band, passes, budget)
+        return _finding(subject, verdict, found, (surely_above, low, high, surely_below), band, scale, passes, budget)
 
 
 def _finding(
@@ -98,6 +101,7 @@ def _finding(
     found: Tensor,
     bounds: tuple[float, float, float, float],
     band: tuple[float, float],
+    scale: Scale,
     passes: int,
     budget: Budget,
 ) -> Finding:
@@ -106,7 +110,7 @@ def _finding(
     quiet_low, low, high, quiet_high = bounds
     if verdict is Verdict.FAIL:
         low, high = (quiet_low, high) if wide else (low, quiet_high)
-    shares = _attribution(subject)
+    shares = _attribution(subject, scale)
     total = sum(share for _, _, share in shares)
     layers = tuple(
         LayerFinding(
@@ -167,12 +171,11 @@ def _remedy(verdict: Verdict, passes: int, budget: Budget, *, wide: bool) -> str
     )
 
 
-def _attribution(subject: Subject) -> list[tuple[str, str, float]]:
+def _attribution(subject: Subject, scale: Scale) -> list[tuple[str, str, float]]:
     """Give path, kind and relative variance of the outputs for the noise of each layer alone."""
     layers = bayesian_layers(subject.model)
     size = -(-len(layers) // _GROUPS)
     rows = torch.arange(len(subject.require_images()))[:_IMAGES]
-    scale = scale_without_noise(subject)
     found = []
     for group in (layers[start : start + size] for start in range(0, len(layers), max(1, size))):
         outputs = subject.bank.draw(0, 2, rows, noisy=[layer.path for layer in group])

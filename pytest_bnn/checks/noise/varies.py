@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Unpack
 
 import torch
 from torch import Tensor, nn
 
-from pytest_bnn.checks.check import Check, Finding, asserting
-from pytest_bnn.checks.noise._pairs import not_finite_in, scale_without_noise, spreads
+from pytest_bnn.checks.check import Check, Finding, asserting, not_applicable
+from pytest_bnn.checks.noise._pairs import Scale, live_in, not_finite_in, scale_without_noise, spreads, typical
+from pytest_bnn.checks.noise._reference import SATURATED, cannot_vary
 from pytest_bnn.checks.noise._silence import MIN_SPREAD, causes_of_silence, floor_of, not_finite
+from pytest_bnn.libraries.posterior import bayesian_layers
+from pytest_bnn.options import budget_in_force
 from pytest_bnn.records.evidence import Certainty, Evidence, Measurement, Threshold, Verdict
-from pytest_bnn.stats.intervals import Budget, median_bounds, trials_needed
+from pytest_bnn.stats.budget import Budget
+from pytest_bnn.stats.intervals import median_bounds, trials_needed
 from pytest_bnn.subject import Given, Subject
 
 MAX_PASSES = 128
@@ -57,95 +62,132 @@ def measure_noise_varies(
         raise ValueError("max_passes must be at least 2 and min_spread above 0")
     return NOISE_VARIES.run(
         Subject.of(model, given),
-        lambda subject: _varies(subject, budget or Budget.in_force(), max_passes, min_spread),
+        lambda subject: _varies(subject, budget or budget_in_force(), max_passes, min_spread),
     )
 
 
 assert_noise_varies = asserting(measure_noise_varies)
 
 
+@dataclass(slots=True, eq=False)
+class _Bounds:
+    """The spread of each image in each of the first pairs of passes, and the bounds of its median so far."""
+
+    spread: Tensor
+    low: Tensor
+    high: Tensor
+    floor: float
+    passes: int
+    bad: int = 0
+
+    def verdict(self, images: Tensor) -> Verdict:
+        """Say what the bounds of some images mean for the claim."""
+        if bool((self.high[images] <= self.floor).any()):
+            return Verdict.FAIL
+        return Verdict.PASS if bool((self.low[images] > self.floor).all()) else Verdict.INCONCLUSIVE
+
+
 def _varies(subject: Subject, budget: Budget, max_passes: int, min_spread: float) -> Finding:
     passes = min(max_passes, 2 * trials_needed(budget.beta)) // 2 * 2
     outputs = subject.bank.first(passes)
-    if not_finite_in(outputs):
-        return not_finite(subject, passes, not_finite_in(outputs))
-    scale, floor = scale_without_noise(subject), floor_of(outputs, min_spread)
+    if bad := not_finite_in(outputs):
+        return not_finite(subject, passes, bad)
+    scale, floor = scale_without_noise(subject, live_in(outputs)), floor_of(outputs, min_spread)
     found = spreads(outputs, scale)
-    per_image = budget.alpha / found.shape[1]
-    low, high = median_bounds(found, budget.beta)[0], median_bounds(found, per_image)[1]
-    while not bool((high <= floor).any()) and not bool((low > floor).all()):
+    low, high = median_bounds(found, budget.beta)[0], median_bounds(found, budget.alpha / found.shape[1])[1]
+    bounds = _Bounds(found, low, high, floor, passes)
+    images = torch.arange(found.shape[1])
+    _decide(subject, bounds, images, budget, scale, max_passes)
+    if not bounds.bad and bounds.verdict(images) is not Verdict.PASS and bayesian_layers(subject.model):
+        images = (~cannot_vary(subject, scale, floor)).nonzero().flatten()
+        if not len(images):
+            return not_applicable(SATURATED)
+        _decide(subject, bounds, images, budget, scale, max_passes)
+    if bounds.bad:
+        return not_finite(subject, bounds.passes, bounds.bad)
+    return _variation(subject, bounds, images, budget, scale)
+
+
+def _decide(subject: Subject, bounds: _Bounds, images: Tensor, budget: Budget, scale: Scale, max_passes: int) -> None:
+    """Draw further passes of the images that vary least, until some surely do not vary or all of them surely do."""
+    per_image = budget.alpha / bounds.spread.shape[1]
+    while bounds.verdict(images) is Verdict.INCONCLUSIVE:
         # A model that is silent is so for every image: a few decide.
-        rows = (~(low > floor)).nonzero().flatten()
-        rows = rows[found[:, rows].median(0).values.argsort()[:_SUSPECTS]]
-        few, passes = found[:, rows], len(outputs)
-        while passes + 2 <= max_passes and not bool((high <= floor).any()) and not bool((low[rows] > floor).all()):
+        rows = images[~(bounds.low[images] > bounds.floor)]
+        rows = rows[bounds.spread[:, rows].median(0).values.argsort()[:_SUSPECTS]]
+        few, passes = bounds.spread[:, rows], 2 * len(bounds.spread)
+        while passes + 2 <= max_passes and bounds.verdict(rows) is Verdict.INCONCLUSIVE:
             stop = min(passes + _BLOCK, max_passes // 2 * 2)
             block = subject.bank.draw(passes, stop, rows)
-            if bad := not_finite_in(block):
-                return not_finite(subject, stop, bad)
+            bounds.bad = not_finite_in(block)
+            if bounds.bad:
+                bounds.passes = stop
+                return
             few = torch.cat([few, spreads(block, scale)])
-            low[rows], high[rows], passes = median_bounds(few, budget.beta)[0], median_bounds(few, per_image)[1], stop
-        if not bool((low[rows] > floor).all()):
-            break
-    verdict = Verdict.PASS if bool((low > floor).all()) else Verdict.INCONCLUSIVE
-    if bool((high <= floor).any()):
-        verdict = Verdict.FAIL
-    return _variation(subject, verdict, found, (low, high), budget, floor, scale, passes)
+            bounds.low[rows] = median_bounds(few, budget.beta)[0]
+            bounds.high[rows] = median_bounds(few, per_image)[1]
+            passes = stop
+        bounds.passes = max(bounds.passes, passes)
+        if bounds.verdict(rows) is not Verdict.PASS:
+            return
 
 
-def _variation(
-    subject: Subject,
-    verdict: Verdict,
-    found: Tensor,
-    bounds: tuple[Tensor, Tensor],
-    budget: Budget,
-    floor: float,
-    scale: float,
-    passes: int,
-) -> Finding:
-    spread = found.median(0).values
-    low, high = bounds
-    image = int(high.argmin() if verdict is Verdict.FAIL else low.argmin())
+def _variation(subject: Subject, bounds: _Bounds, images: Tensor, budget: Budget, scale: Scale) -> Finding:
+    verdict, floor, passes = bounds.verdict(images), bounds.floor, bounds.passes
+    spread = bounds.spread.median(0).values
+    judged = spread[images]
+    fixed = len(spread) - len(images)
+    image = int(images[int((bounds.high if verdict is Verdict.FAIL else bounds.low)[images].argmin())])
     lowest = float(spread[image])
+    place = int(subject.places[image])
     causes = [] if verdict is Verdict.PASS else causes_of_silence(subject, lowest)
     headline = (
-        f"outputs vary by {float(spread.median()):.3g} of their scale (median of {len(spread)} images, {passes} passes)"
+        f"outputs vary by {float(judged.median()):.3g} of their scale (median of {len(judged)} images, {passes} passes)"
     )
+    notes = list(causes)
+    if fixed:
+        headline += f"; those of {fixed} images cannot vary under this posterior"
+        notes.append(
+            f"{fixed} of {len(spread)} images are outside of the claim: "
+            "weights drawn from the posterior by the check itself do not move their outputs either (saturated, masked "
+            "or blank)"
+        )
     remedy = ""
     if verdict is not Verdict.PASS:
         amount = "exactly 0" if lowest == 0 else f"{lowest:.2g} of the outputs' scale"
-        headline = f"the outputs for image {image} vary by {amount}" + (f": {causes[0]}" if causes else "")
+        headline = f"the outputs for image {place} vary by {amount}" + (f": {causes[0]}" if causes else "")
         remedy = "make every forward pass draw its own weights; a posterior this narrow carries no uncertainty"
     if verdict is Verdict.INCONCLUSIVE:
         needed = 2 * trials_needed(budget.beta if lowest > floor else budget.alpha / len(spread))
         remedy = (
             f"allow more than {passes} passes (--samples): {needed} decide where all of them say the same"
             if passes < needed
-            else f"the spread of image {image} is too close to {floor:g} to call: allow more passes, or say with "
+            else f"the spread of image {place} is too close to {floor:g} to call: allow more passes, or say with "
             "min_spread what you require"
         )
     return Finding(
         verdict=verdict,
         headline=headline,
         measurements=(
-            Measurement(name="median spread", value=float(spread.median()), unit="of the outputs' scale"),
+            Measurement(name="median spread", value=float(judged.median()), unit="of the outputs' scale"),
             Measurement(
-                name="lowest spread", value=float(spread.min()), unit="of the outputs' scale",
-                note=f"image {int(spread.argmin())}",
+                name="lowest spread", value=float(judged.min()), unit="of the outputs' scale",
+                note=f"image {int(subject.places[int(images[int(judged.argmin())])])}",
             ),
-            Measurement(name="highest spread", value=float(spread.max()), unit="of the outputs' scale"),
-            Measurement(name="outputs' scale", value=scale, note="without noise"),
+            Measurement(name="highest spread", value=float(judged.max()), unit="of the outputs' scale"),
+            Measurement(name="outputs' scale", value=typical(scale), note="without noise"),
+            *([Measurement(name="images that cannot vary", value=fixed)] if fixed else []),
         ),
         threshold=Threshold(quantity="lowest spread of an image", observed=lowest, relation=">", allowed=floor),
         remedy=remedy,
-        notes=tuple(causes),
+        notes=tuple(notes),
         samples=passes,
         certainty=Certainty(
             alpha=budget.alpha,
             beta=budget.beta,
-            statistic=f"typical spread of image {image} (median over pairs of passes, by order statistics)",
-            low=_finite(low[image]),
-            high=_finite(high[image]),
+            statistic=f"typical spread of image {place} (median over pairs of passes, by order statistics)",
+            low=_finite(bounds.low[image]),
+            high=_finite(bounds.high[image]),
         ),
     )  # fmt: skip
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Unpack
 
 import torch
@@ -12,27 +11,29 @@ from torch import Tensor, nn
 from pytest_bnn.checks.check import Check, Finding, asserting, not_applicable
 from pytest_bnn.checks.noise._pairs import not_finite_in
 from pytest_bnn.checks.noise._silence import not_finite
+from pytest_bnn.checks.teacher._items import Claim, Numbers, Votes, hopeless, undecided, verdict
+from pytest_bnn.network.calling import Field, field_of
+from pytest_bnn.options import budget_in_force
 from pytest_bnn.records.evidence import Certainty, Evidence, Measurement, Threshold, Verdict
-from pytest_bnn.sampling.bank import probabilities
-from pytest_bnn.stats.intervals import (
-    Budget,
-    LeadingClassTest,
-    clopper_pearson_lower,
-    clopper_pearson_upper,
-    trials_for_share,
-)
+from pytest_bnn.stats.betting import decidable_gap
+from pytest_bnn.stats.budget import Budget
+from pytest_bnn.stats.intervals import clopper_pearson_lower, trials_for_share
 from pytest_bnn.subject import Given, Subject
+from pytest_bnn.tasks.task import Task
 
 TEACHER_AGREEMENT = Check(
     id="teacher.agreement",
-    claim="The leading class of the mean predictive distribution is the teacher's, on the required share of the "
-    "images.",
+    claim="The mean prediction says what the teacher says (its leading class, its side of the threshold, or a number "
+    "near its), on the required share of the images.",
     needs=("teacher", "images"),
     sampled=True,
 )
 
 MIN_AGREEMENT = 0.95
 MAX_PASSES = 128
+
+#: A quarter of the spread of what the teacher says: nearer than most of its outputs are to each other.
+TOLERANCE = 0.25
 
 #: Passes drawn at once; the first block is the least that can decide an image at the default error rate.
 _FIRST_BLOCK = 32
@@ -45,12 +46,18 @@ def measure_teacher_agreement(
     min_agreement: float = MIN_AGREEMENT,
     max_passes: int = MAX_PASSES,
     population: bool = False,
+    tolerance: float = TOLERANCE,
     budget: Budget | None = None,
     **given: Unpack[Given],
 ) -> Evidence:
     """Measure whether the mean prediction agrees with the teacher's on enough of the given images.
 
     The claim is about this set of images: the only uncertainty is the Monte-Carlo error of the mean over passes.
+    What agreement is depends on the task (`pytest_bnn.tasks`), which labels, the loss or ``task`` decide: the leading
+    class; the side of the threshold, for one logit or probability; the leading class of each place of dense outputs, of
+    which a random choice is judged; for a regression, a typical prediction (the median over passes) within
+    ``tolerance``. Where nothing decides the task, a model may pass, and never fails.
+
     Each image is decided by a sequential test, pass after pass; the chance that the model passes with an image that
     is decided wrongly is at most the budget's ``beta``, that it fails so at most ``alpha``. An image that is not
     decided counts against passing and against failing alike; when neither is certain after ``max_passes`` the
@@ -65,175 +72,144 @@ def measure_teacher_agreement(
         min_agreement: The required share of the images, in (0, 1]; below 1 for a population.
         max_passes: The most passes to draw, at least 2.
         population: Judge the population behind the images.
+        tolerance: For a regression: how far the typical prediction may be from the teacher's, as a share of the
+            standard deviation of the teacher's outputs over the images.
         budget: Error rates; those in force when None.
         **given: teacher and images, at least; see `Subject`.
 
-    Source: `pytest_bnn.stats.intervals.LeadingClassTest`; Clopper and Pearson 1934 for the population's bound.
+    Source: `pytest_bnn.stats.betting.LeadingClassTest`; Clopper and Pearson 1934 for the population's bound.
     """
     if not 0 < min_agreement <= 1:
         raise ValueError(f"min_agreement must lie in (0, 1], not {min_agreement!r}")
     if max_passes < 2:
         raise ValueError(f"max_passes must be at least 2, not {max_passes!r}")
+    if not tolerance > 0:
+        raise ValueError(f"tolerance must be above 0, not {tolerance!r}")
     if population and min_agreement == 1:
         raise ValueError("no number of images shows that a whole population agrees: give min_agreement below 1")
     return TEACHER_AGREEMENT.run(
         Subject.of(model, given),
-        lambda subject: _find(subject, _Claim(min_agreement, population, budget or Budget.in_force()), max_passes),
+        lambda subject: _find(
+            subject, Claim(min_agreement, population, budget or budget_in_force()), max_passes, tolerance
+        ),
     )
 
 
 assert_teacher_agreement = asserting(measure_teacher_agreement)
 
 
-@dataclass(frozen=True, slots=True)
-class _Claim:
-    """What is required, of these images or of the population behind them, and how certain the verdict has to be."""
-
-    min_agreement: float
-    population: bool
-    budget: Budget
-
-    @property
-    def of_passes(self) -> Budget:
-        """The part of the budget that Monte-Carlo error may use up."""
-        return self.budget.split(2) if self.population else self.budget
-
-    def needed(self, images: int) -> int:
-        """How many images have to agree: the least number whose share of them is as large as required."""
-        count = math.ceil(self.min_agreement * images)  # the product is rounded: .07 of 100 is above 7
-        return count - 1 if (count - 1) / images >= self.min_agreement else count
-
-    def passes(self, agree: int, images: int) -> bool:
-        """Say whether the claim is certain when so many images agree."""
-        if not self.population:
-            return agree >= self.needed(images)
-        return clopper_pearson_lower(agree, images, self.of_passes.beta) >= self.min_agreement
-
-    def fails(self, disagree: int, images: int) -> bool:
-        """Say whether the claim is certainly wrong when so many images disagree."""
-        if not self.population:
-            return disagree > images - self.needed(images)
-        return clopper_pearson_upper(images - disagree, images, self.of_passes.alpha) < self.min_agreement
-
-
-@dataclass(slots=True)
-class _Votes:
-    """What the passes said so far: decided images, and sums for the point estimates."""
-
-    test: LeadingClassTest
-    claim: _Claim
-    sums: Tensor
-    counts: Tensor
-    passes: int = 0
-
-    def take(self, block: Tensor, rows: Tensor) -> None:
-        for outputs in block:
-            shares = probabilities(outputs).double().cpu()
-            self.test.update(shares, rows)
-            self.sums[rows] += shares
-            self.counts[rows] += 1
-        self.passes += len(block)
-
-    @property
-    def leading(self) -> Tensor:
-        """Whether each image is certain for the teacher, at beta: what a pass stands on."""
-        return self.test.leading(self.claim.of_passes.beta)
-
-    @property
-    def overtaken(self) -> Tensor:
-        """Whether each image is certain against the teacher, at alpha: what a failure stands on."""
-        return self.test.overtaken(self.claim.of_passes.alpha)
-
-    @property
-    def undecided(self) -> Tensor:
-        return (~(self.leading | self.overtaken)).nonzero().flatten()
-
-    @property
-    def verdict(self) -> Verdict:
-        images = len(self.counts)
-        if self.claim.passes(int(self.leading.sum()), images):
-            return Verdict.PASS
-        return Verdict.FAIL if self.claim.fails(int(self.overtaken.sum()), images) else Verdict.INCONCLUSIVE
-
-    @property
-    def hopeless(self) -> bool:
-        """Say whether no number of passes can decide: the images are too few."""
-        images, open_ = len(self.counts), len(self.undecided)
-        agree, disagree = int(self.leading.sum()), int(self.overtaken.sum())
-        return not self.claim.passes(agree + open_, images) and not self.claim.fails(disagree + open_, images)
-
-
-def _find(subject: Subject, claim: _Claim, max_passes: int) -> Finding:
-    teacher = subject.teacher_output().detach().cpu()
-    if teacher.ndim != 2 or teacher.shape[1] < 2:
-        return not_applicable(f"the teacher's outputs have the shape {list(teacher.shape)}, not [images, classes]")
-    expected = probabilities(teacher).double()
-    images, classes = expected.shape
+def _find(subject: Subject, claim: Claim, max_passes: int, tolerance: float) -> Finding:
+    task = subject.task
+    if task.kind == "unknown":
+        return not_applicable(task.why)
+    fields = subject.fields
+    teacher = _judged(subject.teacher_output().detach().cpu(), fields, task)
     first = subject.bank.first(min(_FIRST_BLOCK, max_passes))
+    if bad := not_finite_in(first):
+        return not_finite(subject, len(first), bad)
+    first = _judged(first, fields, task)
     if first.shape[1:] != teacher.shape:
         return Finding(
             verdict=Verdict.FAIL,
             headline=f"the outputs have the shape {list(first.shape[1:])}, the teacher's {list(teacher.shape)}",
             remedy="compare the model with the teacher that it was converted from",
         )
-    if bad := not_finite_in(first):
-        return not_finite(subject, len(first), bad)
-    votes = _Votes(
-        LeadingClassTest(expected.argmax(1), classes),
-        claim,
-        torch.zeros(images, classes, dtype=torch.float64),
-        torch.zeros(images, dtype=torch.float64),
-    )
-    votes.take(first, torch.arange(images))
-    while votes.verdict is Verdict.INCONCLUSIVE and votes.passes < max_passes and not votes.hopeless:
-        rows = votes.undecided
-        stop = min(votes.passes + _BLOCK, max_passes)
-        block = subject.bank.draw(votes.passes, stop, rows)
+    items: Votes | Numbers
+    if task.kind == "regression":
+        items = Numbers(claim, teacher.double().flatten(1), tolerance * _scales(teacher), looks=_looks(max_passes))
+    else:
+        items = Votes.of(teacher, task, claim, subject.seed)
+    items.take(first, torch.arange(len(teacher)))
+    while verdict(items) is Verdict.INCONCLUSIVE and items.passes < max_passes and not hopeless(items):
+        rows = items.rows_of(undecided(items))
+        step = items.passes if isinstance(items, Numbers) else _BLOCK
+        stop = min(items.passes + step, max_passes)
+        block = subject.bank.draw(items.passes, stop, None if len(rows) == len(teacher) else rows)
         if bad := not_finite_in(block):
             return not_finite(subject, stop, bad)
-        votes.take(block, rows)
-    return _finding(votes, expected, teacher, first)
+        items.take(_judged(block, fields, task), rows)
+    finding = _finding(subject, items, teacher, first, max_passes)
+    if finding.verdict is Verdict.PASS or task.proven:
+        return finding
+    return Finding(
+        verdict=Verdict.NOT_APPLICABLE,
+        headline=f"{task.why}, and their leading classes do not agree: {finding.headline}. Whether they are scores of "
+        "classes is not known: give labels or the loss, or say so with --task classification (task= in Python)",
+        measurements=finding.measurements,
+        samples=finding.samples,
+    )
 
 
-def _finding(votes: _Votes, expected: Tensor, teacher: Tensor, first: Tensor) -> Finding:
-    images, claim, verdict = len(expected), votes.claim, votes.verdict
-    leaders = expected.argmax(1)
-    mean = votes.sums / votes.counts[:, None]
-    agree, disagree = int(votes.leading.sum()), int(votes.overtaken.sum())
-    undecided = len(votes.undecided)
-    point = int((mean.argmax(1) == leaders).sum())
-    single = float((first.cpu().argmax(2) == leaders).double().mean())
-    divergence = (expected * (expected.clamp_min(1e-12).log() - mean.clamp_min(1e-12).log())).sum(1)
-    logit_error = float((first.double().mean(0).cpu() - teacher.double()).square().mean().sqrt())
-    low, high = _interval(claim, agree, disagree, images)
+def _judged(outputs: Tensor, fields: tuple[Field, ...], task: Task) -> Tensor:
+    """Give the output that the task is about, out of all that are side by side."""
+    return (
+        field_of(outputs, fields, task.field)
+        if fields and outputs.shape[-1] == sum(f.size for f in fields)
+        else outputs
+    )
+
+
+def _looks(max_passes: int) -> int:
+    """Give how often a doubling number of passes is looked at."""
+    return 1 + max(0, math.ceil(math.log2(max_passes / _FIRST_BLOCK)))
+
+
+def _scales(teacher: Tensor) -> Tensor:
+    """Give the scale of each output of a regression: its standard deviation over images, or else its size."""
+    values = teacher.double().flatten(1)
+    spread = values.std(0) if len(values) > 1 else torch.zeros(values.shape[1], dtype=torch.float64)
+    size = values.square().mean(0).sqrt()
+    return torch.where(spread > 1e-12 * size, spread, size).clamp_min(1e-300)
+
+
+def _finding(subject: Subject, items: Votes | Numbers, teacher: Tensor, first: Tensor, max_passes: int) -> Finding:
+    count, claim, found = items.count, items.claim, verdict(items)
+    agree, disagree = int(items.leading.sum()), int(items.overtaken.sum())
+    open_ = undecided(items)
+    point = int(items.agreeing.sum())
+    low, high = claim.interval(agree, disagree, count)
+    unit = "places" if subject.task.kind == "dense" else "images"
+    what = "typical prediction (median over passes)" if isinstance(items, Numbers) else "mean prediction"
     headline = (
-        f"the mean prediction agrees on {point} of {images} images ({100 * point / images:.4g} %); "
-        f"certain for {agree}, certainly not for {disagree}, open for {undecided} after {votes.passes} passes"
+        f"the {what} agrees on {point} of {count} {unit} ({100 * point / count:.4g} %); "
+        f"certain for {agree}, certainly not for {disagree}, open for {len(open_)} after {items.passes} passes"
     )
     if claim.population:
         headline += f"; in the population behind them on {100 * low:.4g} % to {100 * high:.4g} %"
+    single = _single(items, first)
+    if found is Verdict.INCONCLUSIVE and isinstance(items, Votes) and not hopeless(items):
+        gap = decidable_gap(max_passes, claim.of_passes.beta / count)
+        margins = items.expected.topk(2, dim=1).values.diff(dim=1).abs().flatten()
+        close = int((margins < gap).sum())
+        if claim.passes(point, count) and not claim.passes(count - close, count) and bool((margins[open_] < gap).all()):
+            return not_applicable(
+                f"the teacher's own margins are below what {max_passes} passes can decide on {close} of {count} "
+                f"{unit}: its leading class is ahead by less than {gap:.2g} there, and the mean prediction agrees on "
+                f"{point}; "
+                "give images of which the teacher is surer, or allow more passes (--samples)"
+            )
     return Finding(
-        verdict=verdict,
+        verdict=found,
         headline=headline,
         measurements=(
-            Measurement(name="needed", value=claim.needed(images), unit="images"),
-            Measurement(name="decided for the teacher", value=agree, unit="images"),
-            Measurement(name="decided against the teacher", value=disagree, unit="images"),
-            Measurement(name="open", value=undecided, unit="images"),
-            Measurement(name="agreement of the mean prediction", value=point / images, note="point estimate"),
+            Measurement(name="task", value=subject.task.kind, note=subject.task.why),
+            Measurement(name="needed", value=claim.needed(count), unit=unit),
+            Measurement(name="decided for the teacher", value=agree, unit=unit),
+            Measurement(name="decided against the teacher", value=disagree, unit=unit),
+            Measurement(name="open", value=len(open_), unit=unit),
+            Measurement(name=f"agreement of the {what.partition(' (')[0]}", value=point / count, note="point estimate"),
             Measurement(name="agreement of a single pass", value=single, note="mean over passes"),
-            Measurement(name="KL(teacher, BNN)", value=float(divergence.mean()), unit="nats", note="mean over images"),
-            Measurement(name="logit error", value=logit_error, note="root mean square, mean over passes"),
+            *_distances(items, teacher, first),
         ),
         threshold=Threshold(
-            quantity="certain share of the population" if claim.population else "certain share of the images",
-            observed=low if claim.population else agree / images,
+            quantity=f"certain share of the {'population' if claim.population else unit}",
+            observed=low if claim.population else agree / count,
             relation=">=",
             allowed=claim.min_agreement,
         ),
-        remedy=_remedy(votes, undecided, point / images, single),
-        notes=() if claim.population else _about_the_population(claim, agree, images),
-        samples=votes.passes,
+        remedy=_remedy(items, found, len(open_), point / count, single, unit),
+        notes=() if claim.population or unit != "images" else _about_the_population(claim, agree, count),
+        samples=items.passes,
         certainty=Certainty(
             alpha=claim.budget.alpha,
             beta=claim.budget.beta,
@@ -241,26 +217,47 @@ def _finding(votes: _Votes, expected: Tensor, teacher: Tensor, first: Tensor) ->
             + (
                 "population (Clopper-Pearson, images decided by betting)"
                 if claim.population
-                else "images, each decided by betting"
+                else f"{unit}, each decided by {'order statistics' if isinstance(items, Numbers) else 'betting'}"
             )
-            + " on which the teacher's class leads",
+            + (
+                " whose typical outputs lie near the teacher's"
+                if isinstance(items, Numbers)
+                else " on which the teacher's class leads"
+            ),
             low=low,
             high=high,
         ),
     )
 
 
-def _interval(claim: _Claim, agree: int, disagree: int, images: int) -> tuple[float, float]:
-    """Give the share that is certain at beta, and the share that is not excluded at alpha."""
-    if not claim.population:
-        return agree / images, 1 - disagree / images
+def _single(items: Votes | Numbers, first: Tensor) -> float:
+    """Give the share of items on which a single pass agrees, over the first passes."""
+    if isinstance(items, Votes):
+        return items.single / (len(first) * items.count)
+    near = (first.cpu().double().flatten(2) - items.expected).abs() <= items.allowed
+    return float(near.all(2).double().mean())
+
+
+def _distances(items: Votes | Numbers, teacher: Tensor, first: Tensor) -> tuple[Measurement, ...]:
+    error = float((first.double().mean(0).cpu() - teacher.double()).square().mean().sqrt())
+    if isinstance(items, Numbers):
+        gap = (items.median - items.expected) / items.allowed
+        worst = int(gap.abs().amax(1).argmax())
+        signed = float(gap[worst, int(gap[worst].abs().argmax())])
+        return (
+            Measurement(name="allowed distance", value=float(items.allowed.max()), note="of the largest output"),
+            Measurement(name="largest distance", value=signed, unit="of the allowed", note=f"image {worst}"),
+            Measurement(name="output error", value=error, note="root mean square, mean over passes"),
+        )
+    expected, mean = items.expected, items.mean
+    divergence = (expected * (expected.clamp_min(1e-12).log() - mean.clamp_min(1e-12).log())).sum(1)
     return (
-        clopper_pearson_lower(agree, images, claim.of_passes.beta),
-        clopper_pearson_upper(images - disagree, images, claim.of_passes.alpha),
+        Measurement(name="KL(teacher, BNN)", value=float(divergence.mean()), unit="nats", note="mean over images"),
+        Measurement(name="logit error", value=error, note="root mean square, mean over passes"),
     )
 
 
-def _about_the_population(claim: _Claim, agree: int, images: int) -> tuple[str, ...]:
+def _about_the_population(claim: Claim, agree: int, images: int) -> tuple[str, ...]:
     if not agree:
         return ()
     bound = clopper_pearson_lower(agree, images, claim.budget.beta)
@@ -270,26 +267,29 @@ def _about_the_population(claim: _Claim, agree: int, images: int) -> tuple[str, 
     )
 
 
-def _remedy(votes: _Votes, undecided: int, point: float, single: float) -> str:
-    claim, verdict = votes.claim, votes.verdict
-    if verdict is Verdict.PASS:
+def _remedy(items: Votes | Numbers, found: Verdict, open_: int, point: float, single: float, unit: str) -> str:
+    claim = items.claim
+    if found is Verdict.PASS:
         return ""
-    if verdict is Verdict.FAIL:
+    if found is Verdict.FAIL:
+        if isinstance(items, Numbers):
+            return (
+                "look at the units first: targets that were standardised for the one and not for the other are far "
+                "apart everywhere; else convert with a smaller moped_delta, or fine-tune toward the teacher"
+            )
         return "convert with a smaller moped_delta, or fine-tune toward the teacher; look at the images that disagree"
-    if votes.hopeless:
+    if hopeless(items):
         wanted = trials_for_share(claim.min_agreement, point, claim.of_passes.beta)
         more = "more images than can be counted: too few of them agree"
         return (
-            f"give {more if wanted is None else f'{wanted} images, of which as many agree'}: {len(votes.counts)} "
+            f"give {more if wanted is None else f'{wanted} images, of which as many agree'}: {items.count} "
             f"cannot carry a claim of {claim.min_agreement:g} about a population"
         )
-    remedy = (
-        f"allow more than {votes.passes} passes (--samples): the leading class of {undecided} images is too close to "
-        "call"
-    )
+    close = "the typical output" if isinstance(items, Numbers) else "the leading class"
+    remedy = f"allow more than {items.passes} passes (--samples): {close} of {open_} {unit} is too close to call"
     if single < claim.min_agreement:
         remedy += (
             f"; where that does not help, convert with a smaller moped_delta: a single pass agrees on "
-            f"{100 * single:.3g} % of the images only"
+            f"{100 * single:.3g} % of the {unit} only"
         )
     return remedy

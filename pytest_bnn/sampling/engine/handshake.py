@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from pytest_bnn.libraries.capture import LayerCall, capture
 from pytest_bnn.libraries.posterior import BayesianLayer, bayesian_layers
+from pytest_bnn.network.calling import output_tensor
 from pytest_bnn.network.comparing import difference, tolerance
 from pytest_bnn.network.isolation import preserved_random_state
-from pytest_bnn.sampling.bank import output_tensor, undisturbed_passes
+from pytest_bnn.sampling.bank import undisturbed_passes
 from pytest_bnn.sampling.engine.consumers import Consumers
 from pytest_bnn.sampling.engine.draws import DrawTests
 from pytest_bnn.sampling.engine.noise import Noise, make_noise

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pytest_bnn.libraries.capture import LayerCall
-from pytest_bnn.sampling.bank import output_tensor
+from pytest_bnn.network.calling import output_tensor
 from pytest_bnn.sampling.engine.plan import LayerPlan, Plan
 from pytest_bnn.sampling.engine.replica import Worker, share_out
 from pytest_bnn.sampling.threads import spread

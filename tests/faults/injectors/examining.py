@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 import torch
 
-from benchmarks.faults.patient import BATCHES, Fault, Given, Patient, healthy_loss
 from pytest_bnn.audit.run import CHECKS, Thresholds
 from pytest_bnn.errors import PytestBnnError
 from pytest_bnn.records.evidence import Evidence, Verdict
 from pytest_bnn.subject import Subject
+from tests.faults.injectors.patient import BATCHES, Fault, Given, Patient, healthy_loss
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.faults.patient import BATCHES, Fault, Given, Patient, kl, loss_with, posterior_of
-from benchmarks.faults.posterior import NOTHING_BAYESIAN, unconverted
+from tests.faults.injectors.patient import BATCHES, Fault, Given, Patient, kl, loss_with, posterior_of
+from tests.faults.injectors.posterior import NOTHING_BAYESIAN, unconverted
 
 
 def with_loss(term: Callable[[nn.Module], Any]) -> Callable[[Patient], Given]:

@@ -3,9 +3,9 @@
 Used by ``tests/faults`` and by `benchmarks.catalogue`, which takes every row to every network.
 """
 
-from benchmarks.faults.conversion import CONVERSION
-from benchmarks.faults.posterior import POSTERIOR
-from benchmarks.faults.use import USE
+from tests.faults.injectors.conversion import CONVERSION
+from tests.faults.injectors.posterior import POSTERIOR
+from tests.faults.injectors.use import USE
 
 FAULTS = (*POSTERIOR, *CONVERSION, *USE)
 

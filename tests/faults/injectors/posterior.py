@@ -12,7 +12,7 @@ from bayesian_torch.utils.util import MOPED
 from torch import Tensor, nn
 from torch.nn import functional
 
-from benchmarks.faults.patient import BATCHES, Fault, Given, Patient, kl, loss_with, posterior_of, zeros
+from tests.faults.injectors.patient import BATCHES, Fault, Given, Patient, kl, loss_with, posterior_of, zeros
 
 
 def several_passes(patient: Patient) -> Given:

@@ -12,9 +12,9 @@ from bayesian_torch.models.dnn_to_bnn import dnn_to_bnn, get_kl_loss
 from torch import Tensor, nn
 from torch.nn import functional
 
-from benchmarks.patients import sure_of
 from pytest_bnn.example.images import digits
 from pytest_bnn.example.weights import load_teacher
+from tests.faults.injectors.networks import sure_of
 
 #: What an injector gives: the broken ``model``, and the ``loss`` where it is not `healthy_loss`.
 Given = dict[str, Any]

@@ -8,7 +8,7 @@ from bayesian_torch.models.dnn_to_bnn import dnn_to_bnn
 from torch import Tensor, nn
 from torch.nn import functional
 
-from benchmarks.faults.patient import PARAMETERS, Fault, Given, Patient
+from tests.faults.injectors.patient import PARAMETERS, Fault, Given, Patient
 
 
 def weight_norm(patient: Patient) -> Given:

@@ -1,0 +1,1 @@
+"""Faults that are injected on purpose, and the checks that find them."""
