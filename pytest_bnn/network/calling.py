@@ -64,8 +64,6 @@ def output_tensor(output: Any) -> Tensor:
         return output_tensor(output["logits"])
     if hasattr(output, "logits"):
         return output_tensor(output.logits)
-    if isinstance(output, dict) and output:
-        return output_tensor(next(iter(output.values())))
     if isinstance(output, tuple | list) and output:
         return output_tensor(output[0])
     raise TypeError(f"the model returned {type(output).__name__}, not a tensor or (tensor, kl)")

@@ -91,7 +91,10 @@ def predict(
             raise ValueError(f"{name} must be a whole number from 1, not {value!r}")
     if not isinstance(images, Tensor):
         raise TypeError(f"images must be a tensor [N, ...], not {type(images).__name__}")
-    inputs = Subject(model, images=images, seed=seed).require_images()
+    subject = Subject(model, images=images, seed=seed)
+    if missing := subject.missing("images"):
+        raise InputError(missing, fix="wrap the model so that it returns one row of class scores for each image")
+    inputs = subject.require_images()
     bank = PassBank(model, inputs, seed, sampler=sampler)
     running = _Running(len(inputs), bins)
     samplers: dict[str, None] = {}

@@ -85,6 +85,7 @@ def test_thresholds_reach_the_checks(given: Given) -> None:
     model, teacher, images, loss = given
     model[0] = teacher[0]  # type: ignore[index,operator]
     everything = {"teacher": teacher, "data": images, "loss": loss}
+    everything["task"] = "classification"
     run = audit_model(model, **everything, thresholds=Thresholds(num_batches=50, min_agreement=0.5, max_passes=8))  # type: ignore[arg-type]
     assert run["layers.replaced"].verdict is Verdict.FAIL
     assert run["kl.loss"]["expected weight"] == pytest.approx(1 / 50)

@@ -240,7 +240,7 @@ def test_an_output_that_is_no_tensor_is_a_forward_error() -> None:
         def forward(self, x: Tensor) -> str:
             return "cat"
 
-    with pytest.raises(ForwardError, match="returned str"):
+    with pytest.raises(ForwardError, match="returned a str"):
         forward(Words(), images())
 
 

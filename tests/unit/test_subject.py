@@ -199,6 +199,8 @@ def test_the_teachers_output_is_computed_once_and_correctly() -> None:
     teacher = nn.Sequential(network(), nn.Dropout(0.9)).train()
     teacher.register_forward_hook(lambda m, i, o: calls.append(1))
     subject = Subject(convert(network()), teacher=teacher, images=images())
+    subject.require_images()
+    calls.clear()
     first = subject.teacher_output()
     with torch.no_grad():
         torch.testing.assert_close(first, network()(images()))
