@@ -14,7 +14,7 @@ from pytest_bnn.libraries.posterior import PosteriorTensor, bayesian_layers
 from pytest_bnn.records.evidence import Stage
 from pytest_bnn.records.recorder import default_subject_name
 from pytest_bnn.sampling.bank import ForwardError, PassBank
-from pytest_bnn.training.finetune import Loss
+from pytest_bnn.training.finetune import BATCH, Loss
 
 StageOption: TypeAlias = Literal["auto", "converted", "finetuned"]
 
@@ -128,6 +128,10 @@ class Subject:
         """Give the images; `Check.run` has made sure that there are some."""
         assert self.images is not None
         return self.images
+
+    def loss_batch(self) -> tuple[Tensor, Tensor | None]:
+        """Give the batch that the training loss gets: images and, where there are some, labels."""
+        return self.require_images()[:BATCH], None if self.labels is None else self.labels[:BATCH]
 
     def teacher_output(self) -> Tensor:
         """Give the teacher's output on all images, computed once, on the model's device.

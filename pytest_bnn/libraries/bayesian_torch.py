@@ -64,10 +64,12 @@ class BayesianTorch:
     )
 
     def owns(self, module: nn.Module) -> bool:
+        """Say whether a module is the library's."""
         base = _base()
         return (base is not None and isinstance(module, base)) or _copy_of(module) is not None
 
     def layer(self, path: str, module: nn.Module) -> BayesianLayer | None:
+        """Give the layer that a module is."""
         tensors = tuple(self._tensors(path, module))
         if not tensors:
             return None
@@ -82,9 +84,11 @@ class BayesianTorch:
             return
         for role, mu, rho, *rest in ATTRIBUTES:
             if isinstance(getattr(module, mu, None), Tensor) and isinstance(getattr(module, rho, None), Tensor):
-                yield PosteriorTensor(path, role, module, mu, rho, *rest, how)  # type: ignore[arg-type]
+                eps, prior_mu, prior_sigma = rest
+                yield PosteriorTensor(path, role, module, mu, rho, eps, prior_mu, prior_sigma, how)  # type: ignore[arg-type]
 
     def is_stock(self, layer: BayesianLayer) -> bool:
+        """Say whether the CPU sampler may stand in for a layer's forward."""
         module: Any = layer.module
         if "forward" in vars(module):
             return False
@@ -100,15 +104,18 @@ class BayesianTorch:
         )
 
     def border(self, layer: BayesianLayer) -> tuple[list[int], str] | None:
+        """Give how a layer pads its input before its call."""
         module: Any = layer.module
         return (module.border, module.padding_mode) if type(module) in STAND_INS and hasattr(module, "border") else None
 
     def layer_kl(self, layer: BayesianLayer) -> Tensor:
+        """Give a layer's KL as the library computes it."""
         kl = layer.module.kl_loss()  # type: ignore[operator]
         assert isinstance(kl, Tensor)
         return kl
 
     def kl(self, model: nn.Module) -> Tensor | None:
+        """Give a model's KL as the library computes it."""
         if not any(hasattr(module, "kl_loss") for module in model.modules()):
             return None
         if not clashes(model):
@@ -157,13 +164,12 @@ def _copy_of(module: nn.Module) -> SigmaMap | None:
 def _probed(module: nn.Module, pairs: list[tuple[str, str]]) -> SigmaMap | None:
     try:
         with undisturbed(module, seed=0), torch.no_grad():
-            mu, rho = pairs[0]
-            images = _images(module, getattr(module, mu))
+            images, mu = _images(module, getattr(module, pairs[0][0])), getattr(module, pairs[0][0])
             # At a width of one the two ways of computing sigma differ, whatever the layer's own is.
             with replaced((module._parameters, r, torch.full_like(getattr(module, r), 0.5)) for _, r in pairs):
                 (zero, *_), (again, *_), (one, *others) = (_weights(module, images, value) for value in (0, 0, 1))
                 wide = torch.full_like(zero, 0.5)
-                at_mu = torch.equal(zero, again) and torch.equal(zero, getattr(module, mu))
+                at_mu = torch.equal(zero, again) and torch.equal(zero, mu)
                 moved = others[-1] if others else one - zero
                 for how in (SOFTPLUS, EXP):
                     if at_mu and torch.allclose(moved, how.of(wide), rtol=1e-4, atol=1e-5):

@@ -21,17 +21,21 @@ class Draws(TorchFunctionMode):
 
     Attributes:
         seen: How many draws there were.
-        cut: How many of them were ``torch.normal(mean, std)`` of tensors in a graph, to which no gradient comes.
+        where: Says where a draw is made, when asked at that moment.
+        drawn: Where there were any.
+        cut: Where ``torch.normal(mean, std)`` drew for tensors in a graph, to which no gradient comes from there.
     """
 
     def __init__(
-        self, value: float | None, *, tell: Callable[[], None] | None = None, into: frozenset[int] | None = None
+        self, value: float | None, *, where: Callable[[], str] = lambda: "", into: frozenset[int] | None = None
     ) -> None:
         super().__init__()
         self.value = value
         self.into = into
-        self.seen = self.cut = 0
-        self._tell = tell
+        self.seen = 0
+        self.where = where
+        self.cut: set[str] = set()
+        self.drawn: set[str] = set()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -44,9 +48,8 @@ class Draws(TorchFunctionMode):
         mean, std = (0.0, 1.0) if name in _STANDARD else _moments(name, args, kwargs)
         self.seen += 1
         if name == "normal" and any(isinstance(t, Tensor) and t.requires_grad for t in (mean, std)):
-            self.cut += 1
-        if self._tell is not None:
-            self._tell()
+            self.cut.add(self.where())
+        self.drawn.add(self.where())
         if self.value is not None:
             with torch.no_grad():
                 result.copy_(torch.as_tensor(mean + self.value * std))
@@ -107,7 +110,8 @@ def eager() -> AbstractContextManager[object]:
     """Run compiled modules as they were written: compiled code makes its draws where nobody sees them."""
     if "torch._dynamo" not in sys.modules:
         return nullcontext()
-    return torch.compiler.set_stance("force_eager")
+    stance: AbstractContextManager[object] = torch.compiler.set_stance("force_eager")
+    return stance
 
 
 def in_backward() -> bool:

@@ -76,7 +76,9 @@ def leaf_of(value: Tensor) -> Tensor | None:
     """Give the parameter that a tensor is computed from; itself where it is one, None where there are several."""
     if value.grad_fn is None:
         return value
-    leaves, seen, waiting = {}, set(), [value.grad_fn]
+    leaves: dict[int, Tensor] = {}
+    seen: set[Any] = set()
+    waiting: list[Any] = [value.grad_fn]
     while waiting:
         node = waiting.pop()
         if node is None or node in seen:
@@ -181,23 +183,33 @@ class PosteriorTensor:
 
     def is_prior(self) -> bool:
         """Say whether the posterior is the prior, up to rounding: where it started from it."""
-        mu, rho, prior_mu, prior_sigma = self._double()
-        eps = 16 * torch.finfo(self.mu.dtype).eps
-        sigma = self.map.of(rho)
-        return bool(((mu - prior_mu).abs() <= eps * prior_sigma).all()) and self.rho_is_at_the_prior(sigma, prior_sigma)
+        return self.sigma_is_the_prior() and self.mu_is_the_prior()
 
-    def rho_is_at_the_prior(self, sigma: Tensor | None = None, prior_sigma: Tensor | None = None) -> bool:
+    def mu_is_the_prior(self) -> bool:
+        """Say whether mu is the prior's up to rounding, so that the KL has no gradient to mu."""
+        mu, _, prior_mu, prior_sigma = self._double()
+        return bool(((mu - prior_mu).abs() <= self._rounding() * prior_sigma).all())
+
+    def sigma_is_the_prior(self) -> bool:
         """Say whether sigma is the prior's up to rounding, so that the KL has no gradient to rho."""
-        if sigma is None or prior_sigma is None:
-            _, rho, _, prior_sigma = self._double()
-            sigma = self.map.of(rho)
-        eps = 16 * torch.finfo(self.mu.dtype).eps
-        return bool(((sigma / prior_sigma - 1).abs() <= eps).all())
+        prior_sigma = self.prior_sigma.detach().expand(self.mu.shape)
+        for part in (slice(0, 1), slice(None)):  # one entry is mostly enough to say no
+            sigma, prior = (t.flatten()[part].double() for t in (self.sigma, prior_sigma))
+            if not bool(((sigma / prior - 1).abs() <= self._rounding()).all()):
+                return False
+        return True
+
+    def _rounding(self) -> float:
+        return 16 * torch.finfo(self.mu.dtype).eps
 
     def data_to_rho(self, to_weight: Tensor, eps: Tensor) -> Tensor:
         """Give the part of rho's gradient that comes through the weight: ``to_weight * eps * dsigma / drho``."""
         slope = self.map.slope(self.rho.detach().double())
         return self._to_parameter(self.rho_name, to_weight.double() * eps.double() * slope)
+
+    def mu_gradient(self, gradient: Tensor) -> Tensor:
+        """Bring a gradient to mu to the parameter behind it."""
+        return self._to_parameter(self.mu_name, gradient)
 
     def _to_parameter(self, name: str, gradient: Tensor) -> Tensor:
         """Bring a gradient of mu's shape to the parameter behind an attribute, by the chain rule."""

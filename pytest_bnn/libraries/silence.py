@@ -6,7 +6,7 @@ What is claimed with the noise silent holds where silence is silent. `unproven_s
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -71,35 +71,35 @@ def shifted_prior(model: nn.Module, by: float) -> Iterator[None]:
 
 
 @contextmanager
-def _drawing(model: nn.Module, value: float | None, tell: Callable[[str], None]) -> Iterator[Draws]:
+def _drawing(model: nn.Module, value: float | None) -> Iterator[Draws]:
     """See every draw inside a Bayesian layer, and every one into a noise buffer of such a layer, wherever it runs."""
     layers = bayesian_layers(model)
     paths = {id(layer.module): layer.path for layer in layers}
     buffers = {eps.data_ptr(): layer.path for layer in layers for eps in layer.noise if eps.numel() and not eps.is_meta}
     running: list[str] = []
-    mode = Draws(value, tell=lambda: tell(running[-1]) if running else None)
+    mode = Draws(value, where=lambda: running[-1])
     within_these = within(
         [layer.module for layer in layers],
         mode,
         enter=lambda module: running.append(paths[id(module)]),
-        leave=lambda *_: running.pop(),
+        leave=lambda *_: running.__delitem__(-1),
     )
-    with within_these, _Buffers(buffers, value, tell):
+    with within_these, _Buffers(buffers, value, mode.drawn):
         yield mode
 
 
 class _Buffers(Draws):
     """Sees draws into some buffers, for layers whose forward is called past their hooks."""
 
-    def __init__(self, paths: dict[int, str], value: float | None, tell: Callable[[str], None]) -> None:
+    def __init__(self, paths: dict[int, str], value: float | None, drawn: set[str]) -> None:
         super().__init__(value, into=frozenset(paths))
-        self._paths, self._tell_path = paths, tell
+        self._paths, self._drawn = paths, drawn
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         before = self.seen
         result = super().__torch_function__(func, types, args, kwargs)
         if self.seen > before:
-            self._tell_path(self._paths[result.data_ptr()])
+            self._drawn.add(self._paths[result.data_ptr()])
         return result
 
 
@@ -109,16 +109,15 @@ def zero_noise(model: nn.Module) -> Iterator[Draws]:
 
     Unlike `zero_sigma`, rho still has a gradient: the loss's data term contributes exactly nothing to it.
     """
-    with _drawing(model, 0.0, lambda path: None) as mode:
+    with _drawing(model, 0.0) as mode:
         yield mode
 
 
 @contextmanager
 def watched_noise(model: nn.Module) -> Iterator[set[str]]:
     """Collect the paths of the layers that draw noise inside."""
-    drawn: set[str] = set()
-    with _drawing(model, None, drawn.add):
-        yield drawn
+    with _drawing(model, None) as mode:
+        yield mode.drawn
 
 
 def unproven_silence(model: nn.Module, run: Callable[[], Tensor], *, seed: int) -> str:
@@ -179,8 +178,9 @@ def _unproven_layers(model: nn.Module, run: Callable[[], Tensor], seed: int) -> 
             return f"with every draw of its layers silenced, the model's outputs still vary, and {where} is not called"
         args, kwargs = inputs[id(layer.module)]
         outputs = []
+        ways: tuple[Callable[[nn.Module], AbstractContextManager[object]], ...] = (zero_noise, zero_noise, zero_sigma)
         with torch.no_grad():
-            for number, silenced in enumerate((zero_noise, zero_noise, zero_sigma)):
+            for number, silenced in enumerate(ways):
                 seed_everything(seed + number)
                 with silenced(layer.module):
                     outputs.append(_first(layer.module(*args, **kwargs)))

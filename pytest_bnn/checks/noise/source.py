@@ -8,10 +8,11 @@ from typing import Unpack
 import torch
 from torch import nn
 
-from pytest_bnn.checks.check import Check, Finding, asserting
+from pytest_bnn.checks.check import Check, Finding, asserting, not_applicable
 from pytest_bnn.checks.noise._pairs import not_finite_in, scale_of, spreads
 from pytest_bnn.checks.noise._silence import MIN_SPREAD, causes_of_silence, floor_of, not_finite
 from pytest_bnn.libraries.posterior import bayesian_layers, zero_sigma
+from pytest_bnn.libraries.registry import nobody_knows
 from pytest_bnn.network.comparing import TRACED_IMAGES, Parting, difference, first_parting, tolerance, traced
 from pytest_bnn.network.isolation import undisturbed
 from pytest_bnn.records.evidence import Certainty, Evidence, LayerFinding, Measurement, Threshold, Verdict
@@ -118,6 +119,8 @@ def _source(subject: Subject, budget: Budget, max_passes: int, min_spread: float
     pairs = _pairs(subject, scale_of(calm.double()), min_spread, 1 if leaks else min(needed, max_passes // 2))
     if pairs.bad:
         return not_finite(subject, pairs.passes, pairs.bad)
+    if leaks and (why := nobody_knows(subject.model)):
+        return not_applicable(why)
     if leaks:
         return _leak(subject, pairs, silent, allowed, budget)
     words = f"two passes in a row differ by {pairs.spread:.3g} of the outputs' scale"

@@ -7,9 +7,11 @@ from typing import Unpack
 import torch
 from torch import Tensor, nn
 
-from pytest_bnn.checks.check import Check, Finding, asserting
+from pytest_bnn.checks.check import Check, Finding, asserting, not_applicable
 from pytest_bnn.checks.noise._pairs import not_finite_in, scale_without_noise, spreads
 from pytest_bnn.checks.noise._silence import MIN_SPREAD, causes_of_silence, floor_of, not_finite
+from pytest_bnn.libraries.posterior import bayesian_layers
+from pytest_bnn.libraries.registry import nobody_knows
 from pytest_bnn.records.evidence import Certainty, Evidence, Measurement, Threshold, Verdict
 from pytest_bnn.stats.intervals import Budget, median_bounds, trials_needed
 from pytest_bnn.subject import Given, Subject
@@ -71,6 +73,8 @@ def _varies(subject: Subject, budget: Budget, max_passes: int, min_spread: float
         return not_finite(subject, passes, not_finite_in(outputs))
     scale, floor = scale_without_noise(subject), floor_of(outputs, min_spread)
     found = spreads(outputs, scale)
+    if not bayesian_layers(subject.model) and bool((found > floor).any()) and (why := nobody_knows(subject.model)):
+        return not_applicable(why)
     per_image = budget.alpha / found.shape[1]
     low, high = median_bounds(found, budget.beta)[0], median_bounds(found, per_image)[1]
     while not bool((high <= floor).any()) and not bool((low > floor).all()):
