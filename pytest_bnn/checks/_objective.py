@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from pytest_bnn.checks.check import Finding, LossError, accused
 from pytest_bnn.data.loss import BATCH
 from pytest_bnn.errors import InputError
 from pytest_bnn.libraries import posterior
-from pytest_bnn.libraries.posterior import PosteriorTensor
+from pytest_bnn.libraries.capture import LayerCall, capture
+from pytest_bnn.libraries.gaussian import not_finite, tensors_of
+from pytest_bnn.libraries.posterior import BayesianLayer, PosteriorTensor, shifted_prior, zero_noise
+from pytest_bnn.libraries.silence import unproven_silence
 from pytest_bnn.network.calling import forward
-from pytest_bnn.network.isolation import seed_everything
+from pytest_bnn.network.isolation import seed_everything, undisturbed
 from pytest_bnn.records.evidence import Verdict
 from pytest_bnn.subject import Subject
 
@@ -21,25 +30,175 @@ FINITE_DERIVATIVE = (
     "mask hides"
 )
 
+#: A tensor by its layer's path and its role.
+Key: TypeAlias = tuple[str, str]
 
-def loss_of(subject: Subject) -> Tensor:
-    """Evaluate the training loss on one batch, from the subject's seed.
+#: Rows that suffice to prove that silence is silent; two, so that a BatchNorm in train mode runs.
+_ROWS = 2
+
+
+def key_of(tensor: PosteriorTensor) -> Key:
+    """Give the key of a tensor in `Evaluation.gradients`."""
+    return tensor.path, tensor.role
+
+
+@dataclass(slots=True, eq=False)
+class Evaluation:
+    """What one evaluation of the loss did.
+
+    Attributes:
+        value: The loss.
+        gradients: To each tensor's mu and rho (their parameters), float64; None where none came.
+        calls: The calls of Bayesian layers.
+        called: How often the model, or a module in it, was called.
+        reached: Whether a gradient came to any parameter of the model.
+        cut: Paths of the layers that drew by ``torch.normal`` for tensors in a graph; seen in silence alone.
+    """
+
+    value: float = 0.0
+    gradients: dict[Key, tuple[Tensor | None, Tensor | None]] = field(default_factory=dict)
+    calls: list[LayerCall] = field(default_factory=list)
+    called: int = 0
+    reached: bool = False
+    cut: frozenset[str] = frozenset()
+
+
+class _Backwards(TorchFunctionMode):
+    """Notes which tensors a loss itself runs backward from, and whether it keeps their graph."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.of: list[Tensor] = []
+        self.kept = False
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is Tensor.backward:
+            self.of.append(args[0])
+            self.kept = self.kept or bool((kwargs or {}).get("retain_graph"))
+        return func(*args, **(kwargs or {}))
+
+
+def evaluate(
+    subject: Subject,
+    layers: Sequence[BayesianLayer],
+    *,
+    silent: bool = False,
+    train: bool = False,
+    free_rho: bool = False,
+    prior_shift: float = 0.0,
+    seed: int | None = None,
+    keep: bool = False,
+    backward: bool = True,
+) -> Evaluation:
+    """Evaluate the loss and its gradient on one batch; the loss may run backward itself.
+
+    Args:
+        subject: With a loss and images.
+        layers: The model's Bayesian layers.
+        silent: With every draw of a layer 0.
+        train: In train mode as a whole.
+        free_rho: With every rho trained, frozen ones too.
+        prior_shift: With every prior mean moved by that much.
+        seed: Of the random generators; the subject's when None.
+        keep: The drawn weights keep their gradients.
+        backward: Take the gradient too.
+
+    Raises:
+        InputError: The loss raised, or returned no scalar tensor.
+        LossError: It is NaN or infinite.
+    """
+    model, found = subject.model, Evaluation()
+    seed = subject.seed if seed is None else seed
+    with undisturbed(model, seed=seed), ExitStack() as stack:
+        if train:
+            for module in model.modules():
+                module.training = True
+        for tensor in tensors_of(layers) if free_rho else ():
+            tensor.rho_parameter.requires_grad_(True)
+
+        def count(*_: Any) -> None:
+            found.called += 1
+
+        for module in model.modules():
+            module.register_forward_pre_hook(count)
+        draws = stack.enter_context(zero_noise(model)) if silent else None
+        if prior_shift:
+            stack.enter_context(shifted_prior(model, prior_shift))
+        found.calls = stack.enter_context(capture(model))
+        stack.enter_context(torch.enable_grad())
+        backwards = _Backwards()
+        with backwards:
+            value = loss_of(subject, seed=seed)
+        if backward:
+            _run_backward(value, backwards, found.calls if keep else [], list(model.parameters()))
+        found.value = float(value.detach())
+        for tensor in tensors_of(layers):
+            found.gradients[key_of(tensor)] = _copy(tensor.mu_parameter.grad), _copy(tensor.rho_parameter.grad)
+        found.reached = any(parameter.grad is not None for parameter in model.parameters())
+        found.cut = frozenset() if draws is None else frozenset(draws.cut)
+        found.calls = list(found.calls)
+    return found
+
+
+def _run_backward(value: Tensor, own: _Backwards, calls: list[LayerCall], parameters: list[nn.Parameter]) -> None:
+    """Bring the loss's gradients to the parameters, if the loss has not done so itself."""
+    if not value.requires_grad:
+        return
+    if own.of or any(parameter.grad is not None for parameter in parameters):
+        # What the loss returns may be a part of its own that it has not run backward from.
+        if own.kept or any(value is tensor or value.grad_fn is tensor.grad_fn for tensor in own.of):
+            return
+        wanted = [parameter for parameter in parameters if parameter.requires_grad]
+        try:
+            more = torch.autograd.grad(value, wanted, allow_unused=True)
+        except RuntimeError:  # its graph is gone: it was run backward from in parts
+            return
+        for parameter, gradient in zip(wanted, more, strict=True):
+            if gradient is not None:
+                parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
+        return
+    for drawn in (t for call in calls for f in call.functional for t in (f.weight, f.bias) if t is not None):
+        if drawn.requires_grad and not drawn.is_leaf:
+            drawn.retain_grad()
+    try:
+        value.backward()
+    except RuntimeError as error:
+        raise InputError(
+            f"the loss has no gradient that can be taken ({str(error).splitlines()[0]})",
+            fix="return a loss that backward() can run from, or run backward() in it",
+        ) from error
+
+
+def _copy(gradient: Tensor | None) -> Tensor | None:
+    return None if gradient is None else gradient.detach().double().clone()
+
+
+def unproven(subject: Subject) -> str:
+    """Say why the model's noise is not proven to be silent where it should; empty where it is: on two rows."""
+    few = subject.require_images()[:_ROWS]
+    with undisturbed(subject.model, seed=subject.seed):
+        return unproven_silence(subject.model, lambda: forward(subject.model, few), seed=subject.seed)
+
+
+def loss_of(subject: Subject, *, seed: int | None = None) -> Tensor:
+    """Evaluate the training loss on one batch, from a seed.
 
     Raises:
         InputError: The loss raised, or returned no scalar tensor.
         LossError: It is NaN or infinite.
     """
     assert subject.loss is not None
-    seed_everything(subject.seed)
+    batch = subject.loss_batch()
+    seed_everything(subject.seed if seed is None else seed)
     name = getattr(subject.loss, "__name__", type(subject.loss).__name__)
     try:
-        value = subject.loss(subject.model, subject.loss_batch())
+        value = subject.loss(subject.model, batch)
     except Exception as error:
         # A model that cannot run, or has no KL, is the model's failure and not the loss's.
         forward(subject.model, subject.require_images()[:BATCH])
         posterior.kl(subject.model)
         raise InputError(
-            f"the loss {name}(model, (images, labels)) raised {type(error).__name__}: {error}",
+            f"the loss {name}(model, (images, labels)) raised {type(error).__name__}: {_first_line(error)}",
             fix="give a function that takes the model and one batch (images, labels)"
             + (", and data with labels" if subject.labels is None else ""),
         ) from error
@@ -51,12 +210,16 @@ def loss_of(subject: Subject) -> Tensor:
     return value.reshape(())
 
 
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), "")[:200]
+
+
 def is_finite(gradient: Tensor | None) -> bool:
     """Say whether a gradient, if there is one, has neither NaN nor infinity."""
-    return gradient is None or bool(torch.isfinite(gradient).all())
+    return gradient is None or not_finite(gradient) == 0
 
 
-def endless(found: list[PosteriorTensor], tensors: int, *, of: str, remedy: str) -> Finding:
+def without_a_gradient(found: list[PosteriorTensor], tensors: int, *, of: str, remedy: str) -> Finding:
     """Give the finding that some gradients ``of`` a loss are not finite."""
     return Finding(
         verdict=Verdict.FAIL,

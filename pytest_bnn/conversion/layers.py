@@ -13,7 +13,7 @@ from bayesian_torch import layers as library
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pytest_bnn.libraries.posterior import ESTIMATORS
+from pytest_bnn.libraries.bayesian_torch import ESTIMATORS, STAND_INS
 
 _TRANSPOSED = {1: functional.conv_transpose1d, 2: functional.conv_transpose2d, 3: functional.conv_transpose3d}
 
@@ -175,12 +175,9 @@ def layer_class(kind: str, estimator: str, *, own: bool) -> type[nn.Module]:
     return found
 
 
-def is_ours(module: nn.Module) -> bool:
-    """Say whether it is one of the layers here that draw exactly as the library's do: padded or transposed."""
-    own = globals().get(type(module).__name__) is type(module) and "forward" not in vars(module)
-    return own and isinstance(module, _Padded | _Transposed)
-
-
-def border_of(module: nn.Module) -> tuple[list[int], str] | None:
-    """Give how a padded layer pads its input before its convolution: for ``torch.nn.functional.pad``."""
-    return (module.border, module.padding_mode) if isinstance(module, _Padded) else None
+# The padded and transposed layers draw exactly as the library's do; those of Swin V2 leave out a part of the bias.
+STAND_INS.update(
+    kind
+    for kind in list(globals().values())
+    if isinstance(kind, type) and issubclass(kind, nn.Module) and issubclass(kind, _Padded | _Transposed)
+)

@@ -77,7 +77,7 @@ def probe(samples: Samples, model: nn.Module, teacher: nn.Module | None, *, seed
             )
         if network is model or not fields:
             fields = found or fields
-    filtered |= bool(fields) and fields[0].name not in ('', '0', 'logits')  # what one takes without looking
+    filtered |= bool(fields) and fields[0].name not in ("", "0", "logits")  # what one takes without looking
     if filtered:
         inputs = replace(_batch(inputs), fields=tuple(field.name for field in fields))
     return Probed(

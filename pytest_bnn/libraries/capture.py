@@ -11,32 +11,26 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from pytest_bnn.libraries.posterior import BayesianLayer, PosteriorTensor, bayesian_layers
+from pytest_bnn.libraries.draws import in_backward, within
+from pytest_bnn.libraries.functional import NAMES, FunctionalCall
+from pytest_bnn.libraries.gaussian import BayesianLayer, PosteriorTensor
+from pytest_bnn.libraries.registry import bayesian_layers
 
-#: The functional calls that take an input, a weight and a bias.
-_FUNCTIONAL = frozenset(["linear", *(f"conv{t}{n}d" for t in ("", "_transpose") for n in (1, 2, 3))])
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class FunctionalCall:
-    """One call such as ``F.conv2d(input, weight, bias, *rest, **keywords)``; the tensors are those used, not copies."""
-
-    function: Any
-    input_size: tuple[int, ...]
-    weight: Tensor
-    bias: Tensor | None
-    rest: tuple[Any, ...]
-    keywords: dict[str, Any]
+__all__ = ["FunctionalCall", "LayerCall", "capture"]
 
 
 @dataclass(slots=True, eq=False)
 class LayerCall:
-    """What one call of a Bayesian layer did: its functional calls in order, its output, and Flipout's signs (int8)."""
+    """What one call of a Bayesian layer did: its functional calls in order, its output, and Flipout's signs (int8).
+
+    ``again`` says that activation checkpointing made it, in a backward pass; such a call may end early.
+    """
 
     layer: BayesianLayer
     functional: list[FunctionalCall] = field(default_factory=list)
     output: Any = None
     signs: list[Tensor] = field(default_factory=list)
+    again: bool = False
 
     def noise(self) -> list[tuple[PosteriorTensor, Tensor]]:
         """Give the noise that the call really used, ``w - mu``, in units of the weights, for each posterior tensor.
@@ -65,12 +59,8 @@ class _Capture(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if self.running and getattr(func, "__name__", "") in _FUNCTIONAL:
-            rest = {key: value for key, value in kwargs.items() if key not in ("input", "weight", "bias")}
-            size = tuple((args[0] if args else kwargs["input"]).shape)
-            weight = args[1] if len(args) > 1 else kwargs["weight"]
-            bias = args[2] if len(args) > 2 else kwargs.get("bias")
-            self.running[-1].functional.append(FunctionalCall(func, size, weight, bias, tuple(args[3:]), rest))
+        if self.running and getattr(func, "__name__", "") in NAMES:
+            self.running[-1].functional.append(FunctionalCall.of(func, args, kwargs))
         result = func(*args, **kwargs)
         if self.running and func is Tensor.uniform_ and self.running[-1].layer.estimator == "Flipout":
             self.running[-1].signs.append(result.detach().sign().to(torch.int8))
@@ -99,23 +89,17 @@ def capture(model: nn.Module, *, memory: Tensor | None = None) -> Iterator[list[
             the layers themselves need for a moment. They are overwritten by the next pass after the list was cleared.
     """
     mode = _Capture(memory)
-    handles = []
-    for layer in bayesian_layers(model):
+    layers = {id(layer.module): layer for layer in bayesian_layers(model)}
 
-        def enter(_module: nn.Module, _inputs: Any, layer: BayesianLayer = layer) -> None:
-            mode.running.append(LayerCall(layer))
+    def enter(module: nn.Module) -> None:
+        mode.running.append(LayerCall(layers[id(module)], again=in_backward()))
 
-        def leave(_module: nn.Module, _inputs: Any, output: Any) -> None:
-            call = mode.running.pop()
-            call.output = output
-            if mode.memory is not None and call.functional:
-                call.functional[-1] = mode.moved(call.functional[-1])
-            mode.calls.append(call)
+    def leave(_module: nn.Module, output: Any) -> None:
+        call = mode.running.pop()
+        call.output = output
+        if mode.memory is not None and call.functional:
+            call.functional[-1] = mode.moved(call.functional[-1])
+        mode.calls.append(call)
 
-        handles += [layer.module.register_forward_pre_hook(enter), layer.module.register_forward_hook(leave)]
-    try:
-        with mode:
-            yield mode.calls
-    finally:
-        for handle in handles:
-            handle.remove()
+    with within([layer.module for layer in layers.values()], mode, enter=enter, leave=leave):
+        yield mode.calls

@@ -97,7 +97,7 @@ def shape_p(draws: Tensor, slack: float) -> float:
     """
     from scipy.stats import kstwo, norm
 
-    found = norm.cdf(draws.double().sort().values.numpy())
+    found = norm.cdf(draws.double().cpu().sort().values.numpy())
     n = len(found)
     steps = torch.arange(n + 1, dtype=torch.float64).numpy() / n
     distance = max(float((steps[1:] - found).max()), float((found - steps[:-1]).max()))

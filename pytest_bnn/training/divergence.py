@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pytest_bnn.errors import InputError
+from pytest_bnn.libraries.gaussian import SOFTPLUS
 from pytest_bnn.libraries.posterior import PosteriorTensor, bayesian_layers
 from pytest_bnn.sampling.threads import share, spread
 
@@ -78,7 +79,8 @@ def fixed_sigma(model: nn.Module) -> FixedSigma:
     constants = []
     with torch.no_grad():
         for tensor in tensors:
-            ratio = nn.functional.softplus(tensor.rho.double(), threshold=80) / tensor.prior_sigma.double()
+            sigma = tensor.map.of(tensor.rho.double()).expand(tensor.mu.shape)
+            ratio = sigma / tensor.prior_sigma.double()
             constants.append(float((0.5 * (ratio.square() - 1) - ratio.log()).sum()))
     return FixedSigma(tensors, tuple(tensor.flat_prior() for tensor in tensors), tuple(constants))
 
@@ -103,7 +105,7 @@ def _divergence(tensors: Sequence[PosteriorTensor], factors: list[float]) -> Ten
 
 
 def _by_torch(tensor: PosteriorTensor) -> Tensor:
-    sigma = nn.functional.softplus(tensor.rho, threshold=80)
+    sigma = tensor.map.of(tensor.rho).expand(tensor.mu.shape)
     ratio, gap = sigma / tensor.prior_sigma, (tensor.mu - tensor.prior_mu) / tensor.prior_sigma
     return (0.5 * (ratio**2 + gap**2 - 1) - torch.log(ratio)).sum()
 
@@ -131,8 +133,11 @@ def _kernels() -> Any:
 
 def _is_plain(tensor: PosteriorTensor) -> bool:
     used = (tensor.mu, tensor.rho, tensor.prior_mu, tensor.prior_sigma)
-    return all(t.device.type == "cpu" and t.dtype is torch.float32 for t in used) and all(
-        t.is_contiguous() for t in used[:2]
+    return (
+        tensor.map is SOFTPLUS
+        and tensor.rho.shape == tensor.mu.shape
+        and all(t.device.type == "cpu" and t.dtype is torch.float32 for t in used)
+        and all(t.is_contiguous() for t in used[:2])
     )
 
 

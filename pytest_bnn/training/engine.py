@@ -10,7 +10,6 @@ import numpy
 import torch
 from torch import Tensor, nn
 
-from pytest_bnn.conversion.layers import border_of
 from pytest_bnn.libraries import posterior
 from pytest_bnn.libraries.capture import LayerCall, capture
 from pytest_bnn.libraries.posterior import PosteriorTensor, bayesian_layers
@@ -160,7 +159,7 @@ class _TrainedLayer(nn.Module):
     def __init__(self, call: LayerCall, weight: _Trained, bias: _Trained | None) -> None:
         super().__init__()
         self._call = call.functional[-1].function, call.functional[-1].rest, call.functional[-1].keywords
-        self._border = border_of(call.layer.module)
+        self._border = call.layer.border
         self._drawn = weight, bias
 
     def forward(self, input: Tensor) -> Tensor:

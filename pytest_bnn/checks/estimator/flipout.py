@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 from pytest_bnn.checks.check import Check, Finding, asserting, not_applicable
 from pytest_bnn.libraries.capture import capture
+from pytest_bnn.libraries.gaussian import not_finite
 from pytest_bnn.libraries.posterior import BayesianLayer, bayesian_layers, zero_sigma
+from pytest_bnn.libraries.registry import nobody_knows
 from pytest_bnn.network.calling import forward, output_tensor
 from pytest_bnn.network.isolation import undisturbed
 from pytest_bnn.options import budget_in_force
@@ -80,7 +82,7 @@ class _Row:
     @property
     def finite(self) -> bool:
         """Whether its noise holds neither NaN nor infinity."""
-        return bool(torch.isfinite(self.deviations).all())
+        return not_finite(self.deviations) == 0
 
     def p(self) -> tuple[float, str]:
         """Give the smaller p-value of mean 0 and variance 1, and what it says."""
@@ -95,10 +97,11 @@ class _Row:
 
 
 def _find(subject: Subject, budget: Budget) -> Finding:
-    flipout = [layer for layer in bayesian_layers(subject.model) if layer.estimator == "Flipout"]
+    found = bayesian_layers(subject.model)
+    flipout = [layer for layer in found if layer.estimator == "Flipout"]
     if not flipout:
-        return not_applicable("the model has no Flipout layer")
-    flipout = [layer for layer in flipout if _is_finite(layer)]
+        return not_applicable((not found and nobody_knows(subject.model)) or "the model has no Flipout layer")
+    flipout = [la for la in flipout if not not_finite(*(values for t in la.tensors for values in (t.mu, t.sigma)))]
     if not flipout:
         return not_applicable("every Flipout layer's posterior holds NaN or infinity: see kl.present")
     with undisturbed(subject.model, seed=subject.seed):
@@ -128,11 +131,6 @@ def _find(subject: Subject, budget: Budget) -> Finding:
         for row in scattered
     ]
     return _finding(rows, bad, scattered, tuple(layers), corrected, budget)
-
-
-def _is_finite(layer: BayesianLayer) -> bool:
-    """Say whether a layer's posterior is one: what comes of NaN in it is no fault of the estimator."""
-    return all(bool(torch.isfinite(values).all()) for t in layer.tensors for values in (t.mu, t.sigma))
 
 
 def _finding(
@@ -258,7 +256,7 @@ def _spread(layer: BayesianLayer, x: Tensor) -> Tensor:
         sigmas = [tensor.sigma.double() for tensor in layer.tensors]
         with zero_sigma(layer.module):
             outputs = _pooled(output_tensor(layer.module(x)), layer)[0]
-            slopes = torch.autograd.grad(outputs.sum(), [tensor.mu for tensor in layer.tensors])
+            slopes = torch.autograd.grad(outputs.sum(), [tensor.mu_parameter for tensor in layer.tensors])
     squares = [(slope.double() * sigma).square() for slope, sigma in zip(slopes, sigmas, strict=True)]
     return torch.stack([_by_channel(part, layer) for part in squares]).sum(0).sqrt()
 

@@ -4,18 +4,29 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
 
-from pytest_bnn.checks._objective import FINITE_DERIVATIVE, endless, is_finite, loss_of
-from pytest_bnn.checks.check import Check, Finding, asserting, not_applicable
-from pytest_bnn.checks.kl.present import not_finite
-from pytest_bnn.libraries.capture import LayerCall, capture
-from pytest_bnn.libraries.posterior import BayesianLayer, PosteriorTensor, bayesian_layers, zero_noise
+from pytest_bnn.checks._objective import (
+    FINITE_DERIVATIVE,
+    Evaluation,
+    evaluate,
+    is_finite,
+    key_of,
+    loss_of,
+    unproven,
+    without_a_gradient,
+)
+from pytest_bnn.checks.check import Check, Finding, LossError, asserting, not_applicable
+from pytest_bnn.checks.kl._sick import not_finite
+from pytest_bnn.errors import InputError
+from pytest_bnn.libraries.gaussian import tensors_of
+from pytest_bnn.libraries.posterior import BayesianLayer, PosteriorTensor, bayesian_layers
+from pytest_bnn.libraries.registry import nobody_knows
 from pytest_bnn.network.calling import output_tensor
 from pytest_bnn.network.isolation import undisturbed
 from pytest_bnn.records.evidence import Evidence, LayerFinding, Measurement, Threshold, Verdict
@@ -58,50 +69,107 @@ def measure_gradient_samples(model: nn.Module | Subject, **given: Unpack[Given])
 assert_gradient_samples = asserting(measure_gradient_samples)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Run:
-    """The gradients of one evaluation to each mu and rho, None where none came, and the calls of the layers."""
-
-    gradients: dict[tuple[str, str], tuple[Tensor | None, Tensor | None]]
-    calls: list[LayerCall]
-
-
 def _find(subject: Subject) -> Finding:
     layers = bayesian_layers(subject.model)
     if not layers:
-        return not_applicable("the model has no Bayesian layer")
+        return not_applicable(nobody_knows(subject.model) or "the model has no Bayesian layer")
     sick = not_finite(layers)
     if sick:
         return not_applicable(f"{sick[0].path} {sick[0].finding}: see kl.present")
+    if why := unproven(subject):
+        return not_applicable(f"{why}; the data's part of a gradient is what the silent noise leaves out")
     # First, so that a model which keeps noise from pass to pass does not repeat itself, and is not judged.
-    silent = _evaluate(subject, layers, silent=True)
-    as_it_is = _evaluate(subject, layers)
-    if not all(is_finite(to_rho) for _, to_rho in silent.gradients.values()):
-        return not_applicable("the loss's gradient to rho is NaN or infinite without any noise: see kl.loss")
-    lost = [t for layer in layers for t in layer.tensors if not all(map(is_finite, as_it_is.gradients[_key(t)]))]
+    silent = _silent(subject, layers)
+    as_it_is = evaluate(subject, layers, keep=True)
+    tensors = tensors_of(layers)
+    lost = [t for t in tensors if not all(map(is_finite, as_it_is.gradients[key_of(t)]))]
+    if silent is not None and not all(is_finite(to_rho) for _, to_rho in silent.gradients.values()):
+        if any(not is_finite(silent.gradients[key_of(t)][1]) for t in lost):
+            return not_applicable("the loss's gradient to rho is NaN or infinite without any noise: see kl.loss")
+        silent = None
     if lost:
-        return endless(lost, len(as_it_is.gradients), of="mu or rho", remedy=FINITE_DERIVATIVE)
+        return without_a_gradient(lost, len(tensors), of="mu or rho", remedy=FINITE_DERIVATIVE)
     if not any(g is not None for pair in as_it_is.gradients.values() for g in pair):
         return not_applicable("no gradient of the loss reaches a mu or rho: see kl.loss")
+    if found := _not_differentiable(layers, silent):
+        return found
     with _own_buffers(layers):
-        exact = _evaluate(subject, layers)
-    rows = [_compared(tensor, as_it_is, exact, silent) for layer in layers for tensor in layer.tensors]
+        exact = evaluate(subject, layers)
+    rows = [_compared(tensor, as_it_is, exact, silent) for tensor in tensors]
     bad = [row for row in rows if row.off > row.allowed]
     if bad and not _repeats_itself(subject, layers, as_it_is, silent):
         return not_applicable(
             "the loss gives another gradient each time, from the same seed: it keeps a state of its own"
         )
-    detached = [] if bad else _detached(layers, as_it_is, silent)
+    if found := _drawn_again(layers, as_it_is):
+        return found
+    detached = [] if bad or silent is None else _detached(layers, as_it_is, silent)
     return _finding(subject, layers, as_it_is, rows, detached)
+
+
+def _silent(subject: Subject, layers: tuple[BayesianLayer, ...]) -> Evaluation | None:
+    """Evaluate without noise; None where the loss has no value there: a likelihood of the passes' spread has none."""
+    try:
+        return evaluate(subject, layers, silent=True)
+    except (InputError, LossError):
+        evaluate(subject, layers, backward=False)  # where it raises with noise too, that is the error
+        return None
+
+
+def _not_differentiable(layers: tuple[BayesianLayer, ...], silent: Evaluation | None) -> Finding | None:
+    """Name the layers that draw weights by ``torch.normal`` of mu and sigma, through which no gradient comes."""
+    if silent is None or not silent.cut:
+        return None
+    found = [layer for layer in layers if layer.path in silent.cut]
+    return Finding(
+        verdict=Verdict.FAIL,
+        headline=f"{len(found)} of {len(layers)} layers draw by torch.normal(mean, std), "
+        f"{found[0].path or 'the model itself'} first: no gradient of the data comes through it to the mean or the std",
+        layers=tuple(
+            LayerFinding(path=layer.path, kind=layer.kind, ok=False, finding="draws by torch.normal(mean, std)")
+            for layer in found
+        ),
+        remedy="write mean + std * torch.randn_like(mean), or take rsample() of a torch.distributions.Normal",
+    )
+
+
+def _drawn_again(layers: tuple[BayesianLayer, ...], found: Evaluation) -> Finding | None:
+    """Name the layers that were run again in the backward pass, by activation checkpointing, with other noise."""
+    first: dict[tuple[str, str], list[Tensor]] = {}
+    for call in found.calls:
+        if not call.again:
+            for tensor, noise in call.noise():
+                first.setdefault(key_of(tensor), []).append(noise)
+    other: dict[str, LayerFinding] = {}
+    for call in found.calls:
+        for tensor, noise in call.noise() if call.again else ():
+            if not any(torch.equal(noise, before) for before in first.get(key_of(tensor), [noise])):
+                other[tensor.path] = LayerFinding(
+                    path=tensor.path, kind=call.layer.kind, ok=False,
+                    finding=f"{tensor.role}: drawn anew when the layer ran again in the backward pass",
+                )  # fmt: skip
+    if not other:
+        return None
+    return Finding(
+        verdict=Verdict.FAIL,
+        headline=f"{len(other)} of {len(layers)} layers run again in the backward pass with other noise than in the "
+        f"forward pass, {next(iter(other)) or 'the model itself'} first: the gradient is that of another loss",
+        measurements=(Measurement(name="layers drawn anew", value=len(other), note="in activation checkpointing"),),
+        threshold=Threshold(quantity="layers drawn anew", observed=len(other), relation="==", allowed=0),
+        layers=tuple(other.values()),
+        remedy="call torch.utils.checkpoint.checkpoint with preserve_rng_state=True, its default",
+    )
 
 
 @contextmanager
 def _own_buffers(layers: tuple[BayesianLayer, ...]) -> Iterator[None]:
     """Give every call of a layer noise buffers of its own, which no later call writes over."""
+    buffers = {id(layer.module): [tensor.eps_name for tensor in layer.tensors] for layer in layers}
 
     def fresh(module: nn.Module, _inputs: Any) -> None:
-        for name, buffer in module._buffers.items():
-            if name.startswith("eps_") and buffer is not None:
+        for name in buffers[id(module)]:
+            buffer = module._buffers.get(name)
+            if buffer is not None:
                 module._buffers[name] = torch.empty_like(buffer)
 
     handles = [layer.module.register_forward_pre_hook(fresh) for layer in layers]
@@ -110,32 +178,6 @@ def _own_buffers(layers: tuple[BayesianLayer, ...]) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
-
-
-def _evaluate(subject: Subject, layers: tuple[BayesianLayer, ...], *, silent: bool = False) -> _Run:
-    model = subject.model
-    with (
-        undisturbed(model, seed=subject.seed),
-        zero_noise(model) if silent else nullcontext(),
-        capture(model) as calls,
-        torch.enable_grad(),
-    ):
-        value = loss_of(subject)
-        if value.requires_grad:
-            for drawn in (t for call in calls for f in call.functional for t in (f.weight, f.bias) if t is not None):
-                if drawn.requires_grad and not drawn.is_leaf:
-                    drawn.retain_grad()
-            value.backward()
-        tensors = [tensor for layer in layers for tensor in layer.tensors]
-        return _Run({_key(t): (_copy(t.mu.grad), _copy(t.rho.grad)) for t in tensors}, list(calls))
-
-
-def _key(tensor: PosteriorTensor) -> tuple[str, str]:
-    return tensor.path, tensor.role
-
-
-def _copy(gradient: Tensor | None) -> Tensor | None:
-    return None if gradient is None else gradient.detach().double().clone()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -153,12 +195,13 @@ class _Row:
     lost: bool
 
 
-def _compared(tensor: PosteriorTensor, found: _Run, exact: _Run, silent: _Run) -> _Row:
+def _compared(tensor: PosteriorTensor, found: Evaluation, exact: Evaluation, silent: Evaluation | None) -> _Row:
     eps = torch.finfo(tensor.mu.dtype).eps
     calls = sum(call.layer.path == tensor.path for call in exact.calls)
     off, allowed, ratio, cosine, lost = 0.0, 100 * eps, 1.0, 1.0, False
-    of_rho = (torch.zeros_like(tensor.mu).double(), silent.gradients[_key(tensor)][1])
-    pairs = zip(found.gradients[_key(tensor)], exact.gradients[_key(tensor)], of_rho, strict=True)
+    without = None if silent is None else silent.gradients[key_of(tensor)][1]
+    of_rho = (torch.zeros_like(tensor.mu_parameter).double(), without)
+    pairs = zip(found.gradients[key_of(tensor)], exact.gradients[key_of(tensor)], of_rho, strict=True)
     for one, other, rest in pairs:
         if one is None or other is None:
             off = max(off, float(one is not other))
@@ -179,50 +222,52 @@ def _compared(tensor: PosteriorTensor, found: _Run, exact: _Run, silent: _Run) -
     return _Row(tensor, off, allowed, ratio, cosine, lost)
 
 
-def _repeats_itself(subject: Subject, layers: tuple[BayesianLayer, ...], found: _Run, silent: _Run) -> bool:
-    again = _evaluate(subject, layers)
+def _repeats_itself(
+    subject: Subject, layers: tuple[BayesianLayer, ...], found: Evaluation, silent: Evaluation | None
+) -> bool:
+    again = evaluate(subject, layers)
     rows = [_compared(tensor, found, again, silent) for layer in layers for tensor in layer.tensors]
     return all(row.off <= row.allowed for row in rows)
 
 
-def _detached(layers: tuple[BayesianLayer, ...], found: _Run, silent: _Run) -> list[PosteriorTensor]:
+def _detached(layers: tuple[BayesianLayer, ...], found: Evaluation, silent: Evaluation) -> list[PosteriorTensor]:
     """Give the tensors whose noise moves the loss although the data's part of the gradient to rho is missing."""
     data: dict[tuple[str, str], Tensor] = {}
     cut: set[tuple[str, str]] = set()
     for call in found.calls:
         for tensor, noise in call.noise():
             drawn = call.functional[-1].weight if tensor.role == "weight" else call.functional[-1].bias
-            in_a_graph = output_tensor(call.output).requires_grad and tensor.rho.requires_grad
+            in_a_graph = output_tensor(call.output).requires_grad and tensor.rho_parameter.requires_grad
             if drawn is not None and in_a_graph and not drawn.requires_grad and bool(noise.any()):
-                cut.add(_key(tensor))
+                cut.add(key_of(tensor))
             if drawn is not None and drawn.retains_grad and drawn.grad is not None:
                 per_sigma = noise.double() / tensor.sigma.double().clamp_min(1e-300)
-                part = drawn.grad.double() * per_sigma * torch.sigmoid(tensor.rho.detach().double())
-                data[_key(tensor)] = data.get(_key(tensor), torch.zeros_like(part)) + part
+                part = tensor.data_to_rho(drawn.grad, per_sigma)
+                data[key_of(tensor)] = data.get(key_of(tensor), torch.zeros_like(part)) + part
     tensors = [tensor for layer in layers for tensor in layer.tensors]
     if not data:
-        return [tensor for tensor in tensors if _key(tensor) in cut]
+        return [tensor for tensor in tensors if key_of(tensor) in cut]
     for tensor in tensors:
-        if _key(tensor) in data and tensor.rho.requires_grad:
-            part = data[_key(tensor)]
-            to_rho = found.gradients[_key(tensor)][1]
-            of_the_kl = silent.gradients[_key(tensor)][1]
+        if key_of(tensor) in data and tensor.rho_parameter.requires_grad:
+            part = data[key_of(tensor)]
+            to_rho = found.gradients[key_of(tensor)][1]
+            of_the_kl = silent.gradients[key_of(tensor)][1]
             whole = torch.zeros_like(part) if to_rho is None else to_rho
             of_the_data = whole if of_the_kl is None else whole - of_the_kl
             visible = float(part.norm()) > _VISIBLE * float(whole.norm()) and bool(torch.isfinite(part).all())
             if visible and float(of_the_data.norm()) < _MISSING * float(part.norm()):
-                cut.add(_key(tensor))
-    return [tensor for tensor in tensors if _key(tensor) in cut]
+                cut.add(key_of(tensor))
+    return [tensor for tensor in tensors if key_of(tensor) in cut]
 
 
 def _finding(
     subject: Subject,
     layers: tuple[BayesianLayer, ...],
-    found: _Run,
+    found: Evaluation,
     rows: list[_Row],
     detached: list[PosteriorTensor],
 ) -> Finding:
-    most = max(Counter(call.layer.path for call in found.calls).values(), default=0)
+    most = max(Counter(call.layer.path for call in found.calls if not call.again).values(), default=0)
     worst = max(rows, key=lambda row: row.off / row.allowed)
     bad = sorted((row for row in rows if row.off > row.allowed), key=lambda row: -row.off / row.allowed)
     kinds = {layer.path: layer.kind for layer in layers}
@@ -249,10 +294,14 @@ def _finding(
     if bad:
         headline = f"{len(bad)} of {len(rows)} tensors get the gradient of other noise than was used, with {times}"
         remedy = (
-            "run one backward pass for each forward pass and let the gradients add up: (loss_k / K).backward() in a "
-            "loop; a layer that one forward pass calls several times needs new noise buffers in each call, from a "
-            "forward pre-hook"
+            "give each call of a layer new noise buffers, from a forward pre-hook: for each eps buffer, "
+            "layer._buffers[name] = torch.empty_like(layer._buffers[name])"
         )
+        if _is_a_sum(subject):
+            remedy = (
+                "run one backward pass for each forward pass and let the gradients add up: (loss_k / K).backward() in "
+                f"a loop; or {remedy}"
+            )
         if most == 1:
             remedy = "give every layer a noise buffer of its own: another layer writes over it before the backward pass"
     elif detached:
@@ -280,3 +329,29 @@ def _finding(
         notes=notes if lost else (),
         samples=most,
     )  # fmt: skip
+
+
+def _is_a_sum(subject: Subject) -> bool:
+    """Say whether the loss is a sum over its forward passes: its gradient to one's outputs does not depend on others.
+
+    A mean of outputs inside a logarithm, or their spread, is none: it cannot be run backward pass by pass.
+    """
+    outputs: list[Tensor] = []
+
+    def keep(_module: nn.Module, _inputs: Any, output: Any) -> None:
+        outputs.append(output_tensor(output))
+
+    try:
+        with undisturbed(subject.model, seed=subject.seed), torch.enable_grad():
+            subject.model.register_forward_hook(keep)
+            value = loss_of(subject)
+            (slope,) = torch.autograd.grad(value, outputs[0], create_graph=True)
+            if len(outputs) < 2:
+                return False
+            if not slope.requires_grad:
+                return True
+            weights = torch.linspace(1, 2, slope.numel(), dtype=slope.dtype, device=slope.device).view_as(slope)
+            mixed = torch.autograd.grad((slope * weights).sum(), outputs[1:], allow_unused=True)
+    except Exception:  # not a loss that can be taken apart
+        return False
+    return not any(part is not None and bool(part.any()) for part in mixed)

@@ -2,25 +2,33 @@
 
 With every eps at 0 a layer's weights are mu, so the data term has exactly no gradient to rho, and the loss's
 gradient to rho is ``weight * dKL/drho``, element by element, whatever the loss looks like. The data term does not
-depend on the prior either: moving the prior gives a second opinion that tells a missing term from a detached one.
+depend on the prior either: moving the prior gives a second opinion that tells a missing term from a detached one, and
+the weight itself where every sigma still is the prior's and the KL has no gradient to rho. All of it stands on noise
+that is proven to be silent on the model at hand; where it is not, nothing is said.
 """
 
 from __future__ import annotations
 
-import math
-import statistics
-from dataclasses import dataclass
 from typing import Unpack
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from pytest_bnn.checks._objective import FINITE_DERIVATIVE, endless, is_finite, loss_of
-from pytest_bnn.checks.check import Check, Finding, accused, asserting
-from pytest_bnn.checks.kl.present import MEAN, NOT_FINITE, SUM, not_finite
+from pytest_bnn.checks._objective import (
+    FINITE_DERIVATIVE,
+    Evaluation,
+    evaluate,
+    is_finite,
+    key_of,
+    unproven,
+    without_a_gradient,
+)
+from pytest_bnn.checks.check import Check, Finding, LossError, accused, asserting, not_applicable
+from pytest_bnn.checks.kl._fits import TOLERANCE, Fit, Weight, by_entropy, by_prior, by_rho, in_convention, weight_of
+from pytest_bnn.checks.kl._sick import NOT_FINITE, not_finite
 from pytest_bnn.errors import InputError
-from pytest_bnn.libraries.posterior import PosteriorTensor, bayesian_layers, shifted_prior, zero_noise
-from pytest_bnn.network.isolation import undisturbed
+from pytest_bnn.libraries.gaussian import BayesianLayer, tensors_of
+from pytest_bnn.libraries.posterior import bayesian_layers, counted_twice
+from pytest_bnn.libraries.registry import nobody_knows
 from pytest_bnn.records.evidence import Evidence, Measurement, Threshold, Verdict
 from pytest_bnn.subject import Given, Subject
 
@@ -29,9 +37,6 @@ KL_LOSS = Check(
     claim="The training loss contains the KL term, with the weight that it should have.",
     needs=("loss", "images"),
 )
-
-#: Allowed relative error of the weight, its spread between tensors, and the part of a gradient that is not KL.
-TOLERANCE = 1e-3
 
 _PRIOR_SHIFT = 1e4
 
@@ -52,7 +57,8 @@ def measure_kl_loss(
     """Measure whether a training loss contains the KL term with the weight that it should have.
 
     Fails where the term is missing, detached, negative, on some tensors only, or has another weight than the
-    expected one; without an expected weight it reports the one found. Exact: no randomness.
+    expected one; without an expected weight it reports the one found. Not applicable where the layers' noise cannot be
+    silenced, or the loss changes by itself from call to call. Exact: no randomness.
 
     Args:
         model: The Bayesian network, or a `Subject`.
@@ -77,24 +83,17 @@ def measure_kl_loss(
 assert_kl_loss = asserting(measure_kl_loss)
 
 
-@dataclass(frozen=True, slots=True)
-class _Fit:
-    """The weight of dKL/drho in the loss's gradient to one rho, and the share of the gradient that is not it."""
-
-    tensor: PosteriorTensor
-    weight: float
-    residual: float
-
-
 def _find(subject: Subject, expected: float | None) -> Finding:
-    tensors = tuple(tensor for layer in bayesian_layers(subject.model) for tensor in layer.tensors)
-    if not tensors:
+    layers = bayesian_layers(subject.model)
+    if not layers:
+        if unknown := nobody_knows(subject.model):
+            return not_applicable(unknown)
         return Finding(
             verdict=Verdict.FAIL,
             headline="there is no KL term that a loss could contain: the model has no Bayesian layer",
             remedy="convert the network first",
         )
-    sick = not_finite(bayesian_layers(subject.model))
+    sick = not_finite(layers)
     if sick:
         return Finding(
             verdict=Verdict.FAIL,
@@ -102,162 +101,286 @@ def _find(subject: Subject, expected: float | None) -> Finding:
             layers=tuple(sick),
             remedy=NOT_FINITE,
         )
-    frozen = [tensor.name for tensor in tensors if not tensor.rho.requires_grad]
-    gradients, seen_by_prior = _probe(subject, tensors)
-    lost = [tensor for tensor, gradient in zip(tensors, gradients, strict=True) if not is_finite(gradient)]
-    if lost:
-        return endless(lost, len(tensors), of="rho", remedy=_FINITE_KL)
-    candidates = (_fit(tensor, gradient) for tensor, gradient in zip(tensors, gradients, strict=True))
-    fits = [fit for fit in candidates if fit is not None]
-    convention, weight, spread = _convention([fit for fit in fits if fit.weight != 0], expected)
-    absent = [fit for fit in fits if fit.weight == 0]
-    strangers = [fit for fit in fits if fit.residual > TOLERANCE]
-    uneven = [f for f in fits if f.weight and abs(_in(convention, f) / weight - 1) > TOLERANCE] if weight else []
-    problem, remedy = _judge(
-        fits=len(fits), absent=len(absent), strangers=strangers, uneven=uneven, frozen=frozen,
-        seen_by_prior=seen_by_prior, weight=weight, expected=expected,
-    )  # fmt: skip
-    offenders = [(f, "the loss has no gradient to its rho") for f in absent]
-    offenders += [(f, f"{f.residual:.2g} of the gradient to its rho is not the KL term's") for f in strangers]
-    offenders += [(f, f"the KL term has weight {_in(convention, f):.6g} here") for f in uneven]
-    share = {SUM: "of the summed KL", MEAN: "of the mean per tensor"}[convention]
-    headline = f"the KL term has weight {weight:.6g} {share}"
-    headline += "" if expected is None else f" (expected {expected:.6g})"
-    return Finding(
-        verdict=Verdict.FAIL if problem else Verdict.PASS,
-        headline=problem or headline,
-        measurements=(
-            Measurement(name="weight", value=weight, unit=share),
-            Measurement(name="expected weight", value=expected),
-            Measurement(name="convention", value=convention if weight else "none"),
-            Measurement(name="spread of the weight over tensors", value=spread, unit="relative"),
-            Measurement(
-                name="largest residual", value=max((f.residual for f in fits), default=0.0), unit="of the gradient"
-            ),
-            Measurement(name="tensors without the term", value=len(absent) if weight else len(fits)),
-            Measurement(name="seen by moving the prior", value=seen_by_prior),
-        ),
-        threshold=None
-        if expected is None
-        else Threshold(quantity="weight of the KL term", observed=weight, relation="==", allowed=expected),
-        layers=tuple(accused(fit.tensor, f"{fit.tensor.role}: {words}") for fit, words in offenders),
-        remedy=remedy,
-        notes=_notes(problem, convention, weight, seen_by_prior, tensors),
-    )
+    if why := unproven(subject):
+        return not_applicable(f"{why}; the weight of the KL term is read off with the noise silent")
+    return _Judgement(subject, layers, expected).find()
 
 
-def _judge(
-    *,
-    fits: int,
-    absent: int,
-    strangers: list[_Fit],
-    uneven: list[_Fit],
-    frozen: list[str],
-    seen_by_prior: bool,
-    weight: float,
-    expected: float | None,
-) -> tuple[str, str]:
-    """Give what is wrong, in words, and the remedy; two empty strings when nothing is."""
-    add = "add weight * get_kl_loss(model) to the loss, with weight = 1 / number of batches"
-    if absent == fits and not seen_by_prior:
-        return "the KL term is missing from the loss", add
-    if absent == fits:
-        return "the KL term is in the loss but detached: no gradient reaches rho", (
-            "keep the term in the graph: no .detach(), .item() or no_grad around get_kl_loss(model)"
-        )
-    if frozen:
-        return f"rho is frozen in {len(frozen)} tensors, {frozen[0]} first: the loss cannot train their sigma", (
-            "set requires_grad on every rho before training"
-        )
-    if absent:
-        return f"the KL term is missing for {absent} of {fits} tensors", (
-            "sum the KL term over every Bayesian layer: get_kl_loss(model) on the whole model"
-        )
-    if weight < 0:
-        return f"the KL term has the negative weight {weight:.6g}: training drives the posterior away from the prior", (
-            "add the KL term to a loss that is minimized; the ELBO, which is maximized, subtracts it"
-        )
-    if strangers:
-        return f"something else than the KL term pulls on rho in {len(strangers)} of {fits} tensors", (
-            "look for weight decay on rho inside the loss, a KL term toward another prior, or noise that the layers "
-            "do not draw into their own buffers"
-        )
-    if uneven:
-        return f"the KL term has another weight in {len(uneven)} of {fits} tensors", "weigh every layer's KL alike"
-    if expected is not None and abs(weight / expected - 1) > TOLERANCE:
-        return f"the KL term has weight {weight:.6g}, {weight / expected:.4g} times the expected {expected:.6g}", (
-            "divide the KL term by the number of batches (or examples) that the data term is averaged over"
-        )
-    return "", ""
+class _Judgement:
+    """The evaluations of one loss, and what follows from them."""
 
+    def __init__(self, subject: Subject, layers: tuple[BayesianLayer, ...], expected: float | None) -> None:
+        self.subject, self.layers, self.expected = subject, layers, expected
+        self.tensors = tensors_of(layers)
+        self.conventions = layers[0].adapter.conventions
+        self.train = False
+        self.frozen = [tensor.name for tensor in self.tensors if not tensor.rho_parameter.requires_grad]
+        self.notes: list[str] = []
 
-def _probe(subject: Subject, tensors: tuple[PosteriorTensor, ...]) -> tuple[list[Tensor | None], bool]:
-    """Give the loss's gradients to every rho with every eps at 0, and whether the loss notices another prior."""
-    model = subject.model
-    with undisturbed(model, seed=subject.seed), zero_noise(model), torch.enable_grad():
-        for tensor in tensors:
-            tensor.rho.requires_grad_(True)
-        value = loss_of(subject)
-        gradients: list[Tensor | None] = [None] * len(tensors)
-        if value.requires_grad:
+    def run(self, *, silent: bool = True, seed: int | None = None) -> Evaluation:
+        return evaluate(self.subject, self.layers, silent=silent, train=self.train, free_rho=True, seed=seed)
+
+    def run_moved(self) -> Evaluation:
+        """Evaluate with another prior; its gradient is needed where the one to rho says nothing."""
+        at_the_prior = all(tensor.sigma_is_the_prior() for tensor in self.tensors)
+        return evaluate(
+            self.subject, self.layers, silent=True, train=self.train, free_rho=True, prior_shift=_PRIOR_SHIFT,
+            backward=at_the_prior,
+        )  # fmt: skip
+
+    def find(self) -> Finding:
+        try:
+            first = self.run()
+            moved = self.run_moved()
+        except (InputError, LossError) as error:
+            if self._works_with_noise():
+                return not_applicable(f"with every noise at 0 the loss has no value, with noise it has one: {error}")
+            raise
+        lost = [t for t in self.tensors if not is_finite(first.gradients[key_of(t)][1])]
+        if lost:
+            noisy = self.run(silent=False)
+            if all(is_finite(noisy.gradients[key_of(t)][1]) for t in lost):
+                return not_applicable(
+                    "with every noise at 0 the loss has no finite gradient, and with noise it has one, as a standard "
+                    "deviation over forward passes has: its KL weight cannot be read off"
+                )
+            return without_a_gradient(lost, len(self.tensors), of="rho", remedy=_FINITE_KL)
+        seen_by_prior = moved.value != first.value
+        fits = self._fits(first, moved)
+        if fits and all(fit.weight == 0 for fit in fits) and not seen_by_prior and not self.train:
+            self.train = True
             try:
-                gradients = list(torch.autograd.grad(value, [t.rho for t in tensors], allow_unused=True))
-            except RuntimeError as error:
-                raise InputError(
-                    f"the loss has no gradient that can be taken ({str(error).splitlines()[0]})",
-                    fix="return the loss without calling backward() on it",
-                ) from error
-        with shifted_prior(model, _PRIOR_SHIFT):
-            moved = float(loss_of(subject).detach()) - float(value.detach())
-    return gradients, moved != 0
+                trained, shifted = self.run(), self.run_moved()
+            except Exception:  # what it cannot do in train mode says nothing of the KL
+                self.train = False
+            else:
+                of_training = self._fits(trained, shifted)
+                self.train = any(fit.weight for fit in of_training)
+                if self.train:
+                    self.notes.append("the loss adds the KL term in train mode alone, and was judged there")
+                    first, seen_by_prior, fits = trained, shifted.value != trained.value, of_training
+        if not fits or (all(fit.weight == 0 for fit in fits) and fits[0].of == "prior"):
+            return not_applicable(
+                "every sigma is still the prior's, where the KL has no gradient to it, and the loss does not tell its "
+                "weight by moving the prior: audit again after a step of training"
+            )
+        return self._judged(first, fits, seen_by_prior)
 
+    def _works_with_noise(self) -> bool:
+        try:
+            self.run(silent=False)
+        except (InputError, LossError):
+            return False
+        return True
 
-def _fit(tensor: PosteriorTensor, gradient: Tensor | None) -> _Fit | None:
-    direction = tensor.kl_gradient()[1].flatten()
-    usable = torch.isfinite(direction)
-    direction = direction[usable]
-    size = float(direction @ direction)
-    if size == 0:
-        return None
-    if gradient is None or not bool(gradient.any()):
-        return _Fit(tensor, 0.0, 0.0)
-    found = gradient.detach().double().flatten()[usable]
-    weight = float(found @ direction) / size
-    return _Fit(tensor, weight, float((found - weight * direction).norm() / found.norm()))
+    def _fits(self, first: Evaluation, moved: Evaluation) -> list[Fit]:
+        found = [by_rho(tensor, first.gradients[key_of(tensor)][1]) for tensor in self.tensors]
+        fits = [fit for fit in found if fit is not None]
+        if fits:
+            return fits
+        return [
+            by_prior(t, first.gradients[key_of(t)][0], moved.gradients[key_of(t)][0], _PRIOR_SHIFT)
+            for t in self.tensors
+        ]
 
-
-def _in(convention: str, fit: _Fit) -> float:
-    return fit.weight * fit.tensor.count if convention == MEAN else fit.weight
-
-
-def _convention(fits: list[_Fit], expected: float | None) -> tuple[str, float, float]:
-    """Give the convention under which the weights of most tensors agree, their median, and their spread.
-
-    Tensors of one size agree under both conventions: there the expected weight decides, and MEAN without one.
-    """
-    best, least = (MEAN, 0.0, 0.0), (math.inf, False, 0.0)
-    for convention in (MEAN, SUM):
-        weights = [_in(convention, fit) for fit in fits]
-        middle = statistics.median_low(weights) if weights else 0.0
-        errors = [abs(w / middle - 1) for w in weights] if middle else [0.0]
-        off = sum(error > TOLERANCE for error in errors)
-        far = expected is not None and abs(middle / expected - 1) > TOLERANCE
-        key = (off, far, statistics.median(errors) if off else 0.0)
-        if key < least:
-            best, least = (convention, middle, max(errors)), key
-    return best
-
-
-def _notes(
-    problem: str, convention: str, weight: float, seen_by_prior: bool, tensors: tuple[PosteriorTensor, ...]
-) -> tuple[str, ...]:
-    notes = []
-    if weight and not seen_by_prior:
-        notes.append("the loss does not notice when the layers' prior moves: it keeps a prior of its own")
-    if weight and convention == MEAN and not problem:
-        counts = [tensor.count for tensor in tensors]
-        notes.append(
-            f"on the KL of an ELBO (the sum over weights) that is a weight of {weight / max(counts):.2g} in the "
-            f"largest tensor and {weight / min(counts):.2g} in the smallest"
+    def _judged(self, first: Evaluation, fits: list[Fit], seen_by_prior: bool) -> Finding:
+        total = sum(tensor.count for tensor in self.tensors)
+        found = weight_of([fit for fit in fits if fit.weight != 0], self.conventions, self.expected, total)
+        target = found.value
+        if self.expected is not None and any(_near(in_convention(found, fit, total), self.expected) for fit in fits):
+            target = self.expected
+        absent = [fit for fit in fits if fit.weight == 0]
+        strangers = [fit for fit in fits if fit.residual > TOLERANCE]
+        weights = {id(fit): in_convention(found, fit, total) for fit in fits}
+        uneven = [fit for fit in fits if fit.weight and target and not _near(weights[id(fit)], target)]
+        if uneven and target != self.expected:
+            uneven, target = self._counted_by_calls(first, fits, weights) or (uneven, target)
+        problem, remedy = self._problem(first, fits, absent, strangers, uneven, weights, target, found, seen_by_prior)
+        if problem and (why := self._undecided(fits, strangers, found)):
+            return not_applicable(why)
+        offenders = [(f, "the loss has no gradient to its rho") for f in absent]
+        offenders += [(f, f"{f.residual:.2g} of the gradient to its rho is not the KL term's") for f in strangers]
+        offenders += [(f, f"the KL term has weight {weights[id(f)]:.6g} here") for f in uneven]
+        headline = f"the KL term has weight {found.value:.6g} {found.share}"
+        headline += "" if self.expected is None else f" (expected {self.expected:.6g})"
+        return Finding(
+            verdict=Verdict.FAIL if problem else Verdict.PASS,
+            headline=problem or headline,
+            measurements=(
+                Measurement(name="weight", value=found.value, unit=found.share),
+                Measurement(name="expected weight", value=self.expected),
+                Measurement(name="convention", value=found.convention if found.value else "none"),
+                Measurement(name="spread of the weight over tensors", value=found.spread, unit="relative"),
+                Measurement(
+                    name="largest residual", value=max((f.residual for f in fits), default=0.0), unit="of the gradient"
+                ),
+                Measurement(name="tensors without the term", value=len(absent) if found.value else len(fits)),
+                Measurement(name="seen by moving the prior", value=seen_by_prior),
+            ),
+            threshold=None
+            if self.expected is None
+            else Threshold(
+                quantity="weight of the KL term", observed=found.value, relation="==", allowed=self.expected
+            ),
+            layers=tuple(accused(fit.tensor, f"{fit.tensor.role}: {words}") for fit, words in offenders),
+            remedy=remedy,
+            notes=(*self.notes, *_notes(problem, found, seen_by_prior, fits)),
         )
-    return tuple(notes)
+
+    def _problem(
+        self,
+        first: Evaluation,
+        fits: list[Fit],
+        absent: list[Fit],
+        strangers: list[Fit],
+        uneven: list[Fit],
+        weights: dict[int, float],
+        target: float,
+        found: Weight,
+        seen_by_prior: bool,
+    ) -> tuple[str, str]:
+        """Give what is wrong, in words, and the remedy; two empty strings when nothing is."""
+        kl = self.layers[0].adapter.words.kl
+        if len(absent) == len(fits) and not seen_by_prior:
+            if not first.called and not first.reached:
+                return "the loss never called the model that it was given: it works on another one", (
+                    "write the loss in terms of its first argument, the model, and not of one from outside"
+                )
+            return "the KL term is missing from the loss", (
+                f"add weight * {kl} to the loss, with weight = 1 / number of batches"
+            )
+        if len(absent) == len(fits):
+            return "the KL term is in the loss but detached: no gradient reaches rho", (
+                f"keep the term in the graph: no .detach(), .item() or no_grad around {kl}"
+            )
+        if self.frozen:
+            return (
+                f"rho is frozen in {len(self.frozen)} tensors, {self.frozen[0]} first: the loss cannot train their "
+                "sigma",
+                "set requires_grad on every rho before training",
+            )
+        if absent:
+            return f"the KL term is missing for {len(absent)} of {len(fits)} tensors", (
+                f"sum the KL term over every Bayesian layer: {kl} on the whole model"
+            )
+        if found.value < 0:
+            return (
+                f"the KL term has the negative weight {found.value:.6g}: training drives the posterior away from the "
+                "prior",
+                "add the KL term to a loss that is minimized; the ELBO, which is maximized, subtracts it",
+            )
+        if strangers:
+            return f"something else than the KL term pulls on rho in {len(strangers)} of {len(fits)} tensors", (
+                "look for weight decay on rho inside the loss, or a KL term toward another prior"
+            )
+        if uneven:
+            return self._uneven(first, uneven, len(fits), weights, target)
+        if self.expected is not None and not _near(found.value, self.expected):
+            times = found.value / self.expected
+            return (
+                f"the KL term has weight {found.value:.6g}, {times:.4g} times the expected {self.expected:.6g}",
+                "divide the KL term by the number of batches (or examples) that the data term is averaged over",
+            )
+        return "", ""
+
+    def _uneven(
+        self, first: Evaluation, uneven: list[Fit], fits: int, weights: dict[int, float], target: float
+    ) -> tuple[str, str]:
+        one = uneven[0]
+        calls = _calls(first)
+        headline = (
+            f"the KL term has another weight in {len(uneven)} of {fits} tensors: {weights[id(one)]:.6g} in "
+            f"{one.tensor.name}, {target:.6g} " + ("as expected" if target == self.expected else "in the others")
+        )
+        ratios = [(weights[id(fit)] / target, calls.get(fit.tensor.path, 0), fit.tensor.path) for fit in uneven]
+        if all(number > 1 and _near(ratio, number) for ratio, number, _ in ratios):
+            return f"{headline}: it is added once for each of {ratios[0][1]} calls", (
+                "add each layer's KL once, and not with each of its calls: pytest_bnn.kl(model), after the forward pass"
+            )
+        twice = counted_twice(self.subject.model)
+        if all(path in twice and _near(ratio, 2) for ratio, _, path in ratios):
+            return f"{headline}: get_kl_loss counts it again for the layer around it", (
+                "take pytest_bnn.kl(model), which counts each layer once"
+            )
+        return headline, "weigh every layer's KL alike"
+
+    def _counted_by_calls(
+        self, first: Evaluation, fits: list[Fit], weights: dict[int, float]
+    ) -> tuple[list[Fit], float] | None:
+        """Say which tensors count once for each call, where the numbers of calls explain every weight."""
+        calls = _calls(first)
+        each = {id(fit): weights[id(fit)] / max(1, calls.get(fit.tensor.path, 0)) for fit in fits}
+        one = next(iter(each.values()))
+        several = [fit for fit in fits if calls.get(fit.tensor.path, 0) > 1]
+        if several and len(several) < len(fits) and all(_near(value, one) for value in each.values()):
+            return several, one
+        return None
+
+    def _undecided(self, fits: list[Fit], strangers: list[Fit], found: Weight) -> str:
+        """Say why what was found does not show a fault: a loss that changes by itself, or estimates its KL."""
+        again = self.run()
+        for fit in fits:
+            if fit.of != "rho":
+                continue
+            later = by_rho(fit.tensor, again.gradients[key_of(fit.tensor)][1])
+            if later is not None and _apart(later.weight, fit.weight):
+                return (
+                    f"the loss weighs the KL term differently from call to call ({fit.weight:.3g}, then "
+                    f"{later.weight:.3g} of the sum over {fit.tensor.name}), with everything else the same: freeze its "
+                    "schedule for the audit"
+                )
+        if not strangers:
+            return ""
+        gradients = [(fit.tensor, again.gradients[key_of(fit.tensor)][1]) for fit in fits]
+        entropies = [by_entropy(tensor, gradient) for tensor, gradient in gradients]
+        if all(fit is not None and fit.residual <= TOLERANCE and fit.weight for fit in entropies):
+            weight = next(fit.weight for fit in entropies if fit is not None)
+            return (
+                "the loss estimates its KL term from the drawn weights, log q(w) - log p(w): without noise only the "
+                f"entropy in it is seen, with weight {weight:.6g}; take the closed form to have it judged"
+            )
+        elsewhere = self.run(seed=self.subject.seed + 1)
+        for tensor, gradient in gradients:
+            other = elsewhere.gradients[key_of(tensor)][1]
+            if gradient is None or other is None:
+                continue
+            if float((gradient - other).norm()) > TOLERANCE * float(gradient.norm()):
+                return (
+                    f"the gradient of the loss to the rho of {tensor.name} varies with the layers' noise silent: the "
+                    "loss draws noise of its own around them"
+                )
+        return ""
+
+
+def _calls(evaluation: Evaluation) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for call in evaluation.calls:
+        if not call.again:
+            found[call.layer.path] = found.get(call.layer.path, 0) + 1
+    return found
+
+
+def _apart(one: float, other: float) -> bool:
+    return abs(one - other) > TOLERANCE * max(abs(one), abs(other))
+
+
+def _near(one: float, other: float) -> bool:
+    return bool(other) and abs(one / other - 1) <= TOLERANCE
+
+
+def _notes(problem: str, found: Weight, seen_by_prior: bool, fits: list[Fit]) -> list[str]:
+    notes = []
+    if fits[0].of == "prior":
+        notes.append(
+            "every sigma is still the prior's, where the KL has no gradient to it: the weight is read off by moving "
+            "the prior's mean"
+        )
+    if found.value and not seen_by_prior:
+        notes.append("the loss does not notice when the layers' prior moves: it keeps a prior of its own")
+    if found.value and found.convention == "mean per tensor" and not problem:
+        counts = [fit.tensor.count for fit in fits]
+        notes.append(
+            f"on the KL of an ELBO (the sum over weights) that is a weight of {found.value / max(counts):.2g} in the "
+            f"largest tensor and {found.value / min(counts):.2g} in the smallest"
+        )
+    return notes

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Unpack
 
 import torch
 from torch import Tensor, nn
 
-from pytest_bnn.checks.check import Check, Finding, accused, asserting
+from pytest_bnn.checks.check import Check, Finding, accused, asserting, not_applicable
+from pytest_bnn.checks.kl._sick import NOT_FINITE, not_finite
+from pytest_bnn.checks.kl._zeros import DEAD_SIGMA, zeros_of
 from pytest_bnn.libraries import posterior
-from pytest_bnn.libraries.posterior import BayesianLayer, PosteriorTensor, bayesian_layers
+from pytest_bnn.libraries.bayesian_torch import clashes, has_kl
+from pytest_bnn.libraries.gaussian import tensors_of
+from pytest_bnn.libraries.posterior import BayesianLayer, PosteriorTensor, bayesian_layers, is_bayesian
+from pytest_bnn.libraries.protocol import Convention
+from pytest_bnn.libraries.registry import nobody_knows
 from pytest_bnn.network.isolation import undisturbed
 from pytest_bnn.records.evidence import Evidence, LayerFinding, Measurement, Threshold, Verdict
 from pytest_bnn.subject import Given, Subject
@@ -27,19 +34,8 @@ TOLERANCE = 1e-4
 GRADIENT_TOLERANCE = 1e-3
 _HALF_TOLERANCE = 5e-2
 
-#: A sigma below this is dead: its gradient is below 1e-8 of a weight's, so no training moves it (docs/faults.md, A6).
-DEAD_SIGMA = 1e-8
-
-#: Share of dead sigma in a tensor from which it is worth a warning; a few in a million weights never matter.
-DEAD_SHARE = 1e-3
-
-#: What to do where `not_finite` found something.
-NOT_FINITE = (
-    "sigma must be finite and above 0: an infinite rho comes from moped_delta * abs(weight) above 88, "
-    "a sigma of 0 from collapse or half precision; the prior's sigma must be above 0"
-)
-
-SUM, MEAN = "sum", "mean per tensor"
+SUM: Convention = "sum"
+MEAN: Convention = "mean per tensor"
 
 
 def measure_kl_present(model: nn.Module | Subject, **given: Unpack[Given]) -> Evidence:
@@ -62,40 +58,56 @@ assert_kl_present = asserting(measure_kl_present)
 
 @dataclass(frozen=True, slots=True)
 class _ClosedForm:
-    total: float
-    averaged: float
+    """The KL of some tensors in each convention, and which of these the library may use."""
 
-    def convention(self, kl: float, allowed: float) -> str | None:
-        for name, value in ((MEAN, self.averaged), (SUM, self.total)):
-            if math.isclose(kl, value, rel_tol=allowed):
-                return name
-        return None
+    values: dict[Convention, float]
+    usual: tuple[Convention, ...]
+
+    def convention(self, kl: float, allowed: float) -> Convention | None:
+        return next((c for c in self.usual if math.isclose(kl, self.values[c], rel_tol=allowed)), None)
+
+    def __str__(self) -> str:
+        return " or ".join(f"{self.values[convention]:.6g} ({convention})" for convention in self.usual)
 
 
-def closed_form(tensors: tuple[PosteriorTensor, ...]) -> _ClosedForm:
-    """Give the KL of some tensors, summed over weights and, in bayesian-torch's convention, averaged per tensor."""
+def closed_form(layers: Sequence[BayesianLayer]) -> _ClosedForm:
+    """Give the KL of some layers: summed, averaged over each tensor, averaged over all weights."""
+    tensors = tensors_of(layers)
     sums = [tensor.kl_sum() for tensor in tensors]
-    return _ClosedForm(sum(sums), sum(kl / tensor.count for kl, tensor in zip(sums, tensors, strict=True)))
+    values: dict[Convention, float] = {
+        "sum": sum(sums),
+        "mean per tensor": sum(kl / tensor.count for kl, tensor in zip(sums, tensors, strict=True)),
+        "mean over all weights": sum(sums) / max(1, sum(tensor.count for tensor in tensors)),
+    }
+    return _ClosedForm(values, layers[0].adapter.conventions)
 
 
 def _find(subject: Subject) -> Finding:
     layers = bayesian_layers(subject.model)
-    tensors = tuple(tensor for layer in layers for tensor in layer.tensors)
-    frozen = [t.name for t in tensors if t.mu.requires_grad and not t.rho.requires_grad]
+    tensors = tensors_of(layers)
+    if not layers and (why := nobody_knows(subject.model)):
+        return not_applicable(why)
+    frozen = [t.name for t in tensors if t.mu_parameter.requires_grad and not t.rho_parameter.requires_grad]
+    own = _own_sum(subject.model)
     with undisturbed(subject.model, seed=subject.seed), torch.enable_grad():
         for tensor in tensors:
-            for parameter in (tensor.mu, tensor.rho):
+            for parameter in (tensor.mu_parameter, tensor.rho_parameter):
                 parameter.requires_grad_(True)
-        kl = posterior.kl(subject.model)
-        if kl is None or not layers:
+        kl = posterior.kl(subject.model) if own is None else own.kl_loss()  # type: ignore[operator]
+        if not layers:
             return _absent(subject)
+        if kl is None:
+            return not_applicable(
+                f"the layers have no kl_loss(), {layers[0].path or 'the model itself'} first: what the loss takes as "
+                "their KL is judged by kl.loss alone"
+            )
         gradients = _gradients(kl, tensors)
         value = float(kl.detach())
         sick = not_finite(layers)
-    closed = closed_form(tensors)
+    closed = closed_form(layers)
     allowed = TOLERANCE if kl.dtype in (torch.float32, torch.float64) else _HALF_TOLERANCE
     convention = closed.convention(value, allowed)
-    measurements = _measurements(value, closed, convention, tensors)
+    measurements = _measurements(value, closed, convention, tensors, layers[0].adapter.words.kl)
     if not math.isfinite(value):
         return Finding(
             verdict=Verdict.FAIL,
@@ -104,16 +116,24 @@ def _find(subject: Subject) -> Finding:
             layers=tuple(sick),
             remedy=NOT_FINITE,
         )
+    if all(tensor.is_prior() for tensor in tensors) and abs(value) <= allowed:
+        return not_applicable(
+            f"every posterior is still its prior, so that the KL term is {value:.3g}, as it should, without a "
+            "gradient: audit again after a step of training"
+        )
     wrong = [] if convention else _wrong_layers(layers, allowed)
+    if wrong and (kinds := _own_kinds(layers, wrong)):
+        return not_applicable(
+            f"{wrong[0].path or 'the model itself'} computes its KL by the kl_loss() of {kinds[0]}, which is not that "
+            f"of two Gaussians with the layer's prior ({wrong[0].finding}): for a prior of one's own there is no "
+            "closed form to compare it with"
+        )
     problems = _gradient_problems(tensors, gradients, convention)
     headline = f"KL {value:.6g}, equal to the closed form ({convention})"
     remedy = ""
     twice = posterior.counted_twice(subject.model)
     if convention is None:
-        headline = (
-            f"KL {value:.6g} is neither the closed form's sum {closed.total:.6g} "
-            f"nor its mean per tensor {closed.averaged:.6g}"
-        )
+        headline = f"KL {value:.6g} is not that of the closed form, {closed}"
         headline += f"; {len(twice)} layers are counted twice" if twice else ""
         remedy = "sum the KL over the innermost Bayesian layers only" if twice else "restore the layers' own kl_loss()"
     elif problems:
@@ -125,25 +145,64 @@ def _find(subject: Subject) -> Finding:
     elif value <= 0:
         headline = f"the KL term is {value:.6g}, and a divergence between different distributions is above 0"
         remedy = "check the prior and the sign of the KL term"
-    dead = _dead(tensors)
     failed = convention is None or bool(problems) or bool(frozen) or value <= 0
-    if dead and not failed:
-        headline += f"; {dead[0].finding} in {dead[0].path}"
-        remedy = "move weights that are exactly 0 away from it before a MOPED conversion, or set rho there by hand"
+    zeros = zeros_of(layers, subject.teacher)
+    odd = zeros.dead or zeros.noisy
+    if odd and not failed:
+        headline += f"; {odd[0].finding} in {odd[0].path}"
+        remedy = zeros.remedy
     return Finding(
-        verdict=Verdict.FAIL if failed else Verdict.WARN if dead else Verdict.PASS,
+        verdict=Verdict.FAIL if failed else Verdict.WARN if odd else Verdict.PASS,
         headline=headline,
         measurements=measurements,
         threshold=Threshold(
             quantity="relative distance to the closed form",
-            observed=min(abs(value / c - 1) if c else math.inf for c in (closed.averaged, closed.total)),
+            observed=min(abs(value / c - 1) if c else math.inf for c in (closed.values[c] for c in closed.usual)),
             relation="<=",
             allowed=allowed,
         ),
-        layers=tuple(wrong + problems + dead),
+        layers=tuple(wrong + problems + zeros.dead + zeros.noisy),
         remedy=remedy,
-        notes=_notes(convention, closed),
+        notes=(*_notes(convention, closed), *zeros.notes, *_calling_notes(subject.model, own)),
     )
+
+
+def _own_sum(model: nn.Module) -> nn.Module | None:
+    """Give the model itself where it brings a ``kl_loss()`` of its own that adds up its layers'.
+
+    ``get_kl_loss`` would count each of them again.
+    """
+    if is_bayesian(model) or not has_kl(model) or not posterior.counted_twice(model):
+        return None
+    return model
+
+
+def _own_kinds(layers: Sequence[BayesianLayer], wrong: list[LayerFinding]) -> list[str]:
+    """Name the classes that bring a KL of their own, where all that are off do: a method of the class, not a patch."""
+    modules = {layer.path: layer.module for layer in layers}
+    kinds = []
+    for finding in wrong:
+        module = modules[finding.path]
+        method = getattr(type(module), "kl_loss", None)
+        if "kl_loss" in vars(module) or method is None or method.__module__.split(".")[0] == "bayesian_torch":
+            return []
+        kinds.append(type(module).__name__)
+    return kinds
+
+
+def _calling_notes(model: nn.Module, own: nn.Module | None) -> list[str]:
+    notes = []
+    if own is not None:
+        notes.append(
+            "the model's own kl_loss() was judged; get_kl_loss(model) counts every layer again beside it: take the one "
+            "or pytest_bnn.kl(model)"
+        )
+    if paths := clashes(model):
+        notes.append(
+            f"{paths[0] or 'the model itself'} has an attribute kl_loss that is no method without arguments, so that "
+            "get_kl_loss(model) raises: rename it, or take pytest_bnn.kl(model)"
+        )
+    return notes
 
 
 def _absent(subject: Subject) -> Finding:
@@ -158,29 +217,31 @@ def _absent(subject: Subject) -> Finding:
 
 
 def _gradients(kl: Tensor, tensors: tuple[PosteriorTensor, ...]) -> list[Tensor | None]:
-    wanted = [parameter for tensor in tensors for parameter in (tensor.mu, tensor.rho)]
+    wanted = [parameter for tensor in tensors for parameter in (tensor.mu_parameter, tensor.rho_parameter)]
     if not kl.requires_grad:
         return [None] * len(wanted)
     return list(torch.autograd.grad(kl, wanted, allow_unused=True))
 
 
 def _gradient_problems(
-    tensors: tuple[PosteriorTensor, ...], gradients: list[Tensor | None], convention: str | None
+    tensors: tuple[PosteriorTensor, ...], gradients: list[Tensor | None], convention: Convention | None
 ) -> list[LayerFinding]:
     found = []
+    total = sum(tensor.count for tensor in tensors)
     for index, tensor in enumerate(tensors):
         for role, given, expected in zip(
             ("mu", "rho"), gradients[2 * index : 2 * index + 2], tensor.kl_gradient(), strict=True
         ):
             size = float(expected.norm())
-            if not math.isfinite(size) or size == 0:
+            at_the_prior = tensor.mu_is_the_prior if role == "mu" else tensor.sigma_is_the_prior
+            if not math.isfinite(size) or size == 0 or at_the_prior():
                 continue
             if given is None or not bool(given.any()):
                 problem = f"no gradient reaches {role} of {tensor.name}"
             elif convention is None:
                 continue
             else:
-                scale = tensor.count if convention == MEAN else 1
+                scale = {"mean per tensor": tensor.count, "mean over all weights": total, "sum": 1}[convention]
                 error = float((given.double() * scale - expected).norm()) / size
                 allowed = GRADIENT_TOLERANCE if given.dtype in (torch.float32, torch.float64) else _HALF_TOLERANCE
                 if error <= allowed:
@@ -190,58 +251,30 @@ def _gradient_problems(
     return found
 
 
-def _wrong_layers(layers: tuple[BayesianLayer, ...], allowed: float) -> list[LayerFinding]:
+def _wrong_layers(layers: Sequence[BayesianLayer], allowed: float) -> list[LayerFinding]:
     found = []
     for layer in layers:
         with torch.no_grad():
             value = float(layer.kl())
-        closed = closed_form(layer.tensors)
-        if closed.convention(value, allowed) is None:
-            finding = f"KL {value:.6g}; closed form {closed.averaged:.6g} (mean per tensor) or {closed.total:.6g} (sum)"
+        closed = closed_form([layer])
+        if closed.convention(value, allowed) is None and not math.isclose(value, closed.values["sum"], rel_tol=allowed):
+            finding = f"KL {value:.6g}; closed form {closed}"
             found.append(LayerFinding(path=layer.path, kind=layer.kind, ok=False, finding=finding))
     return found
 
 
-def not_finite(layers: tuple[BayesianLayer, ...]) -> list[LayerFinding]:
-    """Name every tensor of a posterior or prior for which no finite KL exists, and why."""
-    found = []
-    for layer in layers:
-        for tensor in layer.tensors:
-            checks = (
-                ("mu", ~torch.isfinite(tensor.mu), "NaN or infinite"),
-                ("sigma", ~torch.isfinite(tensor.sigma), "NaN or infinite"),
-                ("sigma", tensor.sigma <= 0, "0"),
-                ("prior sigma", ~(tensor.prior_sigma > 0), "not above 0"),
-                ("prior mu", ~torch.isfinite(tensor.prior_mu), "NaN or infinite"),
-            )
-            for what, bad, problem in checks:
-                if bool(bad.any()):
-                    finding = f"{tensor.role}: {what} is {problem} in {int(bad.sum()):,} of {tensor.count:,} places"
-                    found.append(LayerFinding(path=layer.path, kind=layer.kind, ok=False, finding=finding))
-                    break
-    return found
-
-
-def _dead(tensors: tuple[PosteriorTensor, ...]) -> list[LayerFinding]:
-    found = []
-    for tensor in tensors:
-        dead = int((tensor.sigma < DEAD_SIGMA).sum())
-        if dead > DEAD_SHARE * tensor.count:
-            finding = f"{dead:,} of {tensor.count:,} sigma of the {tensor.role} are dead (below {DEAD_SIGMA:g})"
-            found.append(accused(tensor, finding))
-    return found
-
-
 def _measurements(
-    value: float, closed: _ClosedForm, convention: str | None, tensors: tuple[PosteriorTensor, ...]
+    value: float, closed: _ClosedForm, convention: str | None, tensors: tuple[PosteriorTensor, ...], term: str
 ) -> tuple[Measurement, ...]:
     priors = {(float(t.prior_mu.double().mean()), float(t.prior_sigma.double().mean())) for t in tensors}
     prior = ", ".join(f"N({mu:.4g}, {sigma:.4g}^2)" for mu, sigma in sorted(priors)[:3])
     return (
-        Measurement(name="KL", value=value, unit="nats", note="as get_kl_loss gives it"),
+        Measurement(name="KL", value=value, unit="nats", note=f"as {term.split('(')[0]} gives it"),
         Measurement(name="convention", value=convention or "neither"),
-        Measurement(name="closed form, sum", value=closed.total, unit="nats"),
-        Measurement(name="closed form, mean per tensor", value=closed.averaged, unit="nats"),
+        *(
+            Measurement(name=f"closed form, {name}", value=closed.values[name], unit="nats")
+            for name in sorted(closed.usual, key=lambda name: name != "sum")
+        ),
         Measurement(
             name="dead sigma",
             value=sum(int((t.sigma < DEAD_SIGMA).sum()) for t in tensors),
@@ -254,9 +287,10 @@ def _measurements(
 
 
 def _notes(convention: str | None, closed: _ClosedForm) -> tuple[str, ...]:
-    if convention != MEAN or not closed.averaged > 0:
+    averaged = closed.values["mean per tensor"]
+    if convention != "mean per tensor" or not averaged > 0:
         return ()
     return (
-        f"bayesian-torch averages the KL over each tensor: it is {closed.total / closed.averaged:.3g} times smaller "
+        f"bayesian-torch averages the KL over each tensor: it is {closed.values['sum'] / averaged:.3g} times smaller "
         "than the KL of an ELBO, and every weight of a small tensor counts more than one of a large tensor",
     )

@@ -10,7 +10,7 @@ from typing import Unpack
 
 from torch import nn
 
-from pytest_bnn.checks.check import Check, Finding, asserting
+from pytest_bnn.checks.check import Check, Finding, asserting, not_applicable
 from pytest_bnn.libraries.posterior import (
     BayesianLayer,
     bayesian_layers,
@@ -18,6 +18,7 @@ from pytest_bnn.libraries.posterior import (
     orphaned_posteriors,
     watched_noise,
 )
+from pytest_bnn.libraries.registry import nobody_knows
 from pytest_bnn.network.calling import ForwardError, forward
 from pytest_bnn.network.isolation import undisturbed
 from pytest_bnn.records.evidence import Evidence, LayerFinding, Measurement, Threshold, Verdict
@@ -113,6 +114,8 @@ class _Row:
 
 def _find(subject: Subject, allow: dict[str, str]) -> Finding:
     layers = {layer.path: layer for layer in bayesian_layers(subject.model)}
+    if not layers and (why := nobody_knows(subject.model)):
+        return not_applicable(why)
     rows = _rows(subject, layers)
     used = set()
     for row in rows:

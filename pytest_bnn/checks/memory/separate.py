@@ -1,4 +1,4 @@
-"""``memory.separate``: is what training or a pass writes nobody else's memory?"""
+"""``memory.separate``: has every tensor that training or a forward pass writes memory of its own?"""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from pytest_bnn.checks.check import Check, Finding, asserting, not_applicable
 from pytest_bnn.libraries.posterior import bayesian_layers
+from pytest_bnn.libraries.registry import nobody_knows
 from pytest_bnn.records.evidence import Evidence, LayerFinding, Threshold, Verdict
 from pytest_bnn.subject import Given, Subject
 
@@ -21,7 +22,7 @@ MEMORY_SEPARATE = Check(
 
 
 def measure_memory_separate(model: nn.Module | Subject, **given: Unpack[Given]) -> Evidence:
-    """Measure whether what training or a forward pass writes is nobody else's memory.
+    """Measure whether every tensor that training or a forward pass writes has memory of its own.
 
     Training writes mu and rho, every pass writes the noise buffers. Where one of them overlaps with another of them,
     with a prior, or with a parameter or buffer of the teacher, to write the one changes the other, without a word.
@@ -67,7 +68,7 @@ class _Span:
 def _find(subject: Subject) -> Finding:
     spans = [*_of_the_model(subject.model)]
     if not spans:
-        return not_applicable("the model has no Bayesian layer")
+        return not_applicable(nobody_knows(subject.model) or "the model has no Bayesian layer")
     written = sum(span.written for span in spans)
     if subject.teacher is not None:
         spans += _of_the_teacher(subject.teacher)
@@ -95,22 +96,22 @@ def _find(subject: Subject) -> Finding:
 def _of_the_model(model: nn.Module) -> Iterator[_Span]:
     for layer in bayesian_layers(model):
         for tensor in layer.tensors:
-            for name, written in (
-                (tensor.mu_name, True),
-                (tensor.rho_name, True),
-                (tensor.eps_name, True),
-                (tensor.prior_mu_name, False),
-                (tensor.prior_sigma_name, False),
-            ):
-                value = getattr(layer.module, name, None)
-                if isinstance(value, Tensor) and value.numel():
+            # Of what is computed anew in each call, such as a parametrized rho, the parameter behind it is written.
+            used = (
+                (tensor.mu_parameter, tensor.mu_name, True),
+                (tensor.rho_parameter, tensor.rho_name, True),
+                *((getattr(layer.module, name, None), name, True) for name in (tensor.eps_name,)),
+                *((getattr(layer.module, n), n, False) for n in (tensor.prior_mu_name, tensor.prior_sigma_name)),
+            )
+            for value, name, written in used:
+                if isinstance(value, Tensor) and value.is_leaf and value.numel() and not value.is_meta:
                     full = f"{layer.path}.{name}" if layer.path else name
                     yield _Span.of(value, full, layer.path, layer.kind, written=written)
 
 
 def _of_the_teacher(teacher: nn.Module) -> Iterator[_Span]:
     for name, tensor in (*teacher.named_parameters(), *teacher.named_buffers()):
-        if tensor.numel() and not nn.parameter.is_lazy(tensor):
+        if tensor.numel() and not nn.parameter.is_lazy(tensor) and not tensor.is_meta:
             path = name.rpartition(".")[0]
             yield _Span.of(tensor, f"the teacher's {name}", path, "teacher", written=False)
 

@@ -81,7 +81,8 @@ class TensorDraws:
         if self._last is not None and len(z) > 1:
             self._scores.append((_cosine(z, self._last), len(z)))
         self._last = z
-        self.heads.append(z[:HEAD].clone())
+        # On the CPU, wherever the model is: what is compared later is small, and scipy's.
+        self.heads.append(z[:HEAD].clone().cpu())
         self.passes.append(number)
 
     @property
@@ -92,7 +93,7 @@ class TensorDraws:
     def head(self, number: int, *, last: bool = False) -> Tensor:
         """Give the head of the first draw of a pass, or of its last; empty where there is none."""
         found = [head for head, of in zip(self.heads, self.passes, strict=True) if of == number]
-        return found[-1 if last else 0] if found else self.sigma[:0]
+        return found[-1 if last else 0] if found else self.sigma[:0].cpu()
 
     @property
     def tests_between_passes(self) -> int:
@@ -129,7 +130,7 @@ def between_layers(tensors: list[TensorDraws]) -> tuple[Tensor, Tensor]:
     The first `HEAD` entries of both are compared draw by draw; where one tensor has no draw to compare, p is 1.
     """
     draws = range(max((t.draws for t in tensors), default=0))
-    rounds = [[t.heads[index] if index < t.draws else t.sigma[:0] for t in tensors] for index in draws]
+    rounds = [[t.heads[index] if index < t.draws else t.sigma[:0].cpu() for t in tensors] for index in draws]
     return compared(len(tensors), ((heads, heads) for heads in rounds))
 
 

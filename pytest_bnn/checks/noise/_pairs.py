@@ -71,12 +71,13 @@ def spreads(outputs: Tensor, scale: Scale) -> Tensor:
     """Give the spread of each image in each pair of passes, ``[pairs, images]``, relative to ``scale``.
 
     It is the root mean square, over the outputs, of the difference of two passes by the square root of 2, which
-    estimates their standard deviation. A last pass without a partner is left out.
+    estimates their standard deviation. A last pass without a partner is left out. The spreads lie
+    on the CPU, wherever the outputs do.
     """
     pairs = len(outputs) // 2
     used = outputs[: 2 * pairs].double().reshape(2 * pairs, outputs.shape[1], -1)
     gaps = (used[0::2] - used[1::2]) / scale
-    return gaps.square().mean(2).div(2).sqrt()
+    return gaps.square().mean(2).div(2).sqrt().cpu()
 
 
 def not_finite_in(outputs: Tensor) -> int:

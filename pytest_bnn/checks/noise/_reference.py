@@ -38,14 +38,14 @@ def posterior_passes(subject: Subject, *, passes: int = PASSES, relative: float 
     tensors = [tensor for layer in bayesian_layers(subject.model) for tensor in layer.tensors]
     found = []
     with undisturbed(subject.model, seed=subject.seed), torch.no_grad():
-        means = [tensor.mu.detach().clone() for tensor in tensors]
+        means = [tensor.mu_parameter.detach().clone() for tensor in tensors]
         sigmas = [t.sigma if relative is None else relative * t.mu.detach().square().mean().sqrt() for t in tensors]
         with zero_sigma(subject.model):
             for index in range(passes):
                 generator = torch.Generator().manual_seed(pass_seed(subject.seed, index))
                 for tensor, mean, sigma in zip(tensors, means, sigmas, strict=True):
                     eps = torch.randn(mean.shape, generator=generator).to(mean)
-                    tensor.mu.copy_(mean + sigma * eps)
+                    tensor.mu_parameter.copy_(mean + sigma * eps)
                 found.append(forward(subject.model, subject.require_images()))
     return torch.stack(found)
 

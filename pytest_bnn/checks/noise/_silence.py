@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import torch
+import torch.fx
 from torch import Tensor
 
 from pytest_bnn.checks.check import Finding
-from pytest_bnn.libraries.posterior import bayesian_layers, orphaned_posteriors
+from pytest_bnn.libraries.gaussian import not_finite as count_not_finite
+from pytest_bnn.libraries.posterior import PosteriorTensor, bayesian_layers, orphaned_posteriors
+from pytest_bnn.libraries.registry import nobody_knows
 from pytest_bnn.network.calling import forward
 from pytest_bnn.network.isolation import seed_everything, undisturbed
 from pytest_bnn.records.evidence import LayerFinding, Threshold, Verdict
@@ -27,7 +30,7 @@ def not_finite(subject: Subject, passes: int, bad: int) -> Finding:
         LayerFinding(path=tensor.path, kind=layer.kind, ok=False, finding=f"{tensor.role}: {problem}")
         for layer in bayesian_layers(subject.model)
         for tensor in layer.tensors
-        for problem in _not_finite_in(tensor.mu, tensor.rho, tensor.sigma)
+        for problem in _not_finite_in(tensor)
     ]
     where = f": {culprits[0].path} {culprits[0].finding}" if culprits else ""
     return Finding(
@@ -41,12 +44,14 @@ def not_finite(subject: Subject, passes: int, bad: int) -> Finding:
     )
 
 
-def _not_finite_in(mu: Tensor, rho: Tensor, sigma: Tensor) -> list[str]:
-    named = (("mu", mu), ("rho", rho), ("sigma", sigma))
+def _not_finite_in(tensor: PosteriorTensor) -> list[str]:
+    """Say which of mu, rho and sigma is not finite; rho may be minus infinity, where sigma is 0."""
+    rho = tensor.rho.detach()
+    named = (("mu", tensor.mu), ("rho", rho.masked_fill(torch.isneginf(rho), 0)), ("sigma", tensor.sigma))
     return [
-        f"{int((~torch.isfinite(tensor)).sum())} of {tensor.numel()} {name} are NaN or infinite"
-        for name, tensor in named
-        if not bool((torch.isfinite(tensor) | (torch.isneginf(tensor) & (name == "rho"))).all())
+        f"{count} of {values.numel()} {name} are NaN or infinite"
+        for name, values in named
+        if (count := count_not_finite(values))
     ][:1]
 
 
@@ -55,9 +60,11 @@ def causes_of_silence(subject: Subject, spread: float) -> list[str]:
     layers = bayesian_layers(subject.model)
     if not layers:
         orphans = orphaned_posteriors(subject.model)
-        if orphans:
+        if orphans and any(isinstance(module, torch.fx.GraphModule) for module in subject.model.modules()):
             return ["the model was derived with torch.fx or a feature extractor: its noise is baked in"]
-        return ["the model has no Bayesian layer"]
+        if orphans:
+            return [f"mu and rho at {orphans[0] or 'the model itself'} belong to no layer that draws"]
+        return [nobody_knows(subject.model) or "the model has no Bayesian layer"]
     causes = []
     if _reseeds(subject):
         causes.append("the forward seeds the random generator itself, so every pass draws the same noise")

@@ -12,6 +12,7 @@ from pytest_bnn.checks.noise._draws import TensorDraws
 from pytest_bnn.checks.noise._hypotheses import FAMILIES, independence, marginals, number_of_tests
 from pytest_bnn.libraries.capture import capture
 from pytest_bnn.libraries.posterior import bayesian_layers
+from pytest_bnn.libraries.registry import nobody_knows
 from pytest_bnn.network.calling import forward
 from pytest_bnn.network.isolation import undisturbed
 from pytest_bnn.options import budget_in_force
@@ -105,7 +106,7 @@ class _Drawing:
 def _find(subject: Subject, max_passes: int, budget: Budget) -> Finding:
     layers = bayesian_layers(subject.model)
     if not layers:
-        return not_applicable("the model has no Bayesian layer")
+        return not_applicable(nobody_knows(subject.model) or "the model has no Bayesian layer")
     drawing = _Drawing(subject, {}, {})
     with undisturbed(subject.model, seed=subject.seed):
         drawing.next_pass()

@@ -13,6 +13,7 @@ from pytest_bnn.checks.noise._pairs import Scale, live_in, not_finite_in, scales
 from pytest_bnn.checks.noise._reference import SATURATED, cannot_vary
 from pytest_bnn.checks.noise._silence import MIN_SPREAD, causes_of_silence, floor_of, not_finite
 from pytest_bnn.libraries.posterior import bayesian_layers, zero_sigma
+from pytest_bnn.libraries.registry import nobody_knows
 from pytest_bnn.network.calling import forward
 from pytest_bnn.network.comparing import TRACED_IMAGES, Parting, difference, first_parting, tolerance, traced
 from pytest_bnn.network.isolation import undisturbed
@@ -124,6 +125,8 @@ def _source(subject: Subject, budget: Budget, max_passes: int, min_spread: float
     pairs = _pairs(subject, calm.double(), min_spread, 1 if leaks else min(needed, max_passes // 2))
     if pairs.bad:
         return not_finite(subject, pairs.passes, pairs.bad)
+    if leaks and (why := nobody_knows(subject.model)):
+        return not_applicable(why)
     if not pairs.varies and bayesian_layers(subject.model):
         stuck = cannot_vary(subject, scales_of(calm.double(), subject.fields), pairs.floor)
         if bool(stuck.all()):

@@ -7,10 +7,19 @@ from typing import Unpack
 import torch
 from torch import Tensor, nn
 
-from pytest_bnn.checks.check import Check, Finding, asserting
-from pytest_bnn.checks.noise._pairs import Scale, live_in, not_finite_in, scales_of, spreads, without_noise
+from pytest_bnn.checks.check import Check, Finding, asserting, not_applicable
+from pytest_bnn.checks.noise._pairs import (
+    Scale,
+    live_in,
+    not_finite_in,
+    scales_of,
+    spreads,
+    without_noise,
+)
 from pytest_bnn.checks.noise._silence import not_finite
+from pytest_bnn.libraries.gaussian import tensors_of
 from pytest_bnn.libraries.posterior import bayesian_layers
+from pytest_bnn.libraries.registry import nobody_knows
 from pytest_bnn.options import budget_in_force
 from pytest_bnn.records.evidence import Certainty, Evidence, LayerFinding, Measurement, Threshold, Verdict
 from pytest_bnn.stats.budget import Budget
@@ -81,11 +90,19 @@ def _find(subject: Subject, band: tuple[float, float], max_passes: int, budget: 
             return not_finite(subject, passes, not_finite_in(outputs))
         scale = scales_of(calm, subject.fields, live_in(outputs))
         found = spreads(outputs, scale).square().mean(1).sqrt()
+        layers = bayesian_layers(subject.model)
+        if not layers and bool((found > 0).any()) and (why := nobody_knows(subject.model)):
+            return not_applicable(why)
         low, high = (float(bound) for bound in median_bounds(found, budget.beta))
         surely_above, surely_below = (float(bound) for bound in median_bounds(found, budget.alpha / 2))
         if least <= low and high <= most:
             verdict = Verdict.PASS
         elif surely_below < least or surely_above > most:
+            if surely_above > most and layers and all(t.sigma_is_the_prior() for t in tensors_of(layers)):
+                return not_applicable(
+                    "every sigma is still the prior's: the network is untrained, and it is the prior's doing that its "
+                    f"outputs vary by {float(found.median()):.3g} of their scale; audit it again when it is trained"
+                )
             verdict = Verdict.FAIL
         elif passes < last:
             passes += _BLOCK

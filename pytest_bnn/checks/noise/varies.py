@@ -13,6 +13,7 @@ from pytest_bnn.checks.noise._pairs import Scale, live_in, not_finite_in, scale_
 from pytest_bnn.checks.noise._reference import SATURATED, cannot_vary
 from pytest_bnn.checks.noise._silence import MIN_SPREAD, causes_of_silence, floor_of, not_finite
 from pytest_bnn.libraries.posterior import bayesian_layers
+from pytest_bnn.libraries.registry import nobody_knows
 from pytest_bnn.options import budget_in_force
 from pytest_bnn.records.evidence import Certainty, Evidence, Measurement, Threshold, Verdict
 from pytest_bnn.stats.budget import Budget
@@ -94,6 +95,8 @@ def _varies(subject: Subject, budget: Budget, max_passes: int, min_spread: float
         return not_finite(subject, passes, bad)
     scale, floor = scale_without_noise(subject, live_in(outputs)), floor_of(outputs, min_spread)
     found = spreads(outputs, scale)
+    if not bayesian_layers(subject.model) and bool((found > floor).any()) and (why := nobody_knows(subject.model)):
+        return not_applicable(why)
     low, high = median_bounds(found, budget.beta)[0], median_bounds(found, budget.alpha / found.shape[1])[1]
     bounds = _Bounds(found, low, high, floor, passes)
     images = torch.arange(found.shape[1])

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pytest_bnn.libraries.capture import LayerCall
-from pytest_bnn.libraries.posterior import PosteriorTensor, sigma_into
+from pytest_bnn.libraries.posterior import PosteriorTensor
 from pytest_bnn.stats.normal import Sums, compared, shape_p
 
 #: Chance that a sound model is sent away.
@@ -88,9 +88,9 @@ class DrawTests:
     def _take_noise(self, tensor: PosteriorTensor, noise: Tensor, number: int, *, rounded: bool) -> None:
         draws = self._noise[tensor.name, number]
         heads: list[Tensor] = []
-        whole = (tensor.rho.detach(), tensor.mu.detach(), noise)
+        whole = (tensor.rho.detach().expand(tensor.mu.shape), tensor.mu.detach(), noise)
         for rho, mu, part in zip(*(value.flatten().split(_PART) for value in whole), strict=True):
-            sigma = sigma_into(torch.empty_like(rho), rho)
+            sigma = tensor.map.into(torch.empty_like(rho), rho)
             values = part / sigma
             seen, spacing = sigma > _TINY, torch.zeros(1)
             if rounded:

@@ -10,9 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pytest_bnn.conversion.layers import border_of, is_ours
 from pytest_bnn.libraries.capture import LayerCall
-from pytest_bnn.libraries.posterior import BayesianLayer, PosteriorTensor, sigma_into
+from pytest_bnn.libraries.posterior import BayesianLayer, PosteriorTensor
 from pytest_bnn.sampling.engine.consumers import NORMS, Consumers
 from pytest_bnn.sampling.engine.taps import Taps, used_taps
 
@@ -58,7 +57,7 @@ class Drawn:
     def lay_out(self, mean: Tensor, spread: Tensor) -> None:
         """Compute mean and spread in these pieces of memory, flat, without any more; mu may stand for itself."""
         mu, rho = self._of(self.tensor.mu), self._of(self.tensor.rho)
-        self._spread = self._fold(sigma_into(self._in(spread), rho), None)
+        self._spread = self._fold(self.tensor.map.into(self._in(spread), rho), None)
         if self.center:
             as_it_is = self.scale is None and self.shift is None and mu.is_contiguous(memory_format=self.memory_format)
             self._mean = mu if as_it_is else self._fold(self._in(mean).copy_(mu), self.shift)
@@ -164,7 +163,7 @@ def make_plan(calls: Sequence[LayerCall], consumers: Consumers, *, channels_last
 
 def _is_known(group: Sequence[LayerCall]) -> bool:
     layer = group[0].layer
-    if not (layer.is_stock or is_ours(layer.module)) or not all(isinstance(call.output, Tensor) for call in group):
+    if not layer.is_stock or not all(isinstance(call.output, Tensor) for call in group):
         return False
     wanted = 2 if layer.estimator == "Flipout" else 1
     roles = {tensor.role for tensor in layer.tensors}
@@ -235,7 +234,7 @@ def _plan_layer(index: int, group: Sequence[LayerCall], norm: nn.BatchNorm2d | N
         mean_bias=mean_bias,
         norm=norm,
         taps=taps,
-        border=border_of(layer.module),
+        border=layer.border,
     )
 
 

@@ -1,0 +1,120 @@
+"""How much of a known gradient is in a loss's gradient, tensor by tensor, and what weight of the KL that makes."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from pytest_bnn.libraries.posterior import PosteriorTensor
+from pytest_bnn.libraries.protocol import Convention
+
+#: Allowed relative error of the weight, its spread between tensors, and the part of a gradient that is not KL.
+TOLERANCE = 1e-3
+
+_SHARE: dict[Convention, str] = {
+    "sum": "of the summed KL",
+    "mean per tensor": "of the mean per tensor",
+    "mean over all weights": "of the mean over all weights",
+}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Fit:
+    """The weight of the summed KL's gradient in the loss's, to one tensor, and the share of that which is not it.
+
+    ``of`` says what was compared: the gradient to rho, or how the gradient to mu changes with the prior's mean.
+    """
+
+    tensor: PosteriorTensor
+    weight: float
+    residual: float
+    of: Literal["rho", "prior"] = "rho"
+
+
+@dataclass(frozen=True, slots=True)
+class Weight:
+    """The weight of a KL term in a convention, and how far the tensors' weights are from it."""
+
+    convention: Convention
+    value: float
+    spread: float
+
+    @property
+    def share(self) -> str:
+        """What it is the weight of, in words."""
+        return _SHARE[self.convention]
+
+
+def by_rho(tensor: PosteriorTensor, gradient: Tensor | None) -> Fit | None:
+    """Fit the gradient to rho; None where the KL has none, since sigma is the prior's."""
+    if tensor.sigma_is_the_prior():
+        return None
+    return _fit(tensor, gradient, tensor.kl_gradient()[1], "rho")
+
+
+def by_entropy(tensor: PosteriorTensor, gradient: Tensor | None) -> Fit | None:
+    """Fit the gradient to rho with that of the negative entropy, -log sigma, which is a part of the KL."""
+    inverse = -1 / tensor.sigma.double().clamp_min(1e-300)
+    return _fit(tensor, gradient, tensor.data_to_rho(inverse, torch.ones_like(inverse)), "rho")
+
+
+def by_prior(tensor: PosteriorTensor, before: Tensor | None, after: Tensor | None, shift: float) -> Fit:
+    """Fit how the gradient to mu changes with the prior's mean: by ``-weight * shift / prior_sigma^2``."""
+    slope = (-shift / tensor.prior_sigma.detach().double() ** 2).expand(tensor.mu.shape)
+    gradient = None if before is None or after is None else after - before
+    # Below the rounding of the larger gradient a change is none.
+    if gradient is not None and after is not None:
+        noise = 16 * torch.finfo(tensor.mu.dtype).eps * float(after.norm())
+        gradient = gradient if float(gradient.norm()) > noise else None
+    found = _fit(tensor, gradient, tensor.mu_gradient(slope), "prior")
+    return found if found is not None else Fit(tensor, 0.0, 0.0, "prior")
+
+
+def _fit(
+    tensor: PosteriorTensor, gradient: Tensor | None, direction: Tensor, of: Literal["rho", "prior"]
+) -> Fit | None:
+    direction = direction.flatten()
+    usable = torch.isfinite(direction)
+    direction = direction[usable]
+    size = float(direction @ direction)
+    if size == 0:
+        return None
+    if gradient is None or not bool(gradient.any()):
+        return Fit(tensor, 0.0, 0.0, of)
+    found = gradient.detach().double().flatten()[usable]
+    weight = float(found @ direction) / size
+    return Fit(tensor, weight, float((found - weight * direction).norm() / found.norm()), of)
+
+
+def in_convention(weight: Weight, fit: Fit, total: int) -> float:
+    """Give the weight of a tensor's KL in a convention; ``total`` is the number of all weights."""
+    return fit.weight * _factor(weight.convention, fit, total)
+
+
+def _factor(convention: Convention, fit: Fit, total: int) -> int:
+    return {"mean per tensor": fit.tensor.count, "mean over all weights": total, "sum": 1}[convention]
+
+
+def weight_of(fits: Sequence[Fit], conventions: Sequence[Convention], expected: float | None, total: int) -> Weight:
+    """Give the convention under which the weights of most tensors agree, their median, and their spread.
+
+    Where tensors agree under several, as those of one size do, the expected weight decides, and without one the
+    library's own convention, which comes first.
+    """
+    best, least = Weight(conventions[0], 0.0, 0.0), (math.inf, False, 0.0)
+    for convention in conventions:
+        weights = [fit.weight * _factor(convention, fit, total) for fit in fits]
+        middle = statistics.median_low(weights) if weights else 0.0
+        errors = [abs(w / middle - 1) for w in weights] if middle else [0.0]
+        off = sum(error > TOLERANCE for error in errors)
+        far = expected is not None and abs(middle / expected - 1) > TOLERANCE
+        key = (off, far, statistics.median(errors) if off else 0.0)
+        if key < least:
+            best, least = Weight(convention, middle, max(errors)), key
+    return best

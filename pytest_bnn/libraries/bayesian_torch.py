@@ -1,0 +1,196 @@
+"""The adapter of bayesian-torch: its layers, subclasses of them, and copies of its code under other names.
+
+Vendored copies, forks and modules that were loaded twice have the library's attributes and not its classes. They count
+where a probe shows that they compute as the library does: with every draw 0 a call uses mu, with every draw 1 it uses
+mu + sigma.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import sys
+from collections.abc import Iterator
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from pytest_bnn.libraries.draws import Draws
+from pytest_bnn.libraries.functional import Functional
+from pytest_bnn.libraries.gaussian import EXP, SOFTPLUS, BayesianLayer, PosteriorTensor, SigmaMap
+from pytest_bnn.libraries.protocol import CAPABILITIES, Convention, Words
+from pytest_bnn.network.isolation import replaced, undisturbed
+
+ESTIMATORS = ("Reparameterization", "Flipout")
+
+#: Kinds of the library's layers that are one functional call with a drawn weight and bias.
+_STOCK = frozenset(["Linear", *(f"Conv{t}{n}d" for t in ("", "Transpose") for n in (1, 2, 3))])
+
+#: Attributes of a layer, for its weight (named kernel in convolutions) and its bias.
+ATTRIBUTES = (
+    ("weight", "mu_kernel", "rho_kernel", "eps_kernel", "prior_weight_mu", "prior_weight_sigma"),
+    ("weight", "mu_weight", "rho_weight", "eps_weight", "prior_weight_mu", "prior_weight_sigma"),
+    ("bias", "mu_bias", "rho_bias", "eps_bias", "prior_bias_mu", "prior_bias_sigma"),
+)
+
+#: Classes of layers of ours whose forward draws exactly as the library's does; `pytest_bnn.conversion.layers` adds its.
+STAND_INS: set[type[nn.Module]] = set()
+
+#: What the probe of a copy found: how it computes sigma, or None where it is no such layer.
+_PROBED: WeakKeyDictionary[nn.Module, tuple[object, SigmaMap | None]] = WeakKeyDictionary()
+
+
+def _base() -> type[nn.Module] | None:
+    """Give the library's base class where the library is loaded; without it no module can be an instance."""
+    loaded = sys.modules.get("bayesian_torch.layers.base_variational_layer")
+    return None if loaded is None else loaded.BaseVariationalLayer_
+
+
+class BayesianTorch:
+    """The library of Intel Labs, `bayesian-torch`."""
+
+    name = "bayesian-torch"
+    can = CAPABILITIES
+    conventions: tuple[Convention, ...] = ("mean per tensor", "sum")
+    words = Words(
+        library="bayesian-torch",
+        kl="get_kl_loss(model)",
+        rho="rho",
+        convert="convert the network with pytest_bnn.convert() or dnn_to_bnn()",
+        wider="convert with a larger moped_delta",
+        narrower="convert with a smaller moped_delta",
+    )
+
+    def owns(self, module: nn.Module) -> bool:
+        """Say whether a module is the library's."""
+        base = _base()
+        return (base is not None and isinstance(module, base)) or _copy_of(module) is not None
+
+    def layer(self, path: str, module: nn.Module) -> BayesianLayer | None:
+        """Give the layer that a module is."""
+        tensors = tuple(self._tensors(path, module))
+        if not tensors:
+            return None
+        name = type(module).__name__
+        estimator = next((e for e in ESTIMATORS if name.endswith(e)), "own")
+        return BayesianLayer(path, module, name.removesuffix(estimator) or name, estimator, tensors, self)
+
+    def _tensors(self, path: str, module: nn.Module) -> Iterator[PosteriorTensor]:
+        base = _base()
+        how = SOFTPLUS if base is not None and isinstance(module, base) else _copy_of(module)
+        if how is None:
+            return
+        for role, mu, rho, *rest in ATTRIBUTES:
+            if isinstance(getattr(module, mu, None), Tensor) and isinstance(getattr(module, rho, None), Tensor):
+                eps, prior_mu, prior_sigma = rest
+                yield PosteriorTensor(path, role, module, mu, rho, eps, prior_mu, prior_sigma, how)  # type: ignore[arg-type]
+
+    def is_stock(self, layer: BayesianLayer) -> bool:
+        """Say whether the CPU sampler may stand in for a layer's forward."""
+        module: Any = layer.module
+        if "forward" in vars(module):
+            return False
+        if type(module) in STAND_INS:
+            return True
+        library = sys.modules.get("bayesian_torch.layers")
+        return (
+            layer.estimator in ESTIMATORS
+            and layer.kind in _STOCK
+            and type(module) is getattr(library, layer.kind + layer.estimator, None)
+            and bool(module.dnn_to_bnn_flag)
+            and not module.quant_prepare
+        )
+
+    def border(self, layer: BayesianLayer) -> tuple[list[int], str] | None:
+        """Give how a layer pads its input before its call."""
+        module: Any = layer.module
+        return (module.border, module.padding_mode) if type(module) in STAND_INS and hasattr(module, "border") else None
+
+    def layer_kl(self, layer: BayesianLayer) -> Tensor:
+        """Give a layer's KL as the library computes it."""
+        kl = layer.module.kl_loss()  # type: ignore[operator]
+        assert isinstance(kl, Tensor)
+        return kl
+
+    def kl(self, model: nn.Module) -> Tensor | None:
+        """Give a model's KL as the library computes it."""
+        if not any(hasattr(module, "kl_loss") for module in model.modules()):
+            return None
+        if not clashes(model):
+            value = importlib.import_module("bayesian_torch.models.dnn_to_bnn").get_kl_loss(model)
+            assert value is None or isinstance(value, Tensor)
+            return value
+        terms = [module.kl_loss() for module in model.modules() if has_kl(module)]  # type: ignore[operator]
+        return torch.stack([term.reshape(()) for term in terms]).sum() if terms else None
+
+
+def has_kl(module: nn.Module) -> bool:
+    """Say whether a module has a method ``kl_loss()`` that needs no argument."""
+    method = getattr(module, "kl_loss", None)
+    if method is None or isinstance(method, nn.Module) or not callable(method):
+        return False
+    try:
+        inspect.signature(method).bind()
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def clashes(model: nn.Module) -> tuple[str, ...]:
+    """Give the paths whose ``kl_loss`` is no method without arguments, so that ``get_kl_loss`` cannot call it."""
+    return tuple(p for p, module in model.named_modules() if hasattr(module, "kl_loss") and not has_kl(module))
+
+
+def _copy_of(module: nn.Module) -> SigmaMap | None:
+    """Say how a copy of the library's layers computes sigma; None for what is none, or what the probe does not show."""
+    if not any(name.startswith("mu_") for name in module._parameters):
+        return None
+    if type(module).forward is nn.Module.forward or isinstance(module, torch.jit.ScriptModule):
+        return None
+    pairs = [(mu, rho) for _, mu, rho, *_ in ATTRIBUTES if isinstance(getattr(module, mu, None), Tensor)]
+    pairs = [(mu, rho) for mu, rho in pairs if isinstance(getattr(module, rho, None), Tensor)]
+    if not any("bias" not in mu for mu, _ in pairs):
+        return None
+    # Only a change of what the probe reads makes it run again: it takes some passes of the layer.
+    key = (type(module), module.__dict__.get("forward"))
+    known = _PROBED.get(module)
+    if known is None or known[0] != key:
+        _PROBED[module] = known = (key, _probed(module, pairs))
+    return known[1]
+
+
+def _probed(module: nn.Module, pairs: list[tuple[str, str]]) -> SigmaMap | None:
+    try:
+        with undisturbed(module, seed=0), torch.no_grad():
+            images, mu = _images(module, getattr(module, pairs[0][0])), getattr(module, pairs[0][0])
+            # At a width of one the two ways of computing sigma differ, whatever the layer's own is.
+            with replaced((module._parameters, r, torch.full_like(getattr(module, r), 0.5)) for _, r in pairs):
+                (zero, *_), (again, *_), (one, *others) = (_weights(module, images, value) for value in (0, 0, 1))
+                wide = torch.full_like(zero, 0.5)
+                at_mu = torch.equal(zero, again) and torch.equal(zero, mu)
+                moved = others[-1] if others else one - zero
+                for how in (SOFTPLUS, EXP):
+                    if at_mu and torch.allclose(moved, how.of(wide), rtol=1e-4, atol=1e-5):
+                        return how
+    except Exception:  # it does not take such images, or works in another way
+        return None
+    return None
+
+
+def _weights(module: nn.Module, images: Tensor, value: float) -> list[Tensor]:
+    calls = Functional()
+    with Draws(value), calls:
+        module(images)
+    return [call.weight.detach().clone() for call in calls.seen]
+
+
+def _images(module: nn.Module, mu: Tensor) -> Tensor:
+    """Give inputs that a layer with such weights takes: a linear one, or a convolution."""
+    if mu.ndim == 2:
+        return torch.ones(2, mu.shape[1], dtype=mu.dtype, device=mu.device)
+    groups = int(getattr(module, "groups", 1))
+    channels = mu.shape[0] if "Transpose" in type(module).__name__ else mu.shape[1] * groups
+    wide = 2 + 4 * max(mu.shape[2:])
+    return torch.ones(2, channels, *[wide] * (mu.ndim - 2), dtype=mu.dtype, device=mu.device)

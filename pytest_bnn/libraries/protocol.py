@@ -1,0 +1,73 @@
+"""What an adapter of a library tells the checks: its capabilities, and how the library calls things."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Protocol, TypeAlias, get_args
+
+from torch import Tensor, nn
+
+from pytest_bnn.libraries.gaussian import BayesianLayer
+
+#: What a check may ask of a library, by name:
+#:
+#: - ``draws``: a forward pass draws anew from torch's global generators;
+#: - ``mean_mode``: a context in which the layers compute with mu (`pytest_bnn.libraries.silence.zero_sigma`);
+#: - ``silence``: a context in which every draw of a layer is 0, with sigma's graph intact (`...silence.zero_noise`);
+#: - ``mean_field``: mu, sigma and prior as `pytest_bnn.libraries.gaussian.PosteriorTensor`;
+#: - ``divergence``: the KL term as the library itself computes it, with its convention;
+#: - ``used_weights``: the weights that a call used, seen at the functional call (`pytest_bnn.libraries.capture`);
+#: - ``words``: how its converter, its KL and its width are called.
+Capability: TypeAlias = Literal["draws", "mean_mode", "silence", "mean_field", "divergence", "used_weights", "words"]
+
+CAPABILITIES: frozenset[Capability] = frozenset(get_args(Capability))
+
+#: How a library puts together the KL of single weights.
+Convention: TypeAlias = Literal["mean per tensor", "sum", "mean over all weights"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Words:
+    """How a library calls what messages speak about."""
+
+    library: str
+    kl: str
+    rho: str
+    convert: str
+    wider: str
+    narrower: str
+
+
+class Adapter(Protocol):
+    """One library of Bayesian layers. An adapter is stateless; it must not import its library before a model did."""
+
+    #: What the library is called, as ``pip`` knows it.
+    name: str
+    can: frozenset[Capability]
+    words: Words
+    #: How the library's own KL may be put together, the usual way first.
+    conventions: tuple[Convention, ...]
+
+    def layer(self, path: str, module: nn.Module) -> BayesianLayer | None:
+        """Give the layer that a module is; None where it owns no posterior, or is not the library's."""
+        ...
+
+    def owns(self, module: nn.Module) -> bool:
+        """Say whether a module is the library's, composites included."""
+        ...
+
+    def is_stock(self, layer: BayesianLayer) -> bool:
+        """Say whether a layer's forward is one functional call with drawn tensors, which gives the output."""
+        ...
+
+    def border(self, layer: BayesianLayer) -> tuple[list[int], str] | None:
+        """Give how a layer pads its input before its call; None where the call itself does."""
+        ...
+
+    def layer_kl(self, layer: BayesianLayer) -> Tensor:
+        """Give a layer's KL as the library computes it, with its graph."""
+        ...
+
+    def kl(self, model: nn.Module) -> Tensor | None:
+        """Give a model's KL as the library computes it, with its graph; None where it finds no layer."""
+        ...
