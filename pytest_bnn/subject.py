@@ -16,7 +16,7 @@ from pytest_bnn.data.given import batch_for_loss, given_samples, require_finite_
 from pytest_bnn.data.loss import BATCH, Loss
 from pytest_bnn.data.probing import Probed, probe
 from pytest_bnn.errors import InputError
-from pytest_bnn.libraries.posterior import PosteriorTensor, bayesian_layers
+from pytest_bnn.libraries.alignment import Alignment, Standing, align, standing_of
 from pytest_bnn.network.calling import Field, ForwardError, NoRowsError
 from pytest_bnn.records.evidence import Stage
 from pytest_bnn.records.recorder import default_subject_name
@@ -26,9 +26,6 @@ from pytest_bnn.tasks.reached import gradients_at_outputs
 from pytest_bnn.tasks.task import Task, TaskOption
 
 StageOption: TypeAlias = Literal["auto", "converted", "finetuned"]
-
-#: Cosine of mu to the teacher's weights above which a layer counts as fine-tuned from them.
-ALIGNED = 0.99
 
 
 class Given(TypedDict, total=False):
@@ -60,7 +57,7 @@ class Subject:
         loss: The training loss, ``loss(model, batch) -> scalar tensor``; the batch has the structure of the data,
             ``(images, labels)`` where both are given.
         name: How the report calls it; the running test's name, or "model", when empty.
-        stage: ``"converted"``, ``"finetuned"``, or ``"auto"``: see `stage_of`.
+        stage: ``"converted"``, ``"finetuned"``, or ``"auto"``: see `libraries.alignment.standing_of`.
         seed: Of all randomness in the audit.
         class_names: For the report.
         task: What the outputs mean; ``"auto"`` lets labels, loss and names decide: see `pytest_bnn.tasks`.
@@ -108,7 +105,8 @@ class Subject:
         self._stage_option = stage
         self._task_option: TaskOption = task
         self._output = output
-        self._stage: Stage | None = None
+        self._alignment: Alignment | None = None
+        self._standing: Standing | None = None
         self._bank: PassBank | None = None
         self._teacher_output: Tensor | None = None
         self._probed: Probed | None = None
@@ -126,10 +124,25 @@ class Subject:
 
     @property
     def stage(self) -> Stage:
-        """What the model is: as told, or found by `stage_of`."""
-        if self._stage is None:
-            self._stage = stage_of(self.model, self.teacher) if self._stage_option == "auto" else self._stage_option
-        return self._stage
+        """What the model is: as told, or found by `libraries.alignment.standing_of`."""
+        return self.standing.stage
+
+    @property
+    def standing(self) -> Standing:
+        """What the model is, and why."""
+        if self._standing is None:
+            told = self._stage_option
+            self._standing = (
+                standing_of(self.alignment) if told == "auto" else Standing(told, "the stage was given", told=True)
+            )
+        return self._standing
+
+    @property
+    def alignment(self) -> Alignment:
+        """Which module of the teacher is which of the model."""
+        if self._alignment is None:
+            self._alignment = align(self.model, self.teacher)
+        return self._alignment
 
     @property
     def probed(self) -> Probed | None:
@@ -315,37 +328,3 @@ def _require_finite(teacher: nn.Module, output: Tensor) -> None:
         if sick
         else "leave these images out, or look where its forward divides, takes a logarithm or overflows",
     )
-
-
-def stage_of(model: nn.Module, teacher: nn.Module | None) -> Stage:
-    """Say what a model is, by its posterior means against the teacher's weights, layer by layer.
-
-    Equal in most layers: ``"converted"``. Otherwise, a cosine above `ALIGNED` in most layers: ``"finetuned"``.
-    Otherwise ``"unrelated"``. Without a teacher, or without a layer in common, ``"unknown"``.
-    """
-    pairs = weight_pairs(model, teacher)
-    if not pairs:
-        return "unknown"
-    if 2 * sum(torch.equal(tensor.mu.detach().to(weight), weight) for tensor, weight in pairs) > len(pairs):
-        return "converted"
-    if 2 * sum(cosine(tensor, weight) > ALIGNED for tensor, weight in pairs) > len(pairs):
-        return "finetuned"
-    return "unrelated"
-
-
-def weight_pairs(model: nn.Module, teacher: nn.Module | None) -> list[tuple[PosteriorTensor, Tensor]]:
-    """Give each posterior weight tensor with the teacher's weight at the same path, where the shapes agree."""
-    modules = {} if teacher is None else dict(teacher.named_modules(remove_duplicate=False))
-    pairs = []
-    for layer in bayesian_layers(model):
-        weight = getattr(modules.get(layer.path), "weight", None)
-        if isinstance(weight, Tensor):
-            matrices = [t for t in layer.tensors if t.role == "weight" and t.mu.shape == weight.shape]
-            pairs += [(tensor, weight.detach()) for tensor in matrices]
-    return pairs
-
-
-def cosine(tensor: PosteriorTensor, weight: Tensor) -> float:
-    """Give the cosine of the posterior mean to a weight, in [-1, 1]; NaN where one of them is 0."""
-    mu, weight = tensor.mu.detach().double().flatten(), weight.to(tensor.mu.device).double().flatten()
-    return float(mu @ weight / (mu.norm() * weight.norm()))

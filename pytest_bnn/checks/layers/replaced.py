@@ -4,36 +4,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Unpack
 
 from torch import nn
 
 from pytest_bnn.checks.check import Check, Finding, asserting, not_applicable
+from pytest_bnn.checks.layers._row import MISSING, REMEDY, UNTIED, Row
+from pytest_bnn.checks.layers._use import require_use
 from pytest_bnn.libraries.posterior import (
     BayesianLayer,
     bayesian_layers,
     is_bayesian,
     orphaned_posteriors,
-    watched_noise,
 )
 from pytest_bnn.libraries.registry import nobody_knows
-from pytest_bnn.network.calling import ForwardError, forward
-from pytest_bnn.network.isolation import undisturbed
 from pytest_bnn.records.evidence import Evidence, LayerFinding, Measurement, Threshold, Verdict
-from pytest_bnn.subject import Given, Subject, fitted
+from pytest_bnn.subject import Given, Subject
 
 LAYERS_REPLACED = Check(
     id="layers.replaced",
     claim="Every convolution and linear layer of the teacher, the projections of its attention among them, became a "
     "Bayesian layer, is called in a forward pass, and what the teacher shares is still shared.",
-)
-
-REMEDY = (
-    "convert with pytest_bnn.convert(), which names what it cannot convert before it touches anything; "
-    "for a layer left deterministic on purpose say so with a reason: --allow 'PATTERN=REASON' or "
-    "allow={pattern: reason}"
 )
 
 
@@ -44,8 +36,10 @@ def measure_layers_replaced(
 
     Counts by layers and by weights; BatchNorm and embeddings are outside the claim, and a layer with a parametrization
     counts by the weights that it computes with. `nn.MultiheadAttention` counts as one layer for the three projections
-    that it keeps as bare parameters, and its ``out_proj`` as another. With images, every Bayesian
-    layer must also be called (a layer that the teacher does not call either is excused). Without a teacher the
+    that it keeps as bare parameters, and its ``out_proj`` as another. A layer of the teacher is found by its path,
+    under the prefix of a wrapper, inside the module at its path, by its weights, or by a shape that no other layer
+    has. With images, every Bayesian layer must also be called for some of them; excused are layers that the teacher
+    does not call either, or for some images only, and those that are called in train mode only. Without a teacher the
     claim is about the model alone. Needs no randomness: the verdict is exact.
 
     Args:
@@ -103,83 +97,100 @@ def _bare_projections(module: nn.Module) -> int:
     return sum(p.numel() for name in names if (p := module._parameters.get(name)) is not None)
 
 
-@dataclass(slots=True)
-class _Row:
-    path: str
-    kind: str
-    weights: int
-    problem: str = ""
-    reason: str = ""
-
-
 def _find(subject: Subject, allow: dict[str, str]) -> Finding:
+    alignment = subject.alignment
+    if alignment.copies:
+        places = ", ".join(place or "the model itself" for place in alignment.copies)
+        return not_applicable(
+            f"the teacher's layers lie in several places of the model, so it is not clear which of them it became: "
+            f"{places}; audit one of these modules by itself"
+        )
     layers = {layer.path: layer for layer in bayesian_layers(subject.model)}
     if not layers and (why := nobody_knows(subject.model)):
         return not_applicable(why)
-    rows = _rows(subject, layers)
+    notes: list[str] = []
+    rows = _rows(subject, layers) + _extra(subject, layers)
+    require_use(subject, layers, rows, notes)
+    _require_sharing(subject, rows)
     used = set()
     for row in rows:
-        pattern = next((p for p in allow if fnmatchcase(row.path, p)), None)
-        if pattern is not None and row.problem:
+        pattern = next((p for p in allow if fnmatchcase(row.path, p) or fnmatchcase(row.place or row.path, p)), None)
+        if pattern is not None and row.problem and row.remedy in (REMEDY, MISSING):
             used.add(pattern)
             row.reason, row.problem = allow[pattern], ""
-    notes = [f"{row.path} is deterministic on purpose: {row.reason}" for row in rows if row.reason]
+    notes = [f"{row.path} is deterministic on purpose: {row.reason}" for row in rows if row.reason] + notes
     notes += [f"the pattern {p!r} in allow matches no deterministic layer" for p in allow if p not in used]
-    by_path = {row.path: row for row in rows}
-    for path, problem in _not_in_use(subject, layers, notes).items():
-        if path not in by_path:
-            by_path[path] = _Row(path, layers[path].kind, layers[path].weights)
-            rows.append(by_path[path])
-        by_path[path].problem = by_path[path].problem or problem
-    for path, problem in _untied(subject).items():
-        by_path[path].problem = by_path[path].problem or problem
+    if alignment.prefix:
+        notes.append(f"the teacher's layers are at {alignment.prefix} in the model")
+    if alignment.moved:
+        path, how = next(iter(alignment.moved.items()))
+        notes.append(
+            f"{len(alignment.moved)} layers are not at the teacher's path, {path} first: found at "
+            f"{alignment.paths[path] or 'the model itself'}, {how}"
+        )
     return _finding(subject, rows, layers, notes)
 
 
-def _rows(subject: Subject, layers: dict[str, BayesianLayer]) -> list[_Row]:
+def _rows(subject: Subject, layers: dict[str, BayesianLayer]) -> list[Row]:
+    """Give the teacher's layers, each with what is wrong with its counterpart."""
     modules = dict(subject.model.named_modules(remove_duplicate=False))
     by_module = {id(layer.module): layer for layer in layers.values()}
+    paths = subject.alignment.paths
     rows = []
     for path, original in () if subject.teacher is None else subject.teacher.named_modules():
+        place = paths.get(path)
+        now = None if place is None else modules.get(place)
         if projections := _bare_projections(original):
-            rows.append(_attention_row(path, original, projections, modules.get(path)))
+            rows.append(_attention_row(path, original, projections, now, place))
         if not is_convolution_or_linear(original):
             continue
-        now = modules.get(path)
-        row = _Row(path, type(original).__name__, _own_weights(original))
+        row = Row(path, type(original).__name__, _own_weights(original), place=place)
         layer = by_module.get(id(now))
         if now is None:
-            row.problem = "is not in the model at this path"
+            row.fail("is not in the model: neither at this path nor by its weights or shape", MISSING)
+        elif layer is None and (is_convolution_or_linear(now) or list(now.parameters())):
+            row.fail(_still_deterministic(now), REMEDY)
         elif layer is None:
-            row.problem = _still_deterministic(now)
+            row.fail(f"is not in the model: at its path is a {type(now).__name__} without parameters", MISSING)
         elif layer.weights != row.weights:
-            row.problem = f"has {layer.weights} weights as {layer.kind}, {row.weights} in the teacher"
+            row.fail(f"has {layer.weights} weights as {layer.kind}, {row.weights} in the teacher", MISSING)
         rows.append(row)
-    known = {row.path for row in rows}
+    return rows
+
+
+def _extra(subject: Subject, layers: dict[str, BayesianLayer]) -> list[Row]:
+    """Give the model's layers that are nobody's counterpart in the teacher."""
+    paths = subject.alignment.paths
+    known = set(paths.values()) if subject.teacher is not None else set()
+    own = {id(module) for module in subject.teacher.modules()} if subject.teacher is not None else set()
+    rows = []
     for path, module in subject.model.named_modules():
-        if is_convolution_or_linear(module) and path not in known:
-            rows.append(_Row(path, type(module).__name__, _own_weights(module), _still_deterministic(module)))
-        elif path not in known and (projections := _bare_projections(module)):
-            rows.append(_Row(path, type(module).__name__, projections, _BARE))
-        elif path in layers and path not in known and subject.teacher is None:
-            rows.append(_Row(path, layers[path].kind, layers[path].weights))
+        if path in known or id(module) in own:
+            continue
+        if is_convolution_or_linear(module):
+            rows.append(Row(path, type(module).__name__, _own_weights(module), _still_deterministic(module), REMEDY))
+        elif projections := _bare_projections(module):
+            rows.append(Row(path, type(module).__name__, projections, _BARE, REMEDY))
+        elif path in layers and subject.teacher is None:
+            rows.append(Row(path, layers[path].kind, layers[path].weights))
     return rows
 
 
 _BARE = "keeps deterministic projections to query, key and value"
 
 
-def _attention_row(path: str, original: nn.Module, projections: int, now: nn.Module | None) -> _Row:
-    row = _Row(path, type(original).__name__, projections)
+def _attention_row(path: str, original: nn.Module, projections: int, now: nn.Module | None, place: str | None) -> Row:
+    row = Row(path, type(original).__name__, projections, place=place)
     bayesian = () if now is None else bayesian_layers(now)
     found = sum(layer.weights for layer in bayesian if layer.path != "out_proj")
     if now is None:
-        row.problem = "is not in the model at this path"
+        row.fail("is not in the model at this path", MISSING)
     elif _bare_projections(now):
-        row.problem = _BARE
+        row.fail(_BARE, REMEDY)
     elif found != projections:
-        row.problem = (
-            f"has {found} weights in Bayesian projections to query, key and value, {projections} in the teacher"
+        row.fail(
+            f"has {found} weights in Bayesian projections to query, key and value, {projections} in the teacher",
+            MISSING,
         )
     return row
 
@@ -191,57 +202,27 @@ def _still_deterministic(module: nn.Module) -> str:
     return f"is still a deterministic {kind}"
 
 
-def _not_in_use(subject: Subject, layers: dict[str, BayesianLayer], notes: list[str]) -> dict[str, str]:
-    if subject.images is None:
-        if layers:
-            notes.append("no images were given, so it was not seen whether every Bayesian layer is called")
-        return {}
-    called = _called(subject.model, subject, notes)
-    if called is None:
-        return {}
-    idle = set(layers) - called
-    if idle and subject.teacher is not None:
-        teacher_calls = _called(subject.teacher, subject, notes) or set()
-        teacher_paths = {path for path, _ in subject.teacher.named_modules(remove_duplicate=False)}
-        idle = {path for path in idle if path not in teacher_paths or path in teacher_calls}
-    return dict.fromkeys(sorted(idle), "is never called in a forward pass: something else still computes in its place")
-
-
-def _called(model: nn.Module, subject: Subject, notes: list[str]) -> set[str] | None:
-    called: set[str] = set()
-    with undisturbed(model, seed=subject.seed):
-        for path, module in model.named_modules():
-            module.register_forward_pre_hook(lambda *_, path=path: called.add(path))
-        with watched_noise(model) as drawn:
-            try:
-                forward(model, fitted(subject.require_images()[:1], model))
-            except ForwardError as error:
-                notes.append(f"it was not seen which layers are called: the forward raised {error}")
-                return None
-    return called | drawn
-
-
-def _untied(subject: Subject) -> dict[str, str]:
-    """Find what the teacher shares and the model does not: modules at several paths, tensors of several modules."""
+def _require_sharing(subject: Subject, rows: list[Row]) -> None:
+    """Note at the rows what the teacher shares and the model does not: modules, and tensors of several modules."""
     if subject.teacher is None:
-        return {}
-    now = dict(subject.model.named_modules(remove_duplicate=False))
+        return
+    modules = dict(subject.model.named_modules(remove_duplicate=False))
+    now = {path: modules.get(place) for path, place in subject.alignment.paths.items()}
+    by_path = {row.path: row for row in rows}
     first_place: dict[int, str] = {}
     owner: dict[int, str] = {}
-    untied = {}
     for path, module in subject.teacher.named_modules(remove_duplicate=False):
         if not is_convolution_or_linear(module):
             continue
         first = first_place.setdefault(id(module), path)
         if first != path:
             if now.get(first) is not now.get(path):
-                untied[first] = f"is one module with {path} in the teacher, and two in the model"
+                by_path[first].fail(f"is one module with {path} in the teacher, and two in the model", UNTIED)
             continue
         for name, tensor in module.named_parameters(recurse=False):
             other = owner.setdefault(id(tensor), path)
             if other != path and not _share_parameters(now.get(other), now.get(path)):
-                untied[path] = f"shares its {name} with {other} in the teacher, and no longer in the model"
-    return untied
+                by_path[path].fail(f"shares its {name} with {other} in the teacher, and no longer in the model", UNTIED)
 
 
 def _share_parameters(one: nn.Module | None, other: nn.Module | None) -> bool:
@@ -250,7 +231,7 @@ def _share_parameters(one: nn.Module | None, other: nn.Module | None) -> bool:
     return bool({id(p) for p in one.parameters()} & {id(p) for p in other.parameters()})
 
 
-def _finding(subject: Subject, rows: list[_Row], layers: dict[str, BayesianLayer], notes: list[str]) -> Finding:
+def _finding(subject: Subject, rows: list[Row], layers: dict[str, BayesianLayer], notes: list[str]) -> Finding:
     claimed = [row for row in rows if not row.reason]
     good = [row for row in claimed if not row.problem]
     weights, all_weights = sum(row.weights for row in good), sum(row.weights for row in claimed)
@@ -289,22 +270,14 @@ def _finding(subject: Subject, rows: list[_Row], layers: dict[str, BayesianLayer
                 path=row.path,
                 kind=row.kind,
                 ok=not row.problem,
-                finding=row.problem or (f"deterministic on purpose: {row.reason}" if row.reason else "Bayesian"),
+                finding=row.problem or (f"deterministic on purpose: {row.reason}" if row.reason else _found(row)),
             )
             for row in sorted(rows, key=lambda row: (not row.problem, -row.weights if row.problem else 0))
         ),
-        remedy="" if ok else _wrapped(subject, layers) or REMEDY,
+        remedy="" if ok else "; ".join(dict.fromkeys(row.remedy for row in claimed if row.problem)) or REMEDY,
         notes=tuple(notes),
     )
 
 
-def _wrapped(subject: Subject, layers: dict[str, BayesianLayer]) -> str:
-    """Say what to audit where the model holds the conversion in one child, as DataParallel and torch.compile do."""
-    children = [name for name, _ in subject.model.named_children()]
-    if subject.teacher is None or len(children) != 1:
-        return ""
-    wanted = [path for path, module in subject.teacher.named_modules() if is_convolution_or_linear(module)]
-    if not wanted or any(f"{children[0]}.{path}" not in layers for path in wanted):
-        return ""
-    kind = type(subject.model).__name__
-    return f"audit model.{children[0]}, the network that {kind} holds: its layers have the teacher's paths"
+def _found(row: Row) -> str:
+    return "Bayesian" if row.place in (None, row.path) else f"Bayesian, at {row.place or 'the model itself'}"

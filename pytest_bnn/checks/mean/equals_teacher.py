@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Unpack
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pytest_bnn.checks.check import Check, Finding, accused, asserting, not_applicable
-from pytest_bnn.libraries.posterior import bayesian_layers, zero_sigma
+from pytest_bnn.checks.mean._cause import Cause, cause_of, restored_statistics
+from pytest_bnn.data.batch import Inputs
+from pytest_bnn.libraries.fingerprint import cosine
+from pytest_bnn.libraries.posterior import PosteriorTensor, bayesian_layers, zero_sigma
 from pytest_bnn.libraries.registry import nobody_knows
 from pytest_bnn.network.calling import ForwardError, forward
 from pytest_bnn.network.comparing import TRACED_IMAGES, Parting, difference, first_parting, tolerance, traced
 from pytest_bnn.network.isolation import undisturbed
+from pytest_bnn.network.wrappers import eager
 from pytest_bnn.records.evidence import Evidence, LayerFinding, Measurement, Threshold, Verdict
-from pytest_bnn.subject import Given, Subject, cosine, fitted, weight_pairs
+from pytest_bnn.subject import Given, Subject, fitted
 
 MEAN_EQUALS_TEACHER = Check(
     id="mean.equals_teacher",
@@ -29,7 +34,8 @@ def measure_mean_equals_teacher(model: nn.Module | Subject, **given: Unpack[Give
     With every rho at minus infinity, sigma is exactly 0 and the weights are mu. The outputs must then agree to
     ten times torch.testing's relative tolerance for the dtype, relative to the teacher's largest output. Where
     they do not, the first module whose output differs is named. Not applicable to fine-tuned models, whose mu has
-    moved; fails for models whose mu has nothing to do with the teacher's weights. Exact: no randomness.
+    moved, and where nothing shows whether the model was trained; fails for models whose mu has nothing to do with the
+    teacher's weights. Exact: no randomness.
 
     Args:
         model: The Bayesian network, or a `Subject`.
@@ -43,38 +49,52 @@ assert_mean_equals_teacher = asserting(measure_mean_equals_teacher)
 
 def _find(subject: Subject) -> Finding:
     assert subject.teacher is not None
-    cosines = [(tensor, cosine(tensor, weight)) for tensor, weight in weight_pairs(subject.model, subject.teacher)]
+    standing = subject.standing
+    cosines = [(tensor, cosine(tensor, weight)) for tensor, weight in subject.alignment.pairs]
     lowest = min(cosines, key=lambda pair: pair[1], default=None)
     aligned = () if lowest is None else (
         Measurement(name="lowest cosine of mu to the teacher", value=lowest[1], note=lowest[0].name),
     )  # fmt: skip
-    if subject.stage == "finetuned":
-        finding = not_applicable(
-            "the model was fine-tuned, so its mu has moved away from the teacher's weights on purpose"
+    if standing.stage == "finetuned":
+        why = "as the given stage says" if standing.told else standing.why
+        return _abstained(
+            f"the model was fine-tuned, so it is no longer its teacher on purpose: {why}; --stage converted holds it "
+            "to the claim all the same",
+            aligned,
         )
-        return Finding(verdict=finding.verdict, headline=finding.headline, measurements=aligned)
-    if subject.stage == "unrelated":
-        return _unrelated(subject, aligned)
+    if standing.stage == "unrelated":
+        return _unrelated(standing.why, cosines, aligned)
     expected = subject.teacher_output()
     images = subject.require_images()
-    with undisturbed(subject.model, seed=subject.seed), zero_sigma(subject.model):
-        try:
-            outputs = forward(subject.model, images)
-        except ForwardError as error:
-            return _raised(error)
+    try:
+        outputs = _at_its_mean(subject, images)
+    except ForwardError as error:
+        return _raised(error) if _was_converted(subject) else _abstained(_UNKNOWN.format(standing.why), aligned)
     apart = difference(expected, outputs)
     allowed = tolerance(expected, outputs)
     ok = 0 <= apart <= allowed
     if not ok and (why := nobody_knows(subject.model)):
         return not_applicable(why)
+    if not ok and not _was_converted(subject):
+        return _abstained(_UNKNOWN.format(standing.why), aligned)
+    where = None if ok else _parting(subject)
+    if where is not None and not standing.told and (norms := _estimated_anew(subject, expected, allowed)):
+        return _abstained(
+            f"nothing but the statistics of {len(norms)} normalisation layers differs ({norms[0]} first): "
+            "they were estimated anew, on purpose or by passes in train mode; --stage converted holds the model to the "
+            "claim all the same",
+            aligned,
+        )
     notes = [] if bayesian_layers(subject.model) else ["the model has no Bayesian layer, so this compares two networks"]
     if outputs.dtype != expected.dtype:
         notes.append(
             f"the outputs are {outputs.dtype}, the teacher's {expected.dtype}: the conversion changed the dtype"
         )
-    where = None if ok else _parting(subject)
+    cause = None if where is None else cause_of(where, subject.teacher, subject.model, subject.alignment)
     if where is not None:
         notes.append(f"the first module whose output differs is {where}")
+    if subject.alignment.prefix:
+        notes.append(f"the teacher's layers are at {subject.alignment.prefix} in the model")
     if apart < 0:
         headline = f"the outputs have the shape {list(outputs.shape)} instead of {list(expected.shape)}"
     elif apart == 0:
@@ -92,26 +112,77 @@ def _find(subject: Subject) -> Finding:
             *aligned,
         ),
         threshold=Threshold(quantity="largest relative difference", observed=apart, relation="<=", allowed=allowed),
-        layers=() if where is None else (LayerFinding(path=where.path, kind=where.kind, ok=False, finding=str(where)),),
-        remedy=""
-        if ok
-        else "look at that module: the conversion lost a setting (padding mode, output padding, stride), "
-        "replaced a class that is not torch's, mixed up weights, or BatchNorm's statistics changed",
+        layers=() if where is None else (_layer(where, cause),),
+        remedy="" if ok else _remedy(cause),
         notes=tuple(notes),
     )
 
 
-def _unrelated(subject: Subject, aligned: tuple[Measurement, ...]) -> Finding:
+_UNKNOWN = (
+    "nothing shows whether the model was trained after its conversion: {}; say so with --stage converted, which holds "
+    "it to the claim, or --stage finetuned (stage= in Python)"
+)
+
+
+def _was_converted(subject: Subject) -> bool:
+    """Say whether it is known that the model should be its teacher; without a Bayesian layer nothing was trained."""
+    return subject.stage == "converted" or not bayesian_layers(subject.model)
+
+
+def _abstained(why: str, measurements: tuple[Measurement, ...]) -> Finding:
+    finding = not_applicable(why)
+    return Finding(verdict=finding.verdict, headline=finding.headline, measurements=measurements)
+
+
+def _layer(where: Parting, cause: Cause | None) -> LayerFinding:
+    said = str(where) if cause is None or not cause.found else f"{where}: {cause.found}"
+    return LayerFinding(path=where.path, kind=where.kind, ok=False, finding=said)
+
+
+def _remedy(cause: Cause | None) -> str:
+    if cause is not None:
+        return cause.remedy
+    return (
+        "no single module differs on the images that were compared one by one: compare how the two networks put their "
+        "outputs together"
+    )
+
+
+def _at_its_mean(subject: Subject, images: Inputs) -> Tensor:
+    with eager(), undisturbed(subject.model, seed=subject.seed), zero_sigma(subject.model):
+        return forward(subject.model, images)
+
+
+def _estimated_anew(subject: Subject, expected: Tensor, allowed: float) -> tuple[str, ...]:
+    """Give the layers whose running statistics alone keep the model from being its teacher; none where more does."""
+    assert subject.teacher is not None
+    with (
+        eager(),
+        undisturbed(subject.model, seed=subject.seed),
+        zero_sigma(subject.model),
+        restored_statistics(subject.teacher, subject.model, subject.alignment) as norms,
+    ):
+        if not norms:
+            return ()
+        try:
+            outputs = forward(subject.model, subject.require_images())
+        except ForwardError:
+            return ()
+    return norms if 0 <= difference(expected, outputs) <= allowed else ()
+
+
+def _unrelated(why: str, cosines: list[tuple[PosteriorTensor, float]], aligned: tuple[Measurement, ...]) -> Finding:
     return Finding(
         verdict=Verdict.FAIL,
-        headline="the teacher's weights are not in this model",
+        headline=f"the teacher's weights are not in this model: {why}",
         measurements=aligned,
         layers=tuple(
-            accused(tensor, f"cosine of mu to the teacher's weight {cosine(tensor, weight):.3f}")
-            for tensor, weight in weight_pairs(subject.model, subject.teacher)
+            accused(tensor, f"cosine of mu to the teacher's weight {found:.3f}, as between unrelated weights")
+            for tensor, found in cosines
         ),
         remedy="convert with moped_enable=True so that mu starts at the teacher's weights, and load checkpoints with "
-        "strict=True: a deterministic state_dict has other names than a Bayesian one",
+        "strict=True: a deterministic state_dict has other names than a Bayesian one; for a network that was trained "
+        "from scratch beside this teacher say --stage finetuned",
     )
 
 
@@ -127,9 +198,10 @@ def _raised(error: ForwardError) -> Finding:
 def _parting(subject: Subject) -> Parting | None:
     assert subject.teacher is not None
     few = subject.require_images()[:TRACED_IMAGES]
-    with torch.no_grad():
+    with torch.no_grad(), eager():
         with undisturbed(subject.teacher, seed=subject.seed), traced(subject.teacher) as expected:
             forward(subject.teacher, fitted(few, subject.teacher))
         with undisturbed(subject.model, seed=subject.seed), zero_sigma(subject.model), traced(subject.model) as found:
             forward(subject.model, few)
-    return first_parting(expected, found)
+    paths = subject.alignment.paths
+    return first_parting([replace(call, path=paths[call.path]) for call in expected if call.path in paths], found)
