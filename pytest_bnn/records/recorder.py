@@ -60,6 +60,11 @@ def inconclusive_policy() -> Inconclusive:
     return "fail" if recorder is None else recorder.inconclusive
 
 
+def recorder_in_force() -> bool:
+    """Say whether a test runs: somebody collects what checks find."""
+    return _recorder.get() is not None
+
+
 def default_subject_name() -> str:
     """Give the name of a subject that was given none: the recorder's, ``"model"`` without one."""
     recorder = _recorder.get()

@@ -10,25 +10,19 @@ from __future__ import annotations
 import math
 import statistics
 from dataclasses import dataclass
-from typing import Unpack
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pytest_bnn.checks._objective import FINITE_DERIVATIVE, endless, is_finite, loss_of
-from pytest_bnn.checks.check import Check, Finding, accused, asserting
+from pytest_bnn.checks.check import Finding, accused, check
 from pytest_bnn.checks.kl.present import MEAN, NOT_FINITE, SUM, not_finite
+from pytest_bnn.checks.values import Count, Positive
 from pytest_bnn.errors import InputError
 from pytest_bnn.libraries.posterior import PosteriorTensor, bayesian_layers, shifted_prior, zero_noise
 from pytest_bnn.network.isolation import undisturbed
-from pytest_bnn.records.evidence import Evidence, Measurement, Threshold, Verdict
-from pytest_bnn.subject import Given, Subject
-
-KL_LOSS = Check(
-    id="kl.loss",
-    claim="The training loss contains the KL term, with the weight that it should have.",
-    needs=("loss", "images"),
-)
+from pytest_bnn.records.evidence import Measurement, Threshold, Verdict
+from pytest_bnn.subject import Subject
 
 #: Allowed relative error of the weight, its spread between tensors, and the part of a gradient that is not KL.
 TOLERANCE = 1e-3
@@ -42,23 +36,22 @@ _FINITE_KL = (
 )
 
 
-def measure_kl_loss(
-    model: nn.Module | Subject,
-    *,
-    kl_weight: float | None = None,
-    num_batches: int | None = None,
-    **given: Unpack[Given],
-) -> Evidence:
+@check(
+    claim="The training loss contains the KL term, with the weight that it should have.",
+    needs=("loss", "images"),
+    after="kl.present",
+    either=("kl_weight", "num_batches"),
+)
+def loss(subject: Subject, *, kl_weight: Positive | None = None, num_batches: Count | None = None) -> Finding:
     """Measure whether a training loss contains the KL term with the weight that it should have.
 
     Fails where the term is missing, detached, negative, on some tensors only, or has another weight than the
     expected one; without an expected weight it reports the one found. Exact: no randomness.
 
     Args:
-        model: The Bayesian network, or a `Subject`.
+        subject: loss and images, at least; see `Subject`. The loss gets one batch of at most 32 images.
         kl_weight: The weight that the KL term should have, in the convention that the loss uses.
         num_batches: Expect 1 / num_batches.
-        **given: loss and images, at least; see `Subject`. The loss gets one batch of at most 32 images.
 
     Raises:
         ValueError: Both expectations are given, or one is not above 0.
@@ -66,15 +59,10 @@ def measure_kl_loss(
 
     Source: the bound of Blundell et al. 2015, section 3.4, for the weight 1 / number of batches.
     """
-    if kl_weight is not None and num_batches is not None:
-        raise ValueError("give kl_weight or num_batches, not both")
-    if (kl_weight is not None and not kl_weight > 0) or (num_batches is not None and not num_batches > 0):
-        raise ValueError("kl_weight and num_batches must be above 0")
-    expected = 1 / num_batches if num_batches is not None else kl_weight
-    return KL_LOSS.run(Subject.of(model, given), lambda subject: _find(subject, expected))
+    return _find(subject, 1 / num_batches if num_batches is not None else kl_weight)
 
 
-assert_kl_loss = asserting(measure_kl_loss)
+measure_kl_loss, assert_kl_loss = loss.measure, loss.assert_
 
 
 @dataclass(frozen=True, slots=True)

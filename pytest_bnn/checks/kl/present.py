@@ -4,23 +4,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Unpack
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from pytest_bnn.checks.check import Check, Finding, accused, asserting
+from pytest_bnn.checks.check import Finding, accused, check
 from pytest_bnn.libraries import posterior
 from pytest_bnn.libraries.posterior import BayesianLayer, PosteriorTensor, bayesian_layers
 from pytest_bnn.network.isolation import undisturbed
-from pytest_bnn.records.evidence import Evidence, LayerFinding, Measurement, Threshold, Verdict
-from pytest_bnn.subject import Given, Subject
-
-KL_PRESENT = Check(
-    id="kl.present",
-    claim="The KL term exists, is finite and positive, equals the closed form from mu, sigma and prior, "
-    "and its gradient reaches every mu and rho.",
-)
+from pytest_bnn.records.evidence import LayerFinding, Measurement, Threshold, Verdict
+from pytest_bnn.subject import Subject
 
 #: Allowed relative error of the KL and of its gradient; float32 sums over millions of weights are good to 1e-7.
 TOLERANCE = 1e-4
@@ -42,7 +35,12 @@ NOT_FINITE = (
 SUM, MEAN = "sum", "mean per tensor"
 
 
-def measure_kl_present(model: nn.Module | Subject, **given: Unpack[Given]) -> Evidence:
+@check(
+    claim="The KL term exists, is finite and positive, equals the closed form from mu, sigma and prior, "
+    "and its gradient reaches every mu and rho.",
+    after="estimator.flipout",
+)
+def present(subject: Subject) -> Finding:
     """Measure whether the KL term exists and is right.
 
     Compares what ``get_kl_loss`` gives with the closed form for Gaussians in float64, under both conventions in
@@ -51,13 +49,12 @@ def measure_kl_present(model: nn.Module | Subject, **given: Unpack[Given]) -> Ev
     tensor's sigma are dead. Exact: no randomness.
 
     Args:
-        model: The Bayesian network, or a `Subject`.
-        **given: name, seed and so on; see `Subject`.
+        subject: the model alone; see `Subject`.
     """
-    return KL_PRESENT.run(Subject.of(model, given), _find)
+    return _find(subject)
 
 
-assert_kl_present = asserting(measure_kl_present)
+measure_kl_present, assert_kl_present = present.measure, present.assert_
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Unpack
 
 from torch import nn
 
-from pytest_bnn.checks.check import Check, Finding, asserting
+from pytest_bnn.checks.check import Finding, check
+from pytest_bnn.checks.values import Reasons
 from pytest_bnn.libraries.posterior import (
     BayesianLayer,
     bayesian_layers,
@@ -19,15 +18,9 @@ from pytest_bnn.libraries.posterior import (
     watched_noise,
 )
 from pytest_bnn.network.isolation import undisturbed
-from pytest_bnn.records.evidence import Evidence, LayerFinding, Measurement, Threshold, Verdict
+from pytest_bnn.records.evidence import LayerFinding, Measurement, Threshold, Verdict
 from pytest_bnn.sampling.bank import ForwardError, forward
-from pytest_bnn.subject import Given, Subject, fitted
-
-LAYERS_REPLACED = Check(
-    id="layers.replaced",
-    claim="Every convolution and linear layer of the teacher, the projections of its attention among them, became a "
-    "Bayesian layer, is called in a forward pass, and what the teacher shares is still shared.",
-)
+from pytest_bnn.subject import Subject, fitted
 
 REMEDY = (
     "convert with pytest_bnn.convert(), which names what it cannot convert before it touches anything; "
@@ -36,9 +29,11 @@ REMEDY = (
 )
 
 
-def measure_layers_replaced(
-    model: nn.Module | Subject, *, allow: Mapping[str, str] | None = None, **given: Unpack[Given]
-) -> Evidence:
+@check(
+    claim="Every convolution and linear layer of the teacher, the projections of its attention among them, became a "
+    "Bayesian layer, is called in a forward pass, and what the teacher shares is still shared.",
+)
+def replaced(subject: Subject, *, allow: Reasons | None = None) -> Finding:
     """Measure whether every convolution and linear layer became Bayesian.
 
     Counts by layers and by weights; BatchNorm and embeddings are outside the claim, and a layer with a parametrization
@@ -48,22 +43,14 @@ def measure_layers_replaced(
     claim is about the model alone. Needs no randomness: the verdict is exact.
 
     Args:
-        model: The Bayesian network, or a `Subject`.
+        subject: teacher, images, name and so on; see `Subject`.
         allow: Layers left deterministic on purpose: a pattern for the path (as in fnmatch) to the reason, which
             the report shows.
-        **given: teacher, images, name and so on; see `Subject`.
-
-    Raises:
-        ValueError: A reason in ``allow`` is empty.
     """
-    allowed = dict(allow or {})
-    for pattern, reason in allowed.items():
-        if not isinstance(reason, str) or not reason.strip():
-            raise ValueError(f"allow needs a reason for {pattern!r}")
-    return LAYERS_REPLACED.run(Subject.of(model, given), lambda subject: _find(subject, allowed))
+    return _find(subject, dict(allow or {}))
 
 
-assert_layers_replaced = asserting(measure_layers_replaced)
+measure_layers_replaced, assert_layers_replaced = replaced.measure, replaced.assert_
 
 
 def is_convolution_or_linear(module: nn.Module) -> bool:

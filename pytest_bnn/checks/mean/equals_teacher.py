@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Unpack
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from pytest_bnn.checks.check import Check, Finding, accused, asserting, not_applicable
+from pytest_bnn.checks.check import Finding, accused, check, not_applicable
 from pytest_bnn.libraries.posterior import bayesian_layers, zero_sigma
 from pytest_bnn.network.comparing import TRACED_IMAGES, Parting, difference, first_parting, tolerance, traced
 from pytest_bnn.network.isolation import undisturbed
-from pytest_bnn.records.evidence import Evidence, LayerFinding, Measurement, Threshold, Verdict
+from pytest_bnn.records.evidence import LayerFinding, Measurement, Threshold, Verdict
 from pytest_bnn.sampling.bank import ForwardError, forward
-from pytest_bnn.subject import Given, Subject, cosine, fitted, weight_pairs
+from pytest_bnn.subject import Subject, cosine, fitted, weight_pairs
 
-MEAN_EQUALS_TEACHER = Check(
-    id="mean.equals_teacher",
+
+@check(
     claim="With every sigma at 0 the Bayesian network gives its teacher's outputs, to float tolerance.",
     needs=("teacher", "images"),
+    after="memory.separate",
 )
-
-
-def measure_mean_equals_teacher(model: nn.Module | Subject, **given: Unpack[Given]) -> Evidence:
+def equals_teacher(subject: Subject) -> Finding:
     """Measure whether the network at its posterior mean is its teacher.
 
     With every rho at minus infinity, sigma is exactly 0 and the weights are mu. The outputs must then agree to
@@ -31,13 +28,12 @@ def measure_mean_equals_teacher(model: nn.Module | Subject, **given: Unpack[Give
     moved; fails for models whose mu has nothing to do with the teacher's weights. Exact: no randomness.
 
     Args:
-        model: The Bayesian network, or a `Subject`.
-        **given: teacher and images, at least; see `Subject`.
+        subject: teacher and images, at least; see `Subject`.
     """
-    return MEAN_EQUALS_TEACHER.run(Subject.of(model, given), _find)
+    return _find(subject)
 
 
-assert_mean_equals_teacher = asserting(measure_mean_equals_teacher)
+measure_mean_equals_teacher, assert_mean_equals_teacher = equals_teacher.measure, equals_teacher.assert_
 
 
 def _find(subject: Subject) -> Finding:

@@ -1,0 +1,66 @@
+# Written by python -m pytest_bnn.checks.stubs.
+from pytest_bnn.audit.plan import Thresholds as Thresholds
+from pytest_bnn.audit.run import audit_model as audit_model
+from pytest_bnn.checks import (
+    assert_estimator_flipout as assert_estimator_flipout,
+    assert_gradient_samples as assert_gradient_samples,
+    assert_kl_loss as assert_kl_loss,
+    assert_kl_present as assert_kl_present,
+    assert_layers_replaced as assert_layers_replaced,
+    assert_mean_equals_teacher as assert_mean_equals_teacher,
+    assert_memory_separate as assert_memory_separate,
+    assert_noise_posterior as assert_noise_posterior,
+    assert_noise_source as assert_noise_source,
+    assert_noise_spread as assert_noise_spread,
+    assert_noise_varies as assert_noise_varies,
+    assert_teacher_agreement as assert_teacher_agreement,
+    measure_estimator_flipout as measure_estimator_flipout,
+    measure_gradient_samples as measure_gradient_samples,
+    measure_kl_loss as measure_kl_loss,
+    measure_kl_present as measure_kl_present,
+    measure_layers_replaced as measure_layers_replaced,
+    measure_mean_equals_teacher as measure_mean_equals_teacher,
+    measure_memory_separate as measure_memory_separate,
+    measure_noise_posterior as measure_noise_posterior,
+    measure_noise_source as measure_noise_source,
+    measure_noise_spread as measure_noise_spread,
+    measure_noise_varies as measure_noise_varies,
+    measure_teacher_agreement as measure_teacher_agreement,
+)
+from pytest_bnn.checks.check import Finding as Finding, check as check
+from pytest_bnn.conversion import Conversion as Conversion, convert as convert, convert_with as convert_with
+from pytest_bnn.errors import (
+    BrokenEnvironmentError as BrokenEnvironmentError,
+    ConversionError as ConversionError,
+    InputError as InputError,
+    PytestBnnError as PytestBnnError,
+    WeightsError as WeightsError,
+)
+from pytest_bnn.example.audit import audit_resnet18 as audit_resnet18
+from pytest_bnn.example.images import (
+    digits as digits,
+    digits_batch as digits_batch,
+    imagenet_batch as imagenet_batch,
+    open_image as open_image,
+    photograph as photograph,
+)
+from pytest_bnn.example.weights import Teacher as Teacher, load_teacher as load_teacher, model_card as model_card
+from pytest_bnn.records.evidence import (
+    AuditRun as AuditRun,
+    Evidence as Evidence,
+    Measurement as Measurement,
+    Threshold as Threshold,
+    Verdict as Verdict,
+)
+from pytest_bnn.report import render_html as render_html, render_markdown as render_markdown
+from pytest_bnn.report.files import write_report as write_report
+from pytest_bnn.sampling.bank import PassBank as PassBank, probabilities as probabilities
+from pytest_bnn.sampling.predictive import Predictive as Predictive, predict as predict
+from pytest_bnn.stats.intervals import Budget as Budget
+from pytest_bnn.subject import Subject as Subject
+from pytest_bnn.training.divergence import FixedSigma as FixedSigma, fixed_sigma as fixed_sigma, kl as kl
+from pytest_bnn.training.finetune import distillation_loss as distillation_loss, finetune as finetune
+
+_HOMES: dict[str, tuple[str, ...]]
+_HOME_OF: dict[str, str]
+__all__: list[str]
