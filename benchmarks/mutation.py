@@ -28,13 +28,14 @@ from torch.nn import functional
 
 from benchmarks.mutants import EXPECTED, Fate, Mutant, mutants
 from benchmarks.mutators import FACTORS
-from pytest_bnn.audit.run import CHECK_IDS, CHECKS, Thresholds
+from pytest_bnn.audit.run import CHECK_IDS, Thresholds
 from pytest_bnn.conversion import Estimator, convert
 from pytest_bnn.errors import PytestBnnError
 from pytest_bnn.example.images import digits
 from pytest_bnn.example.weights import load_teacher
 from pytest_bnn.records.evidence import Evidence, Verdict
 from pytest_bnn.subject import Subject
+from tests.faults.injectors.examining import measured
 from tests.faults.injectors.networks import sure_of, train
 
 BATCHES = 10
@@ -127,10 +128,9 @@ def resnet18_case() -> Case:
 def judge(case: Case, model: nn.Module, order: Iterable[str] = CHECK_IDS) -> Iterator[tuple[str, Evidence | None]]:
     """Run every check of the audit; None where one refuses its input."""
     subject = case.subject(model)
-    measures = {check.id: measure for check, measure in CHECKS}
     for id in order:
         try:
-            yield id, measures[id](subject, Thresholds(num_batches=BATCHES))
+            yield id, measured(id, subject, Thresholds(num_batches=BATCHES))
         except PytestBnnError:
             yield id, None
 

@@ -4,24 +4,31 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import sys
+import textwrap
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
+from pytest_bnn.checks import choices, registry
+from pytest_bnn.checks.choices import choosing
 from pytest_bnn.errors import InputError, PytestBnnError
-from pytest_bnn.options import OPTIONS, DrawnSeed, Settings, positive, resolve, using, whole
+from pytest_bnn.options import OPTIONS, DrawnSeed, Settings, positive, resolve_with_sources, using, whole
 
 if TYPE_CHECKING:
-    from pytest_bnn.audit.run import Progress, Thresholds
+    from pytest_bnn.audit.plan import Explicit
+    from pytest_bnn.audit.run import Progress
     from pytest_bnn.records.run import AuditRun
 
 T = TypeVar("T")
 
 PASSED, FAILED, BROKEN, NOTHING_APPLIES, USAGE = range(5)
 _INTERRUPTED = 130
+
+_TASKS = ("auto", "classification", "binary", "regression", "dense")
 
 _AUDIT = """\
 Audit a Bayesian neural network that was converted from a deterministic one.
@@ -32,7 +39,8 @@ is judged as it is, never trained or changed."""
 
 _AUDIT_END = """\
 MODULE:FACTORY names a function without arguments in a module of this folder or of the Python path. The module is
-executed: audit only code that you would run.
+executed: audit only code that you would run. So are modules named with --plugin or in [tool.pytest-bnn] of the
+pyproject.toml in this folder, and this folder's conftest.py where it declares checks with @pytest_bnn.check.
 
 exit codes: 0 every claim holds; 1 a claim failed or stayed inconclusive; 2 the audit itself broke;
 3 no check applies; 4 wrong usage or input.
@@ -44,6 +52,8 @@ examples:
 
 
 class _Parser(argparse.ArgumentParser):
+    """Ends with the exit code for wrong usage."""
+
     def error(self, message: str) -> NoReturn:
         self.print_usage(sys.stderr)
         self.exit(USAGE, f"{self.prog}: {message}\n")
@@ -59,7 +69,9 @@ def _parser() -> argparse.ArgumentParser:
         description=_AUDIT,
         epilog=_AUDIT_END,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        add_help=False,
     )
+    audit.add_argument("-h", "--help", nargs=0, action=_Help, help="show this message, with the checks, and exit")
     own = audit.add_argument_group("a network of your own")
     own.add_argument("--model", metavar="MODULE:FACTORY", help="returns the Bayesian network")
     own.add_argument("--teacher", metavar="MODULE:FACTORY", help="returns the deterministic network it came from")
@@ -72,10 +84,21 @@ def _parser() -> argparse.ArgumentParser:
     own.add_argument("--loss", metavar="MODULE:FUNCTION", help="the training loss, called as loss(model, batch)")
     own.add_argument("--stage", choices=("auto", "converted", "finetuned"),
                      help="what the model is; auto compares its mu with the teacher's weights")  # fmt: skip
+    own.add_argument("--task", metavar="|".join(_TASKS), choices=_TASKS,
+                     help="what outputs and targets are; auto finds out where labels, loss or heads say")  # fmt: skip
+    own.add_argument("--output", metavar="NAME",
+                     help="field of the model's output that the claims about predictions judge")  # fmt: skip
+    own.add_argument("--batch-dim", metavar="N", type=_reading(whole(0)),
+                     help="dimension of the inputs that counts examples (default: found out)")  # fmt: skip
     claims = audit.add_argument_group("what is claimed")
     claims.add_argument("--checks", metavar="ID,...", help="run these checks only, for example layers.replaced,kl.loss")
     claims.add_argument("--allow", metavar="PATTERN=REASON", action="append", default=[],
                         help="layers that are deterministic on purpose, by path; may be repeated")  # fmt: skip
+    claims.add_argument("--set", metavar="ID.OPTION=VALUE", action="append", default=[],
+                        help="an option of one check, for example noise.spread.band=0.01:0.5 or kl.loss.severity=warn; "
+                        "may be repeated")  # fmt: skip
+    claims.add_argument("--plugin", metavar="MODULE", action="append", default=[],
+                        help="import a module that declares checks; may be repeated")  # fmt: skip
     weight = claims.add_mutually_exclusive_group()
     weight.add_argument(
         "--kl-weight", metavar="W", type=_reading(positive), help="weight that the KL term of the loss should have"
@@ -86,7 +109,7 @@ def _parser() -> argparse.ArgumentParser:
         text = f"{option.help} (default: {option.default})".replace("%", "%%")
         settings.add_argument(f"--{option.name}", help=text, **option.argument)
     audit.add_argument(
-        "-o", "--output", metavar="FILE.html", default="audit.html", help="the report (default: %(default)s)"
+        "-o", "--report", metavar="FILE.html", default="audit.html", help="the report (default: %(default)s)"
     )
     audit.add_argument(
         "-v", "--verbose", action="store_true", help="show tracebacks, and evidence for passed claims too"
@@ -102,16 +125,59 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+class _Help(argparse.Action):
+    """Shows the help of an audit with every check that there is, others' too; imports none of them."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, given: argparse.Namespace, values: object, option: str | None = None
+    ) -> None:
+        with registry.kept():
+            for module in [*given.plugin, *choices.from_project(Path.cwd()).plugins]:
+                registry.read_module(module)
+            registry.read_conftest(Path.cwd())
+            parser.epilog = f"{_checks_in_words()}\n\n{_AUDIT_END}"
+            parser.print_help()
+        parser.exit()
+
+
+def _checks_in_words() -> str:
+    """List the checks, each with its claim and its options, as wide as the terminal."""
+    width = max(60, shutil.get_terminal_size().columns - 2)
+    lines = ["checks, each with its options for --set ID.OPTION=VALUE (and severity=error|warn|off for all of them):"]
+    for id in registry.ids():
+        found = registry.declaration(id)
+        lines.append(f"  {id}")
+        words = [found.claim] if found is not None else ["(of an installed package)"]
+        defaults = [f"{option.name} ({_shown(option.default)})" for option in found.options] if found else []
+        words += [f"options: {', '.join(defaults)}"] if defaults else []
+        for text in words:
+            lines += textwrap.wrap(text, width, initial_indent="      ", subsequent_indent="      ")
+    return "\n".join(lines)
+
+
+def _shown(default: object) -> str:
+    if isinstance(default, tuple):
+        return ":".join(map(str, default))
+    if isinstance(default, bool):
+        return "yes" if default else "no"
+    return "none" if default is None else str(default)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; give the exit code."""
-    given = _parser().parse_args(arguments)
+    try:
+        given = _parser().parse_args(arguments)
+    except InputError as error:  # what --help lists
+        print(f"pytest-bnn: {error}", file=sys.stderr)
+        return USAGE
     verbose = getattr(given, "verbose", False)
     try:
         if given.command == "schema":
             return _schema()
         if given.command == "render":
             return _render(given)
-        return _audit(given, list(sys.argv[1:] if arguments is None else arguments))
+        with registry.kept():
+            return _audit(given, list(sys.argv[1:] if arguments is None else arguments))
     except PytestBnnError as error:
         if verbose:
             traceback.print_exc()
@@ -120,7 +186,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("pytest-bnn: interrupted", file=sys.stderr)
         return _INTERRUPTED
-    except Exception as error:
+    except BaseException as error:  # an exit inside what the user gave must not end as a success
         if verbose:
             traceback.print_exc()
         hint = "" if verbose else "; -v shows where"
@@ -158,17 +224,21 @@ def _render(given: argparse.Namespace) -> int:
 def _audit(given: argparse.Namespace, arguments: list[str]) -> int:
     from pytest_bnn.report.files import require_writable, write_report
 
-    settings = resolve({option.key: getattr(given, option.key) for option in OPTIONS}, prefix="--")
+    settings, sources = resolve_with_sources(
+        {option.key: getattr(given, option.key) for option in OPTIONS}, prefix="--"
+    )
+    _take_old_name_of_report(given)
     allow = _allowed(given.allow)
-    output = Path(given.output)
+    output = Path(given.report)
     require_writable(output)
     _require_fitting_options(given)
-    with using(settings), _progress() as say:
+    chosen = _chosen(given)
+    with using(settings, sources), choosing(chosen), _progress() as say:
         say("loading torch")
-        from pytest_bnn.audit.run import Thresholds, provenance
+        from pytest_bnn.audit.plan import shorthands
+        from pytest_bnn.audit.provenance import provenance
 
-        thresholds = Thresholds.of(settings, kl_weight=given.kl_weight, num_batches=given.num_batches, allow=allow)
-        run = _run(given, settings, thresholds, say)
+        run = _run(given, settings, shorthands(given.kl_weight, given.num_batches, allow), say)
         say("writing the report")
         run = _with_provenance(run, provenance(seed=settings.seed, command=["pytest-bnn", *arguments]))
         page, data = write_report(run, output)
@@ -179,12 +249,34 @@ def _audit(given: argparse.Namespace, arguments: list[str]) -> int:
     return _exit_code(run, settings)
 
 
+def _take_old_name_of_report(given: argparse.Namespace) -> None:
+    """Take ``--output FILE.html``, which named the report before it named a field of the model's output."""
+    if given.output is not None and given.output.endswith((".html", ".htm")):
+        given.report, given.output = given.output, None
+
+
+def _chosen(given: argparse.Namespace) -> choices.Choices:
+    """Take the options of checks from --set and pyproject.toml, with the checks of plugins and of conftest.py."""
+    folder = Path.cwd()
+    project = choices.from_project(folder)
+    chosen = project.and_also(choices.from_texts(given.set, "--set"))
+    for module in given.plugin:
+        registry.import_module(module, "--plugin")
+    for module in project.plugins:
+        registry.import_module(module, "plugins in pyproject.toml")
+    if registry.read_conftest(folder):
+        registry.import_conftest(folder)
+    choices.require_usable(chosen, finally_=True)
+    return chosen
+
+
 def _require_fitting_options(given: argparse.Namespace) -> None:
     """Refuse what would be ignored without a word: options of the one kind of audit in the other."""
     if given.model is None:
-        for name in ("teacher", "data", "loss", "images", "stage"):
+        for name in ("teacher", "data", "loss", "images", "stage", "task", "output", "batch_dim"):
             if getattr(given, name) is not None:
-                raise InputError(f"--{name} without --model", fix="name your own network with --model MODULE:FACTORY")
+                option = name.replace("_", "-")
+                raise InputError(f"--{option} without --model", fix="name your own network with --model MODULE:FACTORY")
         return
     for name in ("weights", "type", "delta"):
         if getattr(given, name) is not None:
@@ -194,44 +286,65 @@ def _require_fitting_options(given: argparse.Namespace) -> None:
             )
 
 
-def _run(given: argparse.Namespace, settings: Settings, thresholds: Thresholds, say: Progress) -> AuditRun:
-    from pytest_bnn.audit.run import CHECK_IDS, audit_model, audit_resnet18
-    from pytest_bnn.example.weights import load_teacher
+def _run(given: argparse.Namespace, settings: Settings, options: Explicit, say: Progress) -> AuditRun:
+    from pytest_bnn.audit.run import audit_model
 
     checks = None if given.checks is None else [id.strip() for id in given.checks.split(",") if id.strip()]
     if checks == []:
-        raise InputError(f"--checks is {given.checks!r}", fix=f"name some of {', '.join(CHECK_IDS)}")
+        raise InputError(f"--checks is {given.checks!r}", fix=f"name some of {', '.join(registry.ids())}")
     if given.model is None:
         from pytest_bnn.conversion import Conversion
+        from pytest_bnn.example.audit import audit_resnet18
+        from pytest_bnn.example.weights import load_teacher
 
         conversion = Conversion(type=settings.type, moped_delta=settings.delta)  # type: ignore[arg-type]
         say("loading the teacher")
-        return audit_resnet18(
-            load_teacher(settings.weights),
-            conversion,
-            checks=checks,
-            seed=settings.seed,
-            thresholds=thresholds,
-            progress=say,
-        )
-    from pytest_bnn.data import sources as factories
+        teacher = load_teacher(settings.weights)
+        return audit_resnet18(teacher, conversion, checks=checks, options=options, progress=say)
+    from pytest_bnn.data import sources
     from pytest_bnn.data.samples import MAX_EXAMPLES
 
     say("loading the model")
     max_images = given.images or MAX_EXAMPLES
+    with _reading_what_was_named():
+        model = sources.load_model(given.model, "--model")
+        teacher_network = None if given.teacher is None else sources.load_model(given.teacher, "--teacher")
+        data = (
+            None
+            if given.data is None
+            else sources.load_data(given.data, "--data", max_images, seed=settings.seed, dim=given.batch_dim or 0)
+        )
+        loss = None if given.loss is None else sources.load_loss(given.loss, "--loss")
     return audit_model(
-        factories.load_model(given.model, "--model"),
-        teacher=None if given.teacher is None else factories.load_model(given.teacher, "--teacher"),
-        data=None if given.data is None else factories.load_data(given.data, "--data", max_images, seed=settings.seed),
-        loss=None if given.loss is None else factories.load_loss(given.loss, "--loss"),
+        model,
+        teacher=teacher_network,
+        data=data,
+        loss=loss,
         checks=checks,
         name=given.model,
         stage=given.stage or "auto",
-        seed=settings.seed,
-        thresholds=thresholds,
+        options=options,
         progress=say,
         max_images=max_images,
+        task=given.task or "auto",
+        output=given.output,
+        batch_dim=given.batch_dim or 0,
     )
+
+
+@contextmanager
+def _reading_what_was_named() -> Iterator[None]:
+    """Let whatever a factory or a data set raises be wrong input, an exit too."""
+    try:
+        yield
+    except (PytestBnnError, KeyboardInterrupt):
+        raise
+    except BaseException as error:
+        said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        raise InputError(
+            f"reading the model, the teacher, the data and the loss raised {said}",
+            fix="make it work in Python first; -v shows the traceback",
+        ) from error
 
 
 def _with_provenance(run: AuditRun, said: dict[str, str]) -> AuditRun:

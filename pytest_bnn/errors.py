@@ -16,6 +16,10 @@ class InputError(PytestBnnError):
     """A path, factory, checkpoint, option, image or model that cannot be used."""
 
 
+class OptionError(InputError, ValueError):
+    """An argument of a check, given in Python, whose value cannot be used."""
+
+
 class WeightsError(InputError):
     """A teacher's weights that cannot be loaded."""
 

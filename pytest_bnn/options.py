@@ -1,4 +1,4 @@
-"""The settings, in one table: command line > environment > ini file > default.
+"""The settings, in one table: marker > command line > environment > ini file > default.
 
 pytest knows an option as ``--bnn-seed``, ini files as ``bnn_seed``, the environment as ``PYTEST_BNN_SEED``; the
 command line ``pytest-bnn audit`` as ``--seed``.
@@ -6,6 +6,7 @@ command line ``pytest-bnn audit`` as ``--seed``.
 
 from __future__ import annotations
 
+import enum
 import math
 import os
 import secrets
@@ -18,6 +19,26 @@ from typing import Any, cast
 from pytest_bnn.errors import InputError
 from pytest_bnn.records.evidence import Inconclusive
 from pytest_bnn.stats.budget import Budget
+
+
+class Level(enum.IntEnum):
+    """Where a value comes from, from the weakest source to the strongest."""
+
+    DEFAULT = 0
+    INI = 1
+    TABLE = 2
+    ENVIRONMENT = 3
+    COMMAND_LINE = 4
+    MARKER = 5
+    EXPLICIT = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a value comes from, with its name for messages."""
+
+    level: Level
+    name: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -239,13 +260,22 @@ class Settings:
     sampler: str = "auto"
 
 
-_settings: ContextVar[Settings | None] = ContextVar("pytest_bnn_settings", default=None)
+_NOWHERE: Mapping[str, Source] = {}
+_settings: ContextVar[tuple[Settings, Mapping[str, Source]] | None] = ContextVar("pytest_bnn_settings", default=None)
 
 
 @contextmanager
-def using(settings: Settings) -> Iterator[None]:
-    """Let settings be in force inside, for what is no argument of a check: how the passes are computed."""
-    token = _settings.set(settings)
+def using(settings: Settings, sources: Mapping[str, Source] | None = None) -> Iterator[None]:
+    """Let settings be in force inside.
+
+    Args:
+        settings: All of them.
+        sources: Where those come from that somebody gave, by key; when None, whatever is not at its default was given.
+    """
+    if sources is None:
+        changed = [f.name for f in fields(Settings) if getattr(settings, f.name) != getattr(Settings(), f.name)]
+        sources = dict.fromkeys(changed, Source(Level.COMMAND_LINE, "the settings in force"))
+    token = _settings.set((settings, sources))
     try:
         yield
     finally:
@@ -254,7 +284,14 @@ def using(settings: Settings) -> Iterator[None]:
 
 def in_force() -> Settings:
     """Give the settings in force, the defaults where there are none."""
-    return _settings.get() or Settings()
+    found = _settings.get()
+    return Settings() if found is None else found[0]
+
+
+def sources_in_force() -> Mapping[str, Source]:
+    """Say where the settings in force come from, by key; those at their defaults are not there."""
+    found = _settings.get()
+    return _NOWHERE if found is None else found[1]
 
 
 def budget_in_force() -> Budget:
@@ -274,16 +311,27 @@ def resolve(command_line: Mapping[str, str | None], ini: Mapping[str, str] | Non
     Raises:
         InputError: A value cannot be used; the message has the source it came from.
     """
+    return resolve_with_sources(command_line, ini, prefix=prefix)[0]
+
+
+def resolve_with_sources(
+    command_line: Mapping[str, str | None], ini: Mapping[str, str] | None = None, *, prefix: str
+) -> tuple[Settings, dict[str, Source]]:
+    """Settle every option as `resolve` does, and say where those come from that were given."""
     values: dict[str, Any] = {}
+    given: dict[str, Source] = {}
     for option in OPTIONS:
         sources = (
-            (prefix + option.name, command_line.get(option.key)),
-            (option.environment, os.environ.get(option.environment) or None),
-            (f"bnn_{option.key} in the ini file", (ini or {}).get(option.key) or None),
+            (Source(Level.COMMAND_LINE, prefix + option.name), command_line.get(option.key)),
+            (Source(Level.ENVIRONMENT, option.environment), os.environ.get(option.environment) or None),
+            (Source(Level.INI, f"bnn_{option.key} in the ini file"), (ini or {}).get(option.key) or None),
         )
-        source, text = next(((s, t) for s, t in sources if t is not None), ("", None))
-        values[option.key] = option.default if text is None else _read(option, source, text)
-    return Settings(**values)
+        values[option.key] = option.default
+        for source, text in sources:
+            if text is not None:
+                values[option.key], given[option.key] = _read(option, source.name, text), source
+                break
+    return Settings(**values), given
 
 
 #: What the ``bnn`` marker may change for one test; the other settings belong to the session's fixtures.

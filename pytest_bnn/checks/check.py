@@ -1,32 +1,41 @@
-"""What all checks have in common: a claim, what it needs, and how a finding becomes recorded evidence."""
+"""``@check``: a claim about a subject and the function that judges it become `Check`, with ``measure`` and ``assert_``.
+
+Loads neither torch nor numpy before a check runs, so that a conftest may declare checks.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal, ParamSpec, TypeAlias
+import inspect
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from pytest_bnn.errors import PytestBnnError
-from pytest_bnn.libraries.posterior import KlError, PosteriorTensor
-from pytest_bnn.network.calling import ForwardError
+from pytest_bnn.checks import choices, registry
+from pytest_bnn.checks.declaration import BUDGET, CheckOption, Declaration, Need
+from pytest_bnn.checks.values import NoKindError, annotated, kind_of
+from pytest_bnn.errors import InputError, OptionError
+from pytest_bnn.libraries.posterior import PosteriorTensor
+from pytest_bnn.options import budget_in_force, in_force
 from pytest_bnn.records.evidence import Certainty, Evidence, LayerFinding, Measurement, Threshold, Verdict
 from pytest_bnn.records.policy import inconclusive_policy
-from pytest_bnn.records.recorder import record
-from pytest_bnn.sampling.threads import limited
 from pytest_bnn.subject import Subject
 
-P = ParamSpec("P")
+if TYPE_CHECKING:
+    from torch import nn
 
-Need: TypeAlias = Literal["teacher", "images", "loss"]
+    from pytest_bnn.libraries.posterior import PosteriorTensor
+    from pytest_bnn.stats.budget import Budget
+    from pytest_bnn.subject import Subject
 
 
 class LossError(Exception):
     """The training loss is NaN or infinite, so that nothing can be said about its gradient."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
     """What a check found on one subject; with the check's claim it becomes Evidence."""
 
@@ -41,17 +50,63 @@ class Finding:
     certainty: Certainty | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Check:
-    """A claim about a subject, with the id that reports and options know it by.
+    """A claim about a subject with the function that judges it; made by `check`.
 
-    ``sampled`` is for claims that sampling decides: they share the run's error budget. The others are exact.
+    Args:
+        id: How reports and options know it.
+        claim: What is true of a sound model.
+        needs: What must be given beside the model: ``"teacher"``, ``"images"``, ``"loss"``.
+        sampled: Whether sampling decides it.
+        function: What judges it.
+        declaration: All of this, where it is known already.
     """
 
-    id: str
-    claim: str
-    needs: tuple[Need, ...] = ()
-    sampled: bool = False
+    def __init__(
+        self,
+        *,
+        id: str = "",
+        claim: str = "",
+        needs: tuple[Need, ...] = (),
+        sampled: bool = False,
+        function: Callable[..., Finding] | None = None,
+        declaration: Declaration | None = None,
+    ) -> None:
+        self.declaration = declaration or Declaration(id=id, claim=claim, needs=needs, sampled=sampled)
+        self.function = function
+        self._takes_budget = function is not None and BUDGET in inspect.signature(function).parameters
+        #: ``measure(model_or_subject, **options, **given)`` -> Evidence; see `Subject` for what can be given.
+        self.measure = _measuring(self)
+        #: The same; raises AssertionError with the whole story when the claim fails.
+        self.assert_ = _asserting(self)
+
+    def __repr__(self) -> str:
+        return f"Check({self.id!r})"
+
+    def __call__(self, subject: Subject, /, **options: Any) -> Finding:
+        """Judge a subject with these options and nothing around it: no evidence, no record, no error caught."""
+        assert self.function is not None
+        return self.function(subject, **options)
+
+    @property
+    def id(self) -> str:
+        """How reports and options know it."""
+        return self.declaration.id
+
+    @property
+    def claim(self) -> str:
+        """What is true of a sound model."""
+        return self.declaration.claim
+
+    @property
+    def needs(self) -> tuple[Need, ...]:
+        """What must be given beside the model."""
+        return self.declaration.needs
+
+    @property
+    def sampled(self) -> bool:
+        """Whether sampling decides it."""
+        return self.declaration.sampled
 
     def run(self, subject: Subject, find: Callable[[Subject], Finding]) -> Evidence:
         """Find out whether the claim holds, and record the evidence.
@@ -59,63 +114,170 @@ class Check:
         A model whose own forward raises fails the claim; anything else that goes wrong inside the check is the
         verdict ``error``; wrong input (`PytestBnnError`) is raised.
         """
-        start, asked = time.perf_counter(), subject.asked
-        missing = next(filter(None, (subject.missing(need) for need in self.needs)), "")
-        if missing:
-            finding = not_applicable(missing)
-        else:
-            try:
-                with limited():
-                    finding = find(subject)
-            except PytestBnnError:
-                raise
-            except ForwardError as error:
-                finding = Finding(
-                    verdict=Verdict.FAIL,
-                    headline=f"the model's own forward raised {error}",
-                    remedy="make model(images) work first; where the teacher accepts the same images, the "
-                    "conversion changed a shape or a dtype",
-                )
-            except LossError as error:
-                finding = Finding(
-                    verdict=Verdict.FAIL,
-                    headline=str(error),
-                    remedy="look for NaN in mu, rho, the noise and the KL term (kl.present and noise.varies name the "
-                    "layer), then in the loss's data term and its batch",
-                )
-            except KlError as error:
-                finding = Finding(
-                    verdict=Verdict.FAIL,
-                    headline=f"the model's own kl_loss() raised {error}",
-                    remedy="make get_kl_loss(model) work first; a layer whose prior and posterior differ in shape or "
-                    "dtype cannot have a KL term",
-                )
-            except Exception as error:
-                finding = Finding(
-                    verdict=Verdict.ERROR,
-                    headline=f"the check itself broke: {type(error).__name__}: {error}",
-                    remedy="this is a defect of the check or a model beyond it; report it with the model",
-                )
-        evidence = Evidence(
-            id=self.id,
-            subject=subject.name,
-            stage=subject.stage,
-            verdict=finding.verdict,
-            claim=self.claim,
-            headline=finding.headline,
-            measurements=finding.measurements,
-            threshold=finding.threshold,
-            layers=finding.layers,
-            remedy=finding.remedy,
-            notes=finding.notes + (subject.notes if "images" in self.needs else ()),
-            seed=subject.seed,
-            samples=finding.samples,
-            seconds=round(time.perf_counter() - start, 3),
-            sampler=subject.sampler if subject.asked > asked else "",
-            certainty=finding.certainty,
+        from pytest_bnn.checks.judging import judged
+
+        return judged(self.declaration, subject, find, inside_an_audit=False)
+
+    def judge(
+        self, subject: Subject, options: Mapping[str, object], budget: Budget | None, *, severity: choices.Severity
+    ) -> Evidence:
+        """Judge a subject as a part of an audit: wrong input to this check is its verdict ``error``."""
+        from pytest_bnn.checks.judging import judged
+
+        find = functools.partial(self, **options, **self.budgeted(budget))
+        return judged(self.declaration, subject, find, inside_an_audit=True, severity=severity)
+
+    def budgeted(self, budget: Budget | None) -> dict[str, Budget]:
+        """Give the argument for the share of the error rates, where the function takes one; those in force when None.
+
+        Args:
+            budget: The share.
+        """
+        if not self._takes_budget:
+            return {}
+        return {BUDGET: budget or budget_in_force()}
+
+
+def check(
+    id: str = "",
+    *,
+    claim: str,
+    needs: tuple[Need, ...] = (),
+    can: tuple[str, ...] = (),
+    sampled: bool = False,
+    after: str = "",
+    either: tuple[str, ...] = (),
+) -> Callable[[Callable[..., Finding]], Check]:
+    """Make a check of a function ``name(subject, *, option=default, ...) -> Finding``.
+
+    It stands in ``pytest-bnn audit``, ``bnn_audit`` and the report from then on. The function's keyword-only arguments
+    are its options: bool, int, float, str, ``Literal``, a pair of these or ``Mapping[str, str]``, or an alias of
+    `pytest_bnn.checks.values`; each with a default. An argument ``budget`` is the check's share of the error rates.
+
+    Args:
+        id: ``"mycompany.rule"``. Checks in this package have the id of their place.
+        claim: What is true of a sound model, as one sentence.
+        needs: What must be given beside the model: ``"teacher"``, ``"images"``, ``"loss"``. Without one of them the
+            claim is not applicable.
+        can: What the library's adapter must be able to do with the model, such as ``"mean_field"``.
+        sampled: Whether sampling decides the claim, so that it takes a share of the run's error rates.
+        after: The id of the check that it follows in a report.
+        either: Names of options of which at most one is given.
+
+    Raises:
+        InputError: There is a check of this id already, or an option has no default or a type that no text gives.
+    """
+
+    def decorate(function: Callable[..., Finding]) -> Check:
+        name = id or registry.id_of_place(function)
+        declaration = Declaration(
+            id=name,
+            claim=claim,
+            needs=tuple(needs),
+            can=tuple(can),
+            sampled=sampled,
+            after=after,
+            options=_options_of(function, name),
+            either=tuple(either),
+            where=function.__module__,
         )
-        record(evidence)
-        return evidence
+        made = Check(function=function, declaration=declaration)
+        registry.register(made, Path(function.__code__.co_filename))
+        return made
+
+    return decorate
+
+
+def _options_of(function: Callable[..., Finding], id: str) -> tuple[CheckOption, ...]:
+    options = []
+    for name, parameter in inspect.signature(function).parameters.items():
+        if parameter.kind is not inspect.Parameter.KEYWORD_ONLY or name == BUDGET:
+            continue
+        given = parameter.annotation
+        try:
+            kind = kind_of(annotated(given, function.__globals__) if isinstance(given, str) else given)
+        except NoKindError:
+            raise InputError(
+                f"the option {name} of the check {id} is annotated with {given!r}, which no text can give",
+                fix="annotate it with bool, int, float, str, Literal, a pair of these or Mapping[str, str]",
+            ) from None
+        if parameter.default is inspect.Parameter.empty:
+            raise InputError(f"the option {name} of the check {id} has no default", fix="give it one in the signature")
+        options.append(CheckOption(name=name, kind=kind, default=parameter.default))
+    return tuple(options)
+
+
+def _measuring(check: Check) -> Callable[..., Evidence]:
+    """Make the ``measure_*`` of a check, with the signature and the documentation that its function asks for."""
+
+    def measure(model: nn.Module | Subject, **arguments: Any) -> Evidence:
+        from pytest_bnn.checks.judging import judged
+        from pytest_bnn.subject import Given, Subject
+
+        known = Given.__required_keys__ | Given.__optional_keys__
+        given = {name: arguments.pop(name) for name in [*arguments] if name in known}
+        budget = arguments.pop(BUDGET, None) if check._takes_budget else None
+        options = choices.filled(check.declaration, arguments)
+        if not isinstance(model, Subject):
+            given = {"seed": int(in_force().seed), **given}
+        subject = Subject.of(model, given)  # type: ignore[arg-type]
+        find = functools.partial(check, **options, **check.budgeted(budget))
+        severity = choices.severity_of(check.id)
+        return judged(check.declaration, subject, find, inside_an_audit=False, severity=severity)
+
+    measure.__name__ = measure.__qualname__ = f"measure_{check.id.replace('.', '_')}"
+    if check.function is not None:
+        measure.__module__ = check.function.__module__
+    measure.__signature__ = _signature(check)  # type: ignore[attr-defined]
+    measure.__doc__ = _documentation(check)
+    return measure
+
+
+def _asserting(check: Check) -> Callable[..., Evidence]:
+    """Make the ``assert_*`` of a check: the same arguments, AssertionError when the claim fails."""
+
+    @functools.wraps(check.measure)
+    def assert_(*args: Any, **kwargs: Any) -> Evidence:
+        return check.measure(*args, **kwargs).raise_if_failed(inconclusive=inconclusive_policy())
+
+    assert_.__name__ = assert_.__qualname__ = f"assert_{check.id.replace('.', '_')}"
+    summary = (check.measure.__doc__ or "").replace("Measure whether", "Assert that", 1)
+    assert_.__doc__ = f"{summary.rstrip()}\n\nRaises AssertionError with the whole story when the claim fails.\n"
+    return assert_
+
+
+def _signature(check: Check) -> inspect.Signature:
+    kinds = inspect.Parameter
+    parameters = [kinds("model", kinds.POSITIONAL_OR_KEYWORD, annotation="nn.Module | Subject")]
+    for option in check.declaration.options:
+        annotation = option.kind.annotation
+        parameters.append(kinds(option.name, kinds.KEYWORD_ONLY, default=option.default, annotation=annotation))
+    if check._takes_budget:
+        parameters.append(kinds(BUDGET, kinds.KEYWORD_ONLY, default=None, annotation="Budget | None"))
+    parameters.append(kinds("given", kinds.VAR_KEYWORD, annotation="Unpack[Given]"))
+    return inspect.Signature(parameters, return_annotation="Evidence")
+
+
+def _documentation(check: Check) -> str:
+    """Give the function's documentation as that of ``measure_*``: what it says of the subject belongs to **given."""
+    text = inspect.getdoc(check.function) if check.function is not None else ""
+    if not text:
+        return f"Measure whether the claim holds: {check.claim}"
+    found = re.search(r"^    subject: (.*(?:\n        .*)*)\n?", text, re.M)
+    given = found[1] if found else "See `Subject`."
+    if found:
+        text = text[: found.start()] + text[found.end() :]
+    arguments = "    model: The Bayesian network, or a `Subject`.\n"
+    last = f"    **given: {given}\n"
+    if check._takes_budget and "    budget: " not in text:
+        last = "    budget: Error rates; those in force when None.\n" + last
+    head, heading, rest = text.partition("Args:\n")
+    if not heading:
+        head, heading, rest = f"{text.rstrip()}\n\n", "Args:\n", ""
+    entries = re.match(r"(?:    .*\n?)*", rest)
+    assert entries is not None
+    own = entries[0].rstrip("\n")
+    return f"{head}{heading}{arguments}{own + chr(10) if own else ''}{last}{rest[entries.end() :]}"
 
 
 def accused(tensor: PosteriorTensor, finding: str) -> LayerFinding:
@@ -128,14 +290,4 @@ def not_applicable(why: str) -> Finding:
     return Finding(verdict=Verdict.NOT_APPLICABLE, headline=why)
 
 
-def asserting(measure: Callable[P, Evidence]) -> Callable[P, Evidence]:
-    """Make the ``assert_*`` of a ``measure_*``: the same arguments, AssertionError when the claim fails."""
-
-    @functools.wraps(measure)
-    def check(*args: P.args, **kwargs: P.kwargs) -> Evidence:
-        return measure(*args, **kwargs).raise_if_failed(inconclusive=inconclusive_policy())
-
-    check.__name__ = check.__qualname__ = measure.__name__.replace("measure_", "assert_", 1)
-    summary = (measure.__doc__ or "").replace("Measure whether", "Assert that", 1)
-    check.__doc__ = f"{summary.rstrip()}\n\n    Raises AssertionError with the whole story when the claim fails.\n    "
-    return check
+__all__ = ["Check", "Finding", "LossError", "OptionError", "accused", "check", "not_applicable"]

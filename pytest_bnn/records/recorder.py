@@ -57,6 +57,11 @@ def record(item: Evidence | SubjectRecord) -> None:
         recorder.subjects.append(item)
 
 
+def recorder_in_force() -> bool:
+    """Say whether a test runs: somebody collects what checks find."""
+    return _recorder.get() is not None
+
+
 def default_subject_name() -> str:
     """Give the name of a subject that was given none: the recorder's, ``"model"`` without one."""
     recorder = _recorder.get()

@@ -17,6 +17,7 @@ import pytest
 
 from pytest_bnn import cli, render_html, render_markdown
 from pytest_bnn.audit import run as audit
+from pytest_bnn.checks import registry
 from pytest_bnn.checks.check import Check
 from pytest_bnn.records.evidence import Verdict
 from pytest_bnn.records.recorder import Recorder, recording
@@ -284,9 +285,9 @@ def test_settings_from_the_environment(run: Run, monkeypatch: pytest.MonkeyPatch
 
 def test_a_check_that_breaks(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """An auditor's own defect is neither a pass nor the model's fault; the other checks' evidence is kept."""
-    check = Check(id="layers.replaced", claim="A check that breaks.")
-    broken = (check, lambda subject, thresholds: check.run(subject, lambda subject: 1 / 0))  # type: ignore[arg-type,return-value]
-    monkeypatch.setattr(audit, "CHECKS", (broken, *audit.CHECKS[1:]))
+    broken = Check(id="layers.replaced", claim="A check that breaks.", function=lambda subject, **options: 1 / 0)  # type: ignore[arg-type]
+    registry.load("layers.replaced")
+    monkeypatch.setitem(registry._registered, "layers.replaced", broken)
     said = run(*OWN, "--checks", "layers.replaced,kl.present")
     assert said.code == cli.BROKEN
     assert "the check itself broke: ZeroDivisionError" in said.out
@@ -384,14 +385,10 @@ MISTAKES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     ),
     "too few labels": ((*DATA, "own_net:few_labels"), ("12 images and 7 labels", "one label for each")),
     "no images": ((*DATA, "own_net:held_out", "--images", "0"), ("argument --images", "from 1")),
-    "loss raises": ((*LOSS, "own_net:raising_loss"), ("raising_loss", "ValueError: the loss's own trouble")),
-    "loss returns a vector": ((*LOSS, "own_net:vector_loss"), ("a tensor of shape [12]", "one scalar tensor")),
     "teacher is NaN": (
         (*OWN[:3], "--teacher", "own_net:diverged", "--data", "own_net:held_out"),
         ("the outputs of the teacher", "NaN or infinite for 12 of 12 images", "so is its", "Load its weights again"),
     ),
-    "loss returns a number": ((*LOSS, "own_net:number_loss"), ("returned float", "one scalar tensor")),
-    "loss calls backward": ((*LOSS, "own_net:backward_loss"), ("without calling backward()",)),
     "loss is missing": ((*LOSS, "own_net:los"), ("has no 'los'", "loss")),
     "unknown check": ((*CHECKS, "layers.replacd"), ("no check 'layers.replacd'", "layers.replaced")),
     "a check of nothing like": ((*CHECKS, "everything"), ("The checks are layers.replaced, memory.separate",)),
@@ -418,6 +415,29 @@ MISTAKES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "render a page": (("render", "own_net.py"), ("the audit is not JSON", "Give the audit.json of a run")),
     "render to another format": (("render", "audit.json", "-o", "audit.pdf"), ("'audit.pdf'", ".html or .md")),
 }
+
+
+OF_ONE_CHECK = {
+    "own_net:raising_loss": ("raising_loss", "ValueError: the loss's own trouble", "give a function that takes"),
+    "own_net:vector_loss": ("a tensor of shape [12]", "one scalar tensor"),
+    "own_net:number_loss": ("returned float", "one scalar tensor"),
+    "own_net:backward_loss": ("without calling backward()",),
+}
+
+
+@pytest.mark.parametrize("loss", OF_ONE_CHECK)
+def test_what_one_check_cannot_use_is_its_verdict(run: Run, loss: str) -> None:
+    """The audit goes on: the other checks' verdicts, the report and the exit code of an audit that broke are there."""
+    said = run(*LOSS, loss, "--checks", "kl.present,kl.loss,noise.varies")
+    assert said.code == cli.BROKEN, said
+    assert said.err == ""
+    for word in OF_ONE_CHECK[loss]:
+        assert word.lower() in said.out.lower()
+    assert {check["id"]: check["verdict"] for check in read()["checks"]} == {
+        "noise.varies": "pass",
+        "kl.present": "pass",
+        "kl.loss": "error",
+    }
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)

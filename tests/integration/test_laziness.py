@@ -77,4 +77,4 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
     import pytest_bnn
 
     with pytest.raises(AttributeError, match="'pytest_bnn' has no attribute 'audit_everything'"):
-        pytest_bnn.audit_everything  # noqa: B018
+        pytest_bnn.audit_everything  # type: ignore[attr-defined]  # noqa: B018

@@ -4,40 +4,36 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Unpack
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pytest_bnn.checks.check import Check, Finding, asserting, not_applicable
+from pytest_bnn.checks.check import Finding, check, not_applicable
 from pytest_bnn.libraries.capture import capture
 from pytest_bnn.libraries.gaussian import not_finite
 from pytest_bnn.libraries.posterior import BayesianLayer, bayesian_layers, zero_sigma
 from pytest_bnn.libraries.registry import nobody_knows
 from pytest_bnn.network.calling import forward, output_tensor
 from pytest_bnn.network.isolation import undisturbed
-from pytest_bnn.options import budget_in_force
-from pytest_bnn.records.evidence import Certainty, Evidence, LayerFinding, Measurement, Threshold, Verdict
+from pytest_bnn.records.evidence import Certainty, LayerFinding, Measurement, Threshold, Verdict
 from pytest_bnn.stats.budget import Budget
 from pytest_bnn.stats.normal import ROUNDING, Sums
-from pytest_bnn.subject import Given, Subject
-
-ESTIMATOR_FLIPOUT = Check(
-    id="estimator.flipout",
-    claim="Flipout draws its signs once for each example and channel, and what it adds to an output has mean 0 and the "
-    "posterior's variance.",
-    needs=("images",),
-    sampled=True,
-)
+from pytest_bnn.subject import Subject
 
 #: Calls of each layer by itself, on so many examples.
 PASSES = 16
 _IMAGES = 2
 
 
-def measure_estimator_flipout(
-    model: nn.Module | Subject, *, budget: Budget | None = None, **given: Unpack[Given]
-) -> Evidence:
+@check(
+    claim="Flipout draws its signs once for each example and channel, and what it adds to an output has mean 0 and the "
+    "posterior's variance.",
+    needs=("images",),
+    sampled=True,
+    after="noise.posterior",
+)
+def flipout(subject: Subject, *, budget: Budget) -> Finding:
     """Measure whether Flipout's noise is that of the posterior, example by example.
 
     Signs that are drawn for each pixel or position average out where a layer's output is pooled: single outputs have
@@ -48,16 +44,15 @@ def measure_estimator_flipout(
     spread is wrong is the evidence of a warning: every convolution of bayesian-torch 0.5.0 draws its signs per pixel.
 
     Args:
-        model: The Bayesian network, or a `Subject`.
+        subject: images, at least; see `Subject`. Two of them are used.
         budget: Error rates; those in force when None.
-        **given: images, at least; see `Subject`. Two of them are used.
 
     Source: Wen et al. 2018, "Flipout: efficient pseudo-independent weight perturbations on mini-batches", section 3.
     """
-    return ESTIMATOR_FLIPOUT.run(Subject.of(model, given), lambda subject: _find(subject, budget or budget_in_force()))
+    return _find(subject, budget)
 
 
-assert_estimator_flipout = asserting(measure_estimator_flipout)
+measure_estimator_flipout, assert_estimator_flipout = flipout.measure, flipout.assert_
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Unpack
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ from pytest_bnn.checks._objective import (
     unproven,
     without_a_gradient,
 )
-from pytest_bnn.checks.check import Check, Finding, LossError, asserting, not_applicable
+from pytest_bnn.checks.check import Finding, LossError, check, not_applicable
 from pytest_bnn.checks.kl._sick import not_finite
 from pytest_bnn.errors import InputError
 from pytest_bnn.libraries.gaussian import tensors_of
@@ -29,21 +29,20 @@ from pytest_bnn.libraries.posterior import BayesianLayer, PosteriorTensor, bayes
 from pytest_bnn.libraries.registry import nobody_knows
 from pytest_bnn.network.calling import output_tensor
 from pytest_bnn.network.isolation import undisturbed
-from pytest_bnn.records.evidence import Evidence, LayerFinding, Measurement, Threshold, Verdict
-from pytest_bnn.subject import Given, Subject
-
-GRADIENT_SAMPLES = Check(
-    id="gradient.samples",
-    claim="The gradient of the training loss to mu and rho is that of the noise which each of its forward passes used.",
-    needs=("loss", "images"),
-)
+from pytest_bnn.records.evidence import LayerFinding, Measurement, Threshold, Verdict
+from pytest_bnn.subject import Subject
 
 #: The data's part of a gradient is visible in the whole from the first share on, and missing below the second of
 #: itself.
 _VISIBLE, _MISSING = 1e-4, 1e-2
 
 
-def measure_gradient_samples(model: nn.Module | Subject, **given: Unpack[Given]) -> Evidence:
+@check(
+    claim="The gradient of the training loss to mu and rho is that of the noise which each of its forward passes used.",
+    needs=("loss", "images"),
+    after="kl.loss",
+)
+def samples(subject: Subject) -> Finding:
     """Measure whether the gradient of the loss is that of the noise which its forward passes used.
 
     bayesian-torch's layers write their noise into a buffer that the next pass writes over, behind autograd's back:
@@ -54,8 +53,7 @@ def measure_gradient_samples(model: nn.Module | Subject, **given: Unpack[Given])
     the data's part must be there: it is the gradient to the drawn weight times eps times sigmoid(rho).
 
     Args:
-        model: The Bayesian network, or a `Subject`.
-        **given: loss and images, at least; see `Subject`. The loss gets one batch of at most 32 images; it may call
+        subject: loss and images, at least; see `Subject`. The loss gets one batch of at most 32 images; it may call
             backward itself.
 
     Raises:
@@ -63,10 +61,10 @@ def measure_gradient_samples(model: nn.Module | Subject, **given: Unpack[Given])
 
     Source: Kingma and Welling 2014, section 2.3, for the gradient of a sample with its own noise.
     """
-    return GRADIENT_SAMPLES.run(Subject.of(model, given), _find)
+    return _find(subject)
 
 
-assert_gradient_samples = asserting(measure_gradient_samples)
+measure_gradient_samples, assert_gradient_samples = samples.measure, samples.assert_
 
 
 def _find(subject: Subject) -> Finding:

@@ -9,10 +9,6 @@ that is proven to be silent on the model at hand; where it is not, nothing is sa
 
 from __future__ import annotations
 
-from typing import Unpack
-
-from torch import nn
-
 from pytest_bnn.checks._objective import (
     FINITE_DERIVATIVE,
     Evaluation,
@@ -22,21 +18,16 @@ from pytest_bnn.checks._objective import (
     unproven,
     without_a_gradient,
 )
-from pytest_bnn.checks.check import Check, Finding, LossError, accused, asserting, not_applicable
+from pytest_bnn.checks.check import Finding, LossError, accused, check, not_applicable
 from pytest_bnn.checks.kl._fits import TOLERANCE, Fit, Weight, by_entropy, by_prior, by_rho, in_convention, weight_of
 from pytest_bnn.checks.kl._sick import NOT_FINITE, not_finite
+from pytest_bnn.checks.values import Count, Positive
 from pytest_bnn.errors import InputError
 from pytest_bnn.libraries.gaussian import BayesianLayer, tensors_of
 from pytest_bnn.libraries.posterior import bayesian_layers, counted_twice
 from pytest_bnn.libraries.registry import nobody_knows
-from pytest_bnn.records.evidence import Evidence, Measurement, Threshold, Verdict
-from pytest_bnn.subject import Given, Subject
-
-KL_LOSS = Check(
-    id="kl.loss",
-    claim="The training loss contains the KL term, with the weight that it should have.",
-    needs=("loss", "images"),
-)
+from pytest_bnn.records.evidence import Measurement, Threshold, Verdict
+from pytest_bnn.subject import Subject
 
 _PRIOR_SHIFT = 1e4
 
@@ -47,13 +38,13 @@ _FINITE_KL = (
 )
 
 
-def measure_kl_loss(
-    model: nn.Module | Subject,
-    *,
-    kl_weight: float | None = None,
-    num_batches: int | None = None,
-    **given: Unpack[Given],
-) -> Evidence:
+@check(
+    claim="The training loss contains the KL term, with the weight that it should have.",
+    needs=("loss", "images"),
+    after="kl.present",
+    either=("kl_weight", "num_batches"),
+)
+def loss(subject: Subject, *, kl_weight: Positive | None = None, num_batches: Count | None = None) -> Finding:
     """Measure whether a training loss contains the KL term with the weight that it should have.
 
     Fails where the term is missing, detached, negative, on some tensors only, or has another weight than the
@@ -61,10 +52,9 @@ def measure_kl_loss(
     silenced, or the loss changes by itself from call to call. Exact: no randomness.
 
     Args:
-        model: The Bayesian network, or a `Subject`.
+        subject: loss and images, at least; see `Subject`. The loss gets one batch of at most 32 images.
         kl_weight: The weight that the KL term should have, in the convention that the loss uses.
         num_batches: Expect 1 / num_batches.
-        **given: loss and images, at least; see `Subject`. The loss gets one batch of at most 32 images.
 
     Raises:
         ValueError: Both expectations are given, or one is not above 0.
@@ -72,15 +62,10 @@ def measure_kl_loss(
 
     Source: the bound of Blundell et al. 2015, section 3.4, for the weight 1 / number of batches.
     """
-    if kl_weight is not None and num_batches is not None:
-        raise ValueError("give kl_weight or num_batches, not both")
-    if (kl_weight is not None and not kl_weight > 0) or (num_batches is not None and not num_batches > 0):
-        raise ValueError("kl_weight and num_batches must be above 0")
-    expected = 1 / num_batches if num_batches is not None else kl_weight
-    return KL_LOSS.run(Subject.of(model, given), lambda subject: _find(subject, expected))
+    return _find(subject, 1 / num_batches if num_batches is not None else kl_weight)
 
 
-assert_kl_loss = asserting(measure_kl_loss)
+measure_kl_loss, assert_kl_loss = loss.measure, loss.assert_
 
 
 def _find(subject: Subject, expected: float | None) -> Finding:

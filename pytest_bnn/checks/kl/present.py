@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Unpack
 
 import torch
 from torch import Tensor, nn
 
-from pytest_bnn.checks.check import Check, Finding, accused, asserting, not_applicable
+from pytest_bnn.checks.check import Finding, accused, check, not_applicable
 from pytest_bnn.checks.kl._sick import NOT_FINITE, not_finite
 from pytest_bnn.checks.kl._zeros import DEAD_SIGMA, zeros_of
 from pytest_bnn.libraries import posterior
@@ -20,14 +19,8 @@ from pytest_bnn.libraries.posterior import BayesianLayer, PosteriorTensor, bayes
 from pytest_bnn.libraries.protocol import Convention
 from pytest_bnn.libraries.registry import nobody_knows
 from pytest_bnn.network.isolation import undisturbed
-from pytest_bnn.records.evidence import Evidence, LayerFinding, Measurement, Threshold, Verdict
-from pytest_bnn.subject import Given, Subject
-
-KL_PRESENT = Check(
-    id="kl.present",
-    claim="The KL term exists, is finite and positive, equals the closed form from mu, sigma and prior, "
-    "and its gradient reaches every mu and rho.",
-)
+from pytest_bnn.records.evidence import LayerFinding, Measurement, Threshold, Verdict
+from pytest_bnn.subject import Subject
 
 #: Allowed relative error of the KL and of its gradient; float32 sums over millions of weights are good to 1e-7.
 TOLERANCE = 1e-4
@@ -38,7 +31,12 @@ SUM: Convention = "sum"
 MEAN: Convention = "mean per tensor"
 
 
-def measure_kl_present(model: nn.Module | Subject, **given: Unpack[Given]) -> Evidence:
+@check(
+    claim="The KL term exists, is finite and positive, equals the closed form from mu, sigma and prior, "
+    "and its gradient reaches every mu and rho.",
+    after="estimator.flipout",
+)
+def present(subject: Subject) -> Finding:
     """Measure whether the KL term exists and is right.
 
     Compares what ``get_kl_loss`` gives with the closed form for Gaussians in float64, under both conventions in
@@ -47,13 +45,12 @@ def measure_kl_present(model: nn.Module | Subject, **given: Unpack[Given]) -> Ev
     tensor's sigma are dead. Exact: no randomness.
 
     Args:
-        model: The Bayesian network, or a `Subject`.
-        **given: name, seed and so on; see `Subject`.
+        subject: the model alone; see `Subject`.
     """
-    return KL_PRESENT.run(Subject.of(model, given), _find)
+    return _find(subject)
 
 
-assert_kl_present = asserting(measure_kl_present)
+measure_kl_present, assert_kl_present = present.measure, present.assert_
 
 
 @dataclass(frozen=True, slots=True)

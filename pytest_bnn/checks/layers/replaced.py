@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from fnmatch import fnmatchcase
-from typing import Unpack
 
 from torch import nn
 
-from pytest_bnn.checks.check import Check, Finding, asserting, not_applicable
+from pytest_bnn.checks.check import Finding, check, not_applicable
 from pytest_bnn.checks.layers._row import MISSING, REMEDY, UNTIED, Row
 from pytest_bnn.checks.layers._use import require_use
+from pytest_bnn.checks.values import Reasons
 from pytest_bnn.libraries.posterior import (
     BayesianLayer,
     bayesian_layers,
@@ -19,19 +18,15 @@ from pytest_bnn.libraries.posterior import (
     orphaned_posteriors,
 )
 from pytest_bnn.libraries.registry import nobody_knows
-from pytest_bnn.records.evidence import Evidence, LayerFinding, Measurement, Threshold, Verdict
-from pytest_bnn.subject import Given, Subject
+from pytest_bnn.records.evidence import LayerFinding, Measurement, Threshold, Verdict
+from pytest_bnn.subject import Subject
 
-LAYERS_REPLACED = Check(
-    id="layers.replaced",
+
+@check(
     claim="Every convolution and linear layer of the teacher, the projections of its attention among them, became a "
     "Bayesian layer, is called in a forward pass, and what the teacher shares is still shared.",
 )
-
-
-def measure_layers_replaced(
-    model: nn.Module | Subject, *, allow: Mapping[str, str] | None = None, **given: Unpack[Given]
-) -> Evidence:
+def replaced(subject: Subject, *, allow: Reasons | None = None) -> Finding:
     """Measure whether every convolution and linear layer became Bayesian.
 
     Counts by layers and by weights; BatchNorm and embeddings are outside the claim, and a layer with a parametrization
@@ -43,22 +38,14 @@ def measure_layers_replaced(
     claim is about the model alone. Needs no randomness: the verdict is exact.
 
     Args:
-        model: The Bayesian network, or a `Subject`.
+        subject: teacher, images, name and so on; see `Subject`.
         allow: Layers left deterministic on purpose: a pattern for the path (as in fnmatch) to the reason, which
             the report shows.
-        **given: teacher, images, name and so on; see `Subject`.
-
-    Raises:
-        ValueError: A reason in ``allow`` is empty.
     """
-    allowed = dict(allow or {})
-    for pattern, reason in allowed.items():
-        if not isinstance(reason, str) or not reason.strip():
-            raise ValueError(f"allow needs a reason for {pattern!r}")
-    return LAYERS_REPLACED.run(Subject.of(model, given), lambda subject: _find(subject, allowed))
+    return _find(subject, dict(allow or {}))
 
 
-assert_layers_replaced = asserting(measure_layers_replaced)
+measure_layers_replaced, assert_layers_replaced = replaced.measure, replaced.assert_
 
 
 def is_convolution_or_linear(module: nn.Module) -> bool:

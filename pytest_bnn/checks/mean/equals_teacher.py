@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Unpack
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from pytest_bnn.checks.check import Check, Finding, accused, asserting, not_applicable
+from pytest_bnn.checks.check import Finding, accused, check, not_applicable
 from pytest_bnn.checks.mean._cause import Cause, cause_of, restored_statistics
 from pytest_bnn.data.batch import Inputs
 from pytest_bnn.libraries.fingerprint import cosine
@@ -18,17 +17,16 @@ from pytest_bnn.network.calling import ForwardError, forward
 from pytest_bnn.network.comparing import TRACED_IMAGES, Parting, difference, first_parting, tolerance, traced
 from pytest_bnn.network.isolation import undisturbed
 from pytest_bnn.network.wrappers import eager
-from pytest_bnn.records.evidence import Evidence, LayerFinding, Measurement, Threshold, Verdict
-from pytest_bnn.subject import Given, Subject, fitted
+from pytest_bnn.records.evidence import LayerFinding, Measurement, Threshold, Verdict
+from pytest_bnn.subject import Subject, fitted
 
-MEAN_EQUALS_TEACHER = Check(
-    id="mean.equals_teacher",
+
+@check(
     claim="With every sigma at 0 the Bayesian network gives its teacher's outputs, to float tolerance.",
     needs=("teacher", "images"),
+    after="memory.separate",
 )
-
-
-def measure_mean_equals_teacher(model: nn.Module | Subject, **given: Unpack[Given]) -> Evidence:
+def equals_teacher(subject: Subject) -> Finding:
     """Measure whether the network at its posterior mean is its teacher.
 
     With every rho at minus infinity, sigma is exactly 0 and the weights are mu. The outputs must then agree to
@@ -38,13 +36,12 @@ def measure_mean_equals_teacher(model: nn.Module | Subject, **given: Unpack[Give
     teacher's weights. Exact: no randomness.
 
     Args:
-        model: The Bayesian network, or a `Subject`.
-        **given: teacher and images, at least; see `Subject`.
+        subject: teacher and images, at least; see `Subject`.
     """
-    return MEAN_EQUALS_TEACHER.run(Subject.of(model, given), _find)
+    return _find(subject)
 
 
-assert_mean_equals_teacher = asserting(measure_mean_equals_teacher)
+measure_mean_equals_teacher, assert_mean_equals_teacher = equals_teacher.measure, equals_teacher.assert_
 
 
 def _find(subject: Subject) -> Finding:

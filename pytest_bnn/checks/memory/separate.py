@@ -4,24 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Unpack
 
 from torch import Tensor, nn
 
-from pytest_bnn.checks.check import Check, Finding, asserting, not_applicable
+from pytest_bnn.checks.check import Finding, check, not_applicable
 from pytest_bnn.libraries.posterior import bayesian_layers
 from pytest_bnn.libraries.registry import nobody_knows
-from pytest_bnn.records.evidence import Evidence, LayerFinding, Threshold, Verdict
-from pytest_bnn.subject import Given, Subject
+from pytest_bnn.records.evidence import LayerFinding, Threshold, Verdict
+from pytest_bnn.subject import Subject
 
-MEMORY_SEPARATE = Check(
-    id="memory.separate",
+
+@check(
     claim="Every mu, rho and noise buffer has memory of its own: not that of another layer, of a prior or of the "
     "teacher.",
+    after="layers.replaced",
 )
-
-
-def measure_memory_separate(model: nn.Module | Subject, **given: Unpack[Given]) -> Evidence:
+def separate(subject: Subject) -> Finding:
     """Measure whether every tensor that training or a forward pass writes has memory of its own.
 
     Training writes mu and rho, every pass writes the noise buffers. Where one of them overlaps with another of them,
@@ -29,13 +27,12 @@ def measure_memory_separate(model: nn.Module | Subject, **given: Unpack[Given]) 
     Priors may share their memory, with each other and with the teacher: nothing writes them.
 
     Args:
-        model: The Bayesian network, or a `Subject`.
-        **given: teacher and so on; see `Subject`.
+        subject: teacher and so on; see `Subject`.
     """
-    return MEMORY_SEPARATE.run(Subject.of(model, given), _find)
+    return _find(subject)
 
 
-assert_memory_separate = asserting(measure_memory_separate)
+measure_memory_separate, assert_memory_separate = separate.measure, separate.assert_
 
 
 @dataclass(frozen=True, slots=True)

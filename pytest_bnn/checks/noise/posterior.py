@@ -3,31 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Unpack
 
-from torch import nn
-
-from pytest_bnn.checks.check import Check, Finding, accused, asserting, not_applicable
+from pytest_bnn.checks.check import Finding, accused, check, not_applicable
 from pytest_bnn.checks.noise._draws import TensorDraws
 from pytest_bnn.checks.noise._hypotheses import FAMILIES, independence, marginals, number_of_tests
+from pytest_bnn.checks.values import FewPasses
 from pytest_bnn.libraries.capture import capture
 from pytest_bnn.libraries.posterior import bayesian_layers
 from pytest_bnn.libraries.registry import nobody_knows
 from pytest_bnn.network.calling import forward
 from pytest_bnn.network.isolation import undisturbed
-from pytest_bnn.options import budget_in_force
-from pytest_bnn.records.evidence import Certainty, Evidence, Measurement, Threshold, Verdict
+from pytest_bnn.records.evidence import Certainty, Measurement, Threshold, Verdict
 from pytest_bnn.stats.budget import Budget
 from pytest_bnn.stats.normal import ROUNDING, Sums, draws_needed, effect
-from pytest_bnn.subject import Given, Subject
-
-NOISE_POSTERIOR = Check(
-    id="noise.posterior",
-    claim="The weights that a forward pass uses are draws of the posterior, N(mu, sigma^2), independent between passes "
-    "and between layers.",
-    needs=("images",),
-    sampled=True,
-)
+from pytest_bnn.subject import Subject
 
 #: The relative error of sigma that is looked for.
 TARGET = 0.01
@@ -40,13 +29,14 @@ MIN_PASSES = 4
 _IMAGES = 2
 
 
-def measure_noise_posterior(
-    model: nn.Module | Subject,
-    *,
-    max_passes: int = MAX_PASSES,
-    budget: Budget | None = None,
-    **given: Unpack[Given],
-) -> Evidence:
+@check(
+    claim="The weights that a forward pass uses are draws of the posterior, N(mu, sigma^2), independent between passes "
+    "and between layers.",
+    needs=("images",),
+    sampled=True,
+    after="noise.spread",
+)
+def posterior(subject: Subject, *, max_passes: FewPasses = MAX_PASSES, budget: Budget) -> Finding:
     """Measure whether the weights that a forward pass uses are draws of the posterior.
 
     The weights are seen at the functional call, such as ``F.conv2d``, in passes that nobody seeds. Standardised by mu
@@ -57,22 +47,17 @@ def measure_noise_posterior(
     is off by 1 % takes to be seen with a chance of ``1 - beta``; the evidence says what the passes could show.
 
     Args:
-        model: The Bayesian network, or a `Subject`.
+        subject: images, at least; see `Subject`. Two of them are used.
         max_passes: The most passes, at least 2.
         budget: Error rates; those in force when None.
-        **given: images, at least; see `Subject`. Two of them are used.
 
     Source: the tests of a normal sample with known mean and variance, as in Lehmann and Romano 2005; for correlations,
     Fisher 1915.
     """
-    if max_passes < 2:
-        raise ValueError("max_passes must be at least 2")
-    return NOISE_POSTERIOR.run(
-        Subject.of(model, given), lambda subject: _find(subject, max_passes, budget or budget_in_force())
-    )
+    return _find(subject, max_passes, budget)
 
 
-assert_noise_posterior = asserting(measure_noise_posterior)
+measure_noise_posterior, assert_noise_posterior = posterior.measure, posterior.assert_
 
 
 @dataclass(slots=True, eq=False)

@@ -3,32 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Unpack
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from pytest_bnn.checks.check import Check, Finding, asserting, not_applicable
+from pytest_bnn.checks.check import Finding, check, not_applicable
 from pytest_bnn.checks.noise._pairs import Scale, live_in, not_finite_in, scales_of, spreads
 from pytest_bnn.checks.noise._reference import SATURATED, cannot_vary
 from pytest_bnn.checks.noise._silence import MIN_SPREAD, causes_of_silence, floor_of, not_finite
+from pytest_bnn.checks.values import Passes, Positive
 from pytest_bnn.libraries.posterior import bayesian_layers, zero_sigma
 from pytest_bnn.libraries.registry import nobody_knows
 from pytest_bnn.network.calling import forward
 from pytest_bnn.network.comparing import TRACED_IMAGES, Parting, difference, first_parting, tolerance, traced
 from pytest_bnn.network.isolation import undisturbed
-from pytest_bnn.options import budget_in_force
-from pytest_bnn.records.evidence import Certainty, Evidence, LayerFinding, Measurement, Threshold, Verdict
+from pytest_bnn.records.evidence import Certainty, LayerFinding, Measurement, Threshold, Verdict
 from pytest_bnn.stats.budget import Budget
 from pytest_bnn.stats.intervals import draws_below_median
-from pytest_bnn.subject import Given, Subject
-
-NOISE_SOURCE = Check(
-    id="noise.source",
-    claim="Outputs vary because of the posterior alone: not with every sigma at 0, and with it without reseeding.",
-    needs=("images",),
-    sampled=True,
-)
+from pytest_bnn.subject import Subject
 
 MAX_PASSES = 128
 
@@ -36,14 +28,15 @@ MAX_PASSES = 128
 _LIVELIEST = 8
 
 
-def measure_noise_source(
-    model: nn.Module | Subject,
-    *,
-    max_passes: int = MAX_PASSES,
-    min_spread: float = MIN_SPREAD,
-    budget: Budget | None = None,
-    **given: Unpack[Given],
-) -> Evidence:
+@check(
+    claim="Outputs vary because of the posterior alone: not with every sigma at 0, and with it without reseeding.",
+    needs=("images",),
+    sampled=True,
+    after="mean.equals_teacher",
+)
+def source(
+    subject: Subject, *, max_passes: Passes = MAX_PASSES, min_spread: Positive = MIN_SPREAD, budget: Budget
+) -> Finding:
     """Measure whether the variance of the outputs comes from the posterior.
 
     Two passes in a row with every sigma at 0 must agree to float tolerance, so that neither dropout nor BatchNorm
@@ -55,24 +48,18 @@ def measure_noise_source(
     bring that to ``alpha``. Names the module that the noise comes from, or the cause of its absence.
 
     Args:
-        model: The Bayesian network, or a `Subject`.
+        subject: images, at least; see `Subject`.
         max_passes: The most passes with noise, at least 2; where too few do not differ the verdict is
             ``inconclusive``.
         min_spread: As in `measure_noise_varies`.
         budget: Error rates; those in force when None.
-        **given: images, at least; see `Subject`.
 
     Source: the sign test; `pytest_bnn.stats.intervals.draws_below_median`.
     """
-    if max_passes < 2 or not min_spread > 0:
-        raise ValueError("max_passes must be at least 2 and min_spread above 0")
-    return NOISE_SOURCE.run(
-        Subject.of(model, given),
-        lambda subject: _source(subject, budget or budget_in_force(), max_passes, min_spread),
-    )
+    return _source(subject, budget, max_passes, min_spread)
 
 
-assert_noise_source = asserting(measure_noise_source)
+measure_noise_source, assert_noise_source = source.measure, source.assert_
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Unpack
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from pytest_bnn.checks.check import Check, Finding, asserting, not_applicable
+from pytest_bnn.checks.check import Finding, check, not_applicable
 from pytest_bnn.checks.noise._pairs import (
     Scale,
     live_in,
@@ -17,21 +15,14 @@ from pytest_bnn.checks.noise._pairs import (
     without_noise,
 )
 from pytest_bnn.checks.noise._silence import not_finite
+from pytest_bnn.checks.values import Passes, SpreadBand
 from pytest_bnn.libraries.gaussian import tensors_of
 from pytest_bnn.libraries.posterior import bayesian_layers
 from pytest_bnn.libraries.registry import nobody_knows
-from pytest_bnn.options import budget_in_force
-from pytest_bnn.records.evidence import Certainty, Evidence, LayerFinding, Measurement, Threshold, Verdict
+from pytest_bnn.records.evidence import Certainty, LayerFinding, Measurement, Threshold, Verdict
 from pytest_bnn.stats.budget import Budget
 from pytest_bnn.stats.intervals import median_bounds, trials_needed
-from pytest_bnn.subject import Given, Subject
-
-NOISE_SPREAD = Check(
-    id="noise.spread",
-    claim="The predictive spread lies in the declared band: the noise is neither lost beside the signal nor above it.",
-    needs=("images",),
-    sampled=True,
-)
+from pytest_bnn.subject import Subject
 
 #: Below a thousandth of the signal no decision moves; above the signal's own scale the noise decides.
 BAND = (1e-3, 1.0)
@@ -44,14 +35,13 @@ _IMAGES = 4
 _GROUPS = 32
 
 
-def measure_noise_spread(
-    model: nn.Module | Subject,
-    *,
-    band: tuple[float, float] = BAND,
-    max_passes: int = MAX_PASSES,
-    budget: Budget | None = None,
-    **given: Unpack[Given],
-) -> Evidence:
+@check(
+    claim="The predictive spread lies in the declared band: the noise is neither lost beside the signal nor above it.",
+    needs=("images",),
+    sampled=True,
+    after="noise.varies",
+)
+def spread(subject: Subject, *, band: SpreadBand = BAND, max_passes: Passes = MAX_PASSES, budget: Budget) -> Finding:
     """Measure whether the predictive spread lies in a band.
 
     The spread of a pair of passes is the root mean square, over images and outputs, of their difference by the
@@ -61,22 +51,17 @@ def measure_noise_spread(
     outputs with the noise of that layer alone, from two passes.
 
     Args:
-        model: The Bayesian network, or a `Subject`.
+        subject: images, at least; see `Subject`.
         band: The least and the most relative spread.
         max_passes: The most passes, at least 2; where they do not decide the verdict is ``inconclusive``.
         budget: Error rates; those in force when None.
-        **given: images, at least; see `Subject`.
 
     Source: `pytest_bnn.stats.intervals.median_bounds`.
     """
-    if max_passes < 2 or len(band) != 2 or not 0 < band[0] < band[1]:
-        raise ValueError("max_passes must be at least 2, and the band two numbers (least, most) above 0")
-    return NOISE_SPREAD.run(
-        Subject.of(model, given), lambda subject: _find(subject, band, max_passes, budget or budget_in_force())
-    )
+    return _find(subject, band, max_passes, budget)
 
 
-assert_noise_spread = asserting(measure_noise_spread)
+measure_noise_spread, assert_noise_spread = spread.measure, spread.assert_
 
 
 def _find(subject: Subject, band: tuple[float, float], max_passes: int, budget: Budget) -> Finding:

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Unpack
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from pytest_bnn.checks.check import Check, Finding, asserting, not_applicable
+from pytest_bnn.checks.check import Finding, check, not_applicable
 from pytest_bnn.checks.noise._pairs import Scale, live_in, not_finite_in, scale_without_noise, spreads, typical
 from pytest_bnn.checks.noise._reference import SATURATED, cannot_vary
 from pytest_bnn.checks.noise._silence import MIN_SPREAD, causes_of_silence, floor_of, not_finite
+from pytest_bnn.checks.values import Passes, Positive
 from pytest_bnn.libraries.posterior import bayesian_layers
 from pytest_bnn.libraries.registry import nobody_knows
-from pytest_bnn.options import budget_in_force
-from pytest_bnn.records.evidence import Certainty, Evidence, Measurement, Threshold, Verdict
+from pytest_bnn.records.evidence import Certainty, Measurement, Threshold, Verdict
 from pytest_bnn.stats.budget import Budget
 from pytest_bnn.stats.intervals import median_bounds, trials_needed
-from pytest_bnn.subject import Given, Subject
+from pytest_bnn.subject import Subject
 
 MAX_PASSES = 128
 
@@ -26,22 +25,16 @@ MAX_PASSES = 128
 _SUSPECTS = 8
 _BLOCK = 16
 
-NOISE_VARIES = Check(
-    id="noise.varies",
+
+@check(
     claim="In eval mode, the outputs for the same input differ from pass to pass by more than rounding.",
     needs=("images",),
     sampled=True,
+    after="noise.source",
 )
-
-
-def measure_noise_varies(
-    model: nn.Module | Subject,
-    *,
-    max_passes: int = MAX_PASSES,
-    min_spread: float = MIN_SPREAD,
-    budget: Budget | None = None,
-    **given: Unpack[Given],
-) -> Evidence:
+def varies(
+    subject: Subject, *, max_passes: Passes = MAX_PASSES, min_spread: Positive = MIN_SPREAD, budget: Budget
+) -> Finding:
     """Measure whether the outputs for the same input differ between passes.
 
     The spread of an image in a pair of passes is the root mean square, over its outputs, of their difference by the
@@ -51,23 +44,17 @@ def measure_noise_varies(
     the outputs: no moments, no normality. A sound model fails with a chance of at most the budget's ``alpha``.
 
     Args:
-        model: The Bayesian network, or a `Subject`.
+        subject: images, at least; see `Subject`.
         max_passes: The most passes, at least 2; where they do not decide the verdict is ``inconclusive``.
         min_spread: The least relative spread; never below ten times the dtype's rounding.
         budget: Error rates; those in force when None.
-        **given: images, at least; see `Subject`.
 
     Source: `pytest_bnn.stats.intervals.median_bounds`.
     """
-    if max_passes < 2 or not min_spread > 0:
-        raise ValueError("max_passes must be at least 2 and min_spread above 0")
-    return NOISE_VARIES.run(
-        Subject.of(model, given),
-        lambda subject: _varies(subject, budget or budget_in_force(), max_passes, min_spread),
-    )
+    return _varies(subject, budget, max_passes, min_spread)
 
 
-assert_noise_varies = asserting(measure_noise_varies)
+measure_noise_varies, assert_noise_varies = varies.measure, varies.assert_
 
 
 @dataclass(slots=True, eq=False)

@@ -3,31 +3,23 @@
 from __future__ import annotations
 
 import math
-from typing import Unpack
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from pytest_bnn.checks.check import Check, Finding, asserting, not_applicable
+from pytest_bnn.checks.check import Finding, check, not_applicable
 from pytest_bnn.checks.noise._pairs import not_finite_in
 from pytest_bnn.checks.noise._silence import not_finite
 from pytest_bnn.checks.teacher._items import Claim, Numbers, Votes, hopeless, undecided, verdict
+from pytest_bnn.checks.values import AgreementShare, OfPopulation, Passes, Positive
+from pytest_bnn.errors import OptionError
 from pytest_bnn.network.calling import Field, field_of
-from pytest_bnn.options import budget_in_force
-from pytest_bnn.records.evidence import Certainty, Evidence, Measurement, Threshold, Verdict
+from pytest_bnn.records.evidence import Certainty, Measurement, Threshold, Verdict
 from pytest_bnn.stats.betting import decidable_gap
 from pytest_bnn.stats.budget import Budget
 from pytest_bnn.stats.intervals import clopper_pearson_lower, trials_for_share
-from pytest_bnn.subject import Given, Subject
+from pytest_bnn.subject import Subject
 from pytest_bnn.tasks.task import Task
-
-TEACHER_AGREEMENT = Check(
-    id="teacher.agreement",
-    claim="The mean prediction says what the teacher says (its leading class, its side of the threshold, or a number "
-    "near its), on the required share of the images.",
-    needs=("teacher", "images"),
-    sampled=True,
-)
 
 MIN_AGREEMENT = 0.95
 MAX_PASSES = 128
@@ -40,16 +32,22 @@ _FIRST_BLOCK = 32
 _BLOCK = 8
 
 
-def measure_teacher_agreement(
-    model: nn.Module | Subject,
+@check(
+    claim="The leading class of the mean predictive distribution is the teacher's, on the required share of the "
+    "images.",
+    needs=("teacher", "images"),
+    sampled=True,
+    after="gradient.samples",
+)
+def agreement(
+    subject: Subject,
     *,
-    min_agreement: float = MIN_AGREEMENT,
-    max_passes: int = MAX_PASSES,
-    population: bool = False,
-    tolerance: float = TOLERANCE,
-    budget: Budget | None = None,
-    **given: Unpack[Given],
-) -> Evidence:
+    min_agreement: AgreementShare = MIN_AGREEMENT,
+    max_passes: Passes = MAX_PASSES,
+    population: OfPopulation = False,
+    tolerance: Positive = TOLERANCE,
+    budget: Budget,
+) -> Finding:
     """Measure whether the mean prediction agrees with the teacher's on enough of the given images.
 
     The claim is about this set of images: the only uncertainty is the Monte-Carlo error of the mean over passes.
@@ -68,34 +66,22 @@ def measure_teacher_agreement(
     evidence says how many it would take.
 
     Args:
-        model: The Bayesian network, or a `Subject`.
+        subject: teacher and images, at least; see `Subject`.
         min_agreement: The required share of the images, in (0, 1]; below 1 for a population.
         max_passes: The most passes to draw, at least 2.
         population: Judge the population behind the images.
         tolerance: For a regression: how far the typical prediction may be from the teacher's, as a share of the
             standard deviation of the teacher's outputs over the images.
         budget: Error rates; those in force when None.
-        **given: teacher and images, at least; see `Subject`.
 
     Source: `pytest_bnn.stats.betting.LeadingClassTest`; Clopper and Pearson 1934 for the population's bound.
     """
-    if not 0 < min_agreement <= 1:
-        raise ValueError(f"min_agreement must lie in (0, 1], not {min_agreement!r}")
-    if max_passes < 2:
-        raise ValueError(f"max_passes must be at least 2, not {max_passes!r}")
-    if not tolerance > 0:
-        raise ValueError(f"tolerance must be above 0, not {tolerance!r}")
     if population and min_agreement == 1:
-        raise ValueError("no number of images shows that a whole population agrees: give min_agreement below 1")
-    return TEACHER_AGREEMENT.run(
-        Subject.of(model, given),
-        lambda subject: _find(
-            subject, Claim(min_agreement, population, budget or budget_in_force()), max_passes, tolerance
-        ),
-    )
+        raise OptionError("no number of images shows that a whole population agrees", fix="give min_agreement below 1")
+    return _find(subject, Claim(min_agreement, population, budget), max_passes, tolerance)
 
 
-assert_teacher_agreement = asserting(measure_teacher_agreement)
+measure_teacher_agreement, assert_teacher_agreement = agreement.measure, agreement.assert_
 
 
 def _find(subject: Subject, claim: Claim, max_passes: int, tolerance: float) -> Finding:

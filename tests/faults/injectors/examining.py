@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
-from pytest_bnn.audit.run import CHECKS, Thresholds
+from pytest_bnn.audit.run import Thresholds
+from pytest_bnn.checks import registry
 from pytest_bnn.errors import PytestBnnError
 from pytest_bnn.records.evidence import Evidence, Verdict
 from pytest_bnn.subject import Subject
@@ -43,7 +44,14 @@ def judge(patient: Patient, given: Given, only: Collection[str] = ()) -> dict[st
         name=patient.network,
     )
     thresholds = Thresholds(num_batches=BATCHES)
-    return {check.id: measure(subject, thresholds) for check, measure in CHECKS if not only or check.id in only}
+    return {id: measured(id, subject, thresholds) for id in registry.built_in() if not only or id in only}
+
+
+def measured(id: str, subject: Subject, thresholds: Thresholds) -> Evidence:
+    """Run one check with what thresholds settle of its options, and with the whole of their error rates."""
+    check = registry.load(id)
+    budget = {"budget": thresholds.budget} if check.sampled else {}
+    return check.measure(subject, **thresholds.options_of(check.declaration), **budget)
 
 
 def accuses(evidence: Evidence) -> bool:

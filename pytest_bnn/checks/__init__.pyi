@@ -1,0 +1,140 @@
+# Written by python -m pytest_bnn.checks.stubs.
+from collections.abc import Mapping
+from typing import Unpack
+
+from torch import nn
+
+from pytest_bnn.records.evidence import Evidence
+from pytest_bnn.stats.budget import Budget
+from pytest_bnn.subject import Given, Subject
+
+NAMES: dict[str, str]
+
+def assert_estimator_flipout(
+    model: nn.Module | Subject,
+    *,
+    budget: Budget | None = ...,
+    **given: Unpack[Given],
+) -> Evidence: ...
+def assert_gradient_samples(model: nn.Module | Subject, **given: Unpack[Given]) -> Evidence: ...
+def assert_kl_loss(
+    model: nn.Module | Subject,
+    *,
+    kl_weight: float | None = ...,
+    num_batches: int | None = ...,
+    **given: Unpack[Given],
+) -> Evidence: ...
+def assert_kl_present(model: nn.Module | Subject, **given: Unpack[Given]) -> Evidence: ...
+def assert_layers_replaced(
+    model: nn.Module | Subject,
+    *,
+    allow: Mapping[str, str] | None = ...,
+    **given: Unpack[Given],
+) -> Evidence: ...
+def assert_mean_equals_teacher(model: nn.Module | Subject, **given: Unpack[Given]) -> Evidence: ...
+def assert_memory_separate(model: nn.Module | Subject, **given: Unpack[Given]) -> Evidence: ...
+def assert_noise_posterior(
+    model: nn.Module | Subject,
+    *,
+    max_passes: int = ...,
+    budget: Budget | None = ...,
+    **given: Unpack[Given],
+) -> Evidence: ...
+def assert_noise_source(
+    model: nn.Module | Subject,
+    *,
+    max_passes: int = ...,
+    min_spread: float = ...,
+    budget: Budget | None = ...,
+    **given: Unpack[Given],
+) -> Evidence: ...
+def assert_noise_spread(
+    model: nn.Module | Subject,
+    *,
+    band: tuple[float, float] = ...,
+    max_passes: int = ...,
+    budget: Budget | None = ...,
+    **given: Unpack[Given],
+) -> Evidence: ...
+def assert_noise_varies(
+    model: nn.Module | Subject,
+    *,
+    max_passes: int = ...,
+    min_spread: float = ...,
+    budget: Budget | None = ...,
+    **given: Unpack[Given],
+) -> Evidence: ...
+def assert_teacher_agreement(
+    model: nn.Module | Subject,
+    *,
+    min_agreement: float = ...,
+    max_passes: int = ...,
+    population: bool = ...,
+    tolerance: float = ...,
+    budget: Budget | None = ...,
+    **given: Unpack[Given],
+) -> Evidence: ...
+def measure_estimator_flipout(
+    model: nn.Module | Subject,
+    *,
+    budget: Budget | None = ...,
+    **given: Unpack[Given],
+) -> Evidence: ...
+def measure_gradient_samples(model: nn.Module | Subject, **given: Unpack[Given]) -> Evidence: ...
+def measure_kl_loss(
+    model: nn.Module | Subject,
+    *,
+    kl_weight: float | None = ...,
+    num_batches: int | None = ...,
+    **given: Unpack[Given],
+) -> Evidence: ...
+def measure_kl_present(model: nn.Module | Subject, **given: Unpack[Given]) -> Evidence: ...
+def measure_layers_replaced(
+    model: nn.Module | Subject,
+    *,
+    allow: Mapping[str, str] | None = ...,
+    **given: Unpack[Given],
+) -> Evidence: ...
+def measure_mean_equals_teacher(model: nn.Module | Subject, **given: Unpack[Given]) -> Evidence: ...
+def measure_memory_separate(model: nn.Module | Subject, **given: Unpack[Given]) -> Evidence: ...
+def measure_noise_posterior(
+    model: nn.Module | Subject,
+    *,
+    max_passes: int = ...,
+    budget: Budget | None = ...,
+    **given: Unpack[Given],
+) -> Evidence: ...
+def measure_noise_source(
+    model: nn.Module | Subject,
+    *,
+    max_passes: int = ...,
+    min_spread: float = ...,
+    budget: Budget | None = ...,
+    **given: Unpack[Given],
+) -> Evidence: ...
+def measure_noise_spread(
+    model: nn.Module | Subject,
+    *,
+    band: tuple[float, float] = ...,
+    max_passes: int = ...,
+    budget: Budget | None = ...,
+    **given: Unpack[Given],
+) -> Evidence: ...
+def measure_noise_varies(
+    model: nn.Module | Subject,
+    *,
+    max_passes: int = ...,
+    min_spread: float = ...,
+    budget: Budget | None = ...,
+    **given: Unpack[Given],
+) -> Evidence: ...
+def measure_teacher_agreement(
+    model: nn.Module | Subject,
+    *,
+    min_agreement: float = ...,
+    max_passes: int = ...,
+    population: bool = ...,
+    tolerance: float = ...,
+    budget: Budget | None = ...,
+    **given: Unpack[Given],
+) -> Evidence: ...

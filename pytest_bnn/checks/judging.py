@@ -1,0 +1,148 @@
+"""From a finding to recorded evidence: what goes wrong on the way becomes a verdict, never the end of the process."""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from pytest_bnn.checks.check import Finding, LossError, not_applicable
+from pytest_bnn.checks.choices import Severity
+from pytest_bnn.checks.declaration import Declaration
+from pytest_bnn.errors import PytestBnnError
+from pytest_bnn.libraries.posterior import KlError
+from pytest_bnn.libraries.registry import lacking
+from pytest_bnn.network.calling import ForwardError
+from pytest_bnn.records.evidence import Evidence, Verdict
+from pytest_bnn.records.recorder import record, recorder_in_force
+from pytest_bnn.sampling.threads import limited
+from pytest_bnn.subject import Subject
+
+
+def judged(
+    check: Declaration,
+    subject: Subject,
+    find: Callable[[Subject], Finding],
+    *,
+    inside_an_audit: bool,
+    severity: Severity = "error",
+) -> Evidence:
+    """Find out whether a claim holds, and record the evidence.
+
+    A model whose own forward raises fails the claim. Anything else that goes wrong inside the check is the verdict
+    ``error``, `SystemExit` too. Wrong input (`PytestBnnError`) is raised; inside an audit, which goes on with the next
+    check, it is the verdict ``error`` with the fix as its remedy.
+
+    Args:
+        check: What is claimed.
+        subject: What is judged.
+        find: Judges it.
+        inside_an_audit: Whether other checks of the same subject follow.
+        severity: With ``"warn"`` a failure is a warning; with ``"off"`` the claim is not judged.
+    """
+    start, asked = time.perf_counter(), subject.asked
+    finding = _premise(check, subject, severity) or _found(subject, find, inside_an_audit)
+    if severity == "warn" and finding.verdict in (Verdict.FAIL, Verdict.INCONCLUSIVE):
+        word = {"fail": "a failure", "inconclusive": "an undecided claim"}[finding.verdict.value]
+        note = f"the severity of {check.id} is warn: {word} counts as a warning"
+        finding = replace(finding, verdict=Verdict.WARN, notes=(*finding.notes, note))
+    evidence = Evidence(
+        id=check.id,
+        subject=subject.name,
+        stage=subject.stage,
+        verdict=finding.verdict,
+        claim=check.claim,
+        headline=finding.headline,
+        measurements=finding.measurements,
+        threshold=finding.threshold,
+        layers=finding.layers,
+        remedy=finding.remedy,
+        notes=finding.notes + (subject.notes if "images" in check.needs else ()),
+        seed=subject.seed,
+        samples=finding.samples,
+        seconds=round(time.perf_counter() - start, 3),
+        sampler=subject.sampler if subject.asked > asked else "",
+        certainty=finding.certainty,
+    )
+    record(evidence)
+    return evidence
+
+
+def _premise(check: Declaration, subject: Subject, severity: Severity) -> Finding | None:
+    """Say that the claim is not judged here, where it is not."""
+    if severity == "off":
+        return not_applicable(f"switched off: the severity of {check.id} is off; set it to error or warn to judge it")
+    missing = next(filter(None, (subject.missing(need) for need in check.needs)), "")
+    if missing:
+        return not_applicable(missing)
+    lacks = next(filter(None, (lacking(subject.model, capability) for capability in check.can)), "")
+    return not_applicable(lacks) if lacks else None
+
+
+def _found(subject: Subject, find: Callable[[Subject], Finding], inside_an_audit: bool) -> Finding:
+    try:
+        with limited():
+            return find(subject)
+    except PytestBnnError as error:
+        if not inside_an_audit:
+            raise
+        return Finding(verdict=Verdict.ERROR, headline=error.problem, remedy=error.fix)
+    except ForwardError as error:
+        return Finding(
+            verdict=Verdict.FAIL,
+            headline=f"the model's own forward raised {error}",
+            remedy="make model(images) work first; where the teacher accepts the same images, the conversion changed a "
+            "shape or a dtype",
+        )
+    except LossError as error:
+        return Finding(
+            verdict=Verdict.FAIL,
+            headline=str(error),
+            remedy="look for NaN in mu, rho, the noise and the KL term (kl.present and noise.varies name the layer), "
+            "then in the loss's data term and its batch",
+        )
+    except KlError as error:
+        return Finding(
+            verdict=Verdict.FAIL,
+            headline=f"the model's own kl_loss() raised {error}",
+            remedy="make get_kl_loss(model) work first; a layer whose prior and posterior differ in shape or dtype "
+            "cannot have a KL term",
+        )
+    except (SystemExit, GeneratorExit) as error:
+        return _ended(error)
+    except Exception as error:
+        return Finding(
+            verdict=Verdict.ERROR,
+            headline=f"the check itself broke: {type(error).__name__}: {error}",
+            remedy="this is a defect of the check or a model beyond it; report it with the model",
+        )
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        # A test's skip or timeout is for whoever runs the test; without one, it would end an audit.
+        if recorder_in_force() or not inside_an_audit:
+            raise
+        return _ended(error)
+
+
+def _ended(error: BaseException) -> Finding:
+    """Say that the model, the loss or the data tried to end the process."""
+    said = f"{type(error).__name__}({', '.join(map(repr, error.args))})"
+    return Finding(
+        verdict=Verdict.ERROR,
+        headline=f"what the check ran tried to end the process: {said}{_place(error)}",
+        remedy="remove the call that ends the process, such as sys.exit(), from the model, the loss and the data",
+    )
+
+
+def _place(error: BaseException) -> str:
+    """Name the innermost line that is not ours, torch's or Python's."""
+    ours = Path(__file__).parents[1]
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        path = Path(frame.filename)
+        inner = {"torch", "bayesian_torch", "_pytest", "pluggy"} & set(path.parts) or ours in path.parents
+        if path.suffix == ".py" and not inner:
+            return f", in {frame.name}, line {frame.lineno} of {path.name}"
+    return ""
