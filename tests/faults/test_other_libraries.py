@@ -59,7 +59,7 @@ def test_a_network_of_torchbnn_is_judged(reduction: str, weight: float, change: 
     """Also where it is new and every sigma the prior's: its KL has no gradient to sigma there."""
     model = change(torchbnn_network())
     loss = torchbnn_loss(weight, reduction)
-    found = audit(model, images=images(), labels=labels(), loss=loss, kl_weight=weight)
+    found = audit(model, images=images(), labels=labels(), loss=loss, num_batches=round(1 / weight))
     assert not_held(found) == []
     assert found["kl.loss"].verdict is Verdict.PASS
     assert found["kl.loss"]["weight"] == pytest.approx(weight, rel=1e-3)
@@ -75,7 +75,7 @@ def test_the_faults_of_such_a_network_are_found(audit: Audit) -> None:
     assert "missing" in found["kl.loss"].headline
     assert "BKLLoss" in found["kl.loss"].remedy
     last = torchbnn_loss(0.1)
-    found = audit(model, loss=last, kl_weight=0.05, **given)
+    found = audit(model, loss=last, num_batches=20, **given)
     assert "2 times the expected" in found["kl.loss"].headline
     frozen: Any = trained(torchbnn_network())
     for layer in (frozen[0], frozen[2]):
@@ -153,7 +153,8 @@ def test_a_library_that_nobody_knows_is_left_alone(make: Callable[[], nn.Module]
 def test_known_and_unknown_layers_in_one_network(audit: Audit) -> None:
     """What is known is judged; what would take silence or the mean of all is not."""
     torch.manual_seed(0)
-    model = nn.Sequential(Sampler(6, 8), nn.ReLU(), *convert(nn.Sequential(nn.Linear(8, 3)), moped_delta=0.2)).eval()
+    known: Any = convert(nn.Sequential(nn.Linear(8, 3)), moped_delta=0.2)
+    model = nn.Sequential(Sampler(6, 8), nn.ReLU(), known[0]).eval()
     found = audit(model, images=images())
     assert not_held(found) == []
     assert found["noise.posterior"].verdict is Verdict.PASS

@@ -53,7 +53,8 @@ def by_rsample(layer: Any, mu: Tensor, sigma: Tensor) -> Tensor:
 
 
 def by_rsample_of_a_standard(layer: Any, mu: Tensor, sigma: Tensor) -> Tensor:
-    return mu + sigma * Normal(0.0, 1.0).sample(mu.shape)
+    noise: Tensor = Normal(0.0, 1.0).sample(mu.shape)
+    return mu + sigma * noise
 
 
 def by_init(layer: Any, mu: Tensor, sigma: Tensor) -> Tensor:
