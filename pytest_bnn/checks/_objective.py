@@ -129,12 +129,13 @@ def evaluate(
         backwards = _Backwards()
         with backwards:
             value = loss_of(subject, seed=seed)
+        leaves = [parameter for parameter in model.parameters() if parameter.is_leaf]  # a shifted prior is none
         if backward:
-            _run_backward(value, backwards, found.calls if keep else [], list(model.parameters()))
+            _run_backward(value, backwards, found.calls if keep else [], leaves)
         found.value = float(value.detach())
         for tensor in tensors_of(layers):
             found.gradients[key_of(tensor)] = _copy(tensor.mu_parameter.grad), _copy(tensor.rho_parameter.grad)
-        found.reached = any(parameter.grad is not None for parameter in model.parameters())
+        found.reached = any(parameter.grad is not None for parameter in leaves)
         found.cut = frozenset() if draws is None else frozenset(draws.cut)
         found.calls = list(found.calls)
     return found

@@ -114,6 +114,13 @@ class BayesianTorch:
         assert isinstance(kl, Tensor)
         return kl
 
+    def brings_own_kl(self, layer: BayesianLayer) -> bool:
+        """Say whether a layer's class has a ``kl_loss`` that is not the library's; a patch of one layer is none."""
+        method = getattr(type(layer.module), "kl_loss", None)
+        if "kl_loss" in vars(layer.module) or method is None:
+            return False
+        return str(method.__module__).split(".")[0] not in ("bayesian_torch", "pytest_bnn")
+
     def kl(self, model: nn.Module) -> Tensor | None:
         """Give a model's KL as the library computes it."""
         if not any(hasattr(module, "kl_loss") for module in model.modules()):
@@ -145,9 +152,9 @@ def clashes(model: nn.Module) -> tuple[str, ...]:
 
 def _copy_of(module: nn.Module) -> SigmaMap | None:
     """Say how a copy of the library's layers computes sigma; None for what is none, or what the probe does not show."""
-    if not any(name.startswith("mu_") for name in module._parameters):
+    if isinstance(module, torch.jit.ScriptModule) or not any(name.startswith("mu_") for name in module._parameters):
         return None
-    if type(module).forward is nn.Module.forward or isinstance(module, torch.jit.ScriptModule):
+    if type(module).forward is nn.Module.forward:  # a container, which has no forward of its own
         return None
     pairs = [(mu, rho) for _, mu, rho, *_ in ATTRIBUTES if isinstance(getattr(module, mu, None), Tensor)]
     pairs = [(mu, rho) for mu, rho in pairs if isinstance(getattr(module, rho, None), Tensor)]

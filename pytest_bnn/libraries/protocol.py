@@ -68,6 +68,10 @@ class Adapter(Protocol):
         """Give a layer's KL as the library computes it, with its graph."""
         ...
 
+    def brings_own_kl(self, layer: BayesianLayer) -> bool:
+        """Say whether a layer's class, on purpose, computes a KL that is not the library's."""
+        ...
+
     def kl(self, model: nn.Module) -> Tensor | None:
         """Give a model's KL as the library computes it, with its graph; None where it finds no layer."""
         ...

@@ -8,11 +8,27 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from pytest_bnn.libraries.bayesian_torch import ATTRIBUTES, BayesianTorch
+from pytest_bnn.libraries.bayesian_torch import ATTRIBUTES, BayesianTorch, clashes, has_kl
 from pytest_bnn.libraries.gaussian import BayesianLayer
 from pytest_bnn.libraries.protocol import CAPABILITIES, Adapter
 from pytest_bnn.libraries.torchbnn import TorchBnn
 from pytest_bnn.network.isolation import raised_in
+
+__all__ = [
+    "ADAPTERS",
+    "KlError",
+    "adapters_of",
+    "bayesian_layers",
+    "clashes",
+    "counted_twice",
+    "has_kl",
+    "is_bayesian",
+    "kl",
+    "lacking",
+    "nobody_knows",
+    "orphaned_posteriors",
+    "unknown_layers",
+]
 
 #: The adapters, in the order in which they are asked; see docs/extending.md.
 ADAPTERS: list[Adapter] = [BayesianTorch(), TorchBnn()]

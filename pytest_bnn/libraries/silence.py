@@ -42,6 +42,17 @@ def _collapsed(tensor: PosteriorTensor) -> tuple[dict[str, Any], str, Any] | Non
 
 
 @contextmanager
+def _unvalidated() -> Iterator[None]:
+    """Let torch.distributions take a scale of 0."""
+    before = torch.distributions.Distribution._validate_args
+    torch.distributions.Distribution.set_default_validate_args(False)
+    try:
+        yield
+    finally:
+        torch.distributions.Distribution.set_default_validate_args(before)
+
+
+@contextmanager
 def zero_sigma(model: nn.Module, *, save: Collection[str] = ()) -> Iterator[None]:
     """Run the model at its posterior mean: every rho at minus infinity, so every sigma is exactly 0.
 
@@ -50,7 +61,7 @@ def zero_sigma(model: nn.Module, *, save: Collection[str] = ()) -> Iterator[None
     layers = [layer for layer in bayesian_layers(model) if layer.path not in save]
     entries = {(layer.path, t.role): _collapsed(t) for layer in layers for t in layer.tensors}
     computed = [layer.module for layer in layers if any(entries[layer.path, t.role] is None for t in layer.tensors)]
-    with replaced(entry for entry in entries.values() if entry is not None), ExitStack() as stack:
+    with replaced(entry for entry in entries.values() if entry is not None), _unvalidated(), ExitStack() as stack:
         if computed:  # where sigma cannot be put to 0 its noise can
             stack.enter_context(within(computed, Draws(0.0)))
         yield

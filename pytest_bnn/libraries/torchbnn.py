@@ -65,6 +65,10 @@ class TorchBnn:
                 terms.append(kl_of_normals(tensor.mu, tensor.rho.exp(), tensor.prior_mu, tensor.prior_sigma).sum())
         return torch.stack(terms).sum()
 
+    def brings_own_kl(self, layer: BayesianLayer) -> bool:
+        """Say whether a layer's class computes another KL: none does, it is computed for the model."""
+        return False
+
     def kl(self, model: nn.Module) -> Tensor | None:
         """Give a model's KL as the library computes it."""
         found = (self.layer(path, module) for path, module in model.named_modules())

@@ -104,6 +104,8 @@ def _factor(convention: Convention, fit: Fit, total: int) -> int:
 def weight_of(fits: Sequence[Fit], conventions: Sequence[Convention], expected: float | None, total: int) -> Weight:
     """Give the convention under which the weights of most tensors agree, their median, and their spread.
 
+    The expected weight stands for the median where some tensor has it.
+
     Where tensors agree under several, as those of one size do, the expected weight decides, and without one the
     library's own convention, which comes first.
     """
@@ -111,6 +113,8 @@ def weight_of(fits: Sequence[Fit], conventions: Sequence[Convention], expected: 
     for convention in conventions:
         weights = [fit.weight * _factor(convention, fit, total) for fit in fits]
         middle = statistics.median_low(weights) if weights else 0.0
+        if expected is not None and any(abs(w / expected - 1) <= TOLERANCE for w in weights):
+            middle = expected
         errors = [abs(w / middle - 1) for w in weights] if middle else [0.0]
         off = sum(error > TOLERANCE for error in errors)
         far = expected is not None and abs(middle / expected - 1) > TOLERANCE

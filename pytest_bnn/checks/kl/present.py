@@ -13,11 +13,10 @@ from pytest_bnn.checks.check import Finding, accused, check, not_applicable
 from pytest_bnn.checks.kl._sick import NOT_FINITE, not_finite
 from pytest_bnn.checks.kl._zeros import DEAD_SIGMA, zeros_of
 from pytest_bnn.libraries import posterior
-from pytest_bnn.libraries.bayesian_torch import clashes, has_kl
 from pytest_bnn.libraries.gaussian import tensors_of
 from pytest_bnn.libraries.posterior import BayesianLayer, PosteriorTensor, bayesian_layers, is_bayesian
 from pytest_bnn.libraries.protocol import Convention
-from pytest_bnn.libraries.registry import nobody_knows
+from pytest_bnn.libraries.registry import clashes, has_kl, nobody_knows
 from pytest_bnn.network.isolation import undisturbed
 from pytest_bnn.records.evidence import LayerFinding, Measurement, Threshold, Verdict
 from pytest_bnn.subject import Subject
@@ -90,7 +89,12 @@ def _find(subject: Subject) -> Finding:
         for tensor in tensors:
             for parameter in (tensor.mu_parameter, tensor.rho_parameter):
                 parameter.requires_grad_(True)
-        kl = posterior.kl(subject.model) if own is None else own.kl_loss()  # type: ignore[operator]
+        try:
+            kl = posterior.kl(subject.model) if own is None else own.kl_loss()  # type: ignore[operator]
+        except posterior.KlError as error:
+            if not layers or not all(layer.adapter.brings_own_kl(layer) for layer in layers):
+                raise
+            return not_applicable(f"the layers compute their KL by a kl_loss() of their own, which raised {error}")
         if not layers:
             return _absent(subject)
         if kl is None:
@@ -105,6 +109,13 @@ def _find(subject: Subject) -> Finding:
     allowed = TOLERANCE if kl.dtype in (torch.float32, torch.float64) else _HALF_TOLERANCE
     convention = closed.convention(value, allowed)
     measurements = _measurements(value, closed, convention, tensors, layers[0].adapter.words.kl)
+    wrong = [] if convention or sick else _wrong_layers(layers, allowed)
+    if wrong and (kinds := _own_kinds(layers, wrong)):
+        return not_applicable(
+            f"{wrong[0].path or 'the model itself'} computes its KL by the kl_loss() of {kinds[0]}, which is not that "
+            f"of two Gaussians with the layer's prior ({wrong[0].finding}): for a prior of one's own there is no "
+            "closed form to compare it with"
+        )
     if not math.isfinite(value):
         return Finding(
             verdict=Verdict.FAIL,
@@ -117,13 +128,6 @@ def _find(subject: Subject) -> Finding:
         return not_applicable(
             f"every posterior is still its prior, so that the KL term is {value:.3g}, as it should, without a "
             "gradient: audit again after a step of training"
-        )
-    wrong = [] if convention else _wrong_layers(layers, allowed)
-    if wrong and (kinds := _own_kinds(layers, wrong)):
-        return not_applicable(
-            f"{wrong[0].path or 'the model itself'} computes its KL by the kl_loss() of {kinds[0]}, which is not that "
-            f"of two Gaussians with the layer's prior ({wrong[0].finding}): for a prior of one's own there is no "
-            "closed form to compare it with"
         )
     problems = _gradient_problems(tensors, gradients, convention)
     headline = f"KL {value:.6g}, equal to the closed form ({convention})"
@@ -175,16 +179,10 @@ def _own_sum(model: nn.Module) -> nn.Module | None:
 
 
 def _own_kinds(layers: Sequence[BayesianLayer], wrong: list[LayerFinding]) -> list[str]:
-    """Name the classes that bring a KL of their own, where all that are off do: a method of the class, not a patch."""
-    modules = {layer.path: layer.module for layer in layers}
-    kinds = []
-    for finding in wrong:
-        module = modules[finding.path]
-        method = getattr(type(module), "kl_loss", None)
-        if "kl_loss" in vars(module) or method is None or method.__module__.split(".")[0] == "bayesian_torch":
-            return []
-        kinds.append(type(module).__name__)
-    return kinds
+    """Name the classes that bring a KL of their own, where all that are off do."""
+    by_path = {layer.path: layer for layer in layers}
+    off = [by_path[finding.path] for finding in wrong]
+    return [type(layer.module).__name__ for layer in off] if all(la.adapter.brings_own_kl(la) for la in off) else []
 
 
 def _calling_notes(model: nn.Module, own: nn.Module | None) -> list[str]:
@@ -263,7 +261,7 @@ def _wrong_layers(layers: Sequence[BayesianLayer], allowed: float) -> list[Layer
 def _measurements(
     value: float, closed: _ClosedForm, convention: str | None, tensors: tuple[PosteriorTensor, ...], term: str
 ) -> tuple[Measurement, ...]:
-    priors = {(float(t.prior_mu.double().mean()), float(t.prior_sigma.double().mean())) for t in tensors}
+    priors = {tuple(float(p.detach().double().mean()) for p in (t.prior_mu, t.prior_sigma)) for t in tensors}
     prior = ", ".join(f"N({mu:.4g}, {sigma:.4g}^2)" for mu, sigma in sorted(priors)[:3])
     return (
         Measurement(name="KL", value=value, unit="nats", note=f"as {term.split('(')[0]} gives it"),
