@@ -217,7 +217,7 @@ def standing_of(alignment: Alignment) -> Standing:
         return Standing("unknown", "no posterior tensor has a counterpart in the teacher")
     cosines, sizes = [p.cosine for p in prints], [p.size for p in prints]
     related = any(p.equal for p in prints) or _is_related(cosines, sizes, UNRELATED_ERROR)
-    could_show = _is_related([MODERATE] * len(prints), sizes, UNRELATED_ERROR)
+    could_show = _is_related([MODERATE if math.isfinite(c) else c for c in cosines], sizes, UNRELATED_ERROR)
     if all(p.equal for p in prints):
         return Standing("converted", "every mu is the teacher's weight to the bit")
     if all(p.untouched for p in prints) or _only_mu_was_changed(prints):

@@ -97,12 +97,20 @@ def is_one_ratio(rho: Tensor, reference: Tensor) -> bool:
     ratio = sigma.log() - size.log()
     typical = ratio.median()
     # MOPED rounds delta * |w|, its expm1 and its logarithm; rho's own rounding moves sigma by |rho| eps of itself.
-    fine, coarse = torch.finfo(reference.dtype), torch.finfo(rho.dtype)
+    fine, coarse = _precision(reference), _precision(rho)
     step = coarse.eps * (r.abs().clamp_min(float(r.median().abs())) + 2) + fine.eps
     subnormal = coarse.smallest_normal * coarse.eps / sigma + fine.smallest_normal * fine.eps / size
     allowed = 2 * (step + subnormal)
     varies = float(size.log().max() - size.log().min()) > 4 * float(allowed.median())
     return varies and bool(((ratio - typical).abs() <= allowed).all())
+
+
+def _precision(values: Tensor) -> torch.finfo:
+    """Give the limits of the coarsest dtype that holds the values exactly: a model may have been cast up."""
+    for dtype in (torch.bfloat16, torch.float16, torch.float32):
+        if torch.equal(values.to(dtype).to(values.dtype).nan_to_num(), values.nan_to_num()):
+            return torch.finfo(dtype)
+    return torch.finfo(values.dtype)
 
 
 def _is_random_start(mu: Tensor, rho: Tensor) -> bool:

@@ -30,7 +30,8 @@ def cause_of(where: Parting, teacher: nn.Module, model: nn.Module, alignment: Al
     """Say why the first module that differs does so; a setting is named only where its weights are the teacher's."""
     path = alignment.teacher_paths().get(where.path, where.path)
     original, now = teacher.get_submodule(path), model.get_submodule(where.path)
-    if where.training and not original.training:
+    # A Bayesian layer computes the same in both modes, and the library's conversion leaves it in train mode.
+    if where.training and not original.training and not bayesian_layers(now):
         return Cause(
             "it runs in train mode, its counterpart in the teacher does not",
             "put the whole model into eval mode before it is used: model.eval()",
