@@ -19,9 +19,6 @@ from pytest_bnn.records.run import TrainingStep
 from pytest_bnn.sampling.bank import probabilities
 from pytest_bnn.sampling.threads import limited
 
-#: The data term of a loss, from the logits and what they should be.
-DataTerm: TypeAlias = Callable[[Tensor, Tensor], Tensor]
-
 #: A training loss: ``loss(model, (images, labels))`` gives a scalar tensor.
 Loss: TypeAlias = Callable[[nn.Module, tuple[Tensor, Tensor | None]], Tensor]
 
