@@ -19,19 +19,32 @@ def network() -> nn.Module:
     return nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 3))
 
 
+def sure() -> nn.Module:
+    """The network with scores far apart."""
+    made = seeded(network).eval()
+    with torch.no_grad():
+        made.get_parameter("2.weight").mul_(20)
+    return made
+
+
 def loss(model: nn.Module, batch: Any) -> Tensor:
     value: Tensor = functional.cross_entropy(model(batch[0]), batch[1]) + get_kl_loss(model) / 10
     return value
 
 
 def data() -> tuple[Tensor, Tensor]:
-    x = noise(40, 6, seed=1)
-    return x, seeded(network)(x).argmax(1)
+    """Rows of which the network is sure, whatever is done to their scale."""
+    x = noise(400, 6, seed=1)
+    with torch.no_grad():
+        shares = torch.stack([sure()(rows).softmax(1) for rows in (x, (x - 0.1) / 1.3, x.clamp(-1, 1))])
+        shares = torch.cat([shares, sure()(x * (torch.arange(6) > 0)).softmax(1)[None]])
+    certain = (shares.max(2).values > 0.999).all(0)
+    return x[certain][:40], shares[0].argmax(1)[certain][:40]
 
 
 def _as(kind: type[nn.Sequential], **given: Any) -> Input:
     """The network and its conversion as a kind of Sequential that does something of its own."""
-    teacher = seeded(network).eval()
+    teacher = sure()
     model = convert(teacher, moped_delta=0.01)
     assert isinstance(teacher, nn.Sequential)
     assert isinstance(model, nn.Sequential)
@@ -143,7 +156,7 @@ NOT_A_NUMBER = "fail or not_applicable or error"
 
 def _named(*names: str) -> Input:
     model = nn.Sequential()
-    for name, module in zip(names, seeded(network).children(), strict=True):
+    for name, module in zip(names, sure().children(), strict=True):
         model.add_module(name, module)
     converted = convert(model.eval(), moped_delta=0.05)
     with torch.no_grad():

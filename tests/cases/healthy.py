@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections import namedtuple
 from typing import Any
 
@@ -262,18 +261,16 @@ def several_blank_images_without_biases() -> Input:
 
 
 @case("inputs that nothing reaches")
-def only_the_first_layer_is_bayesian_and_sees_nothing() -> Input:
-    def data() -> tuple[Tensor, Tensor]:
-        images, labels = held_out()
-        images[3] = 0
-        return images, labels
+def blank_images_for_a_convolution() -> Input:
+    def network() -> nn.Module:
+        return nn.Sequential(nn.Conv2d(1, 4, 3, bias=False), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10, bias=False))
 
-    teacher = reader(bias=False)
-    model = bare(teacher)
-    second, head = copy.deepcopy(teacher.get_submodule("second")), copy.deepcopy(teacher.get_submodule("head"))
-    model.add_module("second", second)
-    model.add_module("head", head)
-    return _converted(model, teacher=teacher, data=data)
+    def data() -> Tensor:
+        images, _ = held_out(24)
+        images[3:5] = 0
+        return images
+
+    return Input(model=bare(seeded(network)).eval(), data=data)
 
 
 Parts = namedtuple("Parts", "features logits")
