@@ -93,6 +93,9 @@ def test_each_kind_is_judged_in_every_push() -> None:
     assert {case.make.__module__ for case in CASES} == {module.__name__ for module in MODULES}
 
 
+OBEYED = {"\x1b", "\x07", "\u202e"}
+
+
 def test_names_are_escaped_wherever_they_are_shown() -> None:
     """In the page as text, in Markdown and in a terminal without what either would obey."""
     given = bad.names_with_escapes_and_markup()
@@ -103,8 +106,8 @@ def test_names_are_escaped_wherever_they_are_shown() -> None:
     assert "<img src=x" not in page
     told = "\n".join(evidence.explain() for evidence in run.checks)
     for text in (page, summary, told):
-        assert not {"\x1b", "\x07", "\u202e"} & set(text)
-    assert "red" in page
+        assert not OBEYED & set(text)
+    assert "a�[31mred�[0m&lt;/script&gt;" in page
 
 
 #: By the command line: a case, how it is given, and the exit code.
@@ -164,6 +167,13 @@ def test_an_exit_of_the_model_is_not_the_exit_of_the_audit(tmp_path: Path) -> No
     done = by_command(NAMES["network that exits where gradients are on"], tmp_path)
     assert done.returncode in (1, 2), done.stdout + done.stderr
     assert (tmp_path / "audit.json").is_file()
+
+
+def test_names_are_escaped_by_the_command_line(tmp_path: Path) -> None:
+    done = by_command(NAMES["names with escapes and markup"], tmp_path)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "[31mred" in done.stdout
+    assert not OBEYED & set(done.stdout + done.stderr)
 
 
 LEAVING = """
