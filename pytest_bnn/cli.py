@@ -368,6 +368,7 @@ def _show(run: AuditRun, *, verbose: bool) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    from pytest_bnn.records.codec import clean
     from pytest_bnn.records.evidence import Verdict
 
     style = {"pass": "green", "warn": "yellow", "fail": "bold red", "error": "bold red", "inconclusive": "magenta"}
@@ -380,7 +381,7 @@ def _show(run: AuditRun, *, verbose: bool) -> None:
         for check in run.checks:
             if check.subject == subject:
                 word = Text(check.verdict.replace("_", " "), style=style.get(check.verdict, "dim"))
-                table.add_row(word, check.id, Text(check.headline))
+                table.add_row(word, check.id, Text(clean(check.headline)))
         console.print(table)
         for sampler in dict.fromkeys(c.sampler for c in run.checks if c.subject == subject and c.sampler):
             console.print(Text(f"passes: {sampler}", style="dim"))

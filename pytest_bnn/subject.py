@@ -8,16 +8,22 @@ from typing import Any, Literal, TypeAlias, TypedDict, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
-from pytest_bnn.data.batch import Inputs, described, device_of
+from pytest_bnn.data.batch import Inputs, device_of
 from pytest_bnn.data.fitting import fitted as fitted
-from pytest_bnn.data.given import batch_for_loss, given_samples, require_finite_inputs, rows_not_finite
+from pytest_bnn.data.given import (
+    batch_for_loss,
+    does_not_accept,
+    given_samples,
+    require_finite_inputs,
+    require_weights,
+    rows_not_finite,
+)
 from pytest_bnn.data.loss import BATCH, Loss
 from pytest_bnn.data.probing import Probed, probe
 from pytest_bnn.errors import InputError
 from pytest_bnn.libraries.alignment import Alignment, Standing, align, standing_of
-from pytest_bnn.network.calling import Field, ForwardError, NoRowsError
+from pytest_bnn.network.calling import Field, ForwardError
 from pytest_bnn.records.evidence import Stage
 from pytest_bnn.records.recorder import default_subject_name
 from pytest_bnn.sampling.bank import PassBank
@@ -86,7 +92,7 @@ class Subject:
         for role, value in (("model", model), ("teacher", teacher)):
             if not isinstance(value, nn.Module) and not (value is None and role == "teacher"):
                 raise TypeError(f"{role} must be a torch.nn.Module, not {type(value).__name__}")
-            _require_weights(role, value)
+            require_weights(role, value)
         if loss is not None and not callable(loss):
             raise TypeError(f"loss must be a function loss(model, batch), not {type(loss).__name__}")
         if stage not in ("auto", "converted", "finetuned"):
@@ -282,34 +288,6 @@ HOW_TO_GIVE = {
     "images": "no images were given: --data MODULE:FACTORY, or images= in Python",
     "loss": "no training loss was given: --loss MODULE:FUNCTION, or loss= in Python",
 }
-
-
-def does_not_accept(role: str, model: nn.Module, images: Inputs, error: ForwardError) -> InputError:
-    """Word the error of a network that cannot take the images."""
-    if isinstance(error, NoRowsError):
-        return InputError(
-            f"the {role} {type(model).__name__} takes {described(images)}, and its outputs cannot be judged ({error})",
-            fix="wrap it so that it returns a row of numbers for each example",
-        )
-    return InputError(
-        f"the {role} {type(model).__name__} does not accept {described(images)} ({error})",
-        fix="give data that fits it: --data MODULE:FACTORY, or images= in Python",
-    )
-
-
-def _require_weights(role: str, network: nn.Module | None) -> None:
-    """Refuse parameters that hold no numbers, or that no gradient can reach."""
-    parameters = () if network is None else network.named_parameters()
-    for name, parameter in ((name, parameter) for name, parameter in parameters if not is_lazy(parameter)):
-        if parameter.is_meta:
-            raise InputError(
-                f"the {role}'s {name} is on the meta device, without numbers", fix="load its weights before the audit"
-            )
-        if parameter.is_inference():
-            raise InputError(
-                f"the {role}'s {name} was made in inference mode: no gradient can reach it",
-                fix="build, convert or load the network outside of torch.inference_mode()",
-            )
 
 
 def _require_finite(teacher: nn.Module, output: Tensor) -> None:

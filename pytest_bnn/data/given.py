@@ -6,12 +6,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
-from pytest_bnn.data.batch import Batch, Inputs, row_dim
+from pytest_bnn.data.batch import Batch, Inputs, described, row_dim
 from pytest_bnn.data.fitting import fitted
 from pytest_bnn.data.probing import Probed
 from pytest_bnn.data.samples import Samples, as_tensors
 from pytest_bnn.errors import InputError
+from pytest_bnn.network.calling import ForwardError, NoRowsError
 from pytest_bnn.network.tree import is_inner, leaves, mapped, tensors
 
 
@@ -139,3 +141,31 @@ def batch_for_loss(samples: Samples, probed: Probed, labels: Any, model: nn.Modu
 def _device(model: nn.Module, leaf: Tensor) -> torch.device:
     reference = next(model.parameters(), None)
     return leaf.device if reference is None else reference.device
+
+
+def does_not_accept(role: str, model: nn.Module, images: Inputs, error: ForwardError) -> InputError:
+    """Word the error of a network that cannot take the images."""
+    if isinstance(error, NoRowsError):
+        return InputError(
+            f"the {role} {type(model).__name__} takes {described(images)}, and its outputs cannot be judged ({error})",
+            fix="wrap it so that it returns a row of numbers for each example",
+        )
+    return InputError(
+        f"the {role} {type(model).__name__} does not accept {described(images)} ({error})",
+        fix="give data that fits it: --data MODULE:FACTORY, or images= in Python",
+    )
+
+
+def require_weights(role: str, network: nn.Module | None) -> None:
+    """Refuse parameters that hold no numbers, or that no gradient can reach."""
+    parameters = () if network is None else network.named_parameters()
+    for name, parameter in ((name, parameter) for name, parameter in parameters if not is_lazy(parameter)):
+        if parameter.is_meta:
+            raise InputError(
+                f"the {role}'s {name} is on the meta device, without numbers", fix="load its weights before the audit"
+            )
+        if parameter.is_inference():
+            raise InputError(
+                f"the {role}'s {name} was made in inference mode: no gradient can reach it",
+                fix="build, convert or load the network outside of torch.inference_mode()",
+            )

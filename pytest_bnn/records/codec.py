@@ -10,12 +10,28 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from pytest_bnn.errors import InputError
 
 Scalar: TypeAlias = str | int | float | bool | None
 Plain: TypeAlias = "Scalar | list[Plain] | dict[str, Plain]"
+
+
+# Bidirectional overrides can make a reader see another text than the one that is there.
+_HIDDEN: Final = (
+    *(code for code in range(0x20) if code not in (0x09, 0x0A)),
+    *range(0x7F, 0xA0),
+    *range(0x200E, 0x2010),
+    *range(0x202A, 0x202F),
+    *range(0x2066, 0x206A),
+)
+_CLEAN: Final = dict.fromkeys(_HIDDEN, "�")
+
+
+def clean(text: str) -> str:
+    """Make text safe to show and to write as UTF-8: control characters and lone surrogates become visible."""
+    return text.translate(_CLEAN).encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def show(value: Scalar) -> str:

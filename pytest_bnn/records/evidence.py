@@ -6,7 +6,7 @@ import enum
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from pytest_bnn.records.codec import Scalar, show, to_plain
+from pytest_bnn.records.codec import Scalar, clean, show
 
 Stage: TypeAlias = Literal["converted", "finetuned", "unrelated", "unknown"]
 Inconclusive: TypeAlias = Literal["fail", "warn"]
@@ -139,7 +139,7 @@ class Evidence:
         lines.extend(f"  note:     {note}" for note in self.notes)
         if self.remedy:
             lines.append(f"  fix:      {self.remedy}")
-        return str(to_plain("\n".join(lines)))
+        return clean("\n".join(lines))
 
     def raise_if_failed(self, *, inconclusive: Inconclusive = "fail") -> Evidence:
         """Raise AssertionError with `explain` when the claim failed; return self otherwise."""

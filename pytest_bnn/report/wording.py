@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from pytest_bnn.records.codec import Scalar
+from pytest_bnn.records.codec import clean as clean
 from pytest_bnn.records.evidence import SEVERITY, Threshold, Verdict
 
 SYMBOLS: Final[Mapping[Verdict, str]] = {
@@ -21,20 +22,6 @@ RELATIONS: Final[Mapping[str, str]] = {"==": "=", "<=": "≤", ">=": "≥", "<":
 
 _NO_BREAK: Final = "\u00a0"
 _SUPERSCRIPT: Final = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
-# Bidirectional overrides can make a reader see another text than the one that is there.
-_HIDDEN: Final = (
-    *(code for code in range(0x20) if code not in (0x09, 0x0A)),
-    *range(0x7F, 0xA0),
-    *range(0x200E, 0x2010),
-    *range(0x202A, 0x202F),
-    *range(0x2066, 0x206A),
-)
-_CLEAN: Final = dict.fromkeys(_HIDDEN, "�")
-
-
-def clean(text: str) -> str:
-    """Make text safe to write as UTF-8: control and direction characters and lone surrogates become visible."""
-    return text.translate(_CLEAN).encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def word(verdict: Verdict) -> str:

@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any
+from collections.abc import Collection
+from contextlib import nullcontext
+from typing import TYPE_CHECKING
 
 import numpy
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
 from pytest_bnn.data.batch import Batch, Inputs
 from pytest_bnn.errors import InputError
-from pytest_bnn.libraries.posterior import BayesianLayer, bayesian_layers, zero_sigma
+from pytest_bnn.libraries.posterior import zero_sigma
 from pytest_bnn.network.calling import forward
-from pytest_bnn.network.isolation import seed_everything, undisturbed
+from pytest_bnn.network.isolation import seed_everything
 from pytest_bnn.options import in_force
+from pytest_bnn.sampling.own import undisturbed_passes
 from pytest_bnn.tasks.task import are_shares
 
 if TYPE_CHECKING:
     from pytest_bnn.sampling.engine.run import Engine
-
-#: Packages whose modules do in their forward what their documentation says.
-_KNOWN = frozenset({"torch", "torchvision", "bayesian_torch", "pytest_bnn"})
 
 #: Numbers in the images of one chunk: 64 images of 3x224x224. Bounds the memory of a pass.
 _CHUNK = 64 * 3 * 224 * 224
@@ -41,75 +38,6 @@ def probabilities(outputs: Tensor) -> Tensor:
     if are_shares(outputs):
         return outputs
     return torch.softmax(outputs.float() if outputs.dtype in (torch.float16, torch.bfloat16) else outputs, dim=-1)
-
-
-def unwritten(model: nn.Module) -> list[Tensor]:
-    """Give the parameters and priors of a model whose forward is known not to write to them; none of any other.
-
-    Known are modules of torch, torchvision, bayesian-torch and this package, without hooks or forwards of their own.
-    """
-    if not all(_is_known(module) for module in model.modules()):
-        return []
-    priors = {
-        (id(tensor.module), name)
-        for layer in bayesian_layers(model)
-        for tensor in layer.tensors
-        for name in (tensor.prior_mu_name, tensor.prior_sigma_name)
-    }
-    found: list[Tensor] = list(model.parameters())
-    written = set()
-    for module in model.modules():
-        for name, buffer in module._buffers.items():
-            if buffer is not None and (id(module), name) in priors:
-                found.append(buffer)
-            elif buffer is not None:
-                written.add(buffer.untyped_storage().data_ptr())
-    return [t for t in found if not is_lazy(t) and t.untyped_storage().data_ptr() not in written]
-
-
-@contextmanager
-def undisturbed_passes(model: nn.Module, *, seed: int) -> Iterator[None]:
-    """Run passes without gradients inside `undisturbed`, sparing copies where the forward is known (`unwritten`).
-
-    Of such a model only the noise buffers of the layer that is running are copied, and put back after its call.
-    """
-    spared = unwritten(model)
-    layers = bayesian_layers(model) if spared else ()
-    spared += [noise for layer in layers for noise in layer.noise]
-    with undisturbed(model, seed=seed, unwritten=spared), _kept_noise(layers):
-        yield
-
-
-@contextmanager
-def _kept_noise(layers: Sequence[BayesianLayer]) -> Iterator[None]:
-    running: list[list[tuple[Tensor, Tensor]]] = []
-    handles = []
-
-    def put_back(*_: Any) -> None:
-        for noise, before in running.pop():
-            noise.data.copy_(before)
-
-    for layer in layers:
-
-        def keep(*_: Any, layer: BayesianLayer = layer) -> None:
-            running.append([(noise, noise.detach().clone()) for noise in layer.noise])
-
-        handles += [layer.module.register_forward_pre_hook(keep), layer.module.register_forward_hook(put_back)]
-    try:
-        yield
-    finally:
-        while running:
-            put_back()
-        for handle in handles:
-            handle.remove()
-
-
-def _is_known(module: nn.Module) -> bool:
-    kind = type(module)
-    # Generated code comes from no module, and what torch.jit made has no forward of its own.
-    origins = {str(getattr(w, "__module__", "")).partition(".")[0] for w in (kind, getattr(kind, "forward", None))}
-    hooks = module._forward_hooks or module._forward_pre_hooks
-    return origins <= _KNOWN and not hooks and "forward" not in vars(module)
 
 
 class PassBank:

@@ -9,11 +9,14 @@ import numpy
 import torch
 from torch import Tensor, nn
 
+from pytest_bnn.data.batch import Inputs
+from pytest_bnn.data.fitting import fitted
+from pytest_bnn.data.given import does_not_accept, given_samples, require_weights
+from pytest_bnn.data.probing import probe
 from pytest_bnn.errors import InputError
 from pytest_bnn.network.calling import ForwardError
 from pytest_bnn.sampling.bank import PassBank, probabilities
 from pytest_bnn.sampling.threads import limited, share
-from pytest_bnn.subject import Subject, does_not_accept
 
 #: Numbers of the outputs that are held at a time, the classes expected before the first pass, and passes a thread.
 _BLOCK_NUMBERS, _CLASSES, _BLOCK_PASSES = 4_000_000, 1000, 8
@@ -91,10 +94,7 @@ def predict(
             raise ValueError(f"{name} must be a whole number from 1, not {value!r}")
     if not isinstance(images, Tensor):
         raise TypeError(f"images must be a tensor [N, ...], not {type(images).__name__}")
-    subject = Subject(model, images=images, seed=seed)
-    if missing := subject.missing("images"):
-        raise InputError(missing, fix="wrap the model so that it returns one row of class scores for each image")
-    inputs = subject.require_images()
+    inputs = _inputs(model, images, seed)
     bank = PassBank(model, inputs, seed, sampler=sampler)
     running = _Running(len(inputs), bins)
     samplers: dict[str, None] = {}
@@ -110,6 +110,20 @@ def predict(
         if progress is not None:
             progress(stop, passes)
     return running.result(seed, ", then ".join(samplers))
+
+
+def _inputs(model: nn.Module, images: Tensor, seed: int) -> Inputs:
+    require_weights("model", model)
+    samples, _ = given_samples(images, None)
+    assert samples is not None
+    probed = probe(samples, model, None, seed=seed)
+    if probed.rowless:
+        raise InputError(
+            f"{probed.rowless}: its outputs belong to no single example",
+            fix="wrap the model so that it returns one row of class scores for each image",
+        )
+    inputs: Inputs = fitted(probed.inputs, model)
+    return inputs
 
 
 class _Moments:

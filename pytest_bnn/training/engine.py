@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
 
 import numpy
 import torch
@@ -16,15 +16,15 @@ from pytest_bnn.libraries.posterior import PosteriorTensor, bayesian_layers
 from pytest_bnn.network.calling import output_tensor
 from pytest_bnn.network.comparing import difference, tolerance
 from pytest_bnn.network.isolation import undisturbed
-from pytest_bnn.sampling.bank import unwritten
 from pytest_bnn.sampling.engine.handshake import shake_hands
 from pytest_bnn.sampling.engine.noise import PhiloxNoise, Scratch, flat
 from pytest_bnn.sampling.engine.plan import Unsupported
 from pytest_bnn.sampling.engine.replica import replicate
+from pytest_bnn.sampling.own import unwritten
 from pytest_bnn.sampling.threads import share, spread
 
-if TYPE_CHECKING:
-    from pytest_bnn.training.finetune import DataTerm
+#: The data term of a loss, from the logits and what they should be.
+DataTerm: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 
 #: Adam's constants, those of ``torch.optim.Adam``.
 BETAS, TINY = (0.9, 0.999), 1e-8

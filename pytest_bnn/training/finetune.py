@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Protocol, TypeAlias
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -19,10 +19,6 @@ from pytest_bnn.options import in_force
 from pytest_bnn.records.run import TrainingStep
 from pytest_bnn.sampling.bank import probabilities
 from pytest_bnn.sampling.threads import limited
-
-#: The data term of a loss, from the logits and what they should be.
-DataTerm: TypeAlias = Callable[[Tensor, Tensor], Tensor]
-
 
 STEPS = 40
 LEARNING_RATE = 1e-4

@@ -21,12 +21,10 @@ from pytest_bnn.libraries.posterior import bayesian_layers, zero_sigma
 from pytest_bnn.network.isolation import preserved_random_state
 from pytest_bnn.strategies import ConversionExample, architectures, conversions, prior_parameters, teachers
 
-SETTINGS = settings(max_examples=40, derandomize=True, deadline=None, database=None)
 #: Explaining a failure, which nobody reads here, takes most of a find(). What is rare comes in clumps.
 FIND = settings(max_examples=2000, database=None, phases=[Phase.generate, Phase.shrink])
 
 
-@settings(SETTINGS, max_examples=200)
 @given(prior_parameters(min_prior_sigma=0.5, max_prior_sigma=2, min_moped_delta=0.2, max_moped_delta=0.3))
 def test_parameters_keep_their_bounds_and_what_is_unused_its_default(parameters: Conversion) -> None:
     assert 0.5 <= parameters.prior_sigma <= 2
@@ -91,7 +89,6 @@ def test_a_bound_that_no_conversion_could_have_is_refused(wrong: dict[str, Any],
         prior_parameters(**wrong)
 
 
-@SETTINGS
 @given(conversions())
 def test_a_conversion_is_complete_and_its_teacher_at_the_mean(example: ConversionExample) -> None:
     replaced = measure_layers_replaced(example.converted, teacher=example.teacher, images=example.x)
@@ -104,7 +101,6 @@ def test_a_conversion_is_complete_and_its_teacher_at_the_mean(example: Conversio
         torch.testing.assert_close(mean, expected, rtol=1e-4, atol=1e-5 * max(1.0, float(expected.abs().max())))
 
 
-@SETTINGS
 @given(conversions())
 def test_a_conversion_has_its_parameters(example: ConversionExample) -> None:
     """The posterior that torch's softplus gives in float64, not the layer's."""
@@ -127,7 +123,6 @@ def rebuilt(code: str) -> dict[str, Any]:
     return namespace
 
 
-@SETTINGS
 @given(conversions())
 def test_the_shown_code_makes_the_whole_conversion_to_the_bit(example: ConversionExample) -> None:
     made = rebuilt(repr(example))
@@ -166,6 +161,7 @@ TRAITS: dict[str, Callable[[ConversionExample], bool]] = {
 }
 
 
+@pytest.mark.nightly("thousands of examples until the rarest kind is there")
 def test_every_kind_of_conversion_shows_up() -> None:
     """Attention does last: in one of five runs of 1,500 examples there was none."""
     missing = set(TRAITS)
@@ -174,7 +170,7 @@ def test_every_kind_of_conversion_shows_up() -> None:
         missing.difference_update([name for name in missing if TRAITS[name](example)])
         return not missing
 
-    find(conversions(), completes, settings=settings(SETTINGS, max_examples=15_000, phases=[Phase.generate]))
+    find(conversions(), completes, settings=settings(max_examples=15_000, phases=[Phase.generate]))
     assert not missing
 
 

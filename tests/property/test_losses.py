@@ -29,7 +29,6 @@ from pytest_bnn.strategies import (
     losses,
 )
 
-SETTINGS = settings(max_examples=40, derandomize=True, deadline=None, database=None)
 #: Explaining a failure, which nobody reads here, takes most of a find(). What is rare comes in clumps.
 FIND = settings(max_examples=2000, database=None, phases=[Phase.generate, Phase.shrink])
 
@@ -63,7 +62,6 @@ def hides_its_kl(loss: ExampleLoss, example: ConversionExample) -> bool:
             return bool(before == loss(example.converted, (example.x, None)))
 
 
-@settings(SETTINGS, max_examples=150)
 @given(conversions(), st.data())
 def test_the_check_finds_what_a_loss_is(example: ConversionExample, data: st.DataObject) -> None:
     loss = data.draw(losses(example.teacher, kinds=LOSS_KINDS))
@@ -90,7 +88,6 @@ def test_the_check_finds_what_a_loss_is(example: ConversionExample, data: st.Dat
     assert evidence.verdict == "fail"
 
 
-@SETTINGS
 @given(conversions(), st.data())
 def test_without_an_expectation_the_weight_is_reported(example: ConversionExample, data: st.DataObject) -> None:
     loss = data.draw(losses(example.teacher))
@@ -99,7 +96,6 @@ def test_without_an_expectation_the_weight_is_reported(example: ConversionExampl
     assert math.isclose(found_weight(evidence, loss, counts), loss.weight, rel_tol=1e-3)
 
 
-@SETTINGS
 @given(conversions(), st.data())
 def test_a_loss_is_its_data_term_and_the_weighted_closed_form(example: ConversionExample, data: st.DataObject) -> None:
     loss = data.draw(losses(example.teacher, kinds=LOSS_KINDS))
@@ -112,7 +108,6 @@ def test_a_loss_is_its_data_term_and_the_weighted_closed_form(example: Conversio
     assert math.isclose(value, data_term + weight * sum(kls), rel_tol=1e-3, abs_tol=1e-4 * abs(data_term))
 
 
-@SETTINGS
 @given(conversions(), st.data())
 def test_data_terms_against_torch(example: ConversionExample, data: st.DataObject) -> None:
     """torch.distributions for the distillation, the definition for the others; labels count where there are some."""
@@ -137,7 +132,6 @@ def test_data_terms_against_torch(example: ConversionExample, data: st.DataObjec
 
 
 def test_only_right_losses_are_drawn_unless_asked() -> None:
-    @SETTINGS
     @given(losses(TEACHER))
     def check(loss: ExampleLoss) -> None:
         assert loss.kind == "healthy"
@@ -146,7 +140,6 @@ def test_only_right_losses_are_drawn_unless_asked() -> None:
     check()
 
 
-@settings(SETTINGS, max_examples=200)
 @given(losses(TEACHER, kinds=LOSS_KINDS))
 def test_a_broken_loss_never_has_the_weight_that_it_should_have(loss: ExampleLoss) -> None:
     assert 1e-6 <= loss.expected_weight <= 0.5

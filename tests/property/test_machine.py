@@ -14,6 +14,9 @@ from pytest_bnn.libraries.posterior import bayesian_layers
 from pytest_bnn.properties import PropertyError
 from pytest_bnn.strategies import ConversionMachine
 
+#: An example has a dozen steps, so that fewer are enough.
+EXAMPLES = settings().max_examples // 4
+
 
 class FlipoutMachine(ConversionMachine):
     convert = staticmethod(lambda network: convert(network, type="Flipout"))
@@ -21,7 +24,7 @@ class FlipoutMachine(ConversionMachine):
 
 @pytest.mark.parametrize("machine", [ConversionMachine, FlipoutMachine])
 def test_our_conversion_stays_sound(machine: type[ConversionMachine]) -> None:
-    run_state_machine_as_test(machine, settings=settings(max_examples=20, stateful_step_count=12))
+    run_state_machine_as_test(machine, settings=settings(max_examples=EXAMPLES, stateful_step_count=12))
 
 
 def copies_nothing(converted: nn.Module, network: nn.Module) -> None:

@@ -26,7 +26,6 @@ from pytest_bnn.strategies import (
     posterior_states,
 )
 
-SETTINGS = settings(max_examples=25, derandomize=True, deadline=None, database=None)
 #: Explaining a failure, which nobody reads here, takes most of a find(). What is rare comes in clumps.
 FIND = settings(max_examples=2000, database=None, phases=[Phase.generate, Phase.shrink])
 
@@ -68,7 +67,6 @@ def kinds_of(before: PosteriorTensor, after: PosteriorTensor) -> set[str]:
 def test_a_state_loads_strictly_and_is_what_it_is_called(kind: str) -> None:
     seen: set[str] = set()
 
-    @SETTINGS
     @given(conversions(), st.data())
     def check(example: ConversionExample, data: st.DataObject) -> None:
         model = example.converted
@@ -102,7 +100,6 @@ def test_one_tensor_alone_may_be_collapsed() -> None:
     assert evidence["dead sigma"] == 8
 
 
-@SETTINGS
 @given(conversions(), st.data())
 def test_the_shown_call_makes_the_state_again(example: ConversionExample, data: st.DataObject) -> None:
     state = data.draw(posterior_states(example.converted))

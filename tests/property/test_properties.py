@@ -254,7 +254,6 @@ BROKEN: list[tuple[str, Converter]] = [
     ("tensors_survive", gives_single_weights),
     ("modes_survive", after(goes_to_train_mode)),
     ("requires_grad_survives", after(thaws_what_was_frozen)),
-    ("hooks_survive", after(drops_hooks)),
     ("sharing_survives", unties),
     ("sharing_survives", after(aliases_the_teacher)),
     ("forward_runs", after(gives_single_precision)),
@@ -264,7 +263,6 @@ BROKEN: list[tuple[str, Converter]] = [
     ("kl_is_closed_form", after(doubles_the_kl)),
     ("noise_is_posterior", after(halves_sigma_in_forward)),
     ("noise_is_posterior", after(draws_once)),
-    ("noise_is_posterior", after(shares_noise)),
     ("state_dict_round_trip", after(draws_its_prior)),
     ("seeds_decide", after(wavers)),
     ("twice_is_refused_or_idempotent", converts_again),
@@ -274,11 +272,19 @@ BROKEN: list[tuple[str, Converter]] = [
 ]
 
 
+#: Converters whose fault shows in one network of a hundred or less.
+SELDOM: list[tuple[str, Converter]] = [
+    ("hooks_survive", after(drops_hooks)),
+    ("noise_is_posterior", after(shares_noise)),
+]
+LATER = pytest.mark.nightly("hundreds of networks until the fault shows; other broken converters run in every push")
+
+
 def test_every_property_has_a_converter_that_lacks_it() -> None:
-    assert {name for name, _ in BROKEN} == {p.__name__ for p in (*PROPERTIES, *FAILURE_PROPERTIES)}
+    assert {name for name, _ in (*BROKEN, *SELDOM)} == {p.__name__ for p in (*PROPERTIES, *FAILURE_PROPERTIES)}
 
 
-@pytest.mark.parametrize(("name", "broken"), BROKEN)
+@pytest.mark.parametrize(("name", "broken"), [*BROKEN, *(pytest.param(*one, marks=LATER) for one in SELDOM)])
 def test_a_broken_converter_is_caught_by_the_property_that_it_lacks(name: str, broken: Converter) -> None:
     @settings(max_examples=EXAMPLES, phases=[Phase.generate])
     @given(architectures(), st.data())

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from pytest_bnn.network.isolation import preserved_random_state
 from pytest_bnn.strategies import FEATURES, KINDS, architectures, inputs_for, layers, source
 
-SETTINGS = settings(max_examples=100, derandomize=True, deadline=None, database=None)
 #: To the first network of a kind that is rare and comes in clumps.
 GENERATE = settings(max_examples=2000, deadline=None, database=None, phases=[Phase.generate])
 
@@ -30,7 +29,6 @@ def outputs(network: nn.Module, x: Tensor) -> Tensor:
     return out
 
 
-@SETTINGS
 @given(architectures(), st.data())
 def test_a_network_runs_on_its_inputs_one_output_an_input(network: nn.Module, data: st.DataObject) -> None:
     x = data.draw(inputs_for(network, min_batch=2, max_batch=2))
@@ -40,7 +38,6 @@ def test_a_network_runs_on_its_inputs_one_output_an_input(network: nn.Module, da
     assert bool(torch.isfinite(out).all())
 
 
-@SETTINGS
 @given(architectures(features=["modes"], kinds=["Linear", "Conv", "normalisation"]), st.data())
 def test_a_network_runs_in_the_modes_that_it_has(network: nn.Module, data: st.DataObject) -> None:
     """In train mode a BatchNorm refuses a single value for each channel."""
@@ -56,7 +53,6 @@ def test_where_a_batchnorm_trains_a_batch_is_two_at_least_if_it_may_be() -> None
     assert len(find(inputs_for(network.train(), max_batch=1), lambda x: True)) == 1
 
 
-@SETTINGS
 @given(architectures(), st.data())
 def test_the_shown_code_rebuilds_the_network_to_the_bit(network: nn.Module, data: st.DataObject) -> None:
     x = data.draw(inputs_for(network))
@@ -74,7 +70,6 @@ def test_the_shown_code_rebuilds_the_network_to_the_bit(network: nn.Module, data
     torch.testing.assert_close(outputs(network, x), outputs(twin, x), rtol=0, atol=0)
 
 
-@SETTINGS
 @given(layers(), st.data())
 def test_a_single_layer_runs(layer: nn.Module, data: st.DataObject) -> None:
     assert outputs(layer, data.draw(inputs_for(layer))).numel() > 0

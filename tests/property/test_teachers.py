@@ -21,7 +21,6 @@ from pytest_bnn.libraries.posterior import zero_sigma
 from pytest_bnn.network.isolation import preserved_random_state
 from pytest_bnn.strategies import inputs_for, source, teachers
 
-SETTINGS = settings(max_examples=20, derandomize=True, deadline=None, database=None)
 #: Explaining a failure, which nobody reads here, takes most of a find(). What is rare comes in clumps.
 FIND = settings(max_examples=2000, database=None, phases=[Phase.generate, Phase.shrink])
 
@@ -46,7 +45,6 @@ def weights(network: nn.Module) -> list[Tensor]:
     return [m.weight.detach().double().flatten() for m in network.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
 
 
-@SETTINGS
 @given(teachers())
 def test_a_teacher_tells_images_apart(teacher: nn.Module) -> None:
     """Also others than the 16 that it was chosen by, save for a few on which all its ReLU are 0."""
@@ -71,7 +69,6 @@ def test_weights_keep_their_scale_and_get_heavier_tails() -> None:
     """
     trained, initially = list[Tensor](), list[Tensor]()
 
-    @SETTINGS
     @given(teachers())
     def draw(teacher: nn.Module) -> None:
         pairs = list(zip(weights(teacher), weights(initial(teacher)), strict=True))
@@ -88,7 +85,6 @@ def test_weights_keep_their_scale_and_get_heavier_tails() -> None:
     assert 0.7 * math.e < tails / initial_tails < 1.4 * math.e
 
 
-@SETTINGS
 @given(teachers())
 def test_every_batchnorm_is_moved(teacher: nn.Module) -> None:
     norms = [module for module in teacher.modules() if isinstance(module, nn.BatchNorm2d)]
@@ -105,7 +101,6 @@ def test_every_batchnorm_is_moved(teacher: nn.Module) -> None:
     assert bool((teacher.fc.bias != 0).all())
 
 
-@SETTINGS
 @given(teachers(dtypes=[torch.float64]))
 def test_running_statistics_are_those_of_the_activations(teacher: nn.Module) -> None:
     """On other images than theirs, so only about: nine tenths, plus a tenth of where BatchNorm starts."""
@@ -121,7 +116,6 @@ def test_running_statistics_are_those_of_the_activations(teacher: nn.Module) -> 
     assert float((teacher.bn1.running_var / variance - 1).abs().max()) < 0.25
 
 
-@SETTINGS
 @given(teachers(), st.sampled_from(["Reparameterization", "Flipout"]), st.data())
 def test_a_teacher_converts_completely_and_is_its_mean(teacher: nn.Module, estimator: Any, data: st.DataObject) -> None:
     x = data.draw(inputs_for(teacher))
@@ -133,7 +127,6 @@ def test_a_teacher_converts_completely_and_is_its_mean(teacher: nn.Module, estim
     torch.testing.assert_close(mean, expected)
 
 
-@SETTINGS
 @given(teachers())
 def test_the_shown_code_rebuilds_a_teacher_to_the_bit(teacher: nn.Module) -> None:
     twin = run(source(teacher)).state_dict()
@@ -172,7 +165,6 @@ def test_the_smallest_teacher_is_one_stage_of_one_block() -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
-@SETTINGS
 @given(teachers(max_stages=1, min_channels=1, max_channels=1))
 def test_one_channel_is_enough(teacher: nn.Module) -> None:
     """With it some seeds leave a ReLU dead for every image, which drawing passes over."""

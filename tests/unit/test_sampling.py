@@ -22,7 +22,8 @@ from pytest_bnn.conversion import convert
 from pytest_bnn.libraries.posterior import bayesian_layers
 from pytest_bnn.network.calling import ForwardError, forward, output_tensor
 from pytest_bnn.sampling import bank as sampling
-from pytest_bnn.sampling.bank import PassBank, pass_seed, probabilities, undisturbed_passes, unwritten
+from pytest_bnn.sampling.bank import PassBank, pass_seed, probabilities
+from pytest_bnn.sampling.own import undisturbed_passes, unwritten
 
 
 def converted(estimator: Any = "Reparameterization") -> nn.Module:

@@ -16,7 +16,7 @@ from pytest_bnn.libraries.alignment import stage_of, weight_pairs
 from pytest_bnn.libraries.fingerprint import cosine
 from pytest_bnn.libraries.posterior import bayesian_layers
 from pytest_bnn.network.calling import ForwardError
-from pytest_bnn.subject import Subject, does_not_accept, fitted
+from pytest_bnn.subject import Subject, fitted
 
 
 def network(dtype: torch.dtype = torch.float32, seed: int = 0) -> nn.Sequential:

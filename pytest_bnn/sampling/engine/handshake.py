@@ -14,13 +14,13 @@ from pytest_bnn.libraries.posterior import BayesianLayer, bayesian_layers
 from pytest_bnn.network.calling import output_tensor
 from pytest_bnn.network.comparing import difference, tolerance
 from pytest_bnn.network.isolation import preserved_random_state
-from pytest_bnn.sampling.bank import undisturbed_passes
 from pytest_bnn.sampling.engine.consumers import Consumers
 from pytest_bnn.sampling.engine.draws import DrawTests
 from pytest_bnn.sampling.engine.noise import Noise, make_noise
 from pytest_bnn.sampling.engine.plan import Unsupported, make_plan
 from pytest_bnn.sampling.engine.replica import Worker, calls_by_layer
 from pytest_bnn.sampling.engine.run import Engine, passes_chunk
+from pytest_bnn.sampling.own import undisturbed_passes
 from pytest_bnn.sampling.threads import limited, share
 
 #: Passes of the model's own forward that are repeated: the least, the most, and the draws that they should add up to.

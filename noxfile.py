@@ -1,0 +1,60 @@
+"""What CI does, on a laptop: ``nox`` runs what every push runs, ``nox -s nightly`` everything.
+
+Each session has an environment of its own; ``nox -R`` takes the one of the last run.
+"""
+
+from __future__ import annotations
+
+import os
+
+import nox
+
+nox.options.sessions = ["tests", "lint", "imports", "types", "docs"]
+nox.options.default_venv_backend = "venv"
+
+#: One thread a worker: many small tensors do not gain by more.
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}
+WORKERS = ("-n", str(min(os.cpu_count() or 1, 8)), "--dist", "worksteal")
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """What every push runs, some minutes; give pytest's arguments after ``--``."""
+    session.install(".[test]")
+    session.run("pytest", *WORKERS, *session.posargs, env=ONE_THREAD)
+
+
+@nox.session
+def nightly(session: nox.Session) -> None:
+    """Every test, with random examples and more of them: an hour or so."""
+    session.install(".[test]")
+    session.run("pytest", "--nightly", *WORKERS, *session.posargs, env=ONE_THREAD)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Style, by ruff."""
+    session.install("ruff>=0.6")
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+
+
+@nox.session
+def imports(session: nox.Session) -> None:
+    """Which room may know which, by import-linter."""
+    session.install(".", "import-linter>=2.7")
+    session.run("lint-imports", "--no-logo")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Types, by mypy in strict mode."""
+    session.install(".[test,lint,dev]")
+    session.run("mypy", "pytest_bnn", "tests", "examples", "benchmarks", "noxfile.py")
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """The documentation, built without a warning, its examples run."""
+    session.install(".[test,docs]")
+    session.run("pytest", "-q", "tests/integration/test_docs.py", env=ONE_THREAD)
