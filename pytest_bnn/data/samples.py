@@ -79,6 +79,10 @@ def samples_of(data: Any, source: str = "data", limit: int = MAX_EXAMPLES, *, se
             fix="give (images, labels) as tensors, a Dataset of (image tensor, label), or a DataLoader",
         )
     try:
+        _require_labels(item)
+    except TypeError as error:
+        raise InputError(f"{source}: {error}", fix="give one label for each image, as a tensor") from error
+    try:
         rows = rows_of(item, dim)
     except ValueError:
         return Samples(item=item, rows=0, dim=dim, places=torch.arange(0))  # refused by `Subject`, which has the words
@@ -86,7 +90,13 @@ def samples_of(data: Any, source: str = "data", limit: int = MAX_EXAMPLES, *, se
 
 
 def as_tensors(tree: Any) -> Any:
-    """Give a tree with its numpy arrays of numbers as tensors."""
+    """Give a tree with its numpy arrays, and its lists of numbers, as tensors."""
+    if type(tree) in (list, tuple):
+        if tree and _all_numbers(tree):
+            return torch.as_tensor(tree)
+        return type(tree)(as_tensors(value) for value in tree)
+    if type(tree) is dict:
+        return {key: as_tensors(value) for key, value in tree.items()}
 
     def tensor(leaf: Any) -> Any:
         if isinstance(leaf, numpy.ndarray) and leaf.dtype.kind in "biufc":
@@ -94,6 +104,27 @@ def as_tensors(tree: Any) -> Any:
         return leaf
 
     return mapped(tree, tensor)
+
+
+def _all_numbers(values: Any) -> bool:
+    return all(
+        _all_numbers(value) and len(value) > 0 if type(value) in (list, tuple) else type(value) in (int, float, bool)
+        for value in values
+    )
+
+
+def _require_labels(item: Any) -> None:
+    """Refuse labels that are words.
+
+    Raises:
+        TypeError: The message has what they are.
+    """
+    if type(item) in (list, tuple) and len(item) == 2 and isinstance(item[0], Tensor):
+        label = item[1]
+        first = label[0] if type(label) in (list, tuple) and label else label
+        if isinstance(first, str | bytes):
+            of = kind(label) if first is label else f"{kind(label)} of {type(first).__name__}"
+            raise TypeError(f"{of} given as labels is no tensor")
 
 
 def _limited(item: Any, rows: int, limit: int, seed: int, dim: int) -> Samples:
@@ -179,6 +210,7 @@ def _length(data: Any) -> int | None:
 def _item(item: Any) -> Any:
     """Make a batch of one example, as a loader would."""
     checked = _checked(as_tensors(item))
+    _require_labels(checked)
     return default_collate([_collatable(checked)])
 
 

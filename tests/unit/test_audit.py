@@ -14,11 +14,12 @@ from torch import Tensor, nn
 from pytest_bnn.audit.run import CHECK_IDS, Thresholds, audit_model, provenance
 from pytest_bnn.checks import registry
 from pytest_bnn.conversion import convert
+from pytest_bnn.data.loss import Loss
 from pytest_bnn.errors import InputError
 from pytest_bnn.records.evidence import Verdict
 from pytest_bnn.records.recorder import Recorder, recording
 from pytest_bnn.records.run import AuditRun
-from pytest_bnn.training.finetune import Loss, distillation_loss
+from pytest_bnn.training.finetune import distillation_loss
 
 DOCUMENTATION = Path(__file__).parents[2] / "docs" / "checks.md"
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from pytest_bnn.data import sources as factories
+from pytest_bnn.data.samples import MAX_EXAMPLES, samples_of
 from pytest_bnn.errors import InputError
 
 IMAGES = torch.arange(10 * 3 * 2 * 2, dtype=torch.float32).reshape(10, 3, 2, 2)
@@ -62,6 +63,17 @@ class Unlimited(IterableDataset[tuple[Tensor, int]]):
             yield IMAGES[0], 1
 
 
+def batch_of(data: Any, source: str = "data", limit: int = MAX_EXAMPLES) -> tuple[Tensor, Tensor | None]:
+    """Read examples and take them for images and labels, as a network with one input does."""
+    item = samples_of(data, source, limit).item
+    if isinstance(item, Tensor):
+        return item, None
+    return item[0], item[1] if len(item) > 1 else None
+
+
+#: What holds its examples in the order in which they come.
+STREAMS = ("stream", "loader of a stream")
+
 LABELLED: dict[str, Any] = {
     "tuple": (IMAGES, LABELS),
     "list": [IMAGES, LABELS],
@@ -87,34 +99,47 @@ BARE: dict[str, Any] = {
 @pytest.mark.parametrize("limit", [1, 3, 4, 10, 512])
 @pytest.mark.parametrize("kind", LABELLED)
 def test_labelled_data(kind: str, limit: int) -> None:
-    """The same images in the same order whatever holds them, from the start, up to the limit."""
-    images, labels = factories.batch_of(LABELLED[kind], limit=limit)
-    assert labels is not None
-    assert torch.equal(images, IMAGES[:limit])
-    assert torch.equal(labels, LABELS[:limit])
+    """The same images in their order whatever holds them; of more than the limit a random choice, but of a stream."""
+    samples = samples_of(LABELLED[kind], limit=limit)
+    images, labels = samples.item
+    places = torch.arange(min(limit, len(IMAGES))) if kind in STREAMS else samples.places
+    assert len(places) == min(limit, len(IMAGES))
+    assert torch.equal(places, places.unique()), "in order, none twice"
+    assert torch.equal(images, IMAGES[places])
+    assert torch.equal(torch.as_tensor(labels), LABELS[places])
+
+
+@pytest.mark.parametrize("kind", [kind for kind in LABELLED if kind not in STREAMS])
+def test_a_sorted_folder_shows_all_its_classes(kind: str) -> None:
+    """The first images of a folder that is sorted by class are of one class: a random choice, from the seed, is not."""
+    one, again, other = (samples_of(LABELLED[kind], limit=5, seed=seed).places for seed in (3, 3, 4))
+    assert torch.equal(one, again)
+    assert not torch.equal(one, other)
+    assert not torch.equal(one, torch.arange(5))
 
 
 @pytest.mark.parametrize("limit", [3, 512])
 @pytest.mark.parametrize("kind", BARE)
 def test_data_without_labels(kind: str, limit: int) -> None:
     """Labels that nobody gave are None, never invented."""
-    images, labels = factories.batch_of(BARE[kind], limit=limit)
+    images, labels = batch_of(BARE[kind], limit=limit)
     assert labels is None
-    assert torch.equal(images, IMAGES[:limit])
+    assert torch.equal(images, IMAGES[samples_of(BARE[kind], limit=limit).places])
 
 
 def test_no_more_is_read_than_is_taken() -> None:
     """A data set may be large, or have no end."""
     data = Pairs()
-    factories.batch_of(data, limit=4)
-    assert data.asked == [0, 1, 2, 3]
-    assert len(factories.batch_of(Unlimited(), limit=5)[0]) == 5
-    assert len(factories.batch_of(DataLoader(Unlimited(), batch_size=2), limit=5)[0]) == 5
+    samples = samples_of(data, limit=4)
+    assert data.asked == samples.places.tolist()
+    assert len(data.asked) == 4
+    assert len(batch_of(Unlimited(), limit=5)[0]) == 5
+    assert len(batch_of(DataLoader(Unlimited(), batch_size=2), limit=5)[0]) == 5
 
 
 def test_the_default_limit() -> None:
     """The help names it."""
-    assert len(factories.batch_of(torch.zeros(600, 1, 2, 2))[0]) == factories.MAX_IMAGES == 512
+    assert len(batch_of(torch.zeros(600, 1, 2, 2))[0]) == MAX_EXAMPLES == 512
 
 
 def test_random_states_are_left_alone() -> None:
@@ -128,8 +153,8 @@ def test_random_states_are_left_alone() -> None:
             return IMAGES[index] + torch.rand(1) + random.random() + numpy.random.rand()
 
     before = torch.get_rng_state(), random.getstate(), numpy.random.get_state()[1].tolist()  # type: ignore[index]
-    factories.batch_of(DataLoader(Augmented(), batch_size=2, shuffle=True))
-    factories.batch_of(Augmented())
+    batch_of(DataLoader(Augmented(), batch_size=2, shuffle=True))
+    batch_of(Augmented())
     after = torch.get_rng_state(), random.getstate(), numpy.random.get_state()[1].tolist()  # type: ignore[index]
     assert torch.equal(before[0], after[0])
     assert before[1:] == after[1:]
@@ -150,10 +175,10 @@ class Soft(Dataset[Any]):
 )
 def test_soft_labels(data: Any) -> None:
     """A row for each image, whatever holds them."""
-    images, labels = factories.batch_of(data, limit=5)
+    images, labels = batch_of(data)
     assert labels is not None
-    assert torch.equal(images, IMAGES[:5])
-    assert torch.equal(labels, SOFT[:5])
+    assert torch.equal(images, IMAGES)
+    assert torch.equal(labels, SOFT)
 
 
 class Pictures(Dataset[Any]):
@@ -203,8 +228,7 @@ class Ragged(Dataset[Tensor]):
         ([], ("a list", "no tensor, Dataset or DataLoader")),
         (None, ("None", "no tensor, Dataset or DataLoader")),
         (7, ("an int",)),
-        ({"images": IMAGES}, ("a dict",)),
-        (IMAGES.numpy(), ("ndarray", "as tensors")),
+        ({"names": ["cat"] * 10}, ("a dict",)),
         (TensorDataset(IMAGES[:0]), ("is empty", "at least one image")),
         (DataLoader(TensorDataset(IMAGES[:0])), ("is empty",)),
         (Ragged(), ("size", "(3, 2, 2)", "(3, 3, 2)")),
@@ -216,7 +240,7 @@ class Ragged(Dataset[Tensor]):
 def test_what_is_no_data(data: Any, words: tuple[str, ...]) -> None:
     """The message has what was given and what would be right, and the caller's name for it."""
     with pytest.raises(InputError) as caught:
-        factories.batch_of(data, "--data: net:held_out")
+        batch_of(data, "--data: net:held_out")
     for word in ("--data: net:held_out", *words):
         assert word in str(caught.value)
 
@@ -254,8 +278,8 @@ def test_models_by_name(module: str) -> None:
 
 def test_data_by_name(module: str) -> None:
     """A tensor or data set needs no function around it."""
-    assert len(factories.load_data(f"{module}:pixels", "--data")[0]) == 512
-    assert len(factories.load_data(f"{module}:dataset", "--data", 5)[0]) == 5
+    assert factories.load_data(f"{module}:pixels", "--data").rows == 512
+    assert factories.load_data(f"{module}:dataset", "--data", 5).rows == 5
 
 
 def test_loss_by_name(module: str) -> None:

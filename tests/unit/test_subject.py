@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from pytest_bnn.checks import measure_teacher_agreement
 from pytest_bnn.conversion import convert
+from pytest_bnn.data.given import does_not_accept
 from pytest_bnn.errors import InputError
 from pytest_bnn.libraries.alignment import stage_of, weight_pairs
 from pytest_bnn.libraries.fingerprint import cosine
@@ -118,7 +119,7 @@ def test_the_cosine_is_that_of_torch() -> None:
         ({"model": None}, r"model must be a torch\.nn\.Module, not NoneType"),
         ({"teacher": lambda x: x}, r"teacher must be a torch\.nn\.Module, not function"),
         ({"loss": 3}, "loss must be a function"),
-        ({"images": [[1.0]]}, "images must be a tensor"),
+        ({"images": ["dog.jpg"]}, "images must be a tensor"),
     ],
 )
 def test_arguments_of_the_wrong_type_are_refused(given: dict[str, Any], words: str) -> None:
@@ -171,10 +172,10 @@ def test_a_label_without_a_dimension_is_refused() -> None:
 
 
 def test_labels_that_are_no_tensor_are_refused() -> None:
-    """A list has a length too, but the loss and the report index it as a tensor; with or without images."""
+    """Words have a length too, but the loss and the report index them as a tensor; with or without images."""
     for given in (images(), None):
         with pytest.raises(TypeError, match="labels must be a tensor"):
-            Subject(network(), images=given, labels=[0] * 5)  # type: ignore[arg-type]
+            Subject(network(), images=given, labels=["cat"] * 5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
@@ -182,7 +183,9 @@ def test_images_get_the_dtype_of_the_model(dtype: torch.dtype) -> None:
     """A float64 network raises on float32 images, which says nothing about it; the user's tensor stays as it was."""
     mine = images()
     subject = Subject(convert(network(dtype)), teacher=network(torch.float32), images=mine)
-    assert subject.require_images().dtype == dtype
+    inputs = subject.require_images()
+    assert isinstance(inputs, Tensor)
+    assert inputs.dtype == dtype
     assert mine.dtype == torch.float32
     assert subject.bank.first(1).dtype == dtype
     assert subject.teacher_output().dtype == torch.float32, "the teacher gets its own dtype"
