@@ -91,12 +91,6 @@ def number_loss(model, batch):
     return 3.0
 
 
-def backward_loss(model, batch):
-    value = loss(model, batch)
-    value.backward()
-    return value
-
-
 def words():
     torch.manual_seed(0)
     net = nn.Sequential(nn.Embedding(50, 4), nn.Flatten(), nn.Linear(24, 3)).eval()
@@ -390,7 +384,6 @@ MISTAKES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("the outputs of the teacher", "NaN or infinite for 12 of 12 images", "so is its", "Load its weights again"),
     ),
     "loss returns a number": ((*LOSS, "own_net:number_loss"), ("returned float", "one scalar tensor")),
-    "loss calls backward": ((*LOSS, "own_net:backward_loss"), ("without calling backward()",)),
     "loss is missing": ((*LOSS, "own_net:los"), ("has no 'los'", "loss")),
     "unknown check": ((*CHECKS, "layers.replacd"), ("no check 'layers.replacd'", "layers.replaced")),
     "a check of nothing like": ((*CHECKS, "everything"), ("The checks are layers.replaced, memory.separate",)),
