@@ -40,7 +40,7 @@ def test_a_layer_beside_the_data_is_named() -> None:
     teacher = nn.Sequential(nn.Linear(4, 3)).eval()
     model = convert(teacher)
     old = teacher[0]
-    model.forward = lambda x: old(x)  # type: ignore[method-assign, assignment]
+    model.forward = lambda x: old(x)
     evidence = measure_layers_replaced(model, teacher=teacher, images=rows(1.0, 2.0))
     assert evidence.verdict is Verdict.FAIL
     assert "never called in a forward pass, for none of 2 examples" in evidence.layers[0].finding
