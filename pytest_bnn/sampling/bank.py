@@ -64,7 +64,7 @@ def forward(model: nn.Module, images: Tensor) -> Tensor:
                 "real numbers for each"
             )
         return output
-    except Exception as error:
+    except (Exception, SystemExit, GeneratorExit) as error:
         raise ForwardError(error, raised_in(model, error)) from error
 
 
