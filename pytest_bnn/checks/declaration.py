@@ -91,7 +91,8 @@ def source_of(module: str) -> Path | None:
     """Find the file of a module without importing it, or a package that it lies in; None where there is none."""
     name, *inner = module.split(".")
     try:
-        spec = importlib.util.find_spec(name)  # imports nothing, for a name without a dot
+        spec = importlib.machinery.PathFinder.find_spec(name, [str(Path.cwd())])  # as an audit finds it
+        spec = spec or importlib.util.find_spec(name)  # imports nothing, for a name without a dot
         for part in inner:
             if spec is None:
                 break

@@ -5,7 +5,9 @@ from __future__ import annotations
 import difflib
 import importlib
 import importlib.util
+import inspect
 import os
+import re
 import sys
 from collections.abc import Mapping
 from typing import Any, cast
@@ -18,6 +20,9 @@ from pytest_bnn.data.loss import Loss
 from pytest_bnn.data.samples import MAX_EXAMPLES, Samples, samples_of
 from pytest_bnn.errors import InputError
 from pytest_bnn.network.tree import kind
+
+#: Characters of another's error in a message.
+_LONGEST = 600
 
 
 def load(name: str, option: str) -> Any:
@@ -107,6 +112,11 @@ def _is_data(value: Any) -> bool:
 def _call(factory: Any, name: str, option: str) -> Any:
     if not callable(factory):
         raise InputError(f"{option}: {name} is {kind(factory)}", fix="name a function without arguments")
+    if missing := _unfilled(factory):
+        raise InputError(
+            f"{option}: {name} needs the argument{'s' if len(missing) > 1 else ''} {', '.join(missing)}",
+            fix=f"name a function without arguments, such as def make(): return {name.rpartition(':')[2]}(...)",
+        )
     try:
         return factory()
     except (Exception, SystemExit) as error:
@@ -114,11 +124,37 @@ def _call(factory: Any, name: str, option: str) -> Any:
 
 
 def _raised(what: str, error: BaseException) -> InputError:
-    message = f"{what} raised {type(error).__name__}: {(str(error).strip().splitlines() or [''])[0].rstrip('.')}"
+    message = f"{what} raised {type(error).__name__}: {_gist(str(error))}"
     if isinstance(error, SystemExit):
         fix = "put what runs as a script under if __name__ == '__main__'"
-    elif any(word in str(error).lower() for word in ("cuda", "nvidia", "mps")):
+    elif isinstance(error, RuntimeError | AssertionError) and _NO_ACCELERATOR.search(str(error)):
         fix = "there is no such accelerator here: build the network on the CPU and load weights with map_location='cpu'"
     else:
         fix = "make it work in Python first; -v shows the traceback"
     return InputError(message, fix=fix)
+
+
+def _gist(text: str) -> str:
+    """Give an error's first line; of one that ends in a colon, such as load_state_dict's, what it announces too."""
+    lines = [line.strip().rstrip(".") for line in text.strip().splitlines() if line.strip()] or [""]
+    if not lines[0].endswith(":"):
+        return lines[0]
+    told = f"{lines[0]} {'; '.join(lines[1:])}"
+    return told if len(told) <= _LONGEST else f"{told[:_LONGEST].rpartition(' ')[0]} ..."
+
+
+#: What torch says where there is no accelerator of the kind that was asked for.
+_NO_ACCELERATOR = re.compile(
+    r"no NVIDIA driver|not compiled with \w+ enabled|No \w+ GPUs are available|on a \w+ device but|"
+    r"CUDA driver|CUDA error|not linked with support for \w+ devices|MPS backend|No HIP GPUs|XPU device"
+)
+
+
+def _unfilled(factory: Any) -> list[str]:
+    """Give the arguments without which a factory cannot be called; none where its signature is not known."""
+    try:
+        parameters = inspect.signature(factory).parameters.values()
+    except (TypeError, ValueError):
+        return []
+    optional = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return [p.name for p in parameters if p.default is inspect.Parameter.empty and p.kind not in optional]

@@ -153,7 +153,7 @@ def _fields(model: nn.Module, inputs: Tensor | Arguments) -> dict[str, Tensor]:
         if wanted is not None:
             # A teacher may give one tensor where the model gives several.
             found = {name: tensor for name, tensor in found.items() if name in wanted} or found
-    except (Exception, SystemExit) as error:
+    except (Exception, SystemExit, GeneratorExit) as error:
         raise ForwardError(error, raised_in(model, error)) from error
     if not found:
         told = f"the model returned {_told(output)} for {rows} inputs, and not a row of real numbers for each"
