@@ -19,6 +19,8 @@ from pytest_bnn.strategies import FEATURES, KINDS, architectures, inputs_for, la
 
 #: To the first network of a kind that is rare and comes in clumps.
 GENERATE = settings(max_examples=2000, deadline=None, database=None, phases=[Phase.generate])
+#: Explaining a failure, which nobody reads here, takes most of a find().
+FIND = settings(max_examples=2000, deadline=None, database=None, phases=[Phase.generate, Phase.shrink])
 
 
 def outputs(network: nn.Module, x: Tensor) -> Tensor:
@@ -77,12 +79,12 @@ def test_a_single_layer_runs(layer: nn.Module, data: st.DataObject) -> None:
 
 @pytest.mark.parametrize("kind", ["Linear", "Conv", "ConvTranspose", "LSTM"])
 def test_a_kind_alone_gives_networks_of_it(kind: str) -> None:
-    found = find(architectures(kinds=[kind], features=()), lambda network: True)
+    found = find(architectures(kinds=[kind], features=()), lambda network: True, settings=GENERATE)
     assert any(kind in type(module).__name__ for module in found.modules())
 
 
 def test_the_smallest_network_is_one_linear_layer() -> None:
-    assert "nn.Linear(1, 1)" in source(find(architectures(), lambda network: True))
+    assert "nn.Linear(1, 1)" in source(find(architectures(), lambda network: True, settings=FIND))
 
 
 @pytest.mark.parametrize("feature", FEATURES)
@@ -115,13 +117,16 @@ def plain_words() -> set[str]:
     return seen
 
 
-@pytest.mark.parametrize("seed", [0, 3, 7, 14, 21])
+@pytest.mark.parametrize(
+    "seed",
+    [0, *(pytest.param(seed, marks=pytest.mark.nightly("one seed shows it in every push")) for seed in (3, 7, 14, 21))],
+)
 def test_a_network_shrinks_to_the_least_that_has_the_trait(seed: int) -> None:
     """The layers before it are left out too. With all seeds but the first, other ways to draw a chain kept some."""
     strided = find(
         architectures(),
         lambda n: any(isinstance(m, nn.Conv2d) and m.stride[0] == 2 for m in n.modules()),
-        settings=settings(max_examples=2000, database=None),
+        settings=FIND,
         random=Random(seed),
     )
     assert sum(isinstance(m, nn.Conv2d | nn.Linear | nn.LSTM) for m in strided.modules()) == 1
@@ -130,7 +135,7 @@ def test_a_network_shrinks_to_the_least_that_has_the_trait(seed: int) -> None:
 def test_drawing_leaves_the_global_random_state_alone() -> None:
     """hypothesis seeds Python's and numpy's generators itself, torch's is the user's."""
     before = torch.get_rng_state()
-    find(architectures(), lambda network: True)
+    find(architectures(), lambda network: True, settings=FIND)
     assert torch.equal(torch.get_rng_state(), before)
 
 
