@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 
 import torch
+import torch.fx
 from torch import Tensor, nn
 
 from pytest_bnn.libraries.bayesian_torch import ATTRIBUTES, BayesianTorch, clashes, has_kl
@@ -78,6 +79,8 @@ def unknown_layers(model: nn.Module) -> tuple[tuple[str, str], ...]:
 
 
 def _has_forward(module: nn.Module) -> bool:
+    if isinstance(module, torch.fx.GraphModule):  # what torch.fx made of a network
+        return False
     return isinstance(module, torch.jit.ScriptModule) or type(module).forward is not nn.Module.forward
 
 
