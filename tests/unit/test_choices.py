@@ -24,7 +24,7 @@ from pytest_bnn.checks.values import Band, Kind, NoKindError, Passes, Share, ann
 from pytest_bnn.errors import InputError
 from pytest_bnn.options import Level, Settings, Source, using
 from pytest_bnn.records.evidence import Verdict
-from pytest_bnn.stats.intervals import Budget
+from pytest_bnn.stats.budget import Budget
 
 
 def declared(id: str) -> Declaration:
