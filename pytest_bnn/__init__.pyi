@@ -1,4 +1,5 @@
 # Written by python -m pytest_bnn.checks.stubs.
+# ruff: noqa: I001
 from pytest_bnn.audit.plan import Thresholds as Thresholds
 from pytest_bnn.audit.run import audit_model as audit_model
 from pytest_bnn.checks import (

@@ -61,7 +61,7 @@ def stub_of_package() -> str:
             line = "\n".join([f"from pytest_bnn.{home} import (", *(f"    {part}," for part in parts), ")"])
         lines.append(line)
     homes = "_HOMES: dict[str, tuple[str, ...]]\n_HOME_OF: dict[str, str]\n__all__: list[str]\n"
-    return f"# Written by {_BY}.\n" + "\n".join(lines) + f"\n\n{homes}"
+    return f"# Written by {_BY}.\n# ruff: noqa: I001\n" + "\n".join(lines) + f"\n\n{homes}"
 
 
 def readme(text: str) -> str:

@@ -39,6 +39,22 @@ def on_cuda():
     raise RuntimeError("Found no NVIDIA driver on your system. Please check that CUDA is installed")
 
 
+def needs(classes, mps, *, depth=3):
+    return teacher()
+
+
+def forgets():
+    import json
+
+    return json.dumps()
+
+
+def loads():
+    net = teacher()
+    net.load_state_dict({"module.weight": torch.zeros(1)})
+    return net
+
+
 def nothing():
     return None
 
@@ -359,6 +375,18 @@ MISTAKES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "factory wants CUDA": (
         (*MODEL, "own_net:on_cuda"),
         ("raised RuntimeError: Found no NVIDIA", "CPU", "map_location"),
+    ),
+    "factory lacks an argument": (
+        (*MODEL, "own_net:needs"),
+        ("own_net:needs needs the arguments classes, mps", "a function without arguments"),
+    ),
+    "factory forgets an argument inside": (
+        (*MODEL, "own_net:forgets"),
+        ("dumps() missing 1 required positional argument", "Make it work in Python first"),
+    ),
+    "factory loads another network's weights": (
+        (*MODEL, "own_net:loads"),
+        ("Missing key(s) in state_dict", "0.weight", "Unexpected key(s)", "module.weight"),
     ),
     "factory returns None": ((*MODEL, "own_net:nothing"), ("returned None, not a torch.nn.Module",)),
     "factory returns data": ((*MODEL, "own_net:grey"), ("returned a Tensor, not a torch.nn.Module",)),

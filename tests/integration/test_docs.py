@@ -24,6 +24,7 @@ import pytest
 
 import pytest_bnn
 from pytest_bnn import cli
+from pytest_bnn.checks.choices import from_project, require_usable
 from pytest_bnn.options import OPTIONS
 from pytest_bnn.records.recorder import Recorder, recording
 from tests.faults.injectors import FAULTS
@@ -137,7 +138,7 @@ def test_every_block_is_checked(name: str) -> None:
             assert any(block.file in text or ".py" not in text for text in later), block.file
 
 
-def test_configuration_blocks_are_valid() -> None:
+def test_configuration_blocks_are_valid(tmp_path: Path) -> None:
     """Settings that a reader copies must be settings that exist."""
     keys = {f"bnn_{option.key}" for option in OPTIONS}
     given: set[str] = set()
@@ -146,7 +147,10 @@ def test_configuration_blocks_are_valid() -> None:
             if block.language == "json":
                 json.loads(block.text)
             elif block.language == "toml":
-                given |= tomllib.loads(block.text)["tool"]["pytest"]["ini_options"].keys()
+                table = tomllib.loads(block.text)
+                given |= table.get("tool", {}).get("pytest", {}).get("ini_options", {}).keys()
+                (tmp_path / "pyproject.toml").write_text(block.text, encoding="utf-8")
+                require_usable(from_project(tmp_path), finally_=True)
             elif block.language == "ini":
                 parser = configparser.ConfigParser()
                 parser.read_string(block.text)
