@@ -14,12 +14,12 @@ import pytest
 
 from pytest_bnn.checks.choices import choosing
 from pytest_bnn.errors import PytestBnnError
-from pytest_bnn.fixtures.settings import InForce, of_session, of_test
 from pytest_bnn.options import using
 from pytest_bnn.records.codec import from_plain, show, to_plain
 from pytest_bnn.records.evidence import Verdict
 from pytest_bnn.records.recorder import Recorder, recording
 from pytest_bnn.records.run import AuditRun
+from pytest_bnn.session import InForce, of_session, of_test
 
 #: Where a worker finds the seed of the session.
 SEED = "bnn_seed"

@@ -14,9 +14,9 @@ import pytest
 from pytest_bnn import collector
 from pytest_bnn.checks import choices, registry
 from pytest_bnn.errors import PytestBnnError
-from pytest_bnn.fixtures.settings import InForce, of_session, readable_errors, settle_session
 from pytest_bnn.options import OPTIONS, DrawnSeed, resolve_with_sources
 from pytest_bnn.report.files import require_writable
+from pytest_bnn.session import InForce, of_session, readable_errors, settle_session
 
 pytest_plugins = (
     "pytest_bnn.fixtures.teachers",

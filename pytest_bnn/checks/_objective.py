@@ -11,13 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from pytest_bnn.checks.check import Finding, LossError, accused
+from pytest_bnn.checks.finding import Finding, LossError, accused
 from pytest_bnn.data.loss import BATCH
 from pytest_bnn.errors import InputError
 from pytest_bnn.libraries import posterior
 from pytest_bnn.libraries.capture import LayerCall, capture
-from pytest_bnn.libraries.gaussian import not_finite, tensors_of
+from pytest_bnn.libraries.gaussian import not_finite
 from pytest_bnn.libraries.posterior import BayesianLayer, PosteriorTensor, shifted_prior, zero_noise
+from pytest_bnn.libraries.protocol import tensors_of
 from pytest_bnn.libraries.silence import unproven_silence
 from pytest_bnn.network.calling import forward
 from pytest_bnn.network.isolation import seed_everything, undisturbed

@@ -5,7 +5,6 @@ Loads neither torch nor numpy before a check runs, so that a conftest may declar
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import inspect
 import re
@@ -15,39 +14,19 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_bnn.checks import choices, registry
 from pytest_bnn.checks.declaration import BUDGET, CheckOption, Declaration, Need
+from pytest_bnn.checks.finding import Finding, LossError, accused, not_applicable
 from pytest_bnn.checks.values import NoKindError, annotated, kind_of
 from pytest_bnn.errors import InputError, OptionError
-from pytest_bnn.libraries.posterior import PosteriorTensor
 from pytest_bnn.options import budget_in_force, in_force
-from pytest_bnn.records.evidence import Certainty, Evidence, LayerFinding, Measurement, Threshold, Verdict
+from pytest_bnn.records.evidence import Evidence
 from pytest_bnn.records.policy import inconclusive_policy
 from pytest_bnn.subject import Subject
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from pytest_bnn.libraries.posterior import PosteriorTensor
     from pytest_bnn.stats.budget import Budget
     from pytest_bnn.subject import Subject
-
-
-class LossError(Exception):
-    """The training loss is NaN or infinite, so that nothing can be said about its gradient."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Finding:
-    """What a check found on one subject; with the check's claim it becomes Evidence."""
-
-    verdict: Verdict
-    headline: str
-    measurements: tuple[Measurement, ...] = ()
-    threshold: Threshold | None = None
-    layers: tuple[LayerFinding, ...] = ()
-    remedy: str = ""
-    notes: tuple[str, ...] = ()
-    samples: int = 0
-    certainty: Certainty | None = None
 
 
 class Check:
@@ -278,16 +257,6 @@ def _documentation(check: Check) -> str:
     assert entries is not None
     own = entries[0].rstrip("\n")
     return f"{head}{heading}{arguments}{own + chr(10) if own else ''}{last}{rest[entries.end() :]}"
-
-
-def accused(tensor: PosteriorTensor, finding: str) -> LayerFinding:
-    """Say what is wrong with a posterior tensor, at its layer."""
-    return LayerFinding(path=tensor.path, kind=type(tensor.module).__name__, ok=False, finding=finding)
-
-
-def not_applicable(why: str) -> Finding:
-    """Say that the claim cannot be judged here, and what it would take."""
-    return Finding(verdict=Verdict.NOT_APPLICABLE, headline=why)
 
 
 __all__ = ["Check", "Finding", "LossError", "OptionError", "accused", "check", "not_applicable"]

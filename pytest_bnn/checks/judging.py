@@ -8,9 +8,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from pytest_bnn.checks.check import Finding, LossError, not_applicable
 from pytest_bnn.checks.choices import Severity
 from pytest_bnn.checks.declaration import Declaration
+from pytest_bnn.checks.finding import Finding, LossError, not_applicable
 from pytest_bnn.errors import PytestBnnError
 from pytest_bnn.libraries.posterior import KlError
 from pytest_bnn.libraries.registry import lacking

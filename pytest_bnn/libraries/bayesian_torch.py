@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from pytest_bnn.libraries.draws import Draws
 from pytest_bnn.libraries.functional import Functional
-from pytest_bnn.libraries.gaussian import EXP, SOFTPLUS, BayesianLayer, PosteriorTensor, SigmaMap
-from pytest_bnn.libraries.protocol import CAPABILITIES, Convention, Words
+from pytest_bnn.libraries.gaussian import EXP, SOFTPLUS, PosteriorTensor, SigmaMap
+from pytest_bnn.libraries.protocol import CAPABILITIES, BayesianLayer, Convention, Words
 from pytest_bnn.network.isolation import replaced, undisturbed
 
 ESTIMATORS = ("Reparameterization", "Flipout")

@@ -13,7 +13,8 @@ from torch.overrides import TorchFunctionMode
 
 from pytest_bnn.libraries.draws import in_backward, within
 from pytest_bnn.libraries.functional import NAMES, FunctionalCall
-from pytest_bnn.libraries.gaussian import BayesianLayer, PosteriorTensor
+from pytest_bnn.libraries.gaussian import PosteriorTensor
+from pytest_bnn.libraries.protocol import BayesianLayer
 from pytest_bnn.libraries.registry import bayesian_layers
 
 __all__ = ["FunctionalCall", "LayerCall", "capture"]

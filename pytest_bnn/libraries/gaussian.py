@@ -6,15 +6,11 @@ written once.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-
-if TYPE_CHECKING:
-    from pytest_bnn.libraries.protocol import Adapter
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,45 +242,3 @@ class PosteriorTensor:
         value = getattr(self.module, name)
         assert isinstance(value, Tensor)
         return value
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class BayesianLayer:
-    """A layer with a posterior: ``kind`` is what it was (``Conv2d``), ``estimator`` how it draws."""
-
-    path: str
-    module: nn.Module
-    kind: str
-    estimator: str
-    tensors: tuple[PosteriorTensor, ...]
-    adapter: Adapter
-
-    @property
-    def weights(self) -> int:
-        """How many weights have a posterior here."""
-        return sum(tensor.count for tensor in self.tensors)
-
-    @property
-    def noise(self) -> list[Tensor]:
-        """The buffers that its noise is drawn into, where it has any."""
-        found = [getattr(self.module, tensor.eps_name, None) for tensor in self.tensors]
-        return [eps for eps in found if isinstance(eps, Tensor)]
-
-    @property
-    def is_stock(self) -> bool:
-        """Whether a functional call with a drawn weight and bias is all that it does, as the CPU sampler assumes."""
-        return self.adapter.is_stock(self)
-
-    @property
-    def border(self) -> tuple[list[int], str] | None:
-        """How it pads its input before its call, for ``torch.nn.functional.pad``; None where the call itself pads."""
-        return self.adapter.border(self)
-
-    def kl(self) -> Tensor:
-        """Give the KL term as the layer itself, or its library, computes it, with its graph."""
-        return self.adapter.layer_kl(self)
-
-
-def tensors_of(layers: Iterable[BayesianLayer]) -> tuple[PosteriorTensor, ...]:
-    """Give the posterior tensors of some layers."""
-    return tuple(tensor for layer in layers for tensor in layer.tensors)

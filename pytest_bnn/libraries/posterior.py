@@ -1,7 +1,8 @@
 """What checks know of Bayesian layers, under one name: see `registry`, `gaussian` and `silence`."""
 
 from pytest_bnn.libraries.bayesian_torch import ESTIMATORS
-from pytest_bnn.libraries.gaussian import BayesianLayer, PosteriorTensor
+from pytest_bnn.libraries.gaussian import PosteriorTensor
+from pytest_bnn.libraries.protocol import BayesianLayer
 from pytest_bnn.libraries.registry import (
     KlError,
     bayesian_layers,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, Protocol, TypeAlias, get_args
 
 from torch import Tensor, nn
 
-from pytest_bnn.libraries.gaussian import BayesianLayer
+from pytest_bnn.libraries.gaussian import PosteriorTensor
 
 #: What a check may ask of a library, by name:
 #:
@@ -75,3 +76,45 @@ class Adapter(Protocol):
     def kl(self, model: nn.Module) -> Tensor | None:
         """Give a model's KL as the library computes it, with its graph; None where it finds no layer."""
         ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class BayesianLayer:
+    """A layer with a posterior: ``kind`` is what it was (``Conv2d``), ``estimator`` how it draws."""
+
+    path: str
+    module: nn.Module
+    kind: str
+    estimator: str
+    tensors: tuple[PosteriorTensor, ...]
+    adapter: Adapter
+
+    @property
+    def weights(self) -> int:
+        """How many weights have a posterior here."""
+        return sum(tensor.count for tensor in self.tensors)
+
+    @property
+    def noise(self) -> list[Tensor]:
+        """The buffers that its noise is drawn into, where it has any."""
+        found = [getattr(self.module, tensor.eps_name, None) for tensor in self.tensors]
+        return [eps for eps in found if isinstance(eps, Tensor)]
+
+    @property
+    def is_stock(self) -> bool:
+        """Whether a functional call with a drawn weight and bias is all that it does, as the CPU sampler assumes."""
+        return self.adapter.is_stock(self)
+
+    @property
+    def border(self) -> tuple[list[int], str] | None:
+        """How it pads its input before its call, for ``torch.nn.functional.pad``; None where the call itself pads."""
+        return self.adapter.border(self)
+
+    def kl(self) -> Tensor:
+        """Give the KL term as the layer itself, or its library, computes it, with its graph."""
+        return self.adapter.layer_kl(self)
+
+
+def tensors_of(layers: Iterable[BayesianLayer]) -> tuple[PosteriorTensor, ...]:
+    """Give the posterior tensors of some layers."""
+    return tuple(tensor for layer in layers for tensor in layer.tensors)

@@ -10,8 +10,7 @@ import torch.fx
 from torch import Tensor, nn
 
 from pytest_bnn.libraries.bayesian_torch import ATTRIBUTES, BayesianTorch, clashes, has_kl
-from pytest_bnn.libraries.gaussian import BayesianLayer
-from pytest_bnn.libraries.protocol import CAPABILITIES, Adapter
+from pytest_bnn.libraries.protocol import CAPABILITIES, Adapter, BayesianLayer
 from pytest_bnn.libraries.torchbnn import TorchBnn
 from pytest_bnn.network.isolation import raised_in
 

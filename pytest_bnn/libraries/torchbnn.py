@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pytest_bnn.libraries.gaussian import EXP, BayesianLayer, PosteriorTensor, kl_of_normals
-from pytest_bnn.libraries.protocol import CAPABILITIES, Convention, Words
+from pytest_bnn.libraries.gaussian import EXP, PosteriorTensor, kl_of_normals
+from pytest_bnn.libraries.protocol import CAPABILITIES, BayesianLayer, Convention, Words
 
 _KINDS = {"BayesLinear": "Linear", "BayesConv2d": "Conv2d"}
 

@@ -17,9 +17,9 @@ from torch.nn import functional
 from torch.nn.utils import parametrize
 
 from pytest_bnn import convert
-from pytest_bnn.libraries.gaussian import EXP, SOFTPLUS, PosteriorTensor, tensors_of
+from pytest_bnn.libraries.gaussian import EXP, SOFTPLUS, PosteriorTensor
 from pytest_bnn.libraries.posterior import bayesian_layers, kl, lacking, unknown_layers, zero_noise, zero_sigma
-from pytest_bnn.libraries.protocol import CAPABILITIES
+from pytest_bnn.libraries.protocol import CAPABILITIES, tensors_of
 
 
 class Vendored(nn.Module):

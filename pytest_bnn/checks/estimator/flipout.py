@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pytest_bnn.checks.check import Finding, check, not_applicable
+from pytest_bnn.checks.check import check
+from pytest_bnn.checks.finding import Finding, not_applicable
 from pytest_bnn.libraries.capture import capture
 from pytest_bnn.libraries.gaussian import not_finite
 from pytest_bnn.libraries.posterior import BayesianLayer, bayesian_layers, zero_sigma

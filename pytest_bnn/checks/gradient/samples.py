@@ -21,11 +21,12 @@ from pytest_bnn.checks._objective import (
     unproven,
     without_a_gradient,
 )
-from pytest_bnn.checks.check import Finding, LossError, check, not_applicable
+from pytest_bnn.checks.check import check
+from pytest_bnn.checks.finding import Finding, LossError, not_applicable
 from pytest_bnn.checks.kl._sick import not_finite
 from pytest_bnn.errors import InputError
-from pytest_bnn.libraries.gaussian import tensors_of
 from pytest_bnn.libraries.posterior import BayesianLayer, PosteriorTensor, bayesian_layers
+from pytest_bnn.libraries.protocol import tensors_of
 from pytest_bnn.libraries.registry import nobody_knows
 from pytest_bnn.network.calling import output_tensor
 from pytest_bnn.network.isolation import undisturbed

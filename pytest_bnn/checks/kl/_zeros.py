@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from pytest_bnn.checks.check import accused
-from pytest_bnn.libraries.gaussian import BayesianLayer, PosteriorTensor
+from pytest_bnn.checks.finding import accused
+from pytest_bnn.libraries.gaussian import PosteriorTensor
+from pytest_bnn.libraries.protocol import BayesianLayer
 from pytest_bnn.records.evidence import LayerFinding
 
 #: A sigma below this is dead: its gradient is below 1e-8 of a weight's, so no training moves it (docs/faults.md, A6).

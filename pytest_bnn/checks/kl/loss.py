@@ -18,13 +18,14 @@ from pytest_bnn.checks._objective import (
     unproven,
     without_a_gradient,
 )
-from pytest_bnn.checks.check import Finding, LossError, accused, check, not_applicable
+from pytest_bnn.checks.check import check
+from pytest_bnn.checks.finding import Finding, LossError, accused, not_applicable
 from pytest_bnn.checks.kl._fits import TOLERANCE, Fit, Weight, by_entropy, by_prior, by_rho, in_convention, weight_of
 from pytest_bnn.checks.kl._sick import NOT_FINITE, not_finite
 from pytest_bnn.checks.values import Count, Positive
 from pytest_bnn.errors import InputError
-from pytest_bnn.libraries.gaussian import BayesianLayer, tensors_of
 from pytest_bnn.libraries.posterior import bayesian_layers, counted_twice
+from pytest_bnn.libraries.protocol import BayesianLayer, tensors_of
 from pytest_bnn.libraries.registry import nobody_knows
 from pytest_bnn.records.evidence import Measurement, Threshold, Verdict
 from pytest_bnn.subject import Subject

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from pytest_bnn.checks.check import Finding, accused, check, not_applicable
+from pytest_bnn.checks.check import check
+from pytest_bnn.checks.finding import Finding, accused, not_applicable
 from pytest_bnn.checks.kl._sick import NOT_FINITE, not_finite
 from pytest_bnn.checks.kl._zeros import DEAD_SIGMA, zeros_of
 from pytest_bnn.libraries import posterior
-from pytest_bnn.libraries.gaussian import tensors_of
 from pytest_bnn.libraries.posterior import BayesianLayer, PosteriorTensor, bayesian_layers, is_bayesian
-from pytest_bnn.libraries.protocol import Convention
+from pytest_bnn.libraries.protocol import Convention, tensors_of
 from pytest_bnn.libraries.registry import clashes, has_kl, nobody_knows
 from pytest_bnn.network.isolation import undisturbed
 from pytest_bnn.records.evidence import LayerFinding, Measurement, Threshold, Verdict

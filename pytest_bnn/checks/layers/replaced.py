@@ -7,7 +7,8 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
-from pytest_bnn.checks.check import Finding, check, not_applicable
+from pytest_bnn.checks.check import check
+from pytest_bnn.checks.finding import Finding, not_applicable
 from pytest_bnn.checks.layers._row import MISSING, REMEDY, UNTIED, Row
 from pytest_bnn.checks.layers._use import require_use
 from pytest_bnn.checks.values import Reasons

@@ -7,7 +7,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from pytest_bnn.checks.check import Finding, accused, check, not_applicable
+from pytest_bnn.checks.check import check
+from pytest_bnn.checks.finding import Finding, accused, not_applicable
 from pytest_bnn.checks.mean._cause import Cause, cause_of, restored_statistics
 from pytest_bnn.data.batch import Inputs
 from pytest_bnn.libraries.fingerprint import cosine

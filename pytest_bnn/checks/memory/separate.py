@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from pytest_bnn.checks.check import Finding, check, not_applicable
+from pytest_bnn.checks.check import check
+from pytest_bnn.checks.finding import Finding, not_applicable
 from pytest_bnn.libraries.posterior import bayesian_layers
 from pytest_bnn.libraries.registry import nobody_knows
 from pytest_bnn.records.evidence import LayerFinding, Threshold, Verdict

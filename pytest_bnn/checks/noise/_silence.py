@@ -6,7 +6,7 @@ import torch
 import torch.fx
 from torch import Tensor
 
-from pytest_bnn.checks.check import Finding
+from pytest_bnn.checks.finding import Finding
 from pytest_bnn.libraries.gaussian import not_finite as count_not_finite
 from pytest_bnn.libraries.posterior import PosteriorTensor, bayesian_layers, orphaned_posteriors
 from pytest_bnn.libraries.registry import nobody_knows

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pytest_bnn.checks.check import Finding, accused, check, not_applicable
+from pytest_bnn.checks.check import check
+from pytest_bnn.checks.finding import Finding, accused, not_applicable
 from pytest_bnn.checks.noise._draws import TensorDraws
 from pytest_bnn.checks.noise._hypotheses import FAMILIES, independence, marginals, number_of_tests
 from pytest_bnn.checks.values import FewPasses

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pytest_bnn.checks.check import Finding, check, not_applicable
+from pytest_bnn.checks.check import check
+from pytest_bnn.checks.finding import Finding, not_applicable
 from pytest_bnn.checks.noise._pairs import (
     Scale,
     live_in,
@@ -16,8 +17,8 @@ from pytest_bnn.checks.noise._pairs import (
 )
 from pytest_bnn.checks.noise._silence import not_finite
 from pytest_bnn.checks.values import Passes, SpreadBand
-from pytest_bnn.libraries.gaussian import tensors_of
 from pytest_bnn.libraries.posterior import bayesian_layers
+from pytest_bnn.libraries.protocol import tensors_of
 from pytest_bnn.libraries.registry import nobody_knows
 from pytest_bnn.records.evidence import Certainty, LayerFinding, Measurement, Threshold, Verdict
 from pytest_bnn.stats.budget import Budget

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pytest_bnn.checks.check import Finding, check, not_applicable
+from pytest_bnn.checks.check import check
+from pytest_bnn.checks.finding import Finding, not_applicable
 from pytest_bnn.checks.noise._pairs import Scale, live_in, not_finite_in, scale_without_noise, spreads, typical
 from pytest_bnn.checks.noise._reference import SATURATED, cannot_vary
 from pytest_bnn.checks.noise._silence import MIN_SPREAD, causes_of_silence, floor_of, not_finite

@@ -7,7 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from pytest_bnn.checks.check import Finding, check, not_applicable
+from pytest_bnn.checks.check import check
+from pytest_bnn.checks.finding import Finding, not_applicable
 from pytest_bnn.checks.noise._pairs import not_finite_in
 from pytest_bnn.checks.noise._silence import not_finite
 from pytest_bnn.checks.teacher._items import Claim, Numbers, Votes, hopeless, undecided, verdict

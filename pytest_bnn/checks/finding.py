@@ -1,0 +1,40 @@
+"""What a check found on a subject, before it becomes evidence."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+from pytest_bnn.records.evidence import Certainty, LayerFinding, Measurement, Threshold, Verdict
+
+if TYPE_CHECKING:
+    from pytest_bnn.libraries.gaussian import PosteriorTensor
+
+
+class LossError(Exception):
+    """The training loss is NaN or infinite, so that nothing can be said about its gradient."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """What a check found on one subject; with the check's claim it becomes Evidence."""
+
+    verdict: Verdict
+    headline: str
+    measurements: tuple[Measurement, ...] = ()
+    threshold: Threshold | None = None
+    layers: tuple[LayerFinding, ...] = ()
+    remedy: str = ""
+    notes: tuple[str, ...] = ()
+    samples: int = 0
+    certainty: Certainty | None = None
+
+
+def accused(tensor: PosteriorTensor, finding: str) -> LayerFinding:
+    """Say what is wrong with a posterior tensor, at its layer."""
+    return LayerFinding(path=tensor.path, kind=type(tensor.module).__name__, ok=False, finding=finding)
+
+
+def not_applicable(why: str) -> Finding:
+    """Say that the claim cannot be judged here, and what it would take."""
+    return Finding(verdict=Verdict.NOT_APPLICABLE, headline=why)
