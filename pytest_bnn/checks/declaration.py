@@ -6,10 +6,10 @@ import ast
 import functools
 import importlib.machinery
 import importlib.util
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 
 from pytest_bnn.checks.values import Kind, NoKindError, annotated, kind_of
 
@@ -173,3 +173,23 @@ def _value(node: ast.expr, path: Path, depth: int = 0) -> Any:
                 if source is not None:
                     return _value(ast.Name(alias.name), source, depth + 1)
     raise _UnknownError
+
+
+class Registered(Protocol):
+    """What the registry keeps of a check: what ``@check`` made, as `pytest_bnn.checks.check.Check`."""
+
+    #: ``measure(model_or_subject, **options, **given)`` -> Evidence.
+    measure: Callable[..., Any]
+    #: The same; raises AssertionError when the claim fails.
+    assert_: Callable[..., Any]
+
+    @property
+    def id(self) -> str:
+        """How reports and options know it."""
+
+    @property
+    def declaration(self) -> Declaration:
+        """What the check says of itself."""
+
+    def judge(self, subject: Any, options: Mapping[str, object], budget: Any, *, severity: Any) -> Any:
+        """Judge a subject as a part of an audit."""

@@ -16,13 +16,10 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
-from pytest_bnn.checks.declaration import Declaration, declared_in, source_of
+from pytest_bnn.checks.declaration import Declaration, Registered, declared_in, source_of
 from pytest_bnn.errors import BrokenEnvironmentError, InputError
-
-if TYPE_CHECKING:
-    from pytest_bnn.checks.check import Check
 
 T = TypeVar("T")
 
@@ -32,7 +29,7 @@ GROUP = "pytest_bnn.checks"
 _FOLDER = Path(__file__).resolve().parent
 _PACKAGE = __name__.rpartition(".")[0]
 
-_registered: dict[str, Check] = {}
+_registered: dict[str, Registered] = {}
 _files: dict[str, Path] = {}
 #: Of a file that is read and not imported: ``--help`` shows its checks.
 _read: dict[str, Declaration] = {}
@@ -72,7 +69,7 @@ def declaration(id: str) -> Declaration | None:
     return found if found.claim else None
 
 
-def load(id: str) -> Check:
+def load(id: str) -> Registered:
     """Import a check.
 
     Raises:
@@ -129,7 +126,7 @@ def id_of_place(function: Callable[..., Any]) -> str:
     )
 
 
-def register(check: Check, path: Path) -> None:
+def register(check: Registered, path: Path) -> None:
     """Take a check into the list.
 
     Args:

@@ -222,7 +222,7 @@ def test_check_ids_are_those_of_the_documentation() -> None:
     text = DOCUMENTATION.read_text(encoding="utf-8")
     assert tuple(re.findall(r"^## ([a-z_]+\.[a-z_]+)$", text, re.M)) == CHECK_IDS
     assert tuple(re.findall(r"^\| \[`([^`]+)`\]", text, re.M)) == CHECK_IDS
-    assert len({registry.load(id).claim for id in CHECK_IDS}) == len(CHECK_IDS)
+    assert len({registry.load(id).declaration.claim for id in CHECK_IDS}) == len(CHECK_IDS)
 
 
 def test_more_images_than_the_default_can_be_asked_for() -> None:

@@ -20,8 +20,11 @@ MIN_SPREAD = 1e-4
 
 
 def floor_of(outputs: Tensor, min_spread: float) -> float:
-    """Give the spread below which outputs count as equal: as asked for, but never less than ten roundings."""
-    return max(min_spread, 10 * torch.finfo(outputs.dtype).eps if outputs.is_floating_point() else 0.0)
+    """Give the spread below which outputs count as equal: as asked for, but never less than one rounding.
+
+    Two passes with equal weights give equal bits, so what is left is weights that hardly leave their rounding.
+    """
+    return max(min_spread, torch.finfo(outputs.dtype).eps if outputs.is_floating_point() else 0.0)
 
 
 def not_finite(subject: Subject, passes: int, bad: int) -> Finding:
