@@ -182,7 +182,7 @@ def test_every_check_has_a_section() -> None:
         assert terms == ["Claim", "Statistic", "Fails when", "Cannot see", "Options", "Kind", "Source"], check.id
         claim = re.search(r"^Claim\n: (.*?)\n\n", texts[check.id], re.M | re.S)
         assert claim is not None
-        assert " ".join(claim[1].split()) == check.claim
+        assert " ".join(claim[1].split()) == check.declaration.claim
 
 
 @pytest.mark.parametrize("option", OPTIONS, ids=lambda option: option.name)
