@@ -92,6 +92,10 @@ def predict(
     for name, value in (("passes", passes), ("bins", bins)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f"{name} must be a whole number from 1, not {value!r}")
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise ValueError(f"seed must be a whole number from 0, not {seed!r}")
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, not {type(model).__name__}")
     if not isinstance(images, Tensor):
         raise TypeError(f"images must be a tensor [N, ...], not {type(images).__name__}")
     inputs = _inputs(model, images, seed)

@@ -165,7 +165,8 @@ def _finding(subject: Subject, items: Votes | Numbers, teacher: Tensor, first: T
         headline += f"; in the population behind them on {100 * low:.4g} % to {100 * high:.4g} %"
     single = _single(items, first)
     if found is Verdict.INCONCLUSIVE and isinstance(items, Votes) and not hopeless(items):
-        gap = decidable_gap(max_passes, claim.of_passes.beta / count)
+        # With fewer passes than by default, more of them may decide.
+        gap = decidable_gap(max(max_passes, MAX_PASSES), claim.of_passes.beta / count)
         margins = items.expected.topk(2, dim=1).values.diff(dim=1).abs().flatten()
         close = int((margins < gap).sum())
         if claim.passes(point, count) and not claim.passes(count - close, count) and bool((margins[open_] < gap).all()):
