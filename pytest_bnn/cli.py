@@ -74,7 +74,9 @@ def _parser() -> argparse.ArgumentParser:
     audit.add_argument("-h", "--help", nargs=0, action=_Help, help="show this message, with the checks, and exit")
     own = audit.add_argument_group("a network of your own")
     own.add_argument("--model", metavar="MODULE:FACTORY", help="returns the Bayesian network")
-    own.add_argument("--teacher", metavar="MODULE:FACTORY", help="returns the deterministic network that it was made from")
+    own.add_argument(
+        "--teacher", metavar="MODULE:FACTORY", help="returns the deterministic network that it was made from"
+    )
     own.add_argument(
         "--data",
         metavar="MODULE:FACTORY",
@@ -93,12 +95,23 @@ def _parser() -> argparse.ArgumentParser:
     )
     own.add_argument("--stage", choices=("auto", "converted", "finetuned"),
                      help="what the model is; auto reads it from its weights and the teacher's")  # fmt: skip
-    own.add_argument("--task", metavar="|".join(_TASKS), choices=_TASKS,
-                     help="what the outputs mean; auto asks the labels, the loss and the names of the outputs")  # fmt: skip
-    own.add_argument("--output", metavar="NAME",
-                     help="name of the output that claims about predictions are about, where there are several")  # fmt: skip
-    own.add_argument("--batch-dim", metavar="N", type=_reading(whole(0)),
-                     help="dimension of the inputs that counts the examples; 1 where time comes first (default: 0)")  # fmt: skip
+    own.add_argument(
+        "--task",
+        metavar="|".join(_TASKS),
+        choices=_TASKS,
+        help="what the outputs mean; auto asks the labels, the loss and the names of the outputs",
+    )
+    own.add_argument(
+        "--output",
+        metavar="NAME",
+        help="name of the output that claims about predictions are about, where there are several",
+    )
+    own.add_argument(
+        "--batch-dim",
+        metavar="N",
+        type=_reading(whole(0)),
+        help="dimension of the inputs that counts the examples; 1 where time comes first (default: 0)",
+    )
     claims = audit.add_argument_group("what is claimed")
     claims.add_argument("--checks", metavar="ID,...", help="run these checks only, for example layers.replaced,kl.loss")
     claims.add_argument("--allow", metavar="PATTERN=REASON", action="append", default=[],
@@ -118,7 +131,11 @@ def _parser() -> argparse.ArgumentParser:
         text = f"{option.help} (default: {option.default})".replace("%", "%%")
         settings.add_argument(f"--{option.name}", help=text, **option.argument)
     audit.add_argument(
-        "-o", "--report", metavar="FILE.html", default="audit.html", help="where to write the report; the JSON goes beside it (default: %(default)s)"
+        "-o",
+        "--report",
+        metavar="FILE.html",
+        default="audit.html",
+        help="where to write the report; the JSON goes beside it (default: %(default)s)",
     )
     audit.add_argument(
         "-v", "--verbose", action="store_true", help="show tracebacks, and the evidence of passed claims too"

@@ -235,9 +235,9 @@ OPTIONS = (
         default="auto",
         read=_choice("auto", "own", "engine"),
         metavar="auto|own|engine",
-        help="what computes the Monte-Carlo passes: own is the model's own forward; engine is the sampling engine, or an "
-        "error where it cannot be used; auto is the engine where it has reproduced passes of the model's own forward, "
-        "and that forward elsewhere",
+        help="what computes the Monte-Carlo passes: own is the model's own forward; engine is the sampling engine, or "
+        "an error where it cannot be used; auto is the engine where it has reproduced passes of the model's own "
+        "forward, and that forward elsewhere",
     ),
 )
 
