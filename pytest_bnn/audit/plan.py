@@ -116,7 +116,7 @@ def plan(checks: Sequence[Declaration], explicit: Explicit, budget: Budget) -> t
 
 
 def merged(*parts: Explicit) -> dict[str, dict[str, object]]:
-    """Give the options of several sources as one, the later ones before the earlier."""
+    """Merge the options of several sources; later sources take precedence."""
     found: dict[str, dict[str, object]] = {}
     for part in parts:
         for id, options in part.items():

@@ -116,7 +116,8 @@ def _found(subject: Subject, find: Callable[[Subject], Finding], inside_an_audit
         return Finding(
             verdict=Verdict.ERROR,
             headline=f"the check itself broke: {type(error).__name__}: {error}",
-            remedy="this is a defect of the check or a model beyond it; report it with the model",
+            remedy="this is a defect of the check, or the model is of a kind that the check does not know: report it "
+            "with the model",
         )
     except KeyboardInterrupt:
         raise

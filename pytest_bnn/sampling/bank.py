@@ -128,7 +128,7 @@ class PassBank:
         return torch.stack(passes)
 
     def _decide(self) -> None:
-        """Let the engine and the model shake hands, again where the model has changed."""
+        """Decide whether the engine draws the passes, again where the model has changed."""
         choice = self._choice or in_force().sampler
         state = (choice, None if choice == "own" else _state(self.model))
         if state == self._decided_for:

@@ -227,7 +227,7 @@ class _Running:
             )
 
     def result(self, seed: int, sampler: str) -> Predictive:
-        """Give what they say."""
+        """Give the predictive distribution over the passes so far."""
         found = self.as_given if self.given_are_shares else self.softmaxed
         total, expected = torch.special.entr(found.shares.mean).sum(1), found.entropy.mean
         return Predictive(

@@ -25,7 +25,7 @@ _PART = 128 * 2048
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FixedSigma:
-    """What sigma and prior have to do with a network's KL term, computed once by `fixed_sigma`."""
+    """The part of a network's KL term that sigma and prior decide, computed once by `fixed_sigma`."""
 
     tensors: tuple[PosteriorTensor, ...]
     priors: tuple[tuple[Tensor, Tensor], ...]
