@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeAlias, TypedDict, get_args
 import torch
 from torch import Tensor, nn
 
-from pytest_bnn.data.batch import Inputs, device_of
+from pytest_bnn.data.batch import Batch, Inputs, device_of
 from pytest_bnn.data.fitting import fitted as fitted
 from pytest_bnn.data.given import (
     batch_for_loss,
@@ -247,6 +247,16 @@ class Subject:
         assert self._samples is not None
         assert self.probed is not None
         return batch_for_loss(self._samples, self.probed, self._labels, self.model, BATCH)
+
+    def loss_notes(self) -> tuple[str, ...]:
+        """Say which examples the training loss gets."""
+        if self.probed is None or self._samples is None:
+            return ()
+        inputs, rows = self.probed.inputs, self._samples.rows
+        size = inputs.size if isinstance(inputs, Batch) else None
+        if self._samples.first is not None and size is None:
+            return (f"the loss got the loader's own first batch, of {self._samples.batch_rows} examples",)
+        return (f"the loss got the first {min(size or BATCH, rows)} of {rows} examples",)
 
     def teacher_output(self) -> Tensor:
         """Give the teacher's output on all images, computed once, on the model's device.

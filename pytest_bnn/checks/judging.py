@@ -59,7 +59,7 @@ def judged(
         threshold=finding.threshold,
         layers=finding.layers,
         remedy=finding.remedy,
-        notes=finding.notes + (subject.notes if "images" in check.needs else ()),
+        notes=finding.notes + _notes(check, subject, finding),
         seed=subject.seed,
         samples=finding.samples,
         seconds=round(time.perf_counter() - start, 3),
@@ -68,6 +68,13 @@ def judged(
     )
     record(evidence)
     return evidence
+
+
+def _notes(check: Declaration, subject: Subject, finding: Finding) -> tuple[str, ...]:
+    """Say what examples the check saw, where that is more than a matter of course."""
+    if finding.verdict is Verdict.NOT_APPLICABLE and not finding.measurements:
+        return ()
+    return (subject.notes if "images" in check.needs else ()) + (subject.loss_notes() if "loss" in check.needs else ())
 
 
 def _premise(check: Declaration, subject: Subject, severity: Severity) -> Finding | None:

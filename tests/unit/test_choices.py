@@ -370,7 +370,9 @@ def test_reading_an_annotation_runs_nothing(text: str) -> None:
         annotated(text)
 
 
-@pytest.mark.parametrize("kind", [kind_of(Band), kind_of(Share | None), kind_of(Literal["a", "b"])], ids=str)
+@pytest.mark.parametrize(
+    "kind", [kind_of(Band), kind_of(Share | None), kind_of(Literal["a", "b"])], ids=["pair", "share", "words"]
+)
 def test_a_kind_writes_itself_as_python_does(kind: Kind) -> None:
     """The stubs for type checkers are made of it."""
     again = kind_of(annotated(kind.annotation))
