@@ -71,7 +71,7 @@ def judged(
 
 
 def _notes(check: Declaration, subject: Subject, finding: Finding) -> tuple[str, ...]:
-    """Say what examples the check saw, where that is more than a matter of course."""
+    """Give the notes about the data and the loss's batch, where the verdict rests on them."""
     if finding.verdict is Verdict.NOT_APPLICABLE and not finding.measurements:
         return ()
     return (subject.notes if "images" in check.needs else ()) + (subject.loss_notes() if "loss" in check.needs else ())
