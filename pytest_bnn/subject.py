@@ -56,9 +56,9 @@ class Subject:
         model: The Bayesian network. Judged in eval mode; it is never changed.
         teacher: The deterministic network that it was converted from.
         images: Inputs that both networks accept: a tensor ``[N, ...]``, several as the network takes them (a tuple, a
-            dictionary, any tree of tensors or numpy arrays), or `Samples`, which may hold labels too. They are moved to
-            the model's device and dtype.
-        labels: For the user's loss, the task and the report: class indices ``[N]``, or what else the loss takes, a
+            dictionary, any tree of tensors or numpy arrays), or `Samples` (of `pytest_bnn.data.samples`), which may
+            hold labels too. They are moved to the model's device and dtype.
+        labels: For the loss, the task and the report: class indices ``[N]``, or whatever else the loss takes, with a
             row for each example.
         loss: The training loss, ``loss(model, batch) -> scalar tensor``; the batch has the structure of the data,
             ``(images, labels)`` where both are given.

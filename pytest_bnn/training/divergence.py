@@ -44,7 +44,7 @@ def kl(model: nn.Module, *, convention: Convention = "mean per tensor", sigma: F
 
     Args:
         model: The Bayesian network.
-        convention: How single weights are put together.
+        convention: How the KL of single weights is put together: ``"mean per tensor"`` or ``"sum"``.
         sigma: Of this network, by `fixed_sigma`, where neither sigma nor prior has changed since: only mu is read, and
             only mu gets a gradient.
 
