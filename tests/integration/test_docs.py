@@ -265,7 +265,7 @@ def test_model_card_is_documented() -> None:
         ), figure
 
 
-CATALOGUE = [f"A{number}" for number in range(1, 33)] + [f"B{number}" for number in range(1, 16)]
+CATALOGUE = [f"A{number}" for number in range(1, 33)] + [f"B{number}" for number in range(1, 20)]
 
 
 def test_catalogue_is_whole() -> None:
