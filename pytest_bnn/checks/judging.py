@@ -71,7 +71,7 @@ def judged(
 
 
 def _notes(check: Declaration, subject: Subject, finding: Finding) -> tuple[str, ...]:
-    """Say what examples the check saw, where that is more than a matter of course."""
+    """Give the notes about the data and the loss's batch, where the verdict rests on them."""
     if finding.verdict is Verdict.NOT_APPLICABLE and not finding.measurements:
         return ()
     return (subject.notes if "images" in check.needs else ()) + (subject.loss_notes() if "loss" in check.needs else ())
@@ -123,7 +123,8 @@ def _found(subject: Subject, find: Callable[[Subject], Finding], inside_an_audit
         return Finding(
             verdict=Verdict.ERROR,
             headline=f"the check itself broke: {type(error).__name__}: {error}",
-            remedy="this is a defect of the check or a model beyond it; report it with the model",
+            remedy="this is a defect of the check, or the model is of a kind that the check does not know: report it "
+            "with the model",
         )
     except KeyboardInterrupt:
         raise

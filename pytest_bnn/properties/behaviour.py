@@ -17,7 +17,7 @@ from pytest_bnn.network.comparing import first_parting, tolerance, traced
 from pytest_bnn.network.isolation import undisturbed
 from pytest_bnn.properties.trial import PropertyError, Trial, evaluated, named, outputs, raising, run, same
 
-#: The rate at which `noise_is_posterior` accuses a right conversion, over all its tests: one in a billion.
+#: The rate at which `noise_is_posterior` fails a right conversion, over all its tests: one in a billion.
 ERROR_RATE = 1e-9
 
 #: Draws of each tensor that `noise_is_posterior` asks for, and the passes that it may take for them.

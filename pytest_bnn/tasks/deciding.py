@@ -1,4 +1,4 @@
-"""Which task a network has: the user's word, its labels, its loss, the names of its outputs, in this order."""
+"""Which task a network has: as the user says, else by labels, loss and the names of outputs, in this order."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the posterior itself does to outputs: passes with weights drawn here, whatever the layers' own noise does.
+"""Outputs under weights that are drawn here from the posterior, without any noise of the layers themselves.
 
 It tells an image whose output cannot vary (saturated probabilities, a blank image without bias, masked classes) from
 one whose noise is missing.

@@ -39,15 +39,17 @@ def varies(
     """Measure whether the outputs for the same input differ between passes.
 
     The spread of an image in a pair of passes is the root mean square, over its outputs, of their difference by the
-    square root of 2, relative to the standard deviation over images and outputs of what the network says without
-    noise. Its median over pairs, the image's typical spread, must exceed ``min_spread`` on every image, and every
-    output must be finite. Passes are drawn until bounds of the medians decide, which take nothing for granted about
+    square root of 2, relative to the scale of the outputs: the standard deviation, over images and outputs, of what the
+    network says without noise; of several output tensors each has its own, and numbers that no noise moves set none.
+    Its median over pairs, the image's typical spread, must exceed ``min_spread`` on every image, and every
+    output must be finite. Images whose outputs do not move under weights drawn here either (saturated, masked, blank)
+    are outside of the claim. Passes are drawn until bounds of the medians decide, which take nothing for granted about
     the outputs: no moments, no normality. A sound model fails with a chance of at most the budget's ``alpha``.
 
     Args:
         subject: images, at least; see `Subject`.
         max_passes: The most passes, at least 2; where they do not decide the verdict is ``inconclusive``.
-        min_spread: The least relative spread; never below ten times the dtype's rounding.
+        min_spread: The least relative spread; never below one rounding of the outputs' dtype.
         budget: Error rates; those in force when None.
 
     Source: `pytest_bnn.stats.intervals.median_bounds`.

@@ -34,8 +34,8 @@ _BLOCK = 8
 
 
 @check(
-    claim="The leading class of the mean predictive distribution is the teacher's, on the required share of the "
-    "images.",
+    claim="The mean prediction agrees with the teacher's, in its leading class or in its value, on the required share "
+    "of the images.",
     needs=("teacher", "images"),
     sampled=True,
     after="gradient.samples",
