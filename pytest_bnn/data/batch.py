@@ -17,8 +17,8 @@ from pytest_bnn.network.tree import Stop, describe, is_inner, leaves, mapped, te
 class Batch:
     """The arguments of a network for ``rows`` examples.
 
-    Tensors whose dimension ``dim`` has the length ``rows`` are rows (with ``dim`` 1, those of one dimension too), and so
-    are lists with an entry for each example (`per_example`); all else is the same for every example and passes
+    Tensors whose dimension ``dim`` has the length ``rows`` are rows (with ``dim`` 1, those of one dimension too), and
+    so are lists with an entry for each example (`per_example`); all else is the same for every example and passes
     unchanged.
 
     Attributes:
@@ -146,7 +146,7 @@ def per_example(rows: int) -> Stop:
         if type(node) not in (list, tuple) or len(node) != rows or len({is_inner(entry) for entry in node}) != 1:
             return False
         held = tensors(node)
-        return not held or not all(rows in tensor.shape[:2] for tensor in held)
+        return not held or not all(rows in tensor.shape[: 2 if tensor.ndim > 2 else 1] for tensor in held)
 
     return stop
 

@@ -69,7 +69,7 @@ def probe(samples: Samples, model: nn.Module, teacher: nn.Module | None, *, seed
         filtered |= ran.others
         if isinstance(ran.error, NoRowsError):
             rowless.append(str(ran.error))
-        if ran.size is not None and ran.size > _FEW:
+        if ran.size:
             inputs = replace(_batch(inputs), size=ran.size)
             notes.append(f"the {role} takes {ran.size} examples at once and no other number: it was given so many")
         if ran.writes:
@@ -111,13 +111,16 @@ def _sizes(samples: Samples) -> list[int]:
 
 @dataclass(frozen=True, slots=True)
 class _Ran:
-    """What a call showed: the outputs, none where it raised; whether other tensors came too, and whether it wrote."""
+    """What a call showed: the outputs, none where it raised; whether other tensors came too, and whether it wrote.
+
+    ``size`` is the number of examples that the network takes at once, where it takes no other, and else 0.
+    """
 
     fields: tuple[Field, ...] = ()
     others: bool = False
     writes: bool = False
     error: ForwardError | None = None
-    size: int | None = None
+    size: int = 0
 
 
 def _tried(network: nn.Module, inputs: Inputs, sizes: list[int], seed: int) -> _Ran:
@@ -126,14 +129,22 @@ def _tried(network: nn.Module, inputs: Inputs, sizes: list[int], seed: int) -> _
     for size in sizes:
         ran = _run(network, inputs, size, seed)
         if ran.fields:
-            fields = ran.fields
-            if len(fields) > 1 and size == _FEW and len(inputs) >= _OTHER:
-                # A tensor of another kind may have just as many entries by chance.
-                also = {field.name for field in _run(network, inputs, _OTHER, seed).fields}
-                fields = tuple(field for field in fields if field.name in also) or fields
-            return replace(ran, fields=fields, size=size, others=ran.others or len(ran.fields) > 1)
+            if size == _FEW and len(inputs) >= _OTHER:
+                return _twice(ran, _run(network, inputs, _OTHER, seed))
+            return replace(
+                ran, size=size if size < len(inputs) or size > _FEW else 0, others=ran.others or len(ran.fields) > 1
+            )
         first = first or ran
     return first or _Ran()
+
+
+def _twice(few: _Ran, other: _Ran) -> _Ran:
+    """Give what calls with two and with three examples showed together."""
+    # A tensor of another kind may have just as many entries by chance.
+    fields = tuple(field for field in few.fields if field in other.fields) or few.fields
+    only = bool(other.error) and not isinstance(other.error, NoRowsError)
+    others = few.others or len(few.fields) > 1
+    return replace(few, fields=fields, others=others, writes=few.writes or other.writes, size=_FEW if only else 0)
 
 
 def _run(network: nn.Module, inputs: Inputs, size: int, seed: int) -> _Ran:

@@ -101,13 +101,15 @@ def as_tensors(tree: Any) -> Any:
     if type(tree) is dict:
         return {key: as_tensors(value) for key, value in tree.items()}
 
-    def tensor(leaf: Any) -> Any:
-        if isinstance(leaf, numpy.ndarray) and leaf.dtype.kind in "biufc":
-            native = numpy.ascontiguousarray(leaf).astype(leaf.dtype.newbyteorder("="), copy=False)
-            return torch.from_numpy(native if native.flags.writeable else native.copy())
-        return leaf
+    return mapped(tree, _of_numpy)
 
-    return mapped(tree, tensor)
+
+def _of_numpy(leaf: Any) -> Any:
+    """Give an array of numbers as a tensor, of the same memory where that can be; all else as it is."""
+    if isinstance(leaf, numpy.ndarray) and leaf.dtype.kind in "biufc":
+        native = numpy.ascontiguousarray(leaf).astype(leaf.dtype.newbyteorder("="), copy=False)
+        return torch.from_numpy(native if native.flags.writeable else native.copy()).reshape(leaf.shape)
+    return leaf
 
 
 def require_dense(tree: Any, source: str = "images") -> None:
@@ -247,7 +249,7 @@ def _length(data: Any) -> int | None:
 
 def _item(item: Any) -> Any:
     """Make a batch of one example, as a loader would."""
-    checked = _checked(as_tensors(item))
+    checked = mapped(_checked(item), _of_numpy)
     _require_labels(checked)
     return default_collate([_collatable(checked)])
 
