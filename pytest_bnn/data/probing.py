@@ -106,7 +106,7 @@ def _batch(inputs: Inputs) -> Batch:
 def _sizes(samples: Samples) -> list[int]:
     """Give the numbers of examples to try: a few, the loader's own, all."""
     wanted = (min(_FEW, samples.rows), samples.batch_rows, samples.rows)
-    return sorted({size for size in wanted if size and size <= samples.rows})
+    return list(dict.fromkeys(size for size in wanted if size and size <= samples.rows))
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,9 +131,8 @@ def _tried(network: nn.Module, inputs: Inputs, sizes: list[int], seed: int) -> _
         if ran.fields:
             if size == _FEW and len(inputs) >= _OTHER:
                 return _twice(ran, _run(network, inputs, _OTHER, seed))
-            return replace(
-                ran, size=size if size < len(inputs) or size > _FEW else 0, others=ran.others or len(ran.fields) > 1
-            )
+            alone = size != sizes[0]  # the others failed
+            return replace(ran, size=size if alone else 0, others=ran.others or len(ran.fields) > 1)
         first = first or ran
     return first or _Ran()
 

@@ -415,6 +415,6 @@ def test_two_examples_are_no_batch_of_two_parts() -> None:
 
 def test_a_network_that_raises_is_asked_in_its_own_words() -> None:
     """One tensor of images is given as it is: what the network says about it is the message."""
+    subject = Subject(One(), images=(torch.zeros(6, 5), Y))
     with pytest.raises(InputError, match=r"the model One does not accept images of shape \[6, 5\].*mat1 and mat2"):
-        subject = Subject(One(), images=(torch.zeros(6, 5), Y))
         subject.try_images()

@@ -43,7 +43,16 @@ def probed(network: nn.Module, images: Any = X) -> Subject:
     return Subject(network, images=images)
 
 
-@pytest.mark.parametrize("size", [2, 3, 4, 6])
+def test_a_loader_of_single_examples() -> None:
+    """Its size is no demand of the network's."""
+    data = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(X), batch_size=1)
+    subject = Subject(Net(), images=samples_of(data))
+    assert subject.fields
+    assert subject.notes == ()
+    assert not isinstance(subject.images, Batch) or subject.images.size is None
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 6])
 def test_networks_of_one_size(size: int) -> None:
     """A loader's batch size, or all examples at once; every row is right, and a note says so."""
 
@@ -83,7 +92,9 @@ def test_who_writes_to_its_input_gets_copies(images: Any) -> None:
 def test_a_teacher_that_writes_to_its_input() -> None:
     """Both networks get copies then."""
     before = X.clone()
-    evidence = measure_teacher_agreement(convert(Net()), teacher=Net(before=writes), images=X, task="classification")
+    evidence = measure_teacher_agreement(
+        convert(Net()), teacher=Net(before=writes), images=X, task="classification", max_passes=2
+    )
     assert torch.equal(X, before)
     assert evidence.verdict is not Verdict.ERROR
 
