@@ -302,7 +302,10 @@ HOW_TO_GIVE = {
 
 def _require_finite(teacher: nn.Module, output: Tensor) -> None:
     """Refuse a teacher that no network could agree with."""
-    rows = rows_not_finite(output)
+    # Minus infinity beside finite scores is a mask, such as of classes that are left out.
+    scores = output.reshape(len(output), -1)
+    masked = torch.isneginf(scores) & torch.isfinite(scores).any(1, keepdim=True)
+    rows = rows_not_finite(torch.where(masked, 0.0, scores))
     if not rows:
         return
     # Infinity in a buffer may be a mask's.

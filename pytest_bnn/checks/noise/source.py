@@ -116,7 +116,7 @@ def _source(subject: Subject, budget: Budget, max_passes: int, min_spread: float
     if leaks and (why := nobody_knows(subject.model)):
         return not_applicable(why)
     if not pairs.varies and bayesian_layers(subject.model):
-        stuck = cannot_vary(subject, scales_of(calm.double(), subject.fields), pairs.floor)
+        stuck = cannot_vary(subject, pairs.floor)
         if bool(stuck.all()):
             return not_applicable(SATURATED)
     if leaks:

@@ -92,7 +92,7 @@ def _varies(subject: Subject, budget: Budget, max_passes: int, min_spread: float
     images = torch.arange(found.shape[1])
     _decide(subject, bounds, images, budget, scale, max_passes)
     if not bounds.bad and bounds.verdict(images) is not Verdict.PASS and bayesian_layers(subject.model):
-        images = (~cannot_vary(subject, scale, floor)).nonzero().flatten()
+        images = (~cannot_vary(subject, floor)).nonzero().flatten()
         if not len(images):
             return not_applicable(SATURATED)
         _decide(subject, bounds, images, budget, scale, max_passes)
@@ -133,7 +133,8 @@ def _variation(subject: Subject, bounds: _Bounds, images: Tensor, budget: Budget
     image = int(images[int((bounds.high if verdict is Verdict.FAIL else bounds.low)[images].argmin())])
     lowest = float(spread[image])
     place = int(subject.places[image])
-    causes = [] if verdict is Verdict.PASS else causes_of_silence(subject, lowest)
+    # Where other images vary, the weights do.
+    causes = [] if verdict is Verdict.PASS else causes_of_silence(subject, float(bounds.spread.max()))
     headline = (
         f"outputs vary by {float(judged.median()):.3g} of their scale (median of {len(judged)} images, {passes} passes)"
     )

@@ -193,7 +193,7 @@ class Votes:
 def shares_of(task: Task, outputs: Tensor, passes: int) -> Tensor:
     """Give the shares of classes, item by item, of outputs behind ``passes`` leading dimensions."""
     if task.kind == "dense":
-        return task.of_classes.probabilities(task.places(outputs, passes))
+        return task.at_places(outputs, passes)
     return task.probabilities(outputs)
 
 
