@@ -88,8 +88,8 @@ def _find(subject: Subject) -> Finding:
     if silent is not None and not all(is_finite(to_rho) for _, to_rho in silent.gradients.values()):
         if any(not is_finite(silent.gradients[key_of(t)][1]) for t in lost):
             return not_applicable(
-                "the loss's gradient to rho is NaN or infinite without any noise: see kl.loss, and give a loss that has "
-                "a derivative there; the data's part of a gradient is what the silent noise leaves out"
+                "the loss's gradient to rho is NaN or infinite without any noise: see kl.loss, and give a loss that "
+                "has a derivative there; the data's part of a gradient is what the silent noise leaves out"
             )
         silent = None
     if lost:
