@@ -6,6 +6,7 @@ import base64
 import hashlib
 import io
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -141,9 +142,9 @@ def _teacher_shares(subject: Subject, shape: torch.Size) -> Tensor | None:
     return probabilities(output).double() if output.shape == shape else None
 
 
-def _class_indices(labels: Tensor | None) -> list[int] | None:
+def _class_indices(labels: Any) -> list[int] | None:
     """Give labels as class indices, where they are some and not soft labels, or targets of a regression."""
-    if labels is None or labels.numel() != len(labels) or labels.is_complex():
+    if not isinstance(labels, Tensor) or labels.numel() != len(labels) or labels.is_complex():
         return None
     values = labels.flatten().double()
     return [int(value) for value in values] if bool((values % 1 == 0).all()) else None

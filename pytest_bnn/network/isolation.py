@@ -40,7 +40,7 @@ def undisturbed(*models: nn.Module, seed: int, unwritten: Iterable[Tensor] = ())
         try:
             _work_on_clones(modules, spared)
             for model in models:
-                if model.training:
+                if getattr(model, "training", False):  # a frozen TorchScript module has no mode
                     for module in model.modules():
                         module.training = False
             for parameter in parameters:
