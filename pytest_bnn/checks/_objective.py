@@ -195,7 +195,7 @@ def loss_of(subject: Subject, *, seed: int | None = None) -> Tensor:
     seed_everything(subject.seed if seed is None else seed)
     name = getattr(subject.loss, "__name__", type(subject.loss).__name__)
     try:
-        value = subject.loss(subject.model, batch)
+        value: Any = subject.loss(subject.model, batch)
     except Exception as error:
         # A model that cannot run, or has no KL, is the model's failure and not the loss's.
         forward(subject.model, subject.require_images()[:BATCH])

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
+from torch.nn.parameter import UninitializedParameter, is_lazy
 
 
 @contextmanager
@@ -33,8 +33,9 @@ def undisturbed(*models: nn.Module, seed: int, unwritten: Iterable[Tensor] = ())
     spared = {id(tensor) for tensor in unwritten}
     modules = _distinct(module for model in models for module in model.modules())
     parameters = _distinct(p for module in modules for p in module._parameters.values() if p is not None)
-    saved = [(module, dict(module.__dict__)) for module in modules]
-    gradients = [(parameter, parameter.grad, parameter.requires_grad) for parameter in parameters]
+    # A lazy module becomes one of another class in its first pass.
+    saved = [(module, type(module), dict(module.__dict__)) for module in modules]
+    gradients = [(p, p.grad, p.requires_grad) for p in parameters if not is_lazy(p)]
     values = [(p, p.detach().clone()) for p in parameters if id(p) not in spared and not is_lazy(p)]
     with preserved_random_state():
         try:
@@ -48,7 +49,9 @@ def undisturbed(*models: nn.Module, seed: int, unwritten: Iterable[Tensor] = ())
             seed_everything(seed)
             yield
         finally:
-            for module, attributes in saved:
+            for module, kind, attributes in saved:
+                if type(module) is not kind:
+                    module.__class__ = kind
                 module.__dict__.clear()
                 module.__dict__.update(attributes)
             for parameter, value in values:
@@ -81,8 +84,17 @@ def _work_on_clones(modules: list[nn.Module], spared: set[int]) -> None:
         for name, value in list(module.__dict__.items()):
             if name == "_buffers":
                 module.__dict__[name] = {key: clone(tensor) for key, tensor in value.items()}
-            elif isinstance(value, dict) and (name in ("_parameters", "_modules") or name.endswith("_hooks")):
+            elif name == "_parameters":
+                module.__dict__[name] = {key: _unfilled(parameter) for key, parameter in value.items()}
+            elif isinstance(value, dict) and (name == "_modules" or name.endswith("_hooks")):
                 module.__dict__[name] = value.copy()
+
+
+def _unfilled(parameter: Any) -> Any:
+    """Give a parameter; of a lazy one, which a pass gives its shape for good, another that is as empty."""
+    if parameter is None or not is_lazy(parameter):
+        return parameter
+    return UninitializedParameter(parameter.requires_grad, device=parameter.device, dtype=parameter.dtype)
 
 
 def _distinct(items: Iterable[Any]) -> list[Any]:

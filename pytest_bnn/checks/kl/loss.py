@@ -221,14 +221,14 @@ class _Judgement:
         uneven = [fit for fit in fits if fit.weight and target and not self._near(weights[id(fit)], target)]
         if uneven and target != self.expected:
             uneven, target = self._counted_by_calls(first, fits, weights) or (uneven, target)
+        problem, remedy = self._problem(first, fits, absent, strangers, uneven, weights, target, found, seen_by_prior)
+        if problem and (why := self._undecided(fits, strangers, found)):
+            return not_applicable(why)
         if seen_by_prior and len(absent) == len(fits) and self._flat():
             return not_applicable(
                 "the KL term has no gradient where the model is, and has one once the prior is moved away: the loss "
                 "leaves it out below a bound, as free bits do; audit again where the KL is above that bound"
             )
-        problem, remedy = self._problem(first, fits, absent, strangers, uneven, weights, target, found, seen_by_prior)
-        if problem and (why := self._undecided(fits, strangers, found)):
-            return not_applicable(why)
         offenders = [(f, "the loss has no gradient to its rho") for f in absent]
         offenders += [(f, f"{f.residual:.2g} of the gradient to its rho is not the KL term's") for f in strangers]
         offenders += [(f, f"the KL term has weight {weights[id(f)]:.6g} here") for f in uneven]
@@ -279,6 +279,11 @@ class _Judgement:
                 )
             return "the KL term is missing from the loss", (
                 f"add weight * {kl} to the loss, with weight = 1 / number of batches"
+            )
+        if len(absent) == len(fits) and not first.reached:
+            return "the loss has no gradient at all: what it returns is cut off from the model", (
+                "compute the loss with gradients on: no no_grad or inference_mode around it, no .detach() or .item() "
+                "of the whole"
             )
         if len(absent) == len(fits):
             return "the KL term is in the loss but detached: no gradient reaches rho", (

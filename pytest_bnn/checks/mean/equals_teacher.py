@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pytest_bnn.checks.check import check
-from pytest_bnn.checks.finding import Finding, accused, not_applicable
+from pytest_bnn.checks.finding import Finding, accused, not_applicable, raised_remedy
 from pytest_bnn.checks.mean._cause import Cause, cause_of, restored_statistics
 from pytest_bnn.data.batch import Inputs
 from pytest_bnn.libraries.fingerprint import cosine
@@ -91,7 +91,8 @@ def _find(subject: Subject) -> Finding:
             f"the outputs are {outputs.dtype}, the teacher's {expected.dtype}: the conversion changed the dtype"
         )
     cause = None if where is None else cause_of(where, subject.teacher, subject.model, subject.alignment)
-    if where is not None and not 0 <= difference(outputs, _at_its_mean(subject, images, seed=1)) <= allowed:
+    finite = bool(torch.isfinite(outputs).all())
+    if where is not None and finite and not 0 <= difference(outputs, _at_its_mean(subject, images, seed=1)) <= allowed:
         cause = Cause(
             "the outputs vary from pass to pass with every sigma at 0",
             "find the noise that is not the posterior's first: see noise.source",
@@ -213,8 +214,11 @@ def _raised(error: ForwardError) -> Finding:
     return Finding(
         verdict=Verdict.FAIL,
         headline=f"the model raised where its teacher does not: {error}",
-        remedy="the conversion changed a shape or dtype on the way: look for a lost output_padding, padding mode, "
-        "or a float64 network whose layers became float32",
+        remedy=raised_remedy(
+            error,
+            "call the model on these images by itself; where a shape or a dtype does not fit, look for what the "
+            "conversion changed: a lost output_padding or padding mode, or a float64 network with float32 layers",
+        ),
     )
 
 
