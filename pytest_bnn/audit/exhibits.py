@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from pytest_bnn.checks.layers.replaced import is_convolution_or_linear
 from pytest_bnn.data.batch import Batch, Inputs
@@ -44,7 +45,7 @@ def sha256(model: nn.Module) -> str:
     """Give the SHA-256 of a model's state: names, dtypes, shapes and bytes of its state_dict, in its order."""
     digest = hashlib.sha256()
     for name, tensor in model.state_dict().items():
-        if not isinstance(tensor, Tensor):
+        if not isinstance(tensor, Tensor) or is_lazy(tensor):
             continue
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
         if tensor.is_meta:  # it has no bytes
@@ -75,12 +76,13 @@ def _layer_rows(model: nn.Module) -> list[LayerRow]:
             )
         elif is_convolution_or_linear(module):
             weight = getattr(module, "weight", None)
+            known = isinstance(weight, Tensor) and not is_lazy(weight)
             rows.append(
                 LayerRow(
                     path=path,
                     kind=type(module).__name__,
-                    shape="x".join(str(size) for size in weight.shape) if isinstance(weight, Tensor) else "",
-                    weights=sum(p.numel() for p in module.parameters()),
+                    shape="x".join(str(size) for size in weight.shape) if known else "",
+                    weights=sum(p.numel() for p in module.parameters() if not is_lazy(p)),
                     bayesian=False,
                 )
             )

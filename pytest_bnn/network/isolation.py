@@ -94,7 +94,8 @@ def _unfilled(parameter: Any) -> Any:
     """Give a parameter; of a lazy one, which a pass gives its shape for good, another that is as empty."""
     if parameter is None or not is_lazy(parameter):
         return parameter
-    return UninitializedParameter(parameter.requires_grad, device=parameter.device, dtype=parameter.dtype)
+    make: Any = UninitializedParameter
+    return make(parameter.requires_grad, device=parameter.device, dtype=parameter.dtype)
 
 
 def _distinct(items: Iterable[Any]) -> list[Any]:

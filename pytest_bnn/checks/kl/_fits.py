@@ -78,26 +78,35 @@ def by_entropy(tensor: PosteriorTensor, gradient: Tensor | None) -> Fit | None:
     return _fit(tensor, gradient, tensor.data_to_rho(inverse, torch.ones_like(inverse)), "rho")
 
 
-def by_own_prior(tensor: PosteriorTensor, gradient: Tensor | None) -> Fit | None:
-    """Fit the gradient to rho with that of the KL to a Gaussian prior of any one width; None where it is none.
+def by_own_prior(tensors: Sequence[PosteriorTensor], gradients: Sequence[Tensor | None]) -> list[Fit]:
+    """Fit the gradients to rho with those of the KL to one Gaussian prior of any width; none where it is none.
 
-    That KL is ``sigma^2 / (2 s^2) - log sigma`` and what does not depend on sigma, for a prior of the width s.
+    That KL is ``sigma^2 / (2 s^2) - log sigma`` and what does not depend on sigma, for a prior of the width s, which is
+    read off where it shows the most.
     """
-    if gradient is None:
-        return None
-    sigma = tensor.sigma.double().clamp_min(1e-300)
-    one = torch.ones_like(sigma)
-    basis = torch.stack([tensor.data_to_rho(part, one).flatten() for part in (-1 / sigma, sigma)], 1)
-    found = gradient.detach().double().flatten()
-    usable = torch.isfinite(basis).all(1)
-    basis, found = basis[usable], found[usable]
-    scale = basis.norm(dim=0)
-    if len(found) < 3 or not bool(found.any()) or not bool((scale > 0).all()):
-        return None
-    share = torch.linalg.lstsq(basis / scale, found[:, None]).solution[:, 0] / scale
-    if not bool((share > 0).all()):
-        return None
-    return Fit(tensor, float(share[0]), float((found - basis @ share).norm() / found.norm()))
+    pairs = []
+    best = (0.0, 0.0)
+    for tensor, gradient in zip(tensors, gradients, strict=True):
+        if gradient is None or not bool(gradient.any()):
+            return []
+        sigma = tensor.sigma.double().clamp_min(1e-300)
+        one = torch.ones_like(sigma)
+        basis = torch.stack([tensor.data_to_rho(part, one).flatten() for part in (-1 / sigma, sigma)], 1)
+        pairs.append(basis)
+        scale = basis.norm(dim=0)
+        if len(basis) < 3 or not bool(torch.isfinite(basis).all()) or not bool((scale > 0).all()):
+            continue
+        found = gradient.detach().double().flatten()
+        share = torch.linalg.lstsq(basis / scale, found[:, None]).solution[:, 0]
+        precision = float(share[1] / share[0] * scale[0] / scale[1])
+        best = max(best, (float(share[1] / share[0]), precision))
+    if best[1] <= 0:
+        return []
+    fits = [
+        _fit(tensor, gradient, basis[:, 0] + best[1] * basis[:, 1], "rho")
+        for tensor, gradient, basis in zip(tensors, gradients, pairs, strict=True)
+    ]
+    return [fit for fit in fits if fit is not None and fit.weight > 0 and fit.residual <= fit.allowed]
 
 
 def by_prior(tensor: PosteriorTensor, before: Tensor | None, after: Tensor | None, shift: float) -> Fit:

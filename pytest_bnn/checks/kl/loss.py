@@ -200,8 +200,7 @@ class _Judgement:
         """Give the weights of a KL that the loss computes itself, toward another Gaussian prior than the layers'."""
         if not any(fit.residual > fit.allowed for fit in fits):
             return fits
-        own = [by_own_prior(fit.tensor, first.gradients[key_of(fit.tensor)][1]) for fit in fits]
-        found = [fit for fit in own if fit is not None and fit.residual <= fit.allowed]
+        found = by_own_prior([fit.tensor for fit in fits], [first.gradients[key_of(fit.tensor)][1] for fit in fits])
         return found if len(found) == len(fits) else fits
 
     def _judged(self, first: Evaluation, fits: list[Fit], seen_by_prior: bool) -> Finding:

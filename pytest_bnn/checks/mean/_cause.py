@@ -53,7 +53,7 @@ def cause_of(where: Parting, teacher: nn.Module, model: nn.Module, alignment: Al
         )
     if "weight" not in dict(compared):
         return Cause("", "look at that module: it computes something else than its counterpart in the teacher")
-    return Cause(f"its weights are the teacher's, so it computes otherwise: {_otherwise(original)}", _SETTING)
+    return Cause(f"its weights are the teacher's, so it computes otherwise: {_otherwise(original, now)}", _SETTING)
 
 
 _SETTING = (
@@ -62,7 +62,7 @@ _SETTING = (
 )
 
 
-def _otherwise(original: nn.Module) -> str:
+def _otherwise(original: nn.Module, now: nn.Module) -> str:
     if not type(original).__module__.startswith("torch."):
         return f"in the teacher it is a {type(original).__module__}.{type(original).__qualname__}, which is not torch's"
     if original._forward_hooks or original._forward_pre_hooks:
@@ -72,6 +72,8 @@ def _otherwise(original: nn.Module) -> str:
         return f"the teacher's has the padding mode {mode}"
     if any(getattr(original, "output_padding", ())):
         return f"the teacher's has the output padding {original.output_padding}"
+    if type(now).forward.__module__.split(".")[0] not in ("torch", "bayesian_torch", "pytest_bnn"):
+        return f"its forward is that of {type(now).__module__}.{type(now).__qualname__}, and no library's"
     return "a setting"
 
 
