@@ -42,8 +42,8 @@ MODULE:FACTORY names a function without arguments in a module of this folder or 
 executed: audit only code that you would run. So are modules named with --plugin or in [tool.pytest-bnn] of the
 pyproject.toml in this folder, and this folder's conftest.py where it declares checks with @pytest_bnn.check.
 
-exit codes: 0 every claim holds; 1 a claim failed or stayed inconclusive; 2 the audit itself broke;
-3 no check applies; 4 wrong usage or input.
+exit codes: 0 every claim holds; 1 a claim failed or stayed inconclusive; 2 the audit itself broke, or a check could
+not use what it was given; 3 no check applies; 4 wrong usage or input.
 
 examples:
   pytest-bnn audit
@@ -74,22 +74,44 @@ def _parser() -> argparse.ArgumentParser:
     audit.add_argument("-h", "--help", nargs=0, action=_Help, help="show this message, with the checks, and exit")
     own = audit.add_argument_group("a network of your own")
     own.add_argument("--model", metavar="MODULE:FACTORY", help="returns the Bayesian network")
-    own.add_argument("--teacher", metavar="MODULE:FACTORY", help="returns the deterministic network it came from")
     own.add_argument(
-        "--data", metavar="MODULE:FACTORY", help="returns images, (images, labels), a Dataset or a DataLoader"
+        "--teacher", metavar="MODULE:FACTORY", help="returns the deterministic network that it was made from"
     )
     own.add_argument(
-        "--images", metavar="N", type=_reading(whole(1)), help="use at most N of these images (default: 512)"
+        "--data",
+        metavar="MODULE:FACTORY",
+        help="returns the examples: images, (images, labels), any tree of tensors, a Dataset or a DataLoader",
     )
-    own.add_argument("--loss", metavar="MODULE:FUNCTION", help="the training loss, called as loss(model, batch)")
+    own.add_argument(
+        "--images",
+        metavar="N",
+        type=_reading(whole(1)),
+        help="use at most N examples of these data, a random subset of more (default: 512)",
+    )
+    own.add_argument(
+        "--loss",
+        metavar="MODULE:FUNCTION",
+        help="the training loss, called as loss(model, batch); the batch has the structure of the data",
+    )
     own.add_argument("--stage", choices=("auto", "converted", "finetuned"),
-                     help="what the model is; auto compares its mu with the teacher's weights")  # fmt: skip
-    own.add_argument("--task", metavar="|".join(_TASKS), choices=_TASKS,
-                     help="what outputs and targets are; auto finds out where labels, loss or heads say")  # fmt: skip
-    own.add_argument("--output", metavar="NAME",
-                     help="field of the model's output that the claims about predictions judge")  # fmt: skip
-    own.add_argument("--batch-dim", metavar="N", type=_reading(whole(0)),
-                     help="dimension of the inputs that counts examples (default: found out)")  # fmt: skip
+                     help="what the model is; auto reads it from its weights and the teacher's")  # fmt: skip
+    own.add_argument(
+        "--task",
+        metavar="|".join(_TASKS),
+        choices=_TASKS,
+        help="what the outputs mean; auto asks the labels, the loss and the names of the outputs",
+    )
+    own.add_argument(
+        "--output",
+        metavar="NAME",
+        help="name of the output that claims about predictions are about, where there are several",
+    )
+    own.add_argument(
+        "--batch-dim",
+        metavar="N",
+        type=_reading(whole(0)),
+        help="dimension of the inputs that counts the examples; 1 where time comes first (default: 0)",
+    )
     claims = audit.add_argument_group("what is claimed")
     claims.add_argument("--checks", metavar="ID,...", help="run these checks only, for example layers.replaced,kl.loss")
     claims.add_argument("--allow", metavar="PATTERN=REASON", action="append", default=[],
@@ -109,10 +131,14 @@ def _parser() -> argparse.ArgumentParser:
         text = f"{option.help} (default: {option.default})".replace("%", "%%")
         settings.add_argument(f"--{option.name}", help=text, **option.argument)
     audit.add_argument(
-        "-o", "--report", metavar="FILE.html", default="audit.html", help="the report (default: %(default)s)"
+        "-o",
+        "--report",
+        metavar="FILE.html",
+        default="audit.html",
+        help="where to write the report; the JSON goes beside it (default: %(default)s)",
     )
     audit.add_argument(
-        "-v", "--verbose", action="store_true", help="show tracebacks, and evidence for passed claims too"
+        "-v", "--verbose", action="store_true", help="show tracebacks, and the evidence of passed claims too"
     )
 
     render = commands.add_parser("render", help="make a report from the JSON of an audit")
@@ -282,7 +308,7 @@ def _require_fitting_options(given: argparse.Namespace) -> None:
         if getattr(given, name) is not None:
             raise InputError(
                 f"--{name} with --model: it is for the ResNet18 that is converted here, and yours is judged as it is",
-                fix="leave it away; the deterministic network is named with --teacher MODULE:FACTORY",
+                fix="leave it out; the deterministic network is named with --teacher MODULE:FACTORY",
             )
 
 

@@ -61,7 +61,7 @@ def watched(item: pytest.Item) -> Iterator[None]:
 
 
 def settle(item: pytest.Item) -> None:
-    """Settle what an undecided claim counts as in a test."""
+    """Decide whether an undecided claim is a failure or a warning in a test."""
     item.stash[_RECORDER].inconclusive = of_test(item).settings.inconclusive
 
 

@@ -22,7 +22,7 @@ from pytest_bnn.stats.budget import Budget
 
 
 class Level(enum.IntEnum):
-    """Where a value comes from, from the weakest source to the strongest."""
+    """The kinds of sources that a value can come from, from the weakest to the strongest."""
 
     DEFAULT = 0
     INI = 1
@@ -35,7 +35,7 @@ class Level(enum.IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where a value comes from, with its name for messages."""
+    """The source of a value, with its name for messages."""
 
     level: Level
     name: str
@@ -54,7 +54,7 @@ class Option:
 
     @property
     def argument(self) -> dict[str, Any]:
-        """What argparse needs beside the name; a switch takes no value on a command line."""
+        """The arguments of argparse beside the name; a switch takes no value on a command line."""
         if self.switch:
             return {"action": "store_const", "const": "yes", "default": None}
         return {"metavar": self.metavar, "default": None}
@@ -118,7 +118,7 @@ def _choice(*words: str) -> Callable[[str], str]:
 
 
 class DrawnSeed(int):
-    """A seed that nobody chose: it has to be said, so that the run can be repeated."""
+    """A seed that was drawn, not chosen: it is shown, so that the run can be repeated."""
 
 
 def _seed(text: str) -> int:
@@ -162,7 +162,7 @@ OPTIONS = (
         default=0.1,
         read=positive,
         metavar="DELTA",
-        help="MOPED delta of that conversion: sigma starts at DELTA * abs(weight)",
+        help="MOPED delta of the ResNet18 that is converted here: sigma starts at DELTA * abs(weight)",
     ),
     Option(
         name="samples",
@@ -176,7 +176,7 @@ OPTIONS = (
         default=0,
         read=_seed,
         metavar="N|random",
-        help="seed of all randomness in an audit; random draws one and says how to repeat it",
+        help="seed of all randomness in an audit; random draws a seed and says how to repeat the run",
     ),
     Option(
         name="min-agreement",
@@ -197,14 +197,14 @@ OPTIONS = (
         default=1e-6,
         read=_error_rate,
         metavar="P",
-        help="chance that any check of an audit fails a sound model; split over the checks that sample",
+        help="probability that an audit fails a sound model; the checks that sample share it",
     ),
     Option(
         name="beta",
         default=1e-3,
         read=_error_rate,
         metavar="P",
-        help="chance that any check of an audit passes a model beyond its threshold; split likewise",
+        help="probability that an audit passes a model that is beyond a threshold; the checks that sample share it",
     ),
     Option(
         name="population",
@@ -212,38 +212,39 @@ OPTIONS = (
         read=_choice("yes", "no"),
         metavar="yes|no",
         switch=True,
-        help="claim the agreement with the teacher for the population that the images are a random sample of, "
-        "not for these images alone",
+        help="require the agreement with the teacher in the population that the images are a random sample of, "
+        "not on these images alone",
     ),
     Option(
         name="inconclusive",
         default="fail",
         read=_choice("fail", "warn"),
         metavar="fail|warn",
-        help="what a claim counts as that the samples could not decide",
+        help="whether a claim that the passes could not decide is a failure or a warning",
     ),
     Option(
         name="threads",
         default=0,
         read=whole(0),
         metavar="N",
-        help="threads that an audit computes with; 0 takes the process's share of the cores, which pytest-xdist's "
-        "workers split between them",
+        help="number of threads that an audit computes with; 0 is the process's share of the cores, which "
+        "pytest-xdist's workers divide between them",
     ),
     Option(
         name="sampler",
         default="auto",
         read=_choice("auto", "own", "engine"),
         metavar="auto|own|engine",
-        help="what computes the Monte-Carlo passes: the engine where it has repeated passes of the model's own "
-        "forward, else that forward; always that forward; or the engine, and an error where it cannot be used",
+        help="what computes the Monte-Carlo passes: own is the model's own forward; engine is the sampling engine, or "
+        "an error where it cannot be used; auto is the engine where it has reproduced passes of the model's own "
+        "forward, and that forward elsewhere",
     ),
 )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """The settings in force; one field an `Option`."""
+    """The settings in force, one field for each `Option`."""
 
     weights: str = "digits"
     type: str = "Reparameterization"
@@ -270,7 +271,8 @@ def using(settings: Settings, sources: Mapping[str, Source] | None = None) -> It
 
     Args:
         settings: All of them.
-        sources: Where those come from that somebody gave, by key; when None, whatever is not at its default was given.
+        sources: The source of each setting that was given, by key; None means that every setting away from its default
+            was given.
     """
     if sources is None:
         changed = [f.name for f in fields(Settings) if getattr(settings, f.name) != getattr(Settings(), f.name)]
@@ -289,7 +291,7 @@ def in_force() -> Settings:
 
 
 def sources_in_force() -> Mapping[str, Source]:
-    """Say where the settings in force come from, by key; those at their defaults are not there."""
+    """Give the source of each setting in force, by key; settings at their defaults are left out."""
     found = _settings.get()
     return _NOWHERE if found is None else found[1]
 
@@ -317,7 +319,7 @@ def resolve(command_line: Mapping[str, str | None], ini: Mapping[str, str] | Non
 def resolve_with_sources(
     command_line: Mapping[str, str | None], ini: Mapping[str, str] | None = None, *, prefix: str
 ) -> tuple[Settings, dict[str, Source]]:
-    """Settle every option as `resolve` does, and say where those come from that were given."""
+    """Settle every option as `resolve` does, and give the source of each option that was given."""
     values: dict[str, Any] = {}
     given: dict[str, Source] = {}
     for option in OPTIONS:

@@ -55,7 +55,7 @@ def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginMa
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Settle the settings, so that a wrong one is one line before any test runs."""
+    """Resolve the settings, so that a wrong one is reported in one line before any test runs."""
     config.addinivalue_line(
         "markers",
         "bnn(**options): settings of the checks in one test, named as in the ini file without bnn_, and options of "
@@ -87,7 +87,7 @@ def _settings(config: pytest.Config) -> InForce:
 
 
 def pytest_report_header(config: pytest.Config) -> str:
-    """Say what the fixtures stand on."""
+    """Show the weights, the seed and the most passes of a check."""
     settings = of_session(config).settings
     drawn = f" (drawn; --bnn-seed={settings.seed} repeats it)" if isinstance(settings.seed, DrawnSeed) else ""
     return f"bnn: weights {settings.weights}, seed {settings.seed}{drawn}, at most {settings.samples} passes a check"
@@ -121,7 +121,7 @@ def pytest_fixture_setup(
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Settle what an undecided claim counts as in this test; a wrong ``bnn`` marker fails it with one line."""
+    """Decide whether an undecided claim fails this test; a wrong ``bnn`` marker fails it with one line."""
     with readable_errors():
         collector.settle(item)
 

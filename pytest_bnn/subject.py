@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeAlias, TypedDict, get_args
 import torch
 from torch import Tensor, nn
 
-from pytest_bnn.data.batch import Inputs, device_of
+from pytest_bnn.data.batch import Batch, Inputs, device_of
 from pytest_bnn.data.fitting import fitted as fitted
 from pytest_bnn.data.given import (
     batch_for_loss,
@@ -35,7 +35,7 @@ StageOption: TypeAlias = Literal["auto", "converted", "finetuned"]
 
 
 class Given(TypedDict, total=False):
-    """What every check takes beside the model, by name; see `Subject`."""
+    """The arguments that every check takes beside the model; see `Subject`."""
 
     teacher: nn.Module | None
     images: Any
@@ -56,9 +56,9 @@ class Subject:
         model: The Bayesian network. Judged in eval mode; it is never changed.
         teacher: The deterministic network that it was converted from.
         images: Inputs that both networks accept: a tensor ``[N, ...]``, several as the network takes them (a tuple, a
-            dictionary, any tree of tensors or numpy arrays), or `Samples`, which may hold labels too. They are moved to
-            the model's device and dtype.
-        labels: For the user's loss, the task and the report: class indices ``[N]``, or what else the loss takes, a
+            dictionary, any tree of tensors or numpy arrays), or `Samples` (of `pytest_bnn.data.samples`), which may
+            hold labels too. They are moved to the model's device and dtype.
+        labels: For the loss, the task and the report: class indices ``[N]``, or whatever else the loss takes, with a
             row for each example.
         loss: The training loss, ``loss(model, batch) -> scalar tensor``; the batch has the structure of the data,
             ``(images, labels)`` where both are given.
@@ -205,7 +205,7 @@ class Subject:
         return self._task
 
     def forward_once(self) -> Tensor:
-        """Give outputs that show what outputs look like: the teacher's where there is one."""
+        """Give outputs on all images as an example: the teacher's where there is one, else those of the first pass."""
         return self.teacher_output() if self.teacher is not None else self.bank.first(1)[0]
 
     @property
@@ -217,7 +217,7 @@ class Subject:
 
     @property
     def asked(self) -> int:
-        """How often passes were asked for."""
+        """How often a check has asked for passes."""
         return 0 if self._bank is None else self._bank.asked
 
     @property
@@ -242,17 +242,27 @@ class Subject:
 
         It is the loader's own first batch, or of examples without a loader at most `BATCH` (as many as the network
         takes at once, where it takes no other), in the structure in which they were given: ``(images, labels)`` for
-        tensors, with None for labels that nobody gave. Inputs are on the model's device and in its dtype.
+        tensors, with None where no labels were given. Inputs are on the model's device and in its dtype.
         """
         assert self._samples is not None
         assert self.probed is not None
         return batch_for_loss(self._samples, self.probed, self._labels, self.model, BATCH)
 
+    def loss_notes(self) -> tuple[str, ...]:
+        """Say which examples the training loss gets."""
+        if self.probed is None or self._samples is None:
+            return ()
+        inputs, rows = self.probed.inputs, self._samples.rows
+        size = inputs.size if isinstance(inputs, Batch) else None
+        if self._samples.first is not None and size is None:
+            return (f"the loss got the loader's own first batch, of {self._samples.batch_rows} examples",)
+        return (f"the loss got the first {min(size or BATCH, rows)} of {rows} examples",)
+
     def teacher_output(self) -> Tensor:
         """Give the teacher's output on all images, computed once, on the model's device.
 
         Raises:
-            InputError: The teacher does not accept the images, or says nothing finite about some.
+            InputError: The teacher does not accept the images, or its outputs are NaN or infinite for some.
         """
         if self._teacher_output is None:
             assert self.teacher is not None
@@ -266,10 +276,10 @@ class Subject:
         return self._teacher_output
 
     def try_images(self) -> None:
-        """Make sure that the images suit: the teacher accepts them or, without a teacher, the model.
+        """Make sure that the teacher, or without one the model, accepts the images.
 
         Raises:
-            InputError: They do not suit.
+            InputError: It does not.
         """
         if self.images is None:
             return
@@ -292,7 +302,10 @@ HOW_TO_GIVE = {
 
 def _require_finite(teacher: nn.Module, output: Tensor) -> None:
     """Refuse a teacher that no network could agree with."""
-    rows = rows_not_finite(output)
+    # Minus infinity beside finite scores is a mask, such as of classes that are left out.
+    scores = output.reshape(len(output), -1)
+    masked = torch.isneginf(scores) & torch.isfinite(scores).any(1, keepdim=True)
+    rows = rows_not_finite(torch.where(masked, 0.0, scores))
     if not rows:
         return
     # Infinity in a buffer may be a mask's.

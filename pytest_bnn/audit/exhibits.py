@@ -76,12 +76,12 @@ def _layer_rows(model: nn.Module) -> list[LayerRow]:
             )
         elif is_convolution_or_linear(module):
             weight = getattr(module, "weight", None)
-            known = isinstance(weight, Tensor) and not is_lazy(weight)
+            sizes = weight.shape if isinstance(weight, Tensor) and not is_lazy(weight) else ()
             rows.append(
                 LayerRow(
                     path=path,
                     kind=type(module).__name__,
-                    shape="x".join(str(size) for size in weight.shape) if known else "",
+                    shape="x".join(str(size) for size in sizes),
                     weights=sum(p.numel() for p in module.parameters() if not is_lazy(p)),
                     bayesian=False,
                 )

@@ -16,7 +16,7 @@ Explicit = Mapping[str, Mapping[str, object]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Thresholds:
-    """What the checks of an audit require, and how many passes they may draw; see each ``measure_*``."""
+    """The requirements of an audit's checks, and the most passes that they may draw; see each ``measure_*``."""
 
     min_agreement: float = 0.95
     population: bool = False
@@ -36,7 +36,7 @@ class Thresholds:
         num_batches: int | None = None,
         allow: Mapping[str, str] | None = None,
     ) -> Thresholds:
-        """Take what settings say, and what they cannot."""
+        """Make thresholds of settings, and of what settings do not hold."""
         least, most = (float(end) for end in settings.spread.split(":"))
         return cls(
             min_agreement=settings.min_agreement,
@@ -116,7 +116,7 @@ def plan(checks: Sequence[Declaration], explicit: Explicit, budget: Budget) -> t
 
 
 def merged(*parts: Explicit) -> dict[str, dict[str, object]]:
-    """Give the options of several sources as one, the later ones before the earlier."""
+    """Merge the options of several sources; later sources take precedence."""
     found: dict[str, dict[str, object]] = {}
     for part in parts:
         for id, options in part.items():

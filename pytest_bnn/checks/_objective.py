@@ -201,8 +201,8 @@ def loss_of(subject: Subject, *, seed: int | None = None) -> Tensor:
         forward(subject.model, subject.require_images()[:BATCH])
         posterior.kl(subject.model)
         raise InputError(
-            f"the loss {name}(model, (images, labels)) raised {type(error).__name__}: {_first_line(error)}",
-            fix="give a function that takes the model and one batch (images, labels)"
+            f"the loss {name}(model, batch) raised {type(error).__name__}: {_first_line(error)}",
+            fix="give a function that takes the model and one batch, in the structure of the data"
             + (", and data with labels" if subject.labels is None else "")
             + _about_the_size(subject, batch),
         ) from error
@@ -239,7 +239,7 @@ def without_a_gradient(found: list[PosteriorTensor], tensors: int, *, of: str, r
     return Finding(
         verdict=Verdict.FAIL,
         headline=f"the loss's gradient to {of} is NaN or infinite in {len(found)} of {tensors} tensors, "
-        f"{found[0].name} first: one step loses them",
+        f"{found[0].name} first: one training step would make them NaN",
         layers=tuple(
             accused(t, f"{t.role}: the gradient is NaN or infinite; the smallest sigma is {float(t.sigma.min()):.2g}")
             for t in found

@@ -129,15 +129,16 @@ def check(
 ) -> Callable[[Callable[..., Finding]], Check]:
     """Make a check of a function ``name(subject, *, option=default, ...) -> Finding``.
 
-    It stands in ``pytest-bnn audit``, ``bnn_audit`` and the report from then on. The function's keyword-only arguments
-    are its options: bool, int, float, str, ``Literal``, a pair of these or ``Mapping[str, str]``, or an alias of
-    `pytest_bnn.checks.values`; each with a default. An argument ``budget`` is the check's share of the error rates.
+    From then on it is one of the checks of ``pytest-bnn audit``, ``bnn_audit`` and the report. The function's
+    keyword-only arguments are its options: bool, int, float, str, ``Literal``, a pair of these, ``Mapping[str, str]``
+    or an alias of `pytest_bnn.checks.values`; each with a default. An argument ``budget`` is the check's share of the
+    error rates.
 
     Args:
         id: ``"mycompany.rule"``. Checks in this package have the id of their place.
         claim: What is true of a sound model, as one sentence.
-        needs: What must be given beside the model: ``"teacher"``, ``"images"``, ``"loss"``. Without one of them the
-            claim is not applicable.
+        needs: What must be given beside the model: ``"teacher"``, ``"images"``, ``"loss"``. Where one of them is
+            missing, the claim is not applicable.
         can: What the library's adapter must be able to do with the model, such as ``"mean_field"``.
         sampled: Whether sampling decides the claim, so that it takes a share of the run's error rates.
         after: The id of the check that it follows in a report.

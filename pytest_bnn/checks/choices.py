@@ -2,7 +2,7 @@
 
 Of the sources that name an option the first one counts: an argument in Python, the ``bnn`` marker, the command line,
 the environment, ``[tool.pytest-bnn.checks]`` in pyproject.toml, pytest's ini file, the default in the check's
-signature. In one source, the option itself goes before a setting that it follows. What is not in force is not judged.
+signature. In one source, the option itself goes before a setting that it follows. Only values that count are validated.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _TABLE = "[tool.pytest-bnn] in pyproject.toml"
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """What a source says of one option, unread; a name that is given twice there has two values."""
+    """The values that one source gives for one option, not yet parsed: two where it gives the option twice."""
 
     given: tuple[object, ...]
     source: Source
@@ -45,12 +45,12 @@ class Choices:
     plugins: tuple[str, ...] = ()
 
     def strongest(self, id: str, option: str) -> Choice | None:
-        """Give what counts; None where no source names the option."""
+        """Give the choice of the strongest source; None where no source names the option."""
         found = self.by_name.get((id, option), ())
         return max(found, key=lambda choice: choice.source.level, default=None)
 
     def and_also(self, other: Choices) -> Choices:
-        """Give these choices and others."""
+        """Merge these choices with others."""
         names = {*self.by_name, *other.by_name}
         both = {name: (*self.by_name.get(name, ()), *other.by_name.get(name, ())) for name in names}
         return Choices(both, (*self.plugins, *(p for p in other.plugins if p not in self.plugins)))
@@ -155,11 +155,11 @@ def from_project(folder: Path) -> Choices:
 
 
 def require_usable(choices: Choices, *, finally_: bool) -> None:
-    """Judge what counts of the choices.
+    """Validate the values that count.
 
     Args:
         choices: What was chosen.
-        finally_: Whether every check is known by now; before that, a check of somebody else's may still come.
+        finally_: Whether every check is known by now; before that, an id that is not known may still be declared.
 
     Raises:
         InputError: There is no such check or option, or the value cannot be used; with the source it came from.
@@ -204,10 +204,10 @@ def filled(check: Declaration, explicit: Mapping[str, object]) -> dict[str, Any]
 
 
 def severity_of(id: str) -> Severity:
-    """Give what a failure of a check counts as.
+    """Give the severity of a check: whether a failure is an error or a warning, or the claim is not judged.
 
     Raises:
-        InputError: Another word was chosen.
+        InputError: The severity is none of these.
     """
     choice = chosen().strongest(id, SEVERITY)
     if choice is None:

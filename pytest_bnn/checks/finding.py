@@ -31,7 +31,7 @@ class Finding:
 
 
 def accused(tensor: PosteriorTensor, finding: str) -> LayerFinding:
-    """Say what is wrong with a posterior tensor, at its layer."""
+    """Give the finding about a layer with a faulty posterior tensor."""
     return LayerFinding(path=tensor.path, kind=type(tensor.module).__name__, ok=False, finding=finding)
 
 

@@ -59,7 +59,7 @@ def judged(
         threshold=finding.threshold,
         layers=finding.layers,
         remedy=finding.remedy,
-        notes=finding.notes + (subject.notes if "images" in check.needs else ()),
+        notes=finding.notes + _notes(check, subject, finding),
         seed=subject.seed,
         samples=finding.samples,
         seconds=round(time.perf_counter() - start, 3),
@@ -68,6 +68,13 @@ def judged(
     )
     record(evidence)
     return evidence
+
+
+def _notes(check: Declaration, subject: Subject, finding: Finding) -> tuple[str, ...]:
+    """Give the notes about the data and the loss's batch, where the verdict rests on them."""
+    if finding.verdict is Verdict.NOT_APPLICABLE and not finding.measurements:
+        return ()
+    return (subject.notes if "images" in check.needs else ()) + (subject.loss_notes() if "loss" in check.needs else ())
 
 
 def _premise(check: Declaration, subject: Subject, severity: Severity) -> Finding | None:
@@ -119,7 +126,8 @@ def _found(subject: Subject, find: Callable[[Subject], Finding], inside_an_audit
         return Finding(
             verdict=Verdict.ERROR,
             headline=f"the check itself broke: {type(error).__name__}: {error}",
-            remedy="this is a defect of the check or a model beyond it; report it with the model",
+            remedy="this is a defect of the check, or the model is of a kind that the check does not know: report it "
+            "with the model",
         )
     except KeyboardInterrupt:
         raise

@@ -87,7 +87,7 @@ def checks(text: str) -> str:
     rows = []
     for id in registry.built_in():
         check = _declared(id)
-        place = f"checks/{id}.md" if (_DOCS / "checks" / f"{id}.md").is_file() else f"#{id.replace('.', '-')}"
+        place = f"checks/{id}.md" if (_DOCS / "checks" / f"{id}.md").is_file() else f"#{re.sub('[._]', '-', id)}"
         needs = ", ".join(check.needs) or "the model"
         rows.append(f"| [`{id}`]({place}) | {needs} | {'by sampling' if check.sampled else 'exact'} |\n")
     table = f"| id | needs | decision |\n|---|---|---|\n{''.join(rows)}"

@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """What a value must fulfil beside its type; ``words`` complete "give ..." and "must be ..."."""
+    """A condition on a value beside its type; ``words`` complete "give ..." and "must be ..."."""
 
     words: str
     holds: Callable[[Any], bool]
@@ -167,7 +167,7 @@ class Kind:
 
 
 class NoKindError(Exception):
-    """An annotation that no text can be read for."""
+    """An annotation of a type that no text can be converted to."""
 
 
 def kind_of(annotation: Any) -> Kind:

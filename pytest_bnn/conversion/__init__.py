@@ -39,13 +39,13 @@ def convert(
 
     Args:
         model: The deterministic network.
-        prior_mu: See `Conversion`, as for all others.
+        prior_mu: Prior mean. All parameters are those of `Conversion`.
         prior_sigma: Prior standard deviation.
-        posterior_mu_init: Without MOPED.
-        posterior_rho_init: Without MOPED.
+        posterior_mu_init: Mean of the random posterior means, without MOPED.
+        posterior_rho_init: Mean of the random rho, without MOPED.
         type: ``"Reparameterization"`` or ``"Flipout"``.
         moped_enable: Start at the network's own weights.
-        moped_delta: sigma / abs(w) at the start.
+        moped_delta: sigma / abs(weight) at the start.
 
     Raises:
         ConversionError: Some part cannot be converted faithfully; it names every such module and why.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,15 +10,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from pytest_bnn.network.tree import describe, leaves, mapped, tensors
+from pytest_bnn.network.tree import Stop, describe, is_inner, leaves, mapped, tensors
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Batch:
     """The arguments of a network for ``rows`` examples.
 
-    Leaves whose dimension ``dim`` has the length ``rows`` are rows (with ``dim`` 1, those of one dimension too); all
-    other leaves are the same for every example and pass unchanged.
+    Tensors whose dimension ``dim`` has the length ``rows`` are rows (with ``dim`` 1, those of one dimension too), and
+    so are lists with an entry for each example (`per_example`); all else is the same for every example and passes
+    unchanged.
 
     Attributes:
         arguments: The positional arguments, each any tree of tensors.
@@ -76,6 +77,8 @@ class Batch:
         """Move every tensor to a device, and those of floating point to a dtype."""
 
         def move(leaf: Any) -> Any:
+            if is_inner(leaf):
+                return mapped(leaf, move)
             if not isinstance(leaf, Tensor | PackedSequence):
                 return leaf
             where: Any = (device, dtype) if leaf.data.is_floating_point() else (device,)
@@ -85,8 +88,12 @@ class Batch:
 
     def call(self, network: nn.Module) -> Any:
         """Call a network with the batch."""
-        batch = self._mapped(_copy, rows=self.rows) if self.copies else self
+        batch = self.copied() if self.copies else self
         return network(*batch.arguments, **batch.keywords)
+
+    def copied(self) -> Batch:
+        """Give the same with copies of all tensors."""
+        return self._mapped(_copy, rows=self.rows)
 
     @property
     def tensors(self) -> list[Tensor]:
@@ -104,7 +111,9 @@ class Batch:
         return f"({', '.join([*map(_shown, self.arguments), *named])})"
 
     def _mapped(self, visit: Any, *, rows: int) -> Batch:
-        arguments, keywords = mapped(self.arguments, visit), mapped(dict(self.keywords), visit)
+        stop = per_example(self.rows)
+        arguments = tuple(mapped(argument, visit, stop) for argument in self.arguments)
+        keywords = {key: mapped(value, visit, stop) for key, value in self.keywords.items()}
         return replace(self, arguments=arguments, keywords=keywords, rows=rows)
 
 
@@ -126,6 +135,22 @@ def rows_of(tree: Any, dim: int = 0) -> int:
     raise ValueError(f"no tensor with a dimension {dim} for the examples")
 
 
+def per_example(rows: int) -> Stop:
+    """Say which lists and tuples have one entry for each example: names of files, boxes of each image.
+
+    Their entries are of one kind, and not all of the tensors in them count the examples themselves, as those of two
+    inputs of two examples do.
+    """
+
+    def stop(node: Any) -> bool:
+        if type(node) not in (list, tuple) or len(node) != rows or len({is_inner(entry) for entry in node}) != 1:
+            return False
+        held = tensors(node)
+        return not held or not all(rows in tensor.shape[: 2 if tensor.ndim > 2 else 1] for tensor in held)
+
+    return stop
+
+
 def row_dim(leaf: Tensor, *, rows: int, dim: int) -> int | None:
     """Give the dimension of a tensor that counts the examples; None where it has none."""
     if leaf.ndim > dim and leaf.shape[dim] == rows:
@@ -142,8 +167,8 @@ def taken(leaf: Any, numbers: Tensor, *, rows: int, dim: int = 0) -> Any:
     if isinstance(leaf, Tensor):
         where = row_dim(leaf, rows=rows, dim=dim)
         return leaf if where is None else leaf.index_select(where, numbers.to(leaf.device))
-    if isinstance(leaf, Sequence) and not isinstance(leaf, str | bytes) and len(leaf) == rows:
-        return [leaf[index] for index in numbers.tolist()]
+    if isinstance(leaf, list | tuple) and len(leaf) == rows:
+        return type(leaf)(leaf[index] for index in numbers.tolist())
     return leaf
 
 
@@ -166,6 +191,10 @@ def described(inputs: Inputs) -> str:
 
 
 def _copy(leaf: Any) -> Any:
+    if is_inner(leaf):
+        return mapped(leaf, _copy)
+    if isinstance(leaf, PackedSequence):
+        return leaf._replace(data=leaf.data.clone())
     return leaf.clone() if isinstance(leaf, Tensor) else leaf
 
 

@@ -31,22 +31,24 @@ class Arranged:
     labels: Any
 
 
-def arranged(samples: Samples, network: nn.Module, accepts: Callable[[Inputs], bool]) -> Arranged:
+def arranged(samples: Samples, network: nn.Module, accepts: Callable[[Inputs, bool], bool]) -> Arranged:
     """Find out how a network takes examples: by its forward's parameters, and by trying it.
 
     Args:
         samples: The examples.
         network: Who takes them.
-        accepts: Says whether it takes inputs, by calling it.
+        accepts: Says whether it takes inputs, by calling it; with True, whether it does in two sizes, as most do: with
+            one, two examples may be taken for the two parts of a batch.
 
     Raises:
         InputError: It takes none of the arrangements that are likely; the message has what was found.
     """
     ways = list(_ways(samples, network))
     plain = next((way for way in ways if isinstance(way.inputs, Tensor)), None)
-    for way in ways:
-        if accepts(way.inputs):
-            return way
+    for sizes in (True, False):
+        for way in ways:
+            if accepts(way.inputs, sizes):
+                return way
     if plain is not None:
         return plain  # its error is the network's own
     raise InputError(
@@ -86,10 +88,18 @@ def _of_sequence(samples: Samples, network: nn.Module, parts: list[Any]) -> Iter
         pair = [_way(samples, tuple(inner), {}, labels), _way(samples, (first,), {}, labels)]
         yield from pair if required != 1 else pair[::-1]
         return
-    counts = sorted(range(1, len(parts) + 1), key=lambda count: (not required <= count <= most, count))
+    likely = required
+    while likely < min(most, len(parts) - 1) and _beside_rows(parts[likely], samples.rows):
+        likely += 1  # such as a mask, which the forward does not need
+    counts = sorted(range(1, len(parts) + 1), key=lambda count: (count != likely, not required <= count <= most, count))
     for count in counts:
         beside = parts[count:]
         yield _way(samples, tuple(parts[:count]), {}, beside[0] if len(beside) == 1 else tuple(beside) or None)
+
+
+def _beside_rows(part: Any, rows: int) -> bool:
+    """Say whether a tensor may belong to inputs, by having more than one number for each example."""
+    return isinstance(part, Tensor) and part.ndim > 1 and len(part) == rows and part.shape[1:].numel() > 1
 
 
 def _of_mapping(

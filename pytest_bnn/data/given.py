@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from pytest_bnn.data.batch import Batch, Inputs, described, row_dim
+from pytest_bnn.data.batch import Batch, Inputs, described, per_example, row_dim, rows_of, taken
 from pytest_bnn.data.fitting import fitted
 from pytest_bnn.data.probing import Probed
-from pytest_bnn.data.samples import Samples, as_tensors
+from pytest_bnn.data.samples import Samples, as_tensors, require_dense
 from pytest_bnn.errors import InputError
 from pytest_bnn.network.calling import ForwardError, NoRowsError
 from pytest_bnn.network.tree import is_inner, leaves, mapped, tensors
@@ -36,6 +36,7 @@ def given_samples(images: Any, labels: Any) -> tuple[Samples | None, Any]:
         if not tensors(item):
             raise TypeError(f"images must be a tensor [N, ...], not {type(images).__name__}")
         samples = _all_of(item)
+    require_dense(samples.item)
     inputs = _first_tensor(samples.item)
     single = isinstance(samples.item, Tensor) or not is_inner(samples.item)
     if not samples.rows or (single and inputs.ndim < 2):
@@ -124,18 +125,28 @@ def batch_for_loss(samples: Samples, probed: Probed, labels: Any, model: nn.Modu
         if not isinstance(leaf, Tensor):
             return leaf
         moved = fitted(leaf, model) if name in probed.places else leaf.to(_device(model, leaf))
-        return moved.clone() if moved is leaf or moved.data_ptr() == leaf.data_ptr() else moved
+        # A leaf of its own: a gradient to it is not one to the user's tensor.
+        return moved.detach().clone().requires_grad_(leaf.requires_grad)
 
     batch = mapped(tree, move)
     if labels is not None:
-        rows = len(_first_tensor(tree))
-        beside = mapped(labels, lambda leaf: leaf[:rows].clone() if isinstance(leaf, Tensor) else leaf)
-        return batch, beside
+        return batch, _beside(labels, samples, tree)
     if isinstance(batch, Tensor):
         return batch, None
     if is_pair(batch) and len(batch) == 1:
         return batch[0], None
     return tuple(batch) if type(batch) is list else batch
+
+
+def _beside(labels: Any, samples: Samples, tree: Any) -> Any:
+    """Give copies of the labels of a batch, out of those that were given beside the examples."""
+    numbers = torch.arange(rows_of(tree, samples.dim))
+
+    def take(leaf: Any) -> Any:
+        some = taken(leaf, numbers, rows=samples.rows)
+        return mapped(some, lambda value: value.detach().clone() if isinstance(value, Tensor) else value)
+
+    return mapped(labels, take, per_example(samples.rows))
 
 
 def _device(model: nn.Module, leaf: Tensor) -> torch.device:

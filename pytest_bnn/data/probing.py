@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from pytest_bnn.data.batch import Batch, Inputs
 from pytest_bnn.data.fitting import Arranged, arranged, fitted
 from pytest_bnn.data.samples import Samples
-from pytest_bnn.network.calling import Field, ForwardError, NoRowsError, layout
+from pytest_bnn.network.calling import Field, ForwardError, NoRowsError, look
 from pytest_bnn.network.isolation import undisturbed
 from pytest_bnn.network.tree import leaves
 
@@ -54,8 +54,10 @@ def probe(samples: Samples, model: nn.Module, teacher: nn.Module | None, *, seed
 
     given = [(name, leaf) for name, leaf in leaves(samples.item) if isinstance(leaf, Tensor)]
 
-    def accepts(inputs: Inputs) -> bool:
-        return any(_run(networks[0], inputs, size, seed)[0] for size in sizes)
+    def accepts(inputs: Inputs, two_sizes: bool) -> bool:
+        if two_sizes and samples.rows >= _OTHER:
+            return all(_run(networks[0], inputs, size, seed).fields for size in (_FEW, _OTHER))
+        return any(_run(networks[0], inputs, size, seed).fields for size in sizes)
 
     way = _only_way(samples) or arranged(samples, networks[0], accepts)
     inputs, notes, rowless = way.inputs, [], []
@@ -63,20 +65,20 @@ def probe(samples: Samples, model: nn.Module, teacher: nn.Module | None, *, seed
     filtered = False
     for network in networks:
         role = "model" if network is model else "teacher"
-        size, found, several, writes, error = _tried(network, inputs, sizes, seed)
-        filtered |= several
-        if isinstance(error, NoRowsError):
-            rowless.append(str(error))
-        if size is not None and size > _FEW:
-            inputs = replace(_batch(inputs), size=size)
-            notes.append(f"the {role} takes {size} examples at once and no other number: it was given so many")
-        if writes:
+        ran = _tried(network, inputs, sizes, seed)
+        filtered |= ran.others
+        if isinstance(ran.error, NoRowsError):
+            rowless.append(str(ran.error))
+        if ran.size:
+            inputs = replace(_batch(inputs), size=ran.size)
+            notes.append(f"the {role} takes {ran.size} examples at once and no other number: it was given so many")
+        if ran.writes:
             inputs = replace(_batch(inputs), copies=True)
             notes.append(
                 f"the forward of the {role} ({type(network).__name__}) writes to its input in place: it got copies"
             )
         if network is model or not fields:
-            fields = found or fields
+            fields = ran.fields or fields
     filtered |= bool(fields) and fields[0].name not in ("", "0", "logits")  # what one takes without looking
     if filtered:
         inputs = replace(_batch(inputs), fields=tuple(field.name for field in fields))
@@ -104,44 +106,62 @@ def _batch(inputs: Inputs) -> Batch:
 def _sizes(samples: Samples) -> list[int]:
     """Give the numbers of examples to try: a few, the loader's own, all."""
     wanted = (min(_FEW, samples.rows), samples.batch_rows, samples.rows)
-    return sorted({size for size in wanted if size and size <= samples.rows})
+    return list(dict.fromkeys(size for size in wanted if size and size <= samples.rows))
 
 
-def _tried(
-    network: nn.Module, inputs: Inputs, sizes: list[int], seed: int
-) -> tuple[int | None, tuple[Field, ...], bool, bool, ForwardError | None]:
-    """Give the first size that a network takes, its outputs, whether they were several, whether it writes; an error."""
-    first: ForwardError | None = None
+@dataclass(frozen=True, slots=True)
+class _Ran:
+    """What a call showed: the outputs, none where it raised; whether other tensors came too, and whether it wrote.
+
+    ``size`` is the number of examples that the network takes at once, where it takes no other, and else 0.
+    """
+
+    fields: tuple[Field, ...] = ()
+    others: bool = False
+    writes: bool = False
+    error: ForwardError | None = None
+    size: int = 0
+
+
+def _tried(network: nn.Module, inputs: Inputs, sizes: list[int], seed: int) -> _Ran:
+    """Give what the first size that a network takes showed, or else the first error."""
+    first: _Ran | None = None
     for size in sizes:
-        found, writes, error = _run(network, inputs, size, seed)
-        if found:
-            several = len(found) > 1
-            if several and size == _FEW and len(inputs) >= _OTHER:
-                # A tensor of another kind may have just as many entries by chance.
-                also = {field.name for field in _run(network, inputs, _OTHER, seed)[0]}
-                found = tuple(field for field in found if field.name in also) or found
-            return size, found, several, writes, None
-        first = first or error
-    return None, (), False, False, first
+        ran = _run(network, inputs, size, seed)
+        if ran.fields:
+            if size == _FEW and len(inputs) >= _OTHER:
+                return _twice(ran, _run(network, inputs, _OTHER, seed))
+            alone = size != sizes[0]  # the others failed
+            return replace(ran, size=size if alone else 0, others=ran.others or len(ran.fields) > 1)
+        first = first or ran
+    return first or _Ran()
 
 
-def _run(
-    network: nn.Module, inputs: Inputs, size: int, seed: int
-) -> tuple[tuple[Field, ...], bool, ForwardError | None]:
+def _twice(few: _Ran, other: _Ran) -> _Ran:
+    """Give what calls with two and with three examples showed together."""
+    # A tensor of another kind may have just as many entries by chance.
+    fields = tuple(field for field in few.fields if field in other.fields) or few.fields
+    only = bool(other.error) and not isinstance(other.error, NoRowsError)
+    others = few.others or len(few.fields) > 1
+    return replace(few, fields=fields, others=others, writes=few.writes or other.writes, size=_FEW if only else 0)
+
+
+def _run(network: nn.Module, inputs: Inputs, size: int, seed: int) -> _Ran:
     few = fitted(inputs[torch.arange(size)], network)
-    few = replace(few, size=None) if isinstance(few, Batch) else few
+    # Copies: the forward may write to them.
+    few = replace(few, size=None).copied() if isinstance(few, Batch) else few.clone()
     before = list(_versions(few))
     try:
         with undisturbed(network, seed=seed):
-            found = layout(network, few)
+            found, others = look(network, few)
     except ForwardError as error:
-        return (), False, error
-    return found, list(_versions(few)) != before, None
+        return _Ran(error=error)
+    return _Ran(found, others, list(_versions(few)) != before)
 
 
 def _versions(inputs: Inputs) -> Iterator[int]:
     for tensor in _tensors(inputs):
-        yield 0 if tensor.is_inference() else tensor._version
+        yield tensor._version
 
 
 def _tensors(inputs: Inputs) -> list[Tensor]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, SequentialSampler, default_collate
 
-from pytest_bnn.data.batch import row_dim, rows_of, taken
+from pytest_bnn.data.batch import per_example, row_dim, rows_of, taken
 from pytest_bnn.errors import InputError
 from pytest_bnn.network.isolation import preserved_random_state
 from pytest_bnn.network.tree import describe, is_inner, kind, leaves, mapped
@@ -46,8 +47,7 @@ class Samples:
 
     def take(self, rows: int) -> Any:
         """Give the first examples in the structure in which they were given."""
-        numbers = torch.arange(min(rows, self.rows))
-        return mapped(self.item, lambda leaf: taken(leaf, numbers, rows=self.rows, dim=self.dim))
+        return _some(self.item, torch.arange(min(rows, self.rows)), self.rows, self.dim)
 
 
 def samples_of(data: Any, source: str = "data", limit: int = MAX_EXAMPLES, *, seed: int = 0, dim: int = 0) -> Samples:
@@ -72,11 +72,14 @@ def samples_of(data: Any, source: str = "data", limit: int = MAX_EXAMPLES, *, se
     if isinstance(data, Dataset | DataLoader):
         return _read(data, source, limit, seed, dim)
     item = as_tensors(data)
+    require_dense(item, source)
     if not any(isinstance(leaf, Tensor) for _, leaf in leaves(item)):
         raise InputError(
             f"{source} gave {kind(data)} from which no batch can be made (it is no tensor, Dataset or DataLoader"
-            + (f", but {describe(data)})" if is_inner(data) and len(data) else ")"),
-            fix="give (images, labels) as tensors, a Dataset of (image tensor, label), or a DataLoader",
+            + (f", but {describe(data)})" if is_inner(data) and leaves(data) else ")"),
+            fix="give its numbers: torch.as_tensor(data.to_numpy())"
+            if hasattr(data, "to_numpy")
+            else "give (images, labels) as tensors, a Dataset of (image tensor, label), or a DataLoader",
         )
     try:
         _require_labels(item)
@@ -98,12 +101,31 @@ def as_tensors(tree: Any) -> Any:
     if type(tree) is dict:
         return {key: as_tensors(value) for key, value in tree.items()}
 
-    def tensor(leaf: Any) -> Any:
-        if isinstance(leaf, numpy.ndarray) and leaf.dtype.kind in "biufc":
-            return torch.from_numpy(numpy.ascontiguousarray(leaf))
-        return leaf
+    return mapped(tree, _of_numpy)
 
-    return mapped(tree, tensor)
+
+def _of_numpy(leaf: Any) -> Any:
+    """Give an array of numbers as a tensor, of the same memory where that can be; all else as it is."""
+    if isinstance(leaf, numpy.ndarray) and leaf.dtype.kind in "biufc":
+        native = numpy.ascontiguousarray(leaf).astype(leaf.dtype.newbyteorder("="), copy=False)
+        return torch.from_numpy(native if native.flags.writeable else native.copy()).reshape(leaf.shape)
+    return leaf
+
+
+def require_dense(tree: Any, source: str = "images") -> None:
+    """Refuse sparse tensors: rows cannot be taken of them in every layout.
+
+    Raises:
+        InputError: The message has the layout.
+    """
+    for name, leaf in leaves(tree):
+        if isinstance(leaf, Tensor) and leaf.layout is not torch.strided:
+            where = f" {name}" if name else ""
+            layout = str(leaf.layout).removeprefix("torch.")
+            raise InputError(
+                f"{source}: the tensor{where} of shape {list(leaf.shape)} is sparse ({layout})",
+                fix="give it with .to_dense(), and let the network make it sparse again where it needs that",
+            )
 
 
 def _all_numbers(values: Any) -> bool:
@@ -131,8 +153,12 @@ def _limited(item: Any, rows: int, limit: int, seed: int, dim: int) -> Samples:
     places = _subset(rows, limit, seed)
     if len(places) == rows:
         return Samples(item=item, rows=rows, dim=dim, places=places)
-    few = mapped(item, lambda leaf: taken(leaf, places, rows=rows, dim=dim))
-    return Samples(item=few, rows=len(places), dim=dim, places=places)
+    return Samples(item=_some(item, places, rows, dim), rows=len(places), dim=dim, places=places)
+
+
+def _some(tree: Any, numbers: Tensor, rows: int, dim: int) -> Any:
+    """Take some of the examples."""
+    return mapped(tree, lambda leaf: taken(leaf, numbers, rows=rows, dim=dim), per_example(rows))
 
 
 def _subset(rows: int, limit: int, seed: int) -> Tensor:
@@ -143,15 +169,17 @@ def _subset(rows: int, limit: int, seed: int) -> Tensor:
 
 
 def _read(data: Any, source: str, limit: int, seed: int, dim: int) -> Samples:
-    with preserved_random_state():
+    with preserved_random_state(), _own_generators_kept(data):
         try:
             batches, places = _batches(data, limit, seed, dim)
         except (Exception, SystemExit) as error:
-            told = f"{type(error).__name__}: {error}" if isinstance(error, SystemExit) else f"{error}"
+            told = f"{error}" if isinstance(error, TypeError) else f"{type(error).__name__}: {error}"
             raise InputError(
                 f"{source} gave {kind(data)} from which no batch can be made ({told})",
                 fix="give (images, labels) as tensors, a Dataset of (image tensor, label), or a DataLoader",
             ) from error
+    for batch in batches:
+        require_dense(batch, source)
     if not batches or not all(map(_has_rows, batches)):
         raise InputError(f"{source} is empty", fix="give at least one image")
     item = _joined(batches, f"{source} gave {kind(data)} with", dim)
@@ -162,10 +190,22 @@ def _read(data: Any, source: str, limit: int, seed: int, dim: int) -> Samples:
     return Samples(item=few.item, rows=few.rows, dim=dim, first=first, places=places[:limit])
 
 
+@contextmanager
+def _own_generators_kept(data: Any) -> Iterator[None]:
+    """Leave the generators that a loader and its sampler were given as they were."""
+    holders = (data, getattr(data, "sampler", None), getattr(getattr(data, "batch_sampler", None), "sampler", None))
+    held = [getattr(holder, "generator", None) for holder in holders]
+    states = [(generator, generator.get_state()) for generator in held if isinstance(generator, torch.Generator)]
+    try:
+        yield
+    finally:
+        for generator, state in states:
+            generator.set_state(state)
+
+
 def _first(item: Any, rows: int, limit: int, dim: int) -> Samples:
     places = torch.arange(limit)
-    few = mapped(item, lambda leaf: taken(leaf, places, rows=rows, dim=dim))
-    return Samples(item=few, rows=limit, dim=dim, places=places)
+    return Samples(item=_some(item, places, rows, dim), rows=limit, dim=dim, places=places)
 
 
 def _has_rows(batch: Any) -> bool:
@@ -209,7 +249,7 @@ def _length(data: Any) -> int | None:
 
 def _item(item: Any) -> Any:
     """Make a batch of one example, as a loader would."""
-    checked = _checked(as_tensors(item))
+    checked = mapped(_checked(item), _of_numpy)
     _require_labels(checked)
     return default_collate([_collatable(checked)])
 
@@ -243,20 +283,26 @@ def _joined(batches: list[Any], given: str, dim: int) -> Any:
     """
     if len(batches) == 1:
         return as_tensors(batches[0])
-    columns = [[leaf for _, leaf in leaves(as_tensors(batch))] for batch in batches]
-    names = [name for name, _ in leaves(batches[0])]
-    if any(len(column) != len(names) for column in columns):
+    named = [_named(as_tensors(batch), dim) for batch in batches]
+    names = [name for name, _ in named[0]]
+    if any([name for name, _ in parts] != names for parts in named):
         raise InputError(
             f"{given} items of different structure: {describe(batches[0])} and others",
             fix="give every item the same fields",
         )
-    joined = iter([_column(name, list(parts), given, dim) for name, *parts in zip(names, *columns, strict=True)])
-    return mapped(as_tensors(batches[0]), lambda _: next(joined))
+    columns = zip(*([leaf for _, leaf in parts] for parts in named), strict=True)
+    joined = iter([_column(name, list(parts), given, dim) for name, parts in zip(names, columns, strict=True)])
+    first = as_tensors(batches[0])
+    return mapped(first, lambda _: next(joined), per_example(rows_of(first, dim)))
+
+
+def _named(batch: Any, dim: int) -> list[tuple[str, Any]]:
+    return leaves(batch, stop=per_example(rows_of(batch, dim)))
 
 
 def _column(name: str, parts: list[Any], given: str, dim: int) -> Any:
     if isinstance(parts[0], list | tuple):
-        return [value for part in parts for value in part]
+        return type(parts[0])(value for part in parts for value in part)
     if not isinstance(parts[0], Tensor) or not parts[0].ndim:
         return parts[0]
     where = dim if parts[0].ndim > dim else 0

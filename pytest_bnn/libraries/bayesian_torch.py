@@ -116,8 +116,9 @@ class BayesianTorch:
 
     def brings_own_kl(self, layer: BayesianLayer) -> bool:
         """Say whether a layer's class has a ``kl_loss`` that is not the library's; a patch of one layer is none."""
-        method = getattr(type(layer.module), "kl_loss", None)
-        if "kl_loss" in vars(layer.module) or method is None:
+        kind = type(layer.module)
+        method = getattr(kind, "kl_loss", None)
+        if "kl_loss" in vars(layer.module) or method is None or not _is_in_its_module(kind):
             return False
         return str(method.__module__).split(".")[0] not in ("bayesian_torch", "pytest_bnn")
 
@@ -131,6 +132,12 @@ class BayesianTorch:
             return value
         terms = [module.kl_loss() for module in model.modules() if has_kl(module)]  # type: ignore[operator]
         return torch.stack([term.reshape(()) for term in terms]).sum() if terms else None
+
+
+def _is_in_its_module(kind: type) -> bool:
+    """Say whether a class stands in a file, in a module or a function there; one made on the fly patches one layer."""
+    outermost = kind.__qualname__.partition(".")[0]
+    return "<locals>" in kind.__qualname__ or hasattr(sys.modules.get(kind.__module__), outermost)
 
 
 def has_kl(module: nn.Module) -> bool:

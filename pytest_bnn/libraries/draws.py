@@ -107,7 +107,7 @@ def within(
 
 
 def eager() -> AbstractContextManager[object]:
-    """Run compiled modules as they were written: compiled code makes its draws where nobody sees them."""
+    """Run compiled modules as they were written: compiled code draws where no hook or mode sees it."""
     if "torch._dynamo" not in sys.modules:
         return nullcontext()
     stance: AbstractContextManager[object] = torch.compiler.set_stance("force_eager")

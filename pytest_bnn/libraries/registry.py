@@ -106,7 +106,13 @@ def _owns_parameters(module: nn.Module) -> bool:
 def _has_pair(module: nn.Module) -> bool:
     own = dict(module.named_parameters(recurse=False))
     means = [value.shape for name, value in own.items() if _MEAN.search(name) and not _WIDTH.search(name)]
-    return any(value.shape in means for name, value in own.items() if _WIDTH.search(name))
+    # A mean may be called anything; but a norm has a scale and a shift of one shape, too.
+    matrices = [v.shape for name, v in own.items() if v.ndim > 1 and not _WIDTH.search(name)]
+    return any(
+        value.shape in means or (value.shape in matrices and "scale" not in name)
+        for name, value in own.items()
+        if _WIDTH.search(name)
+    )
 
 
 def _varies_by_itself(module: nn.Module) -> bool:

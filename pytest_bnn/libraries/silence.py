@@ -1,6 +1,7 @@
 """A network without its posterior's noise: at its mean, or with every draw 0 and sigma's graph intact; and proof of it.
 
-What is claimed with the noise silent holds where silence is silent. `unproven_silence` proves it on the model at hand.
+A claim about a silenced network holds only where nothing is left of its noise: `unproven_silence` looks at the model
+at hand.
 """
 
 from __future__ import annotations
@@ -132,7 +133,7 @@ def watched_noise(model: nn.Module) -> Iterator[set[str]]:
 
 
 def unproven_silence(model: nn.Module, run: Callable[[], Tensor], *, seed: int) -> str:
-    """Say why silence is not proven silent on a model; empty where it is. Use it within `isolation.undisturbed`.
+    """Say why a model's noise is not proven to be silenced; empty where it is. Use it within `isolation.undisturbed`.
 
     Two passes in silence, from different seeds, must be equal, and equal to the pass at the posterior mean. Where they
     are not, the model's noise may be elsewhere: then each layer's own calls must be so, on the inputs that they get.

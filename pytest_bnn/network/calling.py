@@ -117,7 +117,19 @@ def layout(model: nn.Module, inputs: Tensor | Arguments) -> tuple[Field, ...]:
     Raises:
         ForwardError: As in `forward`.
     """
-    return tuple(Field(name, tuple(tensor.shape[1:])) for name, tensor in _fields(model, inputs).items())
+    return look(model, inputs)[0]
+
+
+def look(model: nn.Module, inputs: Tensor | Arguments) -> tuple[tuple[Field, ...], bool]:
+    """Give `layout`, and whether there are other tensors, which would seem to have rows for another number of inputs.
+
+    Raises:
+        ForwardError: As in `forward`.
+    """
+    output, found = _called(model, inputs)
+    others = (leaf for _, leaf in leaves(_opened(output)) if isinstance(leaf, Tensor) and leaf.ndim)
+    fields = tuple(Field(name, tuple(tensor.shape[1:])) for name, tensor in found.items())
+    return fields, sum(1 for _ in others) > len(found)
 
 
 def side_by_side(fields: dict[str, Tensor]) -> Tensor:
@@ -145,6 +157,10 @@ def field_of(outputs: Tensor, fields: tuple[Field, ...], name: str) -> Tensor:
 
 
 def _fields(model: nn.Module, inputs: Tensor | Arguments) -> dict[str, Tensor]:
+    return _called(model, inputs)[1]
+
+
+def _called(model: nn.Module, inputs: Tensor | Arguments) -> tuple[Any, dict[str, Tensor]]:
     rows, wanted = len(inputs), None if isinstance(inputs, Tensor) else inputs.fields
     try:
         with torch.no_grad():
@@ -158,7 +174,7 @@ def _fields(model: nn.Module, inputs: Tensor | Arguments) -> dict[str, Tensor]:
     if not found:
         told = f"the model returned {_told(output)} for {rows} inputs, and not a row of real numbers for each"
         raise NoRowsError(TypeError(told))
-    return found
+    return output, found
 
 
 def _told(output: Any) -> str:

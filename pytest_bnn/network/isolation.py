@@ -35,6 +35,8 @@ def undisturbed(*models: nn.Module, seed: int, unwritten: Iterable[Tensor] = ())
     parameters = _distinct(p for module in modules for p in module._parameters.values() if p is not None)
     # A lazy module becomes one of another class in its first pass.
     saved = [(module, type(module), dict(module.__dict__)) for module in modules]
+    # What removes a hook inside, as a lazy module its own, removes it from the dictionary that it was registered in.
+    hooks = [(d, d.copy()) for _, _, kept in saved for n, d in kept.items() if n.endswith("_hooks") and d]
     gradients = [(p, p.grad, p.requires_grad) for p in parameters if not is_lazy(p)]
     values = [(p, p.detach().clone()) for p in parameters if id(p) not in spared and not is_lazy(p)]
     with preserved_random_state():
@@ -54,6 +56,10 @@ def undisturbed(*models: nn.Module, seed: int, unwritten: Iterable[Tensor] = ())
                     module.__class__ = kind
                 module.__dict__.clear()
                 module.__dict__.update(attributes)
+            for dictionary, registered in hooks:
+                if len(dictionary) < len(registered):
+                    dictionary.clear()
+                    dictionary.update(registered)
             for parameter, value in values:
                 if not torch.equal(parameter.detach(), value):
                     parameter.data.copy_(value)

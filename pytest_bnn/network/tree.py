@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Callable, Mapping, MutableMapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -16,37 +17,68 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 Visit = Callable[[Any], Any]
+Stop = Callable[[Any], bool]
 
 
-def mapped(tree: Any, visit: Visit) -> Any:
-    """Rebuild a tree of the same types with ``visit`` applied to every leaf; the tree itself stays as it is."""
-    if isinstance(tree, Tensor | PackedSequence | torch.Size | str | bytes):
+def mapped(tree: Any, visit: Visit, stop: Stop | None = None) -> Any:
+    """Rebuild a tree of the same types with ``visit`` applied to every leaf; the tree itself stays as it is.
+
+    Args:
+        tree: What is rebuilt.
+        visit: Gives what takes the place of a leaf.
+        stop: Says of a node that it is one leaf; none is when None.
+    """
+    if not is_inner(tree) or (stop is not None and stop(tree)):
         return visit(tree)
-    if type(tree) is dict or (isinstance(tree, Mapping) and not isinstance(tree, MutableMapping)):
-        return {key: mapped(value, visit) for key, value in tree.items()}
-    if isinstance(tree, MutableMapping):
-        rebuilt = copy.copy(tree)
-        for key, value in tree.items():
-            rebuilt[key] = mapped(value, visit)
-        return rebuilt
-    if isinstance(tree, tuple) and hasattr(tree, "_make"):
-        return type(tree)._make(mapped(value, visit) for value in tree)
+    if isinstance(tree, MutableMapping) and type(tree) is not dict:
+        return _mapping(tree, visit, stop)
+    if isinstance(tree, Mapping):
+        values = {key: mapped(value, visit, stop) for key, value in tree.items()}
+        return MappingProxyType(values) if isinstance(tree, MappingProxyType) else values
     if isinstance(tree, list | tuple):
-        return (list if isinstance(tree, list) else tuple)(mapped(value, visit) for value in tree)
-    if dataclasses.is_dataclass(tree) and not isinstance(tree, type):
-        record = copy.copy(tree)
-        for field in dataclasses.fields(tree):
-            object.__setattr__(record, field.name, mapped(getattr(tree, field.name), visit))
-        return record
-    return visit(tree)
+        return _sequence(tree, [mapped(value, visit, stop) for value in tree])
+    record = copy.copy(tree)
+    for field in dataclasses.fields(tree):
+        if hasattr(tree, field.name):
+            object.__setattr__(record, field.name, mapped(getattr(tree, field.name), visit, stop))
+    return record
 
 
-def leaves(tree: Any, name: str = "") -> list[tuple[str, Any]]:
-    """Give every leaf of a tree with its place: ``("1.mask", tensor)``; the place of a tree that is a leaf is empty."""
+def _mapping(tree: MutableMapping[Any, Any], visit: Visit, stop: Stop | None) -> Any:
+    rebuilt = copy.copy(tree)
+    if getattr(tree, "__dict__", None) is tree:  # a dictionary whose keys are its attributes, too
+        object.__setattr__(rebuilt, "__dict__", rebuilt)
+    for key, value in tree.items():
+        rebuilt[key] = mapped(value, visit, stop)
+    return rebuilt
+
+
+def _sequence(tree: Any, values: list[Any]) -> Any:
+    if type(tree) in (list, tuple):
+        return type(tree)(values)
+    if isinstance(tree, list):
+        rebuilt = copy.copy(tree)
+        rebuilt[:] = values
+        return rebuilt
+    if hasattr(tree, "_make"):
+        return type(tree)._make(values)
+    try:
+        return type(tree)(values)  # torch's own records, such as torch.return_types.max, and plain subclasses
+    except TypeError:
+        return tuple(values)
+
+
+def leaves(tree: Any, name: str = "", stop: Stop | None = None) -> list[tuple[str, Any]]:
+    """Give every leaf of a tree with its place: ``("1.mask", tensor)``; the place of a tree that is a leaf is empty.
+
+    ``stop`` is as in `mapped`.
+    """
+    if not is_inner(tree) or (stop is not None and stop(tree)):
+        return [(name, tree)]
     parts: list[tuple[str, Any]] = []
     for key, value in children(tree):
-        parts += leaves(value, f"{name}.{key}" if name else key)
-    return parts if is_inner(tree) else [(name, tree)]
+        parts += leaves(value, f"{name}.{key}" if name else key, stop)
+    return parts
 
 
 def is_inner(tree: Any) -> bool:
@@ -66,7 +98,7 @@ def children(tree: Any) -> list[tuple[str, Any]]:
         return list(zip(tree._fields, tree, strict=True))
     if isinstance(tree, list | tuple):
         return [(str(index), value) for index, value in enumerate(tree)]
-    return [(field.name, getattr(tree, field.name)) for field in dataclasses.fields(tree)]
+    return [(f.name, getattr(tree, f.name)) for f in dataclasses.fields(tree) if hasattr(tree, f.name)]
 
 
 def tensors(tree: Any) -> list[Tensor]:

@@ -17,7 +17,7 @@ from pytest_bnn.network.comparing import first_parting, tolerance, traced
 from pytest_bnn.network.isolation import undisturbed
 from pytest_bnn.properties.trial import PropertyError, Trial, evaluated, named, outputs, raising, run, same
 
-#: The rate at which `noise_is_posterior` accuses a right conversion, over all its tests: one in a billion.
+#: The rate at which `noise_is_posterior` fails a right conversion, over all its tests: one in a billion.
 ERROR_RATE = 1e-9
 
 #: Draws of each tensor that `noise_is_posterior` asks for, and the passes that it may take for them.
@@ -107,10 +107,12 @@ def noise_is_posterior(trial: Trial) -> None:
     Standardised draws ``(w - mu) / sigma``, seen at the functional call, are tested per tensor for a mean of 0 and a
     variance of 1 with the exact normal and chi-square distributions, all at a joint rate of `ERROR_RATE`, and for
     being repeated, between passes or layers, exactly. Weights whose sigma is 0 or drowned by the rounding of mu are
-    left out, and so are layers that compute by other means than a functional call of torch.
+    left out, and so are layers that compute by other means than a functional call of torch. A tensor of which nothing
+    is left, because every sigma is below the rounding of a mu that is not 0, has no posterior to draw from.
     """
     from scipy import stats
 
+    _require_width(trial)
     draws = _draws(trial)
     groups = [(t.name, t.path, torch.stack(passes).flatten()) for t, passes in draws.values()]
     groups.append(
@@ -157,6 +159,21 @@ def _standardised(tensor: PosteriorTensor, noise: Tensor) -> Tensor:
     sigma, mu = tensor.sigma, tensor.mu.detach()
     seen = (sigma > 0) & sigma.isfinite() & (torch.finfo(mu.dtype).eps * mu.abs() <= sigma / 10)
     return (noise[seen].double() / sigma[seen].double()).flatten()
+
+
+def _require_width(trial: Trial) -> None:
+    """Refuse a tensor whose noise no pass can see: each mu + sigma * eps is mu again."""
+    for layer in bayesian_layers(trial.result):
+        for tensor in layer.tensors:
+            mu, sigma = tensor.mu.detach(), tensor.sigma
+            judged = (mu != 0) & mu.isfinite() & sigma.isfinite()
+            lost = judged & (sigma < torch.finfo(mu.dtype).eps / 8 * mu.abs())
+            if bool(judged.any()) and bool((lost == judged).all()):
+                text = (
+                    f"every sigma of {tensor.name} is below the rounding of its mu (the largest is "
+                    f"{float(sigma[judged].max()):.3g}): all passes use the same weights"
+                )
+                raise PropertyError("noise_is_posterior", text, [tensor.path])
 
 
 def _require_fresh(draws: _Draws) -> None:

@@ -92,7 +92,7 @@ class LayerFinding:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evidence:
-    """One check's verdict on one subject, to believe or repeat; ``sampler`` says what computed its passes, and why."""
+    """One check's verdict on one subject, with what it rests on; ``sampler`` says what computed its passes, and why."""
 
     id: str
     subject: str

@@ -1,4 +1,4 @@
-"""What an inconclusive verdict counts as, where nobody says: as whatever is in force says."""
+"""Whether an inconclusive verdict is a failure or a warning, as the policy in force says where the caller does not."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pytest_bnn.records.evidence import Inconclusive
 
 
 class Policy(Protocol):
-    """What knows whether an inconclusive verdict counts as a failure: a recorder, which may change its mind."""
+    """Anything that says whether an inconclusive verdict is a failure, such as a recorder; its answer may change."""
 
     inconclusive: Inconclusive
 
@@ -30,6 +30,6 @@ def following(policy: Policy) -> Iterator[None]:
 
 
 def inconclusive_policy() -> Inconclusive:
-    """Say what an inconclusive verdict counts as here: the policy in force, ``"fail"`` without one."""
+    """Say what an inconclusive verdict counts as, ``"fail"`` or ``"warn"``: ``"fail"`` without a policy in force."""
     policy = _policy.get()
     return "fail" if policy is None else policy.inconclusive

@@ -58,7 +58,7 @@ def record(item: Evidence | SubjectRecord) -> None:
 
 
 def recorder_in_force() -> bool:
-    """Say whether a test runs: somebody collects what checks find."""
+    """Say whether a recorder is in force, as in a running test."""
     return _recorder.get() is not None
 
 

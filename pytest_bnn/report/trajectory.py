@@ -25,6 +25,9 @@ from pytest_bnn.report.wording import number
 
 _LEFT, _RIGHT, _TOP, _BOTTOM = 44.0, 308.0, 26.0, 138.0
 
+#: The most that a character of a tick's label is wide.
+_CHARACTER = 6.6
+
 
 @dataclass(frozen=True, slots=True)
 class Line:
@@ -86,16 +89,17 @@ def line_chart(
     labels, power = ([decade_label(tick) for tick in ticks], "") if log else tick_labels(ticks)
     y = Scale(low, high, _BOTTOM, _TOP, log)
     first, last = (min(steps), max(steps)) if steps else (0, 1)
-    x = Scale(first, last if last > first else first + 1, _LEFT + 6, _RIGHT - 6)
+    margin = max(_LEFT, 10 + _CHARACTER * max((len(label) for label in labels), default=0))
+    x = Scale(first, last if last > first else first + 1, margin + 6, _RIGHT - 6)
     axis = ", ".join(part for part in (f"{power} {unit}".strip(), "log scale" if log else "") if part)
     parts = []
     for tick, label in zip(ticks, labels, strict=True):
-        parts.append(element("line", x1=_LEFT, x2=_RIGHT, y1=y(tick), y2=y(tick), class_="grid"))
-        parts.append(text(label, _LEFT - 6, y(tick) + 3.5, text_anchor="end", class_="tick-text"))
+        parts.append(element("line", x1=margin, x2=_RIGHT, y1=y(tick), y2=y(tick), class_="grid"))
+        parts.append(text(label, margin - 6, y(tick) + 3.5, text_anchor="end", class_="tick-text"))
     for step in _whole(round_ticks(first, last, 5)):
         parts.append(element("line", x1=x(step), x2=x(step), y1=_BOTTOM, y2=_BOTTOM + 4, class_="tick"))
         parts.append(text(f"{step:,}", x(step), _BOTTOM + 16, text_anchor="middle", class_="tick-text"))
-    parts.append(text("step", (_LEFT + _RIGHT) / 2, _BOTTOM + 30, text_anchor="middle", class_="axis-name"))
+    parts.append(text("step", (margin + _RIGHT) / 2, _BOTTOM + 30, text_anchor="middle", class_="axis-name"))
     left = 4.0
     for index, line in enumerate(lines):
         parts += _line(steps, line, x, y, f"line-{index}")

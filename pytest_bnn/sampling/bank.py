@@ -34,7 +34,7 @@ def pass_seed(seed: int, index: int) -> int:
 
 
 def probabilities(outputs: Tensor) -> Tensor:
-    """Turn class scores ``[..., classes]`` into probabilities; scores that already are some stay as they are."""
+    """Turn class scores ``[..., classes]`` into probabilities; outputs that are probabilities stay as they are."""
     if are_shares(outputs):
         return outputs
     return torch.softmax(outputs.float() if outputs.dtype in (torch.float16, torch.bfloat16) else outputs, dim=-1)
@@ -45,8 +45,8 @@ class PassBank:
 
     One draw of the weights serves all images of a pass, as in the library, whatever the chunking. The sampling engine
     draws the passes where it has shown that it repeats the own forward of the model (`pytest_bnn.sampling.engine`);
-    otherwise that forward does (there Flipout's signs repeat from chunk to chunk, which no statement about single
-    images can notice).
+    otherwise that forward does (there Flipout's signs repeat from chunk to chunk, which changes no distribution of a
+    single image's outputs).
 
     Args:
         model: The network.
@@ -73,7 +73,7 @@ class PassBank:
 
     @property
     def drawn(self) -> int:
-        """How many passes on all images are there already."""
+        """The number of passes on all images that were drawn so far."""
         return len(self._stored)
 
     @property
@@ -94,9 +94,9 @@ class PassBank:
         """Give the passes from ``start`` up to ``stop``, on some images or all, without keeping them.
 
         Args:
-            start: The first.
-            stop: Behind the last.
-            rows: Numbers of the images; all when None.
+            start: The number of the first pass, from 0.
+            stop: The number after the last pass.
+            rows: The numbers of the images; all when None.
             noisy: Paths of the layers whose noise is on, the others at their mean; all when None.
 
         Raises:
@@ -128,7 +128,7 @@ class PassBank:
         return torch.stack(passes)
 
     def _decide(self) -> None:
-        """Let the engine and the model shake hands, again where the model has changed."""
+        """Decide whether the engine draws the passes, again where the model has changed."""
         choice = self._choice or in_force().sampler
         state = (choice, None if choice == "own" else _state(self.model))
         if state == self._decided_for:

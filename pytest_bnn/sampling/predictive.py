@@ -66,11 +66,12 @@ def predict(
     sampler: str | None = None,
     progress: Callable[[int, int], object] | None = None,
 ) -> Predictive:
-    """Draw Monte-Carlo passes of a classifier and give its predictive distribution, pass k as in every `PassBank`.
+    """Draw Monte-Carlo passes of a classifier and give its predictive distribution.
 
-    Passes are drawn a few at a time and forgotten, so memory does not grow with their number. How many at a time
-    changes no count, and floats by rounding. Outputs are taken for probabilities where those of all passes are some,
-    and for logits otherwise, as in `probabilities`.
+    Pass k is that of every `PassBank` with the same seed. Passes are drawn a few at a time and forgotten, so memory
+    does not grow with their number. The number drawn at a time changes no count, and floats by rounding alone.
+    Outputs count as probabilities where those of all passes are distributions over classes, and as logits otherwise,
+    as in `probabilities`.
 
     Args:
         model: The Bayesian network; judged in eval mode, and left undisturbed.
@@ -92,6 +93,10 @@ def predict(
     for name, value in (("passes", passes), ("bins", bins)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f"{name} must be a whole number from 1, not {value!r}")
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise ValueError(f"seed must be a whole number from 0, not {seed!r}")
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, not {type(model).__name__}")
     if not isinstance(images, Tensor):
         raise TypeError(f"images must be a tensor [N, ...], not {type(images).__name__}")
     inputs = _inputs(model, images, seed)
@@ -227,7 +232,7 @@ class _Running:
             )
 
     def result(self, seed: int, sampler: str) -> Predictive:
-        """Give what they say."""
+        """Give the predictive distribution over the passes so far."""
         found = self.as_given if self.given_are_shares else self.softmaxed
         total, expected = torch.special.entr(found.shares.mean).sum(1), found.entropy.mean
         return Predictive(

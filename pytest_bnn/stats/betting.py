@@ -17,7 +17,7 @@ _BETS = (1 / 16, 1 / 4, 1 / 2, 3 / 4, 1.0)
 
 @functools.lru_cache(maxsize=4096)
 def certain_majority(trials: int, error_rate: float) -> int | None:
-    """Give how many of ``trials`` fair coins must show heads to say, wrong with ``error_rate``, that they are not fair.
+    """Give how many of ``trials`` coins must show heads to call them unfair, wrongly with at most ``error_rate``.
 
     However often one looks: it is the count at which the capital of `BettingTest` has reached ``1 / error_rate``.
     None where no count is enough.

@@ -1,11 +1,12 @@
-"""Which task a network has: the user's word, its labels, its loss, the names of its outputs, in this order."""
+"""Which task a network has: as the user says, else by labels, loss and the names of outputs, in this order."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
+import torch
 from torch import Tensor
 
 from pytest_bnn.network.calling import Field, field_of
@@ -18,6 +19,14 @@ _MEANS = ("mean", "mu", "loc")
 _BESIDE = ("variance", "var", "log_variance", "logvar", "log_var", "std", "sigma", "scale", "log_std", "log_scale")
 
 _ASK = "say what they are: --task classification, binary, regression or dense (task= in Python), or give labels"
+
+
+#: The label that torch's losses leave out.
+_IGNORED = -100
+
+
+#: Gives the loss's gradient at the output that is judged; None where it has none.
+Gradient: TypeAlias = Callable[[], Tensor | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,13 +65,13 @@ def decide(
     found = _Found(option, "--task says so") if option != "auto" else _kind(rows, labels, field, classes, reached)
     kind, why, classes_last = found.kind, found.why, found.classes_last
     if kind == "dense" and option != "auto":
-        classes_last = _classes_last(rows, labels) is True
+        classes_last = _classes_last(rows, labels)
     misfit = _misfit(kind, rows)
     if misfit:
         return Task(kind="unknown", field=field, why=f"{why}, but {misfit}")
     dim = -1 if kind != "dense" or classes_last else 1
     share = kind in ("classification", "dense") and are_shares(rows, dim=dim)
-    if kind == "binary":
+    if kind == "binary" or (kind == "dense" and rows.shape[dim] == 1):
         share = bool(((rows >= 0) & (rows <= 1)).all()) and not _named(field, ("logit", "logits"))
     return Task(kind=kind, field=field, why=why, proven=found.proven, shares=share, classes_last=classes_last)
 
@@ -98,7 +107,7 @@ def _kind(rows: Tensor, labels: Any, field: str, classes: int, reached: Callable
     shape = tuple(rows.shape[1:])
     numbers = shape[-1] if len(shape) == 1 else 1 if not shape else 0
     if isinstance(labels, Tensor) and len(labels) == len(rows):
-        by_labels = _by_labels(rows, labels)
+        by_labels = _by_labels(rows, labels, lambda: reached().get(field))
         if by_labels is not None:
             return by_labels
     gradient = reached().get(field)
@@ -118,45 +127,79 @@ def _kind(rows: Tensor, labels: Any, field: str, classes: int, reached: Callable
     return _Found("unknown", f"{words} for each example may be scores or quantities: {_ASK}")
 
 
-def _by_labels(rows: Tensor, labels: Tensor) -> _Found | None:
+def _by_labels(rows: Tensor, labels: Tensor, gradient: Gradient) -> _Found | None:
+    """Give what labels say; None where they say nothing."""
+    if labels.is_complex():
+        return None
     shape = tuple(rows.shape[1:])
     flat = labels.squeeze(-1) if labels.ndim == 2 and labels.shape[1] == 1 else labels
-    whole = not labels.is_floating_point() and not labels.is_complex()
-    if whole and flat.ndim == 1:
-        if len(shape) == 1 and shape[0] > 1:
-            fits = bool((flat >= 0).all()) and int(flat.max()) < shape[0]
-            return _Found("classification", f"the labels are whole numbers below {shape[0]}") if fits else None
-        if shape in ((), (1,)):
-            two = bool(((flat == 0) | (flat == 1)).all())
-            return _Found(
-                "binary" if two else "regression", "the labels are 0 and 1" if two else "the labels are numbers"
-            )
+    whole = not labels.is_floating_point()
+    if flat.ndim == 1 and shape in ((), (1,)):
+        two = _is_two_valued(flat)
+        return _Found("binary" if two else "regression", f"the labels are {'0 and 1' if two else 'numbers'}")
+    if flat.ndim == 1 and whole and len(shape) == 1:
+        return _by_indices(flat, shape[0], gradient)
     if whole and labels.ndim >= 2 and len(shape) == labels.ndim:
-        last = _classes_last(rows, labels)
-        if last is not None:
-            return _Found("dense", f"there is a label for each of {list(labels.shape[1:])} places", classes_last=last)
-    if labels.is_floating_point():
-        if labels.shape == rows.shape and len(shape) == 1 and shape[0] > 1 and are_shares(labels):
+        return _by_places(rows, labels, gradient)
+    return _by_entries(labels, shape) if labels.shape == rows.shape else None
+
+
+def _by_indices(labels: Tensor, outputs: int, gradient: Gradient) -> _Found | None:
+    counted = labels[labels != _IGNORED]
+    if not len(counted):
+        return None
+    if bool((counted >= 0).all()) and int(counted.max()) < outputs:
+        return _Found("classification", f"the labels are whole numbers below {outputs}")
+    found = gradient()
+    if found is not None and found.ndim == 2 and _sums_to_zero(found):
+        return None
+    words = f"the labels go from {int(counted.min())} to {int(counted.max())}, and there are {outputs} outputs"
+    return _Found("unknown", f"{words}, so that they are no indices of classes: {_ASK}")
+
+
+def _by_places(rows: Tensor, labels: Tensor, gradient: Gradient) -> _Found | None:
+    places = f"there is a label for each of {list(labels.shape[1:])} places"
+    first, last = _fits(rows, labels)
+    if first and last:
+        found = gradient()
+        if found is None or found.ndim != rows.ndim:
+            words = f"{places}, and as many classes as places: which dimension counts the classes only the loss tells"
+            return _Found("unknown", f"{words}: give it with --loss (loss= in Python)")
+        last = not _sums_to_zero(found)
+    return _Found("dense", places, classes_last=last) if first or last else None
+
+
+def _by_entries(labels: Tensor, shape: tuple[int, ...]) -> _Found | None:
+    """Give what labels say that are as many as outputs."""
+    if _is_two_valued(labels):
+        if len(shape) == 1 and are_shares(labels.double()):
             return _Found("classification", "the labels are distributions over classes")
-        if flat.ndim == 1 and shape in ((), (1,)):
-            two = bool(((flat == 0) | (flat == 1)).all())
-            return _Found(
-                "binary" if two else "regression", "the labels are 0 and 1" if two else "the labels are numbers"
-            )
-        if labels.shape == rows.shape and not bool(((labels == 0) | (labels == 1)).all()):
-            return _Found("regression", "the labels are numbers, as many as outputs")
-    return None
+        if len(shape) > 1 and shape[0] == 1:
+            return _Found("dense", f"the labels are 0 and 1 for each of {list(shape[1:])} places")
+        words = (
+            f"the labels are 0 and 1 for each of {list(shape)} outputs, several at once, and no task here is about such"
+        )
+        return _Found("unknown", f"{words}: --task regression (task= in Python) compares them as numbers")
+    if labels.is_floating_point() and len(shape) == 1 and are_shares(labels):
+        return _Found("classification", "the labels are distributions over classes")
+    return _Found("regression", "the labels are numbers, as many as outputs")
 
 
-def _classes_last(rows: Tensor, labels: Any) -> bool | None:
-    """Say whether the classes are the last dimension of dense outputs; None where they are neither first nor last."""
-    shape = tuple(rows.shape[1:])
-    if isinstance(labels, Tensor):
-        places = tuple(labels.shape[1:])
-        if shape[1:] == places:
-            return False
-        return True if shape[:-1] == places else None
-    return len(shape) == 2
+def _is_two_valued(labels: Tensor) -> bool:
+    return bool(((labels == 0) | (labels == 1)).all())
+
+
+def _fits(rows: Tensor, labels: Tensor) -> tuple[bool, bool]:
+    """Say whether the classes of dense outputs may be the first dimension of a row, and whether the last."""
+    shape, places = tuple(rows.shape[1:]), tuple(labels.shape[1:])
+    return shape[1:] == places, shape[:-1] == places
+
+
+def _classes_last(rows: Tensor, labels: Any) -> bool:
+    """Say whether the classes are the last dimension of outputs that the user calls dense."""
+    if isinstance(labels, Tensor) and any(fits := _fits(rows, labels)):
+        return not fits[0]
+    return rows.ndim == 3
 
 
 def _misfit(kind: Kind, rows: Tensor) -> str:
@@ -175,4 +218,6 @@ def _sums_to_zero(gradient: Tensor) -> bool:
     """Say whether a gradient moves the outputs of each row against each other: their softmax is what counts."""
     values = gradient.double()
     size = values.abs().sum(1)
-    return bool((values.sum(1).abs() <= 1e-4 * size).all()) and bool((size > 0).any())
+    # The loss may have been computed in half precision.
+    allowed = 1e-4 if gradient.dtype in (torch.float32, torch.float64) else 4 * torch.finfo(gradient.dtype).eps
+    return bool((values.sum(1).abs() <= allowed * size).all()) and bool((size > 0).any())

@@ -1,4 +1,4 @@
-"""The loss's own word on the outputs: which of them it uses, and in which direction it would move them."""
+"""Which outputs a loss uses, and in which direction it moves them, by its gradient at the outputs."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from pytest_bnn.network.tree import leaves, mapped
 def gradients_at_outputs(model: nn.Module, loss: Loss | None, batch: Callable[[], Any], seed: int) -> dict[str, Tensor]:
     """Give the gradient of a loss at each output of the model that it uses, in its first call; empty without a loss.
 
-    The outputs are cut from the network, so that an output which only another one is computed from has no gradient. A
-    loss that cannot be evaluated so says nothing.
+    The outputs are cut from the network, so that an output has no gradient where the loss uses only another one that is
+    computed from it. Empty, too, for a loss that cannot be evaluated in this way.
     """
     if loss is None:
         return {}

@@ -53,7 +53,7 @@ class Task:
             share = share.squeeze(-1) if share.ndim and share.shape[-1] == 1 else share
             return torch.stack([1 - share, share], -1)
         if self.kind == "dense":
-            raise ValueError("dense outputs have places: use `places` first")
+            raise ValueError("dense outputs have places: use `at_places`")
         raise ValueError(f"a {self.kind} task has no classes")
 
     def places(self, outputs: Tensor, passes: int) -> Tensor:
@@ -61,10 +61,11 @@ class Task:
         values = outputs if self.classes_last else outputs.movedim(passes + 1, -1)
         return values.flatten(passes, -2)
 
-    @property
-    def of_classes(self) -> Task:
-        """The same for single places: a classification."""
-        return Task(kind="classification", why=self.why, proven=self.proven, shares=self.shares)
+    def at_places(self, outputs: Tensor, passes: int) -> Tensor:
+        """Turn dense outputs into shares of classes, ``[..., items, classes]``; one channel has two sides."""
+        scores = self.places(outputs, passes)
+        kind: Kind = "binary" if scores.shape[-1] == 1 else "classification"
+        return Task(kind=kind, shares=self.shares).probabilities(scores)
 
 
 def are_shares(outputs: Tensor, *, dim: int = -1) -> bool:

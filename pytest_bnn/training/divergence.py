@@ -25,7 +25,7 @@ _PART = 128 * 2048
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FixedSigma:
-    """What sigma and prior have to do with a network's KL term, computed once by `fixed_sigma`."""
+    """The part of a network's KL term that sigma and prior decide, computed once by `fixed_sigma`."""
 
     tensors: tuple[PosteriorTensor, ...]
     priors: tuple[tuple[Tensor, Tensor], ...]
@@ -44,7 +44,7 @@ def kl(model: nn.Module, *, convention: Convention = "mean per tensor", sigma: F
 
     Args:
         model: The Bayesian network.
-        convention: How single weights are put together.
+        convention: How the KL of single weights is put together: ``"mean per tensor"`` or ``"sum"``.
         sigma: Of this network, by `fixed_sigma`, where neither sigma nor prior has changed since: only mu is read, and
             only mu gets a gradient.
 

@@ -176,9 +176,9 @@ def fused_steps(
 ) -> FusedSteps:
     """Make the engine's steps for a model, once they have repeated the gradient of its own forward.
 
-    After the handshake (`engine.handshake`), the model computes its loss on the images and its gradient by autograd,
-    with the KL term of ``get_kl_loss``. Given the weights that it used, the engine must arrive at the same loss, KL and
-    gradient of every trained parameter.
+    After the engine was validated (`engine.handshake`), the model computes its loss on the images, and its gradient by
+    autograd, with the KL term of ``get_kl_loss``. Given the weights that it used, the engine must arrive at the same
+    loss, KL and gradient of every trained parameter.
 
     Args:
         model: The network, in eval mode; it is left undisturbed.

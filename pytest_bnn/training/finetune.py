@@ -24,7 +24,7 @@ STEPS = 40
 LEARNING_RATE = 1e-4
 DECAY = 0.9
 
-#: Steps from which the engine's handshake pays for itself.
+#: Steps from which the engine's validation pays for itself.
 LEAST_STEPS = 10
 
 

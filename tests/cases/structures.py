@@ -55,7 +55,7 @@ def pairs_of_images_by_a_loader() -> Input:
         pairs = [((images[0, row], images[1, row]), torch.tensor(row / 32)) for row in range(32)]
         return DataLoader(pairs, batch_size=8)  # type: ignore[arg-type]
 
-    model = bare(seeded(Twins), type="Flipout", moped_enable=False).eval()
+    model = bare(seeded(Twins), type="Flipout").eval()
     # The library's Flipout convolutions have one sign for all positions: a warning that is right.
     return Input(model=model, data=data)
 

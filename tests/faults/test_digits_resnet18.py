@@ -48,7 +48,11 @@ def test_much_too_wide_posterior_disagrees(resnet18: nn.Module, held_out: tuple[
     """B1: the conversion is right in every other way; only the predictions show that delta is absurd."""
     model = convert(resnet18, moped_delta=2.0)
     found = audit(
-        model, teacher=resnet18, images=held_out[0], only=("noise.spread", "teacher.agreement", "mean.equals_teacher")
+        model,
+        teacher=resnet18,
+        images=held_out[0],
+        labels=held_out[1],
+        only=("noise.spread", "teacher.agreement", "mean.equals_teacher"),
     )
     assert found["teacher.agreement"].verdict is Verdict.FAIL, found["teacher.agreement"].explain()
     assert "moped_delta" in found["teacher.agreement"].remedy

@@ -19,6 +19,8 @@ from scipy import stats
 from torch import Tensor, nn
 
 from pytest_bnn import checks
+from pytest_bnn.checks.noise import source as source_module
+from pytest_bnn.checks.noise import varies as varies_module
 from pytest_bnn.conversion import convert
 from pytest_bnn.options import Settings, using
 from pytest_bnn.records.evidence import Evidence, Verdict
@@ -44,6 +46,13 @@ def _own_forward() -> Iterator[None]:
     """None of these models is one that the engine knows; it need not find that out each time."""
     with using(Settings(sampler="own")):
         yield
+
+
+@pytest.fixture(autouse=True)
+def _noise_of_no_weight(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the checks take the models' noise for their weights', which draw none: what is counted is the statistics."""
+    for module in (varies_module, source_module):
+        monkeypatch.setattr(module, "cannot_vary", lambda subject, *_: torch.zeros(len(IMAGES), dtype=torch.bool))
 
 
 def at_alpha(level: float) -> Budget:

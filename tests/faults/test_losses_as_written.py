@@ -214,6 +214,7 @@ def test_several_passes_with_noise_of_their_own_are_right(name: str) -> None:
 
 @pytest.mark.parametrize("how", [{}, {"type": "Flipout"}], ids=["Reparameterization", "Flipout"])
 def test_a_block_that_draws_anew_in_the_backward_pass_is_found(how: Any) -> None:
+    """B16: the random state is not kept for the second run."""
     made = convert(Checkpointed(use_reentrant=False, preserve_rng_state=False).eval(), moped_delta=0.1, **how)
     weighed, samples = judged(made, plain)
     assert samples.verdict is Verdict.FAIL, samples.explain()
@@ -223,6 +224,8 @@ def test_a_block_that_draws_anew_in_the_backward_pass_is_found(how: Any) -> None
 
 
 def test_normal_of_mu_and_sigma_is_a_fault_of_its_own() -> None:
+    """B17: what is drawn so has no graph."""
+
     class Drawn(LinearReparameterization):  # type: ignore[misc]
         def forward(self, x: Tensor) -> Tensor:
             return functional.linear(x, torch.normal(self.mu_weight, functional.softplus(self.rho_weight)))
@@ -290,6 +293,7 @@ def test_a_remedy_is_possible(loss: Loss, separable: bool) -> None:
 
 
 def test_a_loss_of_another_model_is_told() -> None:
+    """B18: a name from outside in the place of the argument."""
     other = model()
 
     def loss(_: nn.Module, batch: Batch) -> Tensor:
@@ -357,6 +361,8 @@ class Rollout(nn.Module):
 
 
 def test_a_kl_of_each_call_is_blamed_on_the_layers_called_again() -> None:
+    """B19: layers that return their KL with each output, summed over time."""
+
     def loss(model: nn.Module, batch: Batch) -> Tensor:
         out, total = model(batch[0])
         value: Tensor = functional.cross_entropy(out, batch[1]) + total / 50

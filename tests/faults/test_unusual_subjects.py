@@ -26,8 +26,8 @@ def images(rows: int = 24) -> Tensor:
 def network(dtype: torch.dtype = torch.float32) -> nn.Sequential:
     torch.manual_seed(0)
     layers = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 3))
-    for layer in (layers[0], layers[2]):
-        layer.weight.data.mul_(4)
+    for path in ("0.weight", "2.weight"):
+        layers.get_parameter(path).data.mul_(4)
     return layers.to(dtype).eval()
 
 
@@ -250,7 +250,7 @@ def test_decay_of_rho_beside_a_prior_of_its_own_is_found() -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_the_weight_of_the_kl_is_read_off_in_half_precision(dtype: torch.dtype) -> None:
     model = converted(delta=0.2).to(dtype)
-    given = {"data": (images().to(dtype), network()(images()).argmax(1)), "checks": ["kl.loss"]}
+    given: dict[str, Any] = {"data": (images().to(dtype), network()(images()).argmax(1)), "checks": ["kl.loss"]}
     for batches, verdict in ((10, Verdict.PASS), (20, Verdict.FAIL)):
         options = {"kl.loss": {"num_batches": batches}}
         found = of(audited(model, network(dtype), **given, options=options), "kl.loss")
@@ -282,7 +282,7 @@ def test_a_loss_without_any_gradient_is_told_so() -> None:
 def test_a_loss_that_ran_backward_may_return_a_number() -> None:
     def loss(model: nn.Module, batch: Any) -> float:
         value = elbo(model, batch)
-        value.backward()  # type: ignore[no-untyped-call]
+        value.backward()
         return value.item()
 
     run = audited(converted(), loss=loss)

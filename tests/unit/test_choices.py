@@ -165,7 +165,12 @@ def test_settings_follow_into_every_check_that_they_belong_to() -> None:
     """Point by point: what --min-agreement, --spread, --population and --samples stand for."""
     settings = Settings(min_agreement=0.5, spread="0.1:0.2", population="yes", samples=4)
     with using(settings):
-        assert filled(declared("teacher.agreement"), {}) == {"min_agreement": 0.5, "max_passes": 4, "population": True}
+        assert filled(declared("teacher.agreement"), {}) == {
+            "min_agreement": 0.5,
+            "max_passes": 4,
+            "population": True,
+            "tolerance": 0.25,
+        }
         assert filled(declared("noise.spread"), {}) == {"band": (0.1, 0.2), "max_passes": 4}
 
 
@@ -370,7 +375,9 @@ def test_reading_an_annotation_runs_nothing(text: str) -> None:
         annotated(text)
 
 
-@pytest.mark.parametrize("kind", [kind_of(Band), kind_of(Share | None), kind_of(Literal["a", "b"])], ids=str)
+@pytest.mark.parametrize(
+    "kind", [kind_of(Band), kind_of(Share | None), kind_of(Literal["a", "b"])], ids=["pair", "share", "words"]
+)
 def test_a_kind_writes_itself_as_python_does(kind: Kind) -> None:
     """The stubs for type checkers are made of it."""
     again = kind_of(annotated(kind.annotation))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import html
 import math
 import re
 import struct
@@ -20,6 +21,7 @@ from pytest_bnn.report import render_html, render_markdown
 from pytest_bnn.report.charts import gauge
 from pytest_bnn.report.svg import element
 from pytest_bnn.report.svg import text as svg_text
+from pytest_bnn.report.trajectory import Line, line_chart
 from pytest_bnn.report.wording import number
 
 HOSTILE = "x</title></style><script>alert(1)</script><img src=http://evil.example/a onerror='b()'>\"&|`[c](http://d)"
@@ -425,3 +427,13 @@ def test_the_axis_of_a_count_of_none_begins_at_none() -> None:
     drawn = gauge(Threshold(quantity="pairs", observed=0, relation="==", allowed=0))
     assert "\N{MINUS SIGN}" not in drawn
     assert re.search(r'<rect[^>]*width="0(\.0)?"[^>]*class="observed"', drawn), drawn
+
+
+@pytest.mark.parametrize("values", [(120.522163, 120.522171), (1e-9, 2e-9), (55_000_000.0, 55_000_100.0), (0.0, 1.0)])
+def test_labels_of_an_axis_are_not_cut(values: tuple[float, float]) -> None:
+    """A KL that hardly moves has long labels: they begin inside of the chart, at 6 units a character."""
+    page = line_chart([0, 1], [Line("KL", values)], "nats", "KL")
+    ends = re.findall(r'<text x="([\d.]+)"[^>]*text-anchor="end"[^>]*class="tick-text"[^>]*>([^<]*)</text>', page)
+    assert ends
+    for x, label in ends:
+        assert float(x) - 6.0 * len(html.unescape(label)) >= 0, label

@@ -33,8 +33,8 @@ from pytest_bnn.network.isolation import undisturbed
 from pytest_bnn.records.evidence import LayerFinding, Measurement, Threshold, Verdict
 from pytest_bnn.subject import Subject
 
-#: The data's part of a gradient is visible in the whole from the first share on, and missing below the second of
-#: itself.
+#: The data's part of a gradient must show where it is longer than the first share of the whole gradient; it is missing
+#: where less than the second share of its own length is left.
 _VISIBLE, _MISSING = 1e-4, 1e-2
 
 
@@ -49,13 +49,14 @@ def samples(subject: Subject) -> Finding:
     bayesian-torch's layers write their noise into a buffer that the next pass writes over, behind autograd's back:
     where a loss runs several passes before one backward, every pass's gradient to rho uses the noise of the last. The
     loss is evaluated twice with the same random numbers, as it is, and with a noise buffer of its own for every call of
-    a layer. Both gradients must be equal to float tolerance: an identity, no statistics. The gradient to rho must be so
-    beside a KL term of any size: a third evaluation, with every eps at 0, has what is not the data's part. In addition,
-    the data's part must be there: it is the gradient to the drawn weight times eps times sigmoid(rho).
+    a layer. Both gradients must be equal to float tolerance: an identity, no statistics. A third evaluation, with
+    every eps at 0, gives what is not the data's part of the gradient to rho, so that the data's part is compared by
+    itself, however large the KL term is. In addition the data's part must be there: it is the gradient to the drawn
+    weight times eps times sigmoid(rho).
 
     Args:
-        subject: loss and images, at least; see `Subject`. The loss gets one batch of at most 32 images; it may call
-            backward itself.
+        subject: loss and images, at least; see `Subject`. The loss gets one batch, see `Subject.loss_batch`; it
+            may call backward itself.
 
     Raises:
         InputError: The loss raised, or returned no scalar tensor.

@@ -1,4 +1,4 @@
-"""How much of a known gradient is in a loss's gradient, tensor by tensor, and what weight of the KL that makes."""
+"""The share of a known gradient in a loss's gradient, tensor by tensor, and the weight of the KL that follows."""
 
 from __future__ import annotations
 
@@ -35,9 +35,10 @@ def tolerance_of(*tensors: PosteriorTensor) -> float:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Fit:
-    """The weight of the summed KL's gradient in the loss's, to one tensor, and the share of that which is not it.
+    """For one tensor, the weight of the summed KL's gradient in the loss's gradient.
 
-    ``of`` says what was compared: the gradient to rho, or how the gradient to mu changes with the prior's mean.
+    ``residual`` is the share of the loss's gradient that the KL's does not explain. ``of`` says what was compared: the
+    gradient to rho, or how the gradient to mu changes with the prior's mean.
     """
 
     tensor: PosteriorTensor
@@ -61,7 +62,7 @@ class Weight:
 
     @property
     def share(self) -> str:
-        """What it is the weight of, in words."""
+        """The KL term that the weight belongs to, in words."""
         return _SHARE[self.convention]
 
 

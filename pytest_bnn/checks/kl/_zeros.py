@@ -1,4 +1,4 @@
-"""Weights whose sigma is dead, and weights that the teacher prunes: those that should be the one and those that are."""
+"""Weights whose sigma is dead although they are in use, and weights that get noise although the teacher prunes them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _PRUNED = (
 
 @dataclass(slots=True)
 class Zeros:
-    """What was found: sigma that are dead and should not be, noise on pruned weights, and what is as it should."""
+    """What was found: dead sigma of weights in use, noise on pruned weights, notes on pruned weights without noise."""
 
     dead: list[LayerFinding] = field(default_factory=list)
     noisy: list[LayerFinding] = field(default_factory=list)

@@ -4,7 +4,7 @@ With every eps at 0 a layer's weights are mu, so the data term has exactly no gr
 gradient to rho is ``weight * dKL/drho``, element by element, whatever the loss looks like. The data term does not
 depend on the prior either: moving the prior gives a second opinion that tells a missing term from a detached one, and
 the weight itself where every sigma still is the prior's and the KL has no gradient to rho. All of it stands on noise
-that is proven to be silent on the model at hand; where it is not, nothing is said.
+that is proven to be silent on the model at hand; where it is not, the claim is not applicable.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def loss(subject: Subject, *, kl_weight: Positive | None = None, num_batches: Co
     silenced, or the loss changes by itself from call to call. Exact: no randomness.
 
     Args:
-        subject: loss and images, at least; see `Subject`. The loss gets one batch of at most 32 images.
+        subject: loss and images, at least; see `Subject`. The loss gets one batch, see `Subject.loss_batch`.
         kl_weight: The weight that the KL term should have, in the convention that the loss uses.
         num_batches: Expect 1 / num_batches.
 

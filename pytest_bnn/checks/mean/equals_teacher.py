@@ -56,7 +56,7 @@ def _find(subject: Subject) -> Finding:
     if standing.stage == "finetuned":
         why = "as the given stage says" if standing.told else standing.why
         return _abstained(
-            f"the model was fine-tuned, so it is no longer its teacher on purpose: {why}; --stage converted holds it "
+            f"the model was fine-tuned, so it differs from its teacher on purpose: {why}; --stage converted holds it "
             "to the claim all the same",
             aligned,
         )

@@ -1,4 +1,4 @@
-"""``memory.separate``: has every tensor that training or a forward pass writes memory of its own?"""
+"""``memory.separate``: does every tensor that training or a forward pass writes have memory of its own?"""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def separate(subject: Subject) -> Finding:
     """Measure whether every tensor that training or a forward pass writes has memory of its own.
 
     Training writes mu and rho, every pass writes the noise buffers. Where one of them overlaps with another of them,
-    with a prior, or with a parameter or buffer of the teacher, to write the one changes the other, without a word.
+    with a prior, or with a parameter or buffer of the teacher, writing the one changes the other, without an error.
     Priors may share their memory, with each other and with the teacher: nothing writes them.
 
     Args:

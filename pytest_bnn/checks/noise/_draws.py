@@ -1,6 +1,6 @@
-"""Is noise a posterior's? Its draws, standardised: they are N(0, 1) and independent where it is.
+"""Draws of a layer's noise, standardised by sigma: where the noise is the posterior's they are N(0, 1) and independent.
 
-Each draw is reduced to sums and to its first entries as it comes: one draw of a tensor is kept beside the newest.
+Each draw is reduced to sums and to its first entries as it comes; of a tensor, the last draw alone is kept whole.
 """
 
 from __future__ import annotations

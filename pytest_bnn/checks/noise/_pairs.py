@@ -34,13 +34,13 @@ def scales_of(outputs: Tensor, fields: tuple[Field, ...] = (), live: Tensor | No
             the scores of masked classes, sets no scale.
     """
     if live is None or not bool(live.any()):
-        live = torch.ones_like(outputs, dtype=torch.bool)
+        live = torch.isfinite(outputs)
     if len(fields) < 2:
         return scale_of(outputs[live])
     parts, start = [], 0
     for field in fields:
         columns = slice(start, start + field.size)
-        part = live[:, columns] if bool(live[:, columns].any()) else torch.ones_like(live[:, columns])
+        part = live[:, columns] if bool(live[:, columns].any()) else torch.isfinite(outputs[:, columns])
         parts.append(torch.full((field.size,), scale_of(outputs[:, columns][part]), dtype=torch.float64))
         start += field.size
     return torch.cat(parts).to(outputs.device)
@@ -76,10 +76,22 @@ def spreads(outputs: Tensor, scale: Scale) -> Tensor:
     """
     pairs = len(outputs) // 2
     used = outputs[: 2 * pairs].double().reshape(2 * pairs, outputs.shape[1], -1)
-    gaps = (used[0::2] - used[1::2]) / scale
+    ones, others = used[0::2], used[1::2]
+    # Infinite in both is a mask: it does not vary.
+    gaps = torch.where(ones == others, 0.0, ones - others) / scale
     return gaps.square().mean(2).div(2).sqrt().cpu()
 
 
 def not_finite_in(outputs: Tensor) -> int:
-    """Say how many passes hold NaN or infinity."""
-    return int((~torch.isfinite(outputs).flatten(1).all(1)).sum())
+    """Say how many passes hold NaN or infinity, masks aside: minus infinity beside finite numbers of the same row.
+
+    Such a mask is that of every pass, and of no whole row.
+    """
+    sick = ~torch.isfinite(outputs)
+    if not bool(sick.any()):
+        return 0
+    masked = torch.isneginf(outputs).all(0)
+    if masked.ndim > 1:
+        masked &= torch.isfinite(outputs).flatten(2).any(2).all(0).reshape(-1, *[1] * (masked.ndim - 1))
+        sick &= ~masked
+    return int(sick.flatten(1).any(1).sum())

@@ -1,4 +1,4 @@
-"""What the posterior itself does to outputs: passes with weights drawn here, whatever the layers' own noise does.
+"""Outputs under weights that are drawn here from the posterior, without any noise of the layers themselves.
 
 It tells an image whose output cannot vary (saturated probabilities, a blank image without bias, masked classes) from
 one whose noise is missing.
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pytest_bnn.checks.noise._pairs import Scale, scale_of, spreads
+from pytest_bnn.checks.noise._pairs import Scale, live_in, scale_of, scales_of, spreads, without_noise
 from pytest_bnn.libraries.posterior import bayesian_layers, zero_sigma
 from pytest_bnn.network.calling import forward, output_fields
 from pytest_bnn.network.isolation import undisturbed
@@ -57,18 +57,53 @@ _MARGIN = 4.0
 _WIDE = 0.1
 
 
-def cannot_vary(subject: Subject, scale: Scale, floor: float) -> Tensor:
+def cannot_vary(subject: Subject, floor: float) -> Tensor:
     """Say for each image whether its outputs cannot vary by more than ``floor``, whatever the layers' noise is.
 
-    That is so where weights drawn from the posterior here do not move them either, and either a Bayesian layer's own
-    output does vary for the image (what comes behind it saturates, clamps or masks), or weights that vary by a tenth do
-    not move them (a blank image without bias).
+    That is so where weights drawn from the posterior here do not move them either, at least not in nearly every pair of
+    passes, and either
+
+    * a Bayesian layer's own output does vary for the image (what comes behind it saturates, clamps or masks), or
+    * weights that vary by a tenth do not move them, though they do move other images, or no Bayesian layer gets
+      anything but zeros for it (a blank image without bias). Weights that move nothing at all show nothing: the layers
+      may compute with others.
     """
-    able = spreads(posterior_passes(subject), scale).median(0).values > _MARGIN * floor
+    calm, drawn = without_noise(subject), posterior_passes(subject)
+    able = _nearly_always(drawn, scales_of(calm, subject.fields, live_in(drawn))) > _MARGIN * floor
     if bool(able.all()):
-        return ~able.cpu()
-    wide = spreads(posterior_passes(subject, relative=_WIDE), scale).median(0).values > floor
-    return (~able & (_varies_inside(subject, floor).to(able.device) | ~wide)).cpu()
+        return ~able
+    far = posterior_passes(subject, relative=_WIDE)
+    scale = scales_of(calm, subject.fields, live_in(far))
+    able = _nearly_always(drawn, scale) > _MARGIN * floor  # by what varies under wide noise, all of it
+    moved = spreads(far, scale).median(0).values > floor
+    untouched = ~moved if bool(moved.any()) else _blank(subject)
+    return ~able & (_varies_inside(subject, floor) | untouched)
+
+
+def _nearly_always(passes: Tensor, scale: Scale) -> Tensor:
+    """Give what the spreads of each image exceed in all pairs of passes but an eighth."""
+    found = spreads(passes, scale).sort(0).values
+    return found[len(found) // 8]
+
+
+def _blank(subject: Subject) -> Tensor:
+    """Say for each image whether no Bayesian layer gets anything but zeros for it."""
+    images = subject.require_images()
+    found = torch.ones(len(images), dtype=torch.bool)
+    called = False
+    with undisturbed(subject.model, seed=subject.seed):
+        for layer in bayesian_layers(subject.model):
+
+            def look(_module: nn.Module, inputs: Any, _output: Any) -> None:
+                nonlocal called
+                called = True
+                given = output_fields(inputs, len(images))
+                rows = [value.reshape(len(images), -1) for value in given.values()]
+                found.logical_and_(torch.cat([(row == 0).cpu() for row in rows], 1).all(1) if rows else ~found)
+
+            layer.module.register_forward_hook(look)
+        forward(subject.model, images)
+    return found & called
 
 
 def _varies_inside(subject: Subject, floor: float) -> Tensor:

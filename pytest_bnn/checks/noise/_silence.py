@@ -1,4 +1,4 @@
-"""Why outputs do not vary, or are no numbers: what the checks of noise say about the cause."""
+"""Causes of outputs that do not vary, or are NaN or infinite, as the checks of noise name them."""
 
 from __future__ import annotations
 

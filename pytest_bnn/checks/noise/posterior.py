@@ -43,9 +43,9 @@ def posterior(subject: Subject, *, max_passes: FewPasses = MAX_PASSES, budget: B
     The weights are seen at the functional call, such as ``F.conv2d``, in passes that nobody seeds. Standardised by mu
     and sigma they must be N(0, 1) in mean (z-test), variance (chi-square test) and shape (Kolmogorov-Smirnov test),
     independent from draw to draw and from layer to layer, within a pass and from one pass to the next (tests of
-    correlation), tensor by tensor, and the small tensors pooled as well. All tests are exact; together they accuse a
-    right model with a chance of at most the budget's ``alpha`` (Bonferroni). As many passes are drawn as a sigma that
-    is off by 1 % takes to be seen with a chance of ``1 - beta``; the evidence says what the passes could show.
+    correlation), tensor by tensor, and the small tensors pooled as well. All tests are exact; together they fail a
+    sound model with a probability of at most the budget's ``alpha`` (Bonferroni). Enough passes are drawn to see a
+    sigma that is off by 1 % with a probability of ``1 - beta``; the evidence says what the passes could show.
 
     Args:
         subject: images, at least; see `Subject`. Two of them are used.
@@ -145,7 +145,7 @@ def _judged(
         if bad
         else (
             f"{pooled.count:,} draws of {len(seen)} tensors in {drawing.passes} passes are the posterior's: sigma is "
-            f"{pooled.scale:.5f} of what it says"
+            f"{pooled.scale:.5f} of the posterior's"
         )
     )
     small_sums = sum((t.sums for t in small), Sums())

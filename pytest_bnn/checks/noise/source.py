@@ -43,10 +43,10 @@ def source(
     Two passes in a row with every sigma at 0 must agree to float tolerance, so that neither dropout nor BatchNorm
     nor noise of another origin is at work: that is exact. Two in a row with the posterior's noise must differ,
     although nobody seeds in between: by more than ``min_spread`` on some image, its spread being that of
-    `measure_noise_varies`. One pair that does is seen and needs no statistics. Where the first pair does not, the
+    `measure_noise_varies`. One pair that differs is enough, and needs no statistics. Where the first pair does not, the
     eight images that varied most get further ones. Where every image's typical spread (its median over pairs) exceeds
-    ``min_spread``, each pair stays below with a chance of at most one half, so the check fails after as many pairs as
-    bring that to ``alpha``. Names the module that the noise comes from, or the cause of its absence.
+    ``min_spread``, each pair stays below it with a probability of at most one half, so the check fails after as many
+    pairs as bring that to ``alpha``. Names the module that the noise comes from, or the cause of its absence.
 
     Args:
         subject: images, at least; see `Subject`.
@@ -116,7 +116,7 @@ def _source(subject: Subject, budget: Budget, max_passes: int, min_spread: float
     if leaks and (why := nobody_knows(subject.model) or _of_the_network(subject)):
         return not_applicable(why)
     if not pairs.varies and bayesian_layers(subject.model):
-        stuck = cannot_vary(subject, scales_of(calm.double(), subject.fields), pairs.floor)
+        stuck = cannot_vary(subject, pairs.floor)
         if bool(stuck.all()):
             return not_applicable(SATURATED)
     if leaks:

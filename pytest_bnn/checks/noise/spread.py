@@ -1,4 +1,4 @@
-"""``noise.spread``: is the predictive spread neither nothing nor everything, and which layers make it?"""
+"""``noise.spread``: does the predictive spread lie in its band, and how much of it does each layer make?"""
 
 from __future__ import annotations
 
@@ -46,8 +46,9 @@ def spread(subject: Subject, *, band: SpreadBand = BAND, max_passes: Passes = MA
     """Measure whether the predictive spread lies in a band.
 
     The spread of a pair of passes is the root mean square, over images and outputs, of their difference by the
-    square root of 2, relative to the standard deviation over images and outputs of what the network says without
-    noise. Its median over pairs must lie in the band; passes are drawn until bounds of the median decide, which take
+    square root of 2, relative to the scale of the outputs: the standard deviation, over images and outputs, of what the
+    network says without noise; of several output tensors each has its own, and numbers that no noise moves set none.
+    The median over pairs must lie in the band; passes are drawn until bounds of the median decide, which take
     nothing for granted about the outputs. Beside the verdict stands what each layer contributes: the variance of the
     outputs with the noise of that layer alone, from two passes.
 

@@ -39,15 +39,17 @@ def varies(
     """Measure whether the outputs for the same input differ between passes.
 
     The spread of an image in a pair of passes is the root mean square, over its outputs, of their difference by the
-    square root of 2, relative to the standard deviation over images and outputs of what the network says without
-    noise. Its median over pairs, the image's typical spread, must exceed ``min_spread`` on every image, and every
-    output must be finite. Passes are drawn until bounds of the medians decide, which take nothing for granted about
+    square root of 2, relative to the scale of the outputs: the standard deviation, over images and outputs, of what the
+    network says without noise; of several output tensors each has its own, and numbers that no noise moves set none.
+    Its median over pairs, the image's typical spread, must exceed ``min_spread`` on every image, and every
+    output must be finite. Images whose outputs do not move under weights drawn here either (saturated, masked, blank)
+    are outside of the claim. Passes are drawn until bounds of the medians decide, which take nothing for granted about
     the outputs: no moments, no normality. A sound model fails with a chance of at most the budget's ``alpha``.
 
     Args:
         subject: images, at least; see `Subject`.
         max_passes: The most passes, at least 2; where they do not decide the verdict is ``inconclusive``.
-        min_spread: The least relative spread; never below ten times the dtype's rounding.
+        min_spread: The least relative spread; never below one rounding of the outputs' dtype.
         budget: Error rates; those in force when None.
 
     Source: `pytest_bnn.stats.intervals.median_bounds`.
@@ -90,7 +92,7 @@ def _varies(subject: Subject, budget: Budget, max_passes: int, min_spread: float
     images = torch.arange(found.shape[1])
     _decide(subject, bounds, images, budget, scale, max_passes)
     if not bounds.bad and bounds.verdict(images) is not Verdict.PASS and bayesian_layers(subject.model):
-        images = (~cannot_vary(subject, scale, floor)).nonzero().flatten()
+        images = (~cannot_vary(subject, floor)).nonzero().flatten()
         if not len(images):
             return not_applicable(SATURATED)
         _decide(subject, bounds, images, budget, scale, max_passes)
@@ -131,7 +133,8 @@ def _variation(subject: Subject, bounds: _Bounds, images: Tensor, budget: Budget
     image = int(images[int((bounds.high if verdict is Verdict.FAIL else bounds.low)[images].argmin())])
     lowest = float(spread[image])
     place = int(subject.places[image])
-    causes = [] if verdict is Verdict.PASS else causes_of_silence(subject, lowest)
+    # Where other images vary, the weights do.
+    causes = [] if verdict is Verdict.PASS else causes_of_silence(subject, float(bounds.spread.max()))
     headline = (
         f"outputs vary by {float(judged.median()):.3g} of their scale (median of {len(judged)} images, {passes} passes)"
     )

@@ -26,7 +26,7 @@ class Claim:
 
     @property
     def of_passes(self) -> Budget:
-        """The part of the budget that Monte-Carlo error may use up."""
+        """The share of the budget for the Monte-Carlo error."""
         return self.budget.split(2) if self.population else self.budget
 
     def needed(self, images: int) -> int:
@@ -72,11 +72,11 @@ class Items(Protocol):
 
     @property
     def leading(self) -> Tensor:
-        """Whether each item agrees, wrongly with at most beta: what a pass stands on."""
+        """Whether each item surely agrees; wrong with a probability of at most beta. A pass rests on it."""
 
     @property
     def overtaken(self) -> Tensor:
-        """Whether each item does not, wrongly with at most alpha: what a failure stands on."""
+        """Whether each item surely does not; wrong with a probability of at most alpha. A failure rests on it."""
 
     @property
     def agreeing(self) -> Tensor:
@@ -193,7 +193,7 @@ class Votes:
 def shares_of(task: Task, outputs: Tensor, passes: int) -> Tensor:
     """Give the shares of classes, item by item, of outputs behind ``passes`` leading dimensions."""
     if task.kind == "dense":
-        return task.of_classes.probabilities(task.places(outputs, passes))
+        return task.at_places(outputs, passes)
     return task.probabilities(outputs)
 
 

@@ -27,7 +27,7 @@ class Noise(Protocol):
     name: str
 
     def draw(self, out: Tensor, mean: Tensor | None, spread: Tensor, stream: int, index: int, scratch: Scratch) -> None:
-        """Write ``mean + spread * eps`` into ``out``; all float32, dense and of one layout; no mean is 0."""
+        """Write ``mean + spread * eps`` into ``out``; all float32, dense and of one layout; a mean of None is 0."""
 
     def flipped(self, values: Tensor, rows: Tensor, stream: int, index: int, scratch: Scratch) -> Tensor:
         """Give dense float32 values ``[rows, ...]`` with random signs, keyed by the number (int64) of each row."""

@@ -59,7 +59,9 @@ class Worker:
         """
         wanted = {key: layer.calls for key, layer in self.plan.layers.items()}
         if {key: self.counts.get(key, 0) for key in wanted} != wanted:
-            raise Unsupported("its forward calls layers past their modules, or not always the same ones")
+            raise Unsupported(
+                "its forward computes with layers without calling their modules, or does not always call the same ones"
+            )
 
     def count(self, key: int) -> int:
         """Give the number of a layer's call within this forward, from 0."""

@@ -1,4 +1,4 @@
-"""Which taps of a convolution's kernel reach its input: the others meet nothing but padding, whatever they hold."""
+"""The part of a convolution's kernel that reaches its input: the other entries meet nothing but padding."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Taps:
 
 
 def used_taps(call: FunctionalCall) -> Taps | None:
-    """Give the taps of a convolution that reach its input, None where all do or where it cannot be told.
+    """Give the part of a convolution's kernel that reaches its input; None where all of it does or it cannot be told.
 
     A ResNet's last stage sees one pixel of a small image: of each 3x3 kernel, eight weights of nine meet padding alone.
     The outputs with the part alone are the same.
