@@ -6,9 +6,11 @@ import base64
 import hashlib
 import io
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from pytest_bnn.checks.layers.replaced import is_convolution_or_linear
 from pytest_bnn.data.batch import Batch, Inputs
@@ -43,7 +45,7 @@ def sha256(model: nn.Module) -> str:
     """Give the SHA-256 of a model's state: names, dtypes, shapes and bytes of its state_dict, in its order."""
     digest = hashlib.sha256()
     for name, tensor in model.state_dict().items():
-        if not isinstance(tensor, Tensor):
+        if not isinstance(tensor, Tensor) or is_lazy(tensor):
             continue
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
         if tensor.is_meta:  # it has no bytes
@@ -74,12 +76,13 @@ def _layer_rows(model: nn.Module) -> list[LayerRow]:
             )
         elif is_convolution_or_linear(module):
             weight = getattr(module, "weight", None)
+            sizes = weight.shape if isinstance(weight, Tensor) and not is_lazy(weight) else ()
             rows.append(
                 LayerRow(
                     path=path,
                     kind=type(module).__name__,
-                    shape="x".join(str(size) for size in weight.shape) if isinstance(weight, Tensor) else "",
-                    weights=sum(p.numel() for p in module.parameters()),
+                    shape="x".join(str(size) for size in sizes),
+                    weights=sum(p.numel() for p in module.parameters() if not is_lazy(p)),
                     bayesian=False,
                 )
             )
@@ -141,9 +144,9 @@ def _teacher_shares(subject: Subject, shape: torch.Size) -> Tensor | None:
     return probabilities(output).double() if output.shape == shape else None
 
 
-def _class_indices(labels: Tensor | None) -> list[int] | None:
+def _class_indices(labels: Any) -> list[int] | None:
     """Give labels as class indices, where they are some and not soft labels, or targets of a regression."""
-    if labels is None or labels.numel() != len(labels) or labels.is_complex():
+    if not isinstance(labels, Tensor) or labels.numel() != len(labels) or labels.is_complex():
         return None
     values = labels.flatten().double()
     return [int(value) for value in values] if bool((values % 1 == 0).all()) else None

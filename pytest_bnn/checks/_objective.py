@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from pytest_bnn.checks.finding import Finding, LossError, accused
+from pytest_bnn.data.batch import Batch, rows_of
 from pytest_bnn.data.loss import BATCH
 from pytest_bnn.errors import InputError
 from pytest_bnn.libraries import posterior
@@ -194,7 +195,7 @@ def loss_of(subject: Subject, *, seed: int | None = None) -> Tensor:
     seed_everything(subject.seed if seed is None else seed)
     name = getattr(subject.loss, "__name__", type(subject.loss).__name__)
     try:
-        value = subject.loss(subject.model, batch)
+        value: Any = subject.loss(subject.model, batch)
     except Exception as error:
         # A model that cannot run, or has no KL, is the model's failure and not the loss's.
         forward(subject.model, subject.require_images()[:BATCH])
@@ -202,14 +203,26 @@ def loss_of(subject: Subject, *, seed: int | None = None) -> Tensor:
         raise InputError(
             f"the loss {name}(model, batch) raised {type(error).__name__}: {_first_line(error)}",
             fix="give a function that takes the model and one batch, in the structure of the data"
-            + (", and data with labels" if subject.labels is None else ""),
+            + (", and data with labels" if subject.labels is None else "")
+            + _about_the_size(subject, batch),
         ) from error
+    if isinstance(value, float) and any(parameter.grad is not None for parameter in subject.model.parameters()):
+        value = torch.tensor(value)  # a loss that ran backward itself has said all by then
     if not isinstance(value, Tensor) or value.numel() != 1:
         shape = f"a tensor of shape {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
         raise InputError(f"the loss {name} returned {shape}", fix="return one scalar tensor, before backward()")
     if not bool(torch.isfinite(value)):
         raise LossError(f"the training loss ({name}) is {float(value.detach())}")
     return value.reshape(())
+
+
+def _about_the_size(subject: Subject, batch: Any) -> str:
+    """Say how many of the examples the loss was given, where a loader decides it."""
+    images = subject.require_images()
+    rows = rows_of(batch, images.dim if isinstance(images, Batch) else 0)
+    if rows >= len(images):
+        return ""
+    return f"; it was given {rows} of {len(images)} examples: a DataLoader's own batch is taken instead, of any size"
 
 
 def _first_line(error: Exception) -> str:

@@ -45,3 +45,17 @@ NOTHING_BAYESIAN = (
 def not_applicable(why: str) -> Finding:
     """Say that the claim cannot be judged here, and what it would take."""
     return Finding(verdict=Verdict.NOT_APPLICABLE, headline=why)
+
+
+#: What to do about a call that ends the process.
+NO_EXIT = "remove the call that ends the process, such as sys.exit(), from the model, the loss and the data"
+
+
+def raised_remedy(error: BaseException, otherwise: str) -> str:
+    """Say what to do about a forward that raised: an exit is no misfit, and nothing else shows its cause.
+
+    Args:
+        error: What came out of the forward, with its cause.
+        otherwise: What to do where it was no exit.
+    """
+    return NO_EXIT if isinstance(error.__cause__, SystemExit) else otherwise

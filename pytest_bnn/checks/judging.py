@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pytest_bnn.checks.choices import Severity
 from pytest_bnn.checks.declaration import Declaration
-from pytest_bnn.checks.finding import Finding, LossError, not_applicable
+from pytest_bnn.checks.finding import NO_EXIT, Finding, LossError, not_applicable, raised_remedy
 from pytest_bnn.errors import PytestBnnError
 from pytest_bnn.libraries.posterior import KlError
 from pytest_bnn.libraries.registry import lacking
@@ -100,8 +100,11 @@ def _found(subject: Subject, find: Callable[[Subject], Finding], inside_an_audit
         return Finding(
             verdict=Verdict.FAIL,
             headline=f"the model's own forward raised {error}",
-            remedy="make model(images) work first; where the teacher accepts the same images, the conversion changed a "
-            "shape or a dtype",
+            remedy=raised_remedy(
+                error,
+                "make model(images) work first, on this machine and in eval mode; where a shape or a dtype does not "
+                "fit, and fits in the teacher, the conversion changed it",
+            ),
         )
     except LossError as error:
         return Finding(
@@ -141,7 +144,7 @@ def _ended(error: BaseException) -> Finding:
     return Finding(
         verdict=Verdict.ERROR,
         headline=f"what the check ran tried to end the process: {said}{_place(error)}",
-        remedy="remove the call that ends the process, such as sys.exit(), from the model, the loss and the data",
+        remedy=NO_EXIT,
     )
 
 

@@ -173,8 +173,9 @@ def _weights(network: nn.Module) -> dict[str, tuple[nn.Module, Tensor]]:
     """Give each module with a weight, by path, and that weight; a parametrized one is computed, changing nothing."""
     found = {}
     for path, module in network.named_modules():
-        weight = module.__dict__.get("weight", module._parameters.get("weight"))
-        if "weight" in getattr(module._modules.get("parametrizations"), "_modules", {}):
+        # By its methods: what TorchScript made of a module has no dictionaries.
+        weight = module.__dict__.get("weight", dict(module.named_parameters(recurse=False)).get("weight"))
+        if "weight" in getattr(dict(module.named_children()).get("parametrizations"), "_modules", {}):
             with undisturbed(module, seed=0), torch.no_grad():
                 weight = module.weight
         if isinstance(weight, Tensor) and not is_lazy(weight):

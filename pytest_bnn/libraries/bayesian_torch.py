@@ -79,7 +79,7 @@ class BayesianTorch:
 
     def _tensors(self, path: str, module: nn.Module) -> Iterator[PosteriorTensor]:
         base = _base()
-        how = SOFTPLUS if base is not None and isinstance(module, base) else _copy_of(module)
+        how = _of_library(module) if base is not None and isinstance(module, base) else _copy_of(module)
         if how is None:
             return
         for role, mu, rho, *rest in ATTRIBUTES:
@@ -157,6 +157,13 @@ def clashes(model: nn.Module) -> tuple[str, ...]:
     return tuple(p for p, module in model.named_modules() if hasattr(module, "kl_loss") and not has_kl(module))
 
 
+def _of_library(module: nn.Module) -> SigmaMap:
+    """Say how a layer of the library computes sigma: a subclass with a forward of its own may do it in another way."""
+    if str(type(module).forward.__module__).split(".")[0] in ("bayesian_torch", "pytest_bnn"):
+        return SOFTPLUS
+    return _copy_of(module) or SOFTPLUS
+
+
 def _copy_of(module: nn.Module) -> SigmaMap | None:
     """Say how a copy of the library's layers computes sigma; None for what is none, or what the probe does not show."""
     if isinstance(module, torch.jit.ScriptModule) or not any(name.startswith("mu_") for name in module._parameters):
@@ -178,7 +185,7 @@ def _copy_of(module: nn.Module) -> SigmaMap | None:
 def _probed(module: nn.Module, pairs: list[tuple[str, str]]) -> SigmaMap | None:
     try:
         with undisturbed(module, seed=0), torch.no_grad():
-            images, mu = _images(module, getattr(module, pairs[0][0])), getattr(module, pairs[0][0])
+            images, mu = inputs_of(module, getattr(module, pairs[0][0])), getattr(module, pairs[0][0])
             # At a width of one the two ways of computing sigma differ, whatever the layer's own is.
             with replaced((module._parameters, r, torch.full_like(getattr(module, r), 0.5)) for _, r in pairs):
                 (zero, *_), (again, *_), (one, *others) = (_weights(module, images, value) for value in (0, 0, 1))
@@ -200,7 +207,7 @@ def _weights(module: nn.Module, images: Tensor, value: float) -> list[Tensor]:
     return [call.weight.detach().clone() for call in calls.seen]
 
 
-def _images(module: nn.Module, mu: Tensor) -> Tensor:
+def inputs_of(module: nn.Module, mu: Tensor) -> Tensor:
     """Give inputs that a layer with such weights takes: a linear one, or a convolution."""
     if mu.ndim == 2:
         return torch.ones(2, mu.shape[1], dtype=mu.dtype, device=mu.device)

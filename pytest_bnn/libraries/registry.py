@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.fx
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
-from pytest_bnn.libraries.bayesian_torch import ATTRIBUTES, BayesianTorch, clashes, has_kl
+from pytest_bnn.libraries.bayesian_torch import ATTRIBUTES, BayesianTorch, clashes, has_kl, inputs_of
 from pytest_bnn.libraries.protocol import CAPABILITIES, Adapter, BayesianLayer
 from pytest_bnn.libraries.torchbnn import TorchBnn
-from pytest_bnn.network.isolation import raised_in
+from pytest_bnn.network.isolation import raised_in, undisturbed
 
 __all__ = [
     "ADAPTERS",
@@ -38,6 +40,8 @@ _PAGE = 'docs/extending.md, "A library of Bayesian layers"'
 #: Words for a mean and for a width among the names of parameters.
 _MEAN = re.compile(r"(^|_)(mu|mean|loc)(_|$|s$)")
 _WIDTH = re.compile(r"(^|_)(rho|sigma|std|scale|logvar|log_var|log_sigma|log_std|log_alpha)(_|$|s$)")
+#: Whether a module varies by itself, by what its forward is.
+_VARIES: WeakKeyDictionary[nn.Module, tuple[int, bool]] = WeakKeyDictionary()
 _NAMED = re.compile(r"bayes|variational|flipout|reparam", re.IGNORECASE)
 
 
@@ -62,8 +66,9 @@ def is_bayesian(module: nn.Module) -> bool:
 def unknown_layers(model: nn.Module) -> tuple[tuple[str, str], ...]:
     """Give path and kind of each module that looks like a Bayesian layer and that no adapter knows.
 
-    It owns a pair of parameters of one shape that are named as a mean and a width, or is called Bayesian, and has a
-    forward of its own: what `torch.fx` leaves of a layer has none. Of nested ones the outermost is given.
+    It owns a pair of parameters of one shape that are named as a mean and a width, or computes with noise in eval mode
+    and owns several tensors of one shape, or is called Bayesian. It has a forward of its own: what `torch.fx` leaves of
+    a layer has none. Of nested ones the outermost is given.
     """
     found: list[tuple[str, str]] = []
     known: list[str] = [layer.path for layer in bayesian_layers(model)]
@@ -72,7 +77,11 @@ def unknown_layers(model: nn.Module) -> tuple[tuple[str, str], ...]:
         if inside or path in known or is_bayesian(module) or not _has_forward(module):
             continue
         holds_known = any(path == "" or layer.startswith(f"{path}.") for layer in known)
-        if _has_pair(module) or (_NAMED.search(_kind(module)) and _owns_parameters(module) and not holds_known):
+        if (
+            _has_pair(module)
+            or _varies_by_itself(module)
+            or (_NAMED.search(_kind(module)) and _owns_parameters(module) and not holds_known)
+        ):
             found.append((path, _kind(module)))
     return tuple(found)
 
@@ -104,6 +113,29 @@ def _has_pair(module: nn.Module) -> bool:
         for name, value in own.items()
         if _WIDTH.search(name)
     )
+
+
+def _varies_by_itself(module: nn.Module) -> bool:
+    """Say whether a module that owns several tensors of one shape computes with noise, whatever their names are."""
+    own = [p for p in module.parameters(recurse=False) if p.ndim >= 2 and not is_lazy(p) and p.is_floating_point()]
+    pairs = [p for p in own if sum(p.shape == other.shape for other in own) > 1]
+    if not pairs or type(module).__module__.startswith("torch."):
+        return False
+    key = id(type(module).forward)
+    known = _VARIES.get(module)
+    if known is None or known[0] != key:
+        _VARIES[module] = known = (key, _two_calls_differ(module, pairs[0]))
+    return known[1]
+
+
+def _two_calls_differ(module: nn.Module, weight: Tensor) -> bool:
+    try:
+        with undisturbed(module, seed=0), torch.no_grad():
+            images = inputs_of(module, weight)
+            one, other = module(images), module(images)
+            return isinstance(one, Tensor) and one.shape == other.shape and not torch.equal(one, other)
+    except Exception:  # it does not take such inputs
+        return False
 
 
 def lacking(model: nn.Module, capability: str) -> str:

@@ -190,16 +190,20 @@ def _unproven_layers(model: nn.Module, run: Callable[[], Tensor], seed: int) -> 
             return f"with every draw of its layers silenced, the model's outputs still vary, and {where} is not called"
         args, kwargs = inputs[id(layer.module)]
         outputs = []
+        drawn: set[str] = set()
         ways: tuple[Callable[[nn.Module], AbstractContextManager[object]], ...] = (zero_noise, zero_noise, zero_sigma)
         with torch.no_grad():
             for number, silenced in enumerate(ways):
                 seed_everything(seed + number)
-                with silenced(layer.module):
+                with silenced(layer.module) as mode:
                     outputs.append(_first(layer.module(*args, **kwargs)))
+                drawn |= mode.drawn if isinstance(mode, Draws) else set()
         if not same(outputs[0], outputs[1]):
             return f"the noise of {where} cannot be silenced: it comes from no draw of torch's normal generators"
         if not same(outputs[0], outputs[2]):
             return f"with its draws silenced, {where} does not compute with mu: its noise reaches it in another way"
+        if not drawn and any(bool(tensor.sigma.any()) for tensor in layer.tensors):
+            return f"the noise of {where} is not drawn in its own forward, so it cannot be silenced there"
     return ""
 
 

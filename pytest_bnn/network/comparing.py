@@ -72,7 +72,7 @@ def traced(model: nn.Module) -> Iterator[list[Call]]:
     """Collect every module call inside; use within `undisturbed`, which removes the hooks."""
     calls: list[Call] = []
 
-    def hook(path: str) -> None:
+    def hook(path: str, of: nn.Module) -> None:
         def keep(module: nn.Module, inputs: object, output: object) -> None:
             try:
                 tensor = output_tensor(output)
@@ -80,10 +80,11 @@ def traced(model: nn.Module) -> Iterator[list[Call]]:
                 return
             calls.append(Call(path, type(module).__name__, module.training, tensor.detach().clone()))
 
-        model.get_submodule(path).register_forward_hook(keep)
+        of.register_forward_hook(keep)
 
-    for path, _ in model.named_modules():
-        hook(path)
+    for path, module in model.named_modules():
+        if not isinstance(module, torch.jit.ScriptModule):  # it takes no hooks
+            hook(path, module)
     yield calls
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
+from torch.nn.parameter import UninitializedParameter, is_lazy
 
 
 @contextmanager
@@ -33,14 +33,17 @@ def undisturbed(*models: nn.Module, seed: int, unwritten: Iterable[Tensor] = ())
     spared = {id(tensor) for tensor in unwritten}
     modules = _distinct(module for model in models for module in model.modules())
     parameters = _distinct(p for module in modules for p in module._parameters.values() if p is not None)
-    saved = [(module, dict(module.__dict__)) for module in modules]
-    gradients = [(parameter, parameter.grad, parameter.requires_grad) for parameter in parameters]
+    # A lazy module becomes one of another class in its first pass.
+    saved = [(module, type(module), dict(module.__dict__)) for module in modules]
+    # What removes a hook inside, as a lazy module its own, removes it from the dictionary that it was registered in.
+    hooks = [(d, d.copy()) for _, _, kept in saved for n, d in kept.items() if n.endswith("_hooks") and d]
+    gradients = [(p, p.grad, p.requires_grad) for p in parameters if not is_lazy(p)]
     values = [(p, p.detach().clone()) for p in parameters if id(p) not in spared and not is_lazy(p)]
     with preserved_random_state():
         try:
             _work_on_clones(modules, spared)
             for model in models:
-                if model.training:
+                if getattr(model, "training", False):  # a frozen TorchScript module has no mode
                     for module in model.modules():
                         module.training = False
             for parameter in parameters:
@@ -48,9 +51,15 @@ def undisturbed(*models: nn.Module, seed: int, unwritten: Iterable[Tensor] = ())
             seed_everything(seed)
             yield
         finally:
-            for module, attributes in saved:
+            for module, kind, attributes in saved:
+                if type(module) is not kind:
+                    module.__class__ = kind
                 module.__dict__.clear()
                 module.__dict__.update(attributes)
+            for dictionary, registered in hooks:
+                if len(dictionary) < len(registered):
+                    dictionary.clear()
+                    dictionary.update(registered)
             for parameter, value in values:
                 if not torch.equal(parameter.detach(), value):
                     parameter.data.copy_(value)
@@ -81,8 +90,18 @@ def _work_on_clones(modules: list[nn.Module], spared: set[int]) -> None:
         for name, value in list(module.__dict__.items()):
             if name == "_buffers":
                 module.__dict__[name] = {key: clone(tensor) for key, tensor in value.items()}
-            elif isinstance(value, dict) and (name in ("_parameters", "_modules") or name.endswith("_hooks")):
+            elif name == "_parameters":
+                module.__dict__[name] = {key: _unfilled(parameter) for key, parameter in value.items()}
+            elif isinstance(value, dict) and (name == "_modules" or name.endswith("_hooks")):
                 module.__dict__[name] = value.copy()
+
+
+def _unfilled(parameter: Any) -> Any:
+    """Give a parameter; of a lazy one, which a pass gives its shape for good, another that is as empty."""
+    if parameter is None or not is_lazy(parameter):
+        return parameter
+    make: Any = UninitializedParameter
+    return make(parameter.requires_grad, device=parameter.device, dtype=parameter.dtype)
 
 
 def _distinct(items: Iterable[Any]) -> list[Any]:

@@ -17,11 +17,20 @@ from pytest_bnn.libraries.protocol import Convention
 #: Allowed relative error of the weight, its spread between tensors, and the part of a gradient that is not KL.
 TOLERANCE = 1e-3
 
+#: The same where a gradient is rounded to half precision on its way.
+_HALF_TOLERANCE = 5e-2
+
 _SHARE: dict[Convention, str] = {
     "sum": "of the summed KL",
     "mean per tensor": "of the mean per tensor",
     "mean over all weights": "of the mean over all weights",
 }
+
+
+def tolerance_of(*tensors: PosteriorTensor) -> float:
+    """Give the relative error that is allowed in the coarsest dtype among some tensors."""
+    full = all(tensor.mu.dtype in (torch.float32, torch.float64) for tensor in tensors)
+    return TOLERANCE if full else _HALF_TOLERANCE
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -36,6 +45,11 @@ class Fit:
     weight: float
     residual: float
     of: Literal["rho", "prior"] = "rho"
+
+    @property
+    def allowed(self) -> float:
+        """Which part of the gradient may be something else, as rounding is."""
+        return tolerance_of(self.tensor)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +77,37 @@ def by_entropy(tensor: PosteriorTensor, gradient: Tensor | None) -> Fit | None:
     """Fit the gradient to rho with that of the negative entropy, -log sigma, which is a part of the KL."""
     inverse = -1 / tensor.sigma.double().clamp_min(1e-300)
     return _fit(tensor, gradient, tensor.data_to_rho(inverse, torch.ones_like(inverse)), "rho")
+
+
+def by_own_prior(tensors: Sequence[PosteriorTensor], gradients: Sequence[Tensor | None]) -> list[Fit]:
+    """Fit the gradients to rho with those of the KL to one Gaussian prior of any width; none where it is none.
+
+    That KL is ``sigma^2 / (2 s^2) - log sigma`` and what does not depend on sigma, for a prior of the width s, which is
+    read off where it shows the most.
+    """
+    pairs = []
+    best = (0.0, 0.0)
+    for tensor, gradient in zip(tensors, gradients, strict=True):
+        if gradient is None or not bool(gradient.any()):
+            return []
+        sigma = tensor.sigma.double().clamp_min(1e-300)
+        one = torch.ones_like(sigma)
+        basis = torch.stack([tensor.data_to_rho(part, one).flatten() for part in (-1 / sigma, sigma)], 1)
+        pairs.append(basis)
+        scale = basis.norm(dim=0)
+        if len(basis) < 3 or not bool(torch.isfinite(basis).all()) or not bool((scale > 0).all()):
+            continue
+        found = gradient.detach().double().flatten()
+        share = torch.linalg.lstsq(basis / scale, found[:, None]).solution[:, 0]
+        precision = float(share[1] / share[0] * scale[0] / scale[1])
+        best = max(best, (float(share[1] / share[0]), precision))
+    if best[1] <= 0:
+        return []
+    fits = [
+        _fit(tensor, gradient, basis[:, 0] + best[1] * basis[:, 1], "rho")
+        for tensor, gradient, basis in zip(tensors, gradients, pairs, strict=True)
+    ]
+    return [fit for fit in fits if fit is not None and fit.weight > 0 and fit.residual <= fit.allowed]
 
 
 def by_prior(tensor: PosteriorTensor, before: Tensor | None, after: Tensor | None, shift: float) -> Fit:
@@ -110,15 +155,16 @@ def weight_of(fits: Sequence[Fit], conventions: Sequence[Convention], expected: 
     Where tensors agree under several, as those of one size do, the expected weight decides, and without one the
     library's own convention, which comes first.
     """
+    allowed = tolerance_of(*(fit.tensor for fit in fits))
     best, least = Weight(conventions[0], 0.0, 0.0), (math.inf, False, 0.0)
     for convention in conventions:
         weights = [fit.weight * _factor(convention, fit, total) for fit in fits]
         middle = statistics.median_low(weights) if weights else 0.0
-        if expected is not None and any(abs(w / expected - 1) <= TOLERANCE for w in weights):
+        if expected is not None and any(abs(w / expected - 1) <= allowed for w in weights):
             middle = expected
         errors = [abs(w / middle - 1) for w in weights] if middle else [0.0]
-        off = sum(error > TOLERANCE for error in errors)
-        far = expected is not None and abs(middle / expected - 1) > TOLERANCE
+        off = sum(error > allowed for error in errors)
+        far = expected is not None and abs(middle / expected - 1) > allowed
         key = (off, far, statistics.median(errors) if off else 0.0)
         if key < least:
             best, least = Weight(convention, middle, max(errors)), key

@@ -75,11 +75,11 @@ def _pruned(module: nn.Module | None, tensor: PosteriorTensor) -> Tensor | None:
     weight = getattr(module, tensor.role, None)
     if module is None or not isinstance(weight, Tensor) or weight.shape != tensor.mu.shape:
         return None
-    parametrized = module._modules.get("parametrizations")
-    masked = f"{tensor.role}_mask" in module._buffers
-    if not masked and (parametrized is None or tensor.role not in parametrized._modules):
-        return None
-    mask = module._buffers[f"{tensor.role}_mask"] if masked else weight.detach()
-    assert mask is not None
+    parametrized = dict(module.named_children()).get("parametrizations")
+    mask = dict(module.named_buffers(recurse=False)).get(f"{tensor.role}_mask")
+    if mask is None:
+        if parametrized is None or tensor.role not in parametrized._modules:
+            return None
+        mask = weight.detach()
     zero = (mask == 0).to(tensor.mu.device)
     return zero if bool(torch.any(zero)) else None

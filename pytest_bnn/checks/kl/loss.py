@@ -9,6 +9,8 @@ that is proven to be silent on the model at hand; where it is not, the claim is 
 
 from __future__ import annotations
 
+import math
+
 from pytest_bnn.checks._objective import (
     FINITE_DERIVATIVE,
     Evaluation,
@@ -20,7 +22,17 @@ from pytest_bnn.checks._objective import (
 )
 from pytest_bnn.checks.check import check
 from pytest_bnn.checks.finding import Finding, LossError, accused, not_applicable
-from pytest_bnn.checks.kl._fits import TOLERANCE, Fit, Weight, by_entropy, by_prior, by_rho, in_convention, weight_of
+from pytest_bnn.checks.kl._fits import (
+    Fit,
+    Weight,
+    by_entropy,
+    by_own_prior,
+    by_prior,
+    by_rho,
+    in_convention,
+    tolerance_of,
+    weight_of,
+)
 from pytest_bnn.checks.kl._sick import NOT_FINITE, not_finite
 from pytest_bnn.checks.values import Count, Positive
 from pytest_bnn.errors import InputError
@@ -98,7 +110,8 @@ class _Judgement:
     def __init__(self, subject: Subject, layers: tuple[BayesianLayer, ...], expected: float | None) -> None:
         self.subject, self.layers, self.expected = subject, layers, expected
         self.tensors = tensors_of(layers)
-        self.conventions = layers[0].adapter.conventions
+        self.conventions = tuple(dict.fromkeys(c for layer in layers for c in layer.adapter.conventions))
+        self.tolerance = tolerance_of(*self.tensors)
         self.train = False
         self.frozen = [tensor.name for tensor in self.tensors if not tensor.rho_parameter.requires_grad]
         self.notes: list[str] = []
@@ -106,18 +119,24 @@ class _Judgement:
     def run(self, *, silent: bool = True, seed: int | None = None) -> Evaluation:
         return evaluate(self.subject, self.layers, silent=silent, train=self.train, free_rho=True, seed=seed)
 
-    def run_moved(self) -> Evaluation:
+    def run_moved(self, *, backward: bool = False) -> Evaluation:
         """Evaluate with another prior; its gradient is needed where the one to rho says nothing."""
         at_the_prior = all(tensor.sigma_is_the_prior() for tensor in self.tensors)
         return evaluate(
             self.subject, self.layers, silent=True, train=self.train, free_rho=True, prior_shift=_PRIOR_SHIFT,
-            backward=at_the_prior,
+            backward=backward or at_the_prior,
         )  # fmt: skip
+
+    def _moved(self) -> Evaluation:
+        try:
+            return self.run_moved()
+        except LossError:  # a loss that overflows has noticed
+            return Evaluation(value=math.inf)
 
     def find(self) -> Finding:
         try:
             first = self.run()
-            moved = self.run_moved()
+            moved = self._moved()
         except (InputError, LossError) as error:
             if self._works_with_noise():
                 return not_applicable(f"with every noise at 0 the loss has no value, with noise it has one: {error}")
@@ -136,7 +155,7 @@ class _Judgement:
         if fits and all(fit.weight == 0 for fit in fits) and not seen_by_prior and not self.train:
             self.train = True
             try:
-                trained, shifted = self.run(), self.run_moved()
+                trained, shifted = self.run(), self._moved()
             except Exception:  # what it cannot do in train mode says nothing of the KL
                 self.train = False
             else:
@@ -165,25 +184,50 @@ class _Judgement:
         if fits:
             return fits
         return [
-            by_prior(t, first.gradients[key_of(t)][0], moved.gradients[key_of(t)][0], _PRIOR_SHIFT)
+            by_prior(t, first.gradients[key_of(t)][0], moved.gradients.get(key_of(t), (None,))[0], _PRIOR_SHIFT)
             for t in self.tensors
         ]
 
+    def _flat(self) -> bool:
+        """Say whether a KL term without a gradient gets one where the prior is far away."""
+        try:
+            far = self.run_moved(backward=True)
+        except (InputError, LossError):
+            return False
+        return any(to_rho is not None and bool(to_rho.any()) for _, to_rho in far.gradients.values())
+
+    def _toward_its_own_prior(self, first: Evaluation, fits: list[Fit]) -> list[Fit]:
+        """Give the weights of a KL that the loss computes itself, toward another Gaussian prior than the layers'."""
+        if not any(fit.residual > fit.allowed for fit in fits):
+            return fits
+        found = by_own_prior([fit.tensor for fit in fits], [first.gradients[key_of(fit.tensor)][1] for fit in fits])
+        return found if len(found) == len(fits) else fits
+
     def _judged(self, first: Evaluation, fits: list[Fit], seen_by_prior: bool) -> Finding:
         total = sum(tensor.count for tensor in self.tensors)
+        fits = fits if seen_by_prior else self._toward_its_own_prior(first, fits)
         found = weight_of([fit for fit in fits if fit.weight != 0], self.conventions, self.expected, total)
-        target = found.value
-        if self.expected is not None and any(_near(in_convention(found, fit, total), self.expected) for fit in fits):
+        expected = self.expected
+        met = any(expected is not None and self._near(in_convention(found, fit, total), expected) for fit in fits)
+        target = found.value if expected is None or not met else expected
+        if self.expected is not None and any(
+            self._near(in_convention(found, fit, total), self.expected) for fit in fits
+        ):
             target = self.expected
         absent = [fit for fit in fits if fit.weight == 0]
-        strangers = [fit for fit in fits if fit.residual > TOLERANCE]
+        strangers = [fit for fit in fits if fit.residual > fit.allowed]
         weights = {id(fit): in_convention(found, fit, total) for fit in fits}
-        uneven = [fit for fit in fits if fit.weight and target and not _near(weights[id(fit)], target)]
+        uneven = [fit for fit in fits if fit.weight and target and not self._near(weights[id(fit)], target)]
         if uneven and target != self.expected:
             uneven, target = self._counted_by_calls(first, fits, weights) or (uneven, target)
         problem, remedy = self._problem(first, fits, absent, strangers, uneven, weights, target, found, seen_by_prior)
         if problem and (why := self._undecided(fits, strangers, found)):
             return not_applicable(why)
+        if seen_by_prior and len(absent) == len(fits) and self._flat():
+            return not_applicable(
+                "the KL term has no gradient where the model is, and has one once the prior is moved away: the loss "
+                "leaves it out below a bound, as free bits do; audit again where the KL is above that bound"
+            )
         offenders = [(f, "the loss has no gradient to its rho") for f in absent]
         offenders += [(f, f"{f.residual:.2g} of the gradient to its rho is not the KL term's") for f in strangers]
         offenders += [(f, f"the KL term has weight {weights[id(f)]:.6g} here") for f in uneven]
@@ -235,6 +279,11 @@ class _Judgement:
             return "the KL term is missing from the loss", (
                 f"add weight * {kl} to the loss, with weight = 1 / number of batches"
             )
+        if len(absent) == len(fits) and not first.reached:
+            return "the loss has no gradient at all: what it returns is cut off from the model", (
+                "compute the loss with gradients on: no no_grad or inference_mode around it, no .detach() or .item() "
+                "of the whole"
+            )
         if len(absent) == len(fits):
             return "the KL term is in the loss but detached: no gradient reaches rho", (
                 f"keep the term in the graph: no .detach(), .item() or no_grad around {kl}"
@@ -261,7 +310,7 @@ class _Judgement:
             )
         if uneven:
             return self._uneven(first, uneven, len(fits), weights, target)
-        if self.expected is not None and not _near(found.value, self.expected):
+        if self.expected is not None and not self._near(found.value, self.expected):
             times = found.value / self.expected
             return (
                 f"the KL term has weight {found.value:.6g}, {times:.4g} times the expected {self.expected:.6g}",
@@ -279,12 +328,12 @@ class _Judgement:
             f"{one.tensor.name}, {target:.6g} " + ("as expected" if target == self.expected else "in the others")
         )
         ratios = [(weights[id(fit)] / target, calls.get(fit.tensor.path, 0), fit.tensor.path) for fit in uneven]
-        if all(number > 1 and _near(ratio, number) for ratio, number, _ in ratios):
+        if all(number > 1 and self._near(ratio, number) for ratio, number, _ in ratios):
             return f"{headline}: it is added once for each of {ratios[0][1]} calls", (
                 "add each layer's KL once, and not with each of its calls: pytest_bnn.kl(model), after the forward pass"
             )
         twice = counted_twice(self.subject.model)
-        if all(path in twice and _near(ratio, 2) for ratio, _, path in ratios):
+        if all(path in twice and self._near(ratio, 2) for ratio, _, path in ratios):
             return f"{headline}: get_kl_loss counts it again for the layer around it", (
                 "take pytest_bnn.kl(model), which counts each layer once"
             )
@@ -298,7 +347,7 @@ class _Judgement:
         each = {id(fit): weights[id(fit)] / max(1, calls.get(fit.tensor.path, 0)) for fit in fits}
         one = next(iter(each.values()))
         several = [fit for fit in fits if calls.get(fit.tensor.path, 0) > 1]
-        if several and len(several) < len(fits) and all(_near(value, one) for value in each.values()):
+        if several and len(several) < len(fits) and all(self._near(value, one) for value in each.values()):
             return several, one
         return None
 
@@ -309,7 +358,7 @@ class _Judgement:
             if fit.of != "rho":
                 continue
             later = by_rho(fit.tensor, again.gradients[key_of(fit.tensor)][1])
-            if later is not None and _apart(later.weight, fit.weight):
+            if later is not None and self._apart(later.weight, fit.weight):
                 return (
                     f"the loss weighs the KL term differently from call to call ({fit.weight:.3g}, then "
                     f"{later.weight:.3g} of the sum over {fit.tensor.name}), with everything else the same: freeze its "
@@ -319,7 +368,7 @@ class _Judgement:
             return ""
         gradients = [(fit.tensor, again.gradients[key_of(fit.tensor)][1]) for fit in fits]
         entropies = [by_entropy(tensor, gradient) for tensor, gradient in gradients]
-        if all(fit is not None and fit.residual <= TOLERANCE and fit.weight for fit in entropies):
+        if all(fit is not None and fit.residual <= fit.allowed and fit.weight for fit in entropies):
             weight = next(fit.weight for fit in entropies if fit is not None)
             return (
                 "the loss estimates its KL term from the drawn weights, log q(w) - log p(w): without noise only the "
@@ -330,12 +379,18 @@ class _Judgement:
             other = elsewhere.gradients[key_of(tensor)][1]
             if gradient is None or other is None:
                 continue
-            if float((gradient - other).norm()) > TOLERANCE * float(gradient.norm()):
+            if float((gradient - other).norm()) > self.tolerance * float(gradient.norm()):
                 return (
                     f"the gradient of the loss to the rho of {tensor.name} varies with the layers' noise silent: the "
                     "loss draws noise of its own around them"
                 )
         return ""
+
+    def _apart(self, one: float, other: float) -> bool:
+        return abs(one - other) > self.tolerance * max(abs(one), abs(other))
+
+    def _near(self, one: float, other: float) -> bool:
+        return bool(other) and abs(one / other - 1) <= self.tolerance
 
 
 def _calls(evaluation: Evaluation) -> dict[str, int]:
@@ -344,14 +399,6 @@ def _calls(evaluation: Evaluation) -> dict[str, int]:
         if not call.again:
             found[call.layer.path] = found.get(call.layer.path, 0) + 1
     return found
-
-
-def _apart(one: float, other: float) -> bool:
-    return abs(one - other) > TOLERANCE * max(abs(one), abs(other))
-
-
-def _near(one: float, other: float) -> bool:
-    return bool(other) and abs(one / other - 1) <= TOLERANCE
 
 
 def _notes(problem: str, found: Weight, seen_by_prior: bool, fits: list[Fit]) -> list[str]:

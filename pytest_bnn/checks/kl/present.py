@@ -16,7 +16,7 @@ from pytest_bnn.checks.kl._zeros import DEAD_SIGMA, zeros_of
 from pytest_bnn.libraries import posterior
 from pytest_bnn.libraries.posterior import BayesianLayer, PosteriorTensor, bayesian_layers, is_bayesian
 from pytest_bnn.libraries.protocol import Convention, tensors_of
-from pytest_bnn.libraries.registry import clashes, has_kl, nobody_knows
+from pytest_bnn.libraries.registry import adapters_of, clashes, has_kl, nobody_knows
 from pytest_bnn.network.isolation import undisturbed
 from pytest_bnn.records.evidence import LayerFinding, Measurement, Threshold, Verdict
 from pytest_bnn.subject import Subject
@@ -113,6 +113,13 @@ def _find(subject: Subject) -> Finding:
     convention = closed.convention(value, allowed)
     measurements = _measurements(value, closed, convention, tensors, layers[0].adapter.words.kl)
     wrong = [] if convention or sick else _wrong_layers(layers, allowed)
+    libraries = [adapter.name for adapter in adapters_of(subject.model)]
+    if len(libraries) > 1 and not convention and not sick and not wrong:
+        return not_applicable(
+            f"the layers are of {' and '.join(libraries)}, which put a KL together in their own ways, so that there is "
+            "no one sum to compare with; each layer's own is right, and the loss's is judged by kl.loss: "
+            "pytest_bnn.kl(model) puts all together in one way"
+        )
     if wrong and (kinds := _own_kinds(layers, wrong)):
         return not_applicable(
             f"{wrong[0].path or 'the model itself'} computes its KL by the kl_loss() of {kinds[0]}, which is not that "

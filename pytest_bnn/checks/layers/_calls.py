@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+import torch
 from torch import nn
 
 from pytest_bnn.data.batch import Inputs
@@ -48,8 +49,12 @@ def calls(model: nn.Module, rows: Inputs, wanted: set[str], *, seed: int, single
     seen = Calls()
     with eager(), undisturbed(model, seed=seed):
         called: set[str] = set()
+        hidden = set()
         for path, module in model.named_modules():
-            module.register_forward_pre_hook(lambda *_, path=path: called.add(path))
+            if isinstance(module, torch.jit.ScriptModule):  # it takes no hooks, so its calls cannot be seen
+                hidden.add(path)
+            else:
+                module.register_forward_pre_hook(lambda *_, path=path: called.add(path))
         for batch in _single(rows) if single else _growing(rows):
             called.clear()
             try:
@@ -58,7 +63,7 @@ def calls(model: nn.Module, rows: Inputs, wanted: set[str], *, seed: int, single
             except ForwardError as error:
                 seen.error = seen.error or str(error)
                 continue
-            now = called | drawn
+            now = called | drawn | hidden
             seen.ever |= now
             seen.always = now if seen.always is None else seen.always & now
             if not single and wanted <= seen.ever:
@@ -74,6 +79,9 @@ def calls_in_train_mode(model: nn.Module, rows: Inputs, *, seed: int) -> set[str
     with eager(), undisturbed(model, seed=seed):
         for path, module in model.named_modules():
             module.training = True
+            if isinstance(module, torch.jit.ScriptModule):
+                called.add(path)
+                continue
             module.register_forward_pre_hook(lambda *_, path=path: called.add(path))
         try:
             forward(model, rows[:_BATCH])

@@ -36,7 +36,8 @@ def cause_of(where: Parting, teacher: nn.Module, model: nn.Module, alignment: Al
             "it runs in train mode, its counterpart in the teacher does not",
             "put the whole model into eval mode before it is used: model.eval()",
         )
-    if norms := [name for name in _STATISTICS if not _same(original._buffers.get(name), now._buffers.get(name))]:
+    before, after = dict(original.named_buffers(recurse=False)), dict(now.named_buffers(recurse=False))
+    if norms := [name for name in _STATISTICS if not _same(before.get(name), after.get(name))]:
         start = " and is that of a layer just built" if _is_at_start(now) and not _is_at_start(original) else ""
         return Cause(
             f"its {norms[0]} is not the teacher's{start}",
@@ -52,7 +53,7 @@ def cause_of(where: Parting, teacher: nn.Module, model: nn.Module, alignment: Al
         )
     if "weight" not in dict(compared):
         return Cause("", "look at that module: it computes something else than its counterpart in the teacher")
-    return Cause(f"its weights are the teacher's, so it computes otherwise: {_otherwise(original)}", _SETTING)
+    return Cause(f"its weights are the teacher's, so it computes otherwise: {_otherwise(original, now)}", _SETTING)
 
 
 _SETTING = (
@@ -61,7 +62,7 @@ _SETTING = (
 )
 
 
-def _otherwise(original: nn.Module) -> str:
+def _otherwise(original: nn.Module, now: nn.Module) -> str:
     if not type(original).__module__.startswith("torch."):
         return f"in the teacher it is a {type(original).__module__}.{type(original).__qualname__}, which is not torch's"
     if original._forward_hooks or original._forward_pre_hooks:
@@ -71,6 +72,8 @@ def _otherwise(original: nn.Module) -> str:
         return f"the teacher's has the padding mode {mode}"
     if any(getattr(original, "output_padding", ())):
         return f"the teacher's has the output padding {original.output_padding}"
+    if type(now).forward.__module__.split(".")[0] not in ("torch", "bayesian_torch", "pytest_bnn"):
+        return f"its forward is that of {type(now).__module__}.{type(now).__qualname__}, and no library's"
     return "a setting"
 
 
@@ -82,9 +85,10 @@ def _weights(original: nn.Module, now: nn.Module, alignment: Alignment) -> Itera
     weights = [weight for tensor, weight in alignment.pairs if tensor.module is now]
     if weights:
         yield "weight", _same(weights[0], means["weight"])
-    for name, tensor in original._parameters.items():
-        found = means.get(name, now._parameters.get(name))
-        if tensor is not None and found is not None and not (name == "weight" and weights):
+    own = dict(now.named_parameters(recurse=False))
+    for name, tensor in original.named_parameters(recurse=False):
+        found = means.get(name, own.get(name))
+        if found is not None and not (name == "weight" and weights):
             yield name, _same(tensor.detach(), found.detach())
 
 
@@ -95,7 +99,8 @@ def _same(one: Tensor | None, other: Tensor | None) -> bool:
 
 
 def _is_at_start(module: nn.Module) -> bool:
-    mean, variance = (module._buffers.get(name) for name in _STATISTICS)
+    own = dict(module.named_buffers(recurse=False))
+    mean, variance = (own.get(name) for name in _STATISTICS)
     return mean is not None and variance is not None and not bool(mean.any()) and bool((variance == 1).all())
 
 
@@ -112,7 +117,8 @@ def restored_statistics(teacher: nn.Module, model: nn.Module, alignment: Alignme
         now = modules.get(alignment.paths.get(path, "\0"))
         if now is None or now.training or _is_at_start(now):
             continue
-        pairs = [(name, original._buffers.get(name), now._buffers.get(name)) for name in _STATISTICS]
+        before, after = dict(original.named_buffers(recurse=False)), dict(now.named_buffers(recurse=False))
+        pairs = [(name, before.get(name), after.get(name)) for name in _STATISTICS]
         other = [(name, a, b) for name, a, b in pairs if a is not None and b is not None and not _same(a, b)]
         if other and all(a.shape == b.shape for _, a, b in other):
             found.append(alignment.paths[path] or "the model itself")

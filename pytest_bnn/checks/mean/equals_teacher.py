@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pytest_bnn.checks.check import check
-from pytest_bnn.checks.finding import Finding, accused, not_applicable
+from pytest_bnn.checks.finding import Finding, accused, not_applicable, raised_remedy
 from pytest_bnn.checks.mean._cause import Cause, cause_of, restored_statistics
 from pytest_bnn.data.batch import Inputs
 from pytest_bnn.libraries.fingerprint import cosine
@@ -75,6 +75,8 @@ def _find(subject: Subject) -> Finding:
         return not_applicable(why)
     if not ok and not _was_converted(subject):
         return _abstained(_UNKNOWN.format(standing.why), aligned)
+    if not ok and (why := _varying(subject, expected, allowed)):
+        return _abstained(why, aligned)
     where = None if ok else _parting(subject)
     if where is not None and not standing.told and (norms := _estimated_anew(subject, expected, allowed)):
         return _abstained(
@@ -89,6 +91,12 @@ def _find(subject: Subject) -> Finding:
             f"the outputs are {outputs.dtype}, the teacher's {expected.dtype}: the conversion changed the dtype"
         )
     cause = None if where is None else cause_of(where, subject.teacher, subject.model, subject.alignment)
+    finite = bool(torch.isfinite(outputs).all())
+    if where is not None and finite and not 0 <= difference(outputs, _at_its_mean(subject, images, seed=1)) <= allowed:
+        cause = Cause(
+            "the outputs vary from pass to pass with every sigma at 0",
+            "find the noise that is not the posterior's first: see noise.source",
+        )
     if where is not None:
         notes.append(f"the first module whose output differs is {where}")
     if subject.alignment.prefix:
@@ -111,7 +119,7 @@ def _find(subject: Subject) -> Finding:
         ),
         threshold=Threshold(quantity="largest relative difference", observed=apart, relation="<=", allowed=allowed),
         layers=() if where is None else (_layer(where, cause),),
-        remedy="" if ok else _remedy(cause),
+        remedy="" if ok else _remedy(cause, subject.teacher),
         notes=tuple(notes),
     )
 
@@ -137,18 +145,36 @@ def _layer(where: Parting, cause: Cause | None) -> LayerFinding:
     return LayerFinding(path=where.path, kind=where.kind, ok=False, finding=said)
 
 
-def _remedy(cause: Cause | None) -> str:
+def _remedy(cause: Cause | None, teacher: nn.Module) -> str:
     if cause is not None:
         return cause.remedy
+    if isinstance(teacher, torch.jit.ScriptModule):
+        return (
+            "give the Python network that the teacher was made from, to have the module named that differs: modules "
+            "inside TorchScript cannot be compared one by one"
+        )
     return (
         "no single module differs on the images that were compared one by one: compare how the two networks put their "
         "outputs together"
     )
 
 
-def _at_its_mean(subject: Subject, images: Inputs) -> Tensor:
-    with eager(), undisturbed(subject.model, seed=subject.seed), zero_sigma(subject.model):
+def _at_its_mean(subject: Subject, images: Inputs, *, seed: int = 0) -> Tensor:
+    with eager(), undisturbed(subject.model, seed=subject.seed + seed), zero_sigma(subject.model):
         return forward(subject.model, images)
+
+
+def _varying(subject: Subject, expected: Tensor, allowed: float) -> str:
+    """Say why there is no one output of the teacher's to equal; empty where it gives the same from another seed."""
+    assert subject.teacher is not None
+    images = subject.require_images()
+    with eager(), undisturbed(subject.teacher, seed=subject.seed + 1):
+        if not 0 <= difference(expected, forward(subject.teacher, fitted(images, subject.teacher))) <= allowed:
+            return (
+                "the teacher itself gives other outputs in each pass, also in eval mode: there is no one output to "
+                "equal; give one that draws nothing, such as a network that returns the mean of what it samples"
+            )
+    return ""
 
 
 def _estimated_anew(subject: Subject, expected: Tensor, allowed: float) -> tuple[str, ...]:
@@ -188,8 +214,11 @@ def _raised(error: ForwardError) -> Finding:
     return Finding(
         verdict=Verdict.FAIL,
         headline=f"the model raised where its teacher does not: {error}",
-        remedy="the conversion changed a shape or dtype on the way: look for a lost output_padding, padding mode, "
-        "or a float64 network whose layers became float32",
+        remedy=raised_remedy(
+            error,
+            "call the model on these images by itself; where a shape or a dtype does not fit, look for what the "
+            "conversion changed: a lost output_padding or padding mode, or a float64 network with float32 layers",
+        ),
     )
 
 

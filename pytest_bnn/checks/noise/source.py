@@ -21,7 +21,7 @@ from pytest_bnn.network.isolation import undisturbed
 from pytest_bnn.records.evidence import Certainty, LayerFinding, Measurement, Threshold, Verdict
 from pytest_bnn.stats.budget import Budget
 from pytest_bnn.stats.intervals import draws_below_median
-from pytest_bnn.subject import Subject
+from pytest_bnn.subject import Subject, fitted
 
 MAX_PASSES = 128
 
@@ -113,7 +113,7 @@ def _source(subject: Subject, budget: Budget, max_passes: int, min_spread: float
     pairs = _pairs(subject, calm.double(), min_spread, 1 if leaks else min(needed, max_passes // 2))
     if pairs.bad:
         return not_finite(subject, pairs.passes, pairs.bad)
-    if leaks and (why := nobody_knows(subject.model)):
+    if leaks and (why := nobody_knows(subject.model) or _of_the_network(subject)):
         return not_applicable(why)
     if not pairs.varies and bayesian_layers(subject.model):
         stuck = cannot_vary(subject, pairs.floor)
@@ -149,12 +149,32 @@ def _source(subject: Subject, budget: Budget, max_passes: int, min_spread: float
     )
 
 
+def _of_the_network(subject: Subject) -> str:
+    """Say that the network had noise of its own before it was converted; empty where that is not shown."""
+    if subject.teacher is None:
+        return ""
+    expected = subject.teacher_output()
+    with undisturbed(subject.teacher, seed=subject.seed + 1):
+        again = forward(subject.teacher, fitted(subject.require_images(), subject.teacher))
+    if 0 <= difference(expected, again.to(expected.device)) <= tolerance(expected):
+        return ""
+    return (
+        "the teacher's outputs vary from pass to pass too: the network has noise of its own beside the posterior's, "
+        "such as a sampled latent; audit a network that returns the mean of it, to have the posterior's noise judged"
+    )
+
+
 def _leak(subject: Subject, pairs: _Pairs, silent: float, allowed: float, budget: Budget) -> Finding:
     """Give the finding of outputs that vary without the posterior's noise."""
     where = _other_noise(subject, in_train_mode=False)
     words = f"with every sigma at 0 two passes still differ by {silent:.2g} of the outputs' scale"
     words += f"; the noise enters at {where.path or 'the model itself'} ({where.kind})" if where else ""
-    remedy = "switch that module to eval mode, or remove it: its noise is not the posterior's"
+    remedy = (
+        "switch that module to eval mode, or remove it: its noise is not the posterior's"
+        if where is not None and where.training
+        else "look for what draws noise in that module or just before it, such as a functional dropout without "
+        "training=self.training: it is not the posterior's"
+    )
     if not bayesian_layers(subject.model):
         words += f"; {causes_of_silence(subject, pairs.spread)[0]}"
         remedy = "audit the converted model itself, not one derived from it; what varies here is no posterior"
