@@ -196,9 +196,9 @@ def test_an_audit_splits_its_budget_over_the_checks_that_sample() -> None:
     torch.manual_seed(0)
     network = nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 2)).eval()
     with torch.no_grad():
-        network.get_parameter("2.weight").mul_(50)  # sure enough for its agreement to be decided
+        network.get_parameter("2.weight").mul_(20)  # sure of most images: agreement can be judged
     thresholds = Thresholds(budget=Budget(alpha=1e-4, beta=1e-2))
-    run = audit_model(convert(network), teacher=network, data=IMAGES, thresholds=thresholds, task="classification")
+    run = audit_model(convert(network), teacher=network, data=IMAGES, task="classification", thresholds=thresholds)
     shares = [check.certainty for check in run.checks if check.certainty is not None]
     assert len(shares) == 5
     # The share of estimator.flipout is not used: there is nothing that it could judge.

@@ -177,8 +177,8 @@ def _finding(subject: Subject, items: Votes | Numbers, teacher: Tensor, first: T
         gap = decidable_gap(max(max_passes, MAX_PASSES), claim.of_passes.beta / count)
         margins = items.expected.topk(2, dim=1).values.diff(dim=1).abs().flatten()
         close = int((margins < gap).sum())
-        # Even a model that says what the teacher says could not pass.
-        if not claim.passes(count - close, count) and bool((margins[open_] < gap).all()):
+        # Even a model that says what the teacher says could not pass; with fewer passes no model could at all.
+        if gap <= 1 and not claim.passes(count - close, count):
             return not_applicable(
                 f"the teacher's own margins are below what {max_passes} passes can decide on {close} of {count} "
                 f"{unit}: its leading class is ahead by less than {gap:.2g} there, and the mean prediction agrees on "

@@ -51,8 +51,8 @@ def measured(id: str, subject: Subject, thresholds: Thresholds) -> Evidence:
     """Run one check with what thresholds settle of its options, and with the whole of their error rates."""
     check = registry.load(id)
     budget = {"budget": thresholds.budget} if check.declaration.sampled else {}
-    found: Evidence = check.measure(subject, **thresholds.options_of(check.declaration), **budget)
-    return found
+    evidence: Evidence = check.measure(subject, **thresholds.options_of(check.declaration), **budget)
+    return evidence
 
 
 def accuses(evidence: Evidence) -> bool:
