@@ -169,7 +169,7 @@ def test_settings_follow_into_every_check_that_they_belong_to() -> None:
             "min_agreement": 0.5,
             "max_passes": 4,
             "population": True,
-            "tolerance": 0.25,
+            "tolerance": 0.5,
         }
         assert filled(declared("noise.spread"), {}) == {"band": (0.1, 0.2), "max_passes": 4}
 

@@ -11,7 +11,7 @@ from pytest_bnn.checks.check import check
 from pytest_bnn.checks.finding import Finding, accused, not_applicable, raised_remedy
 from pytest_bnn.checks.mean._cause import Cause, cause_of, restored_statistics
 from pytest_bnn.data.batch import Inputs
-from pytest_bnn.libraries.fingerprint import cosine
+from pytest_bnn.libraries.fingerprint import cosine, equal_values, fingerprint
 from pytest_bnn.libraries.posterior import PosteriorTensor, bayesian_layers, zero_sigma
 from pytest_bnn.libraries.registry import nobody_knows
 from pytest_bnn.network.calling import ForwardError, forward
@@ -83,6 +83,12 @@ def _find(subject: Subject) -> Finding:
             f"nothing but the statistics of {len(norms)} normalisation layers differs ({norms[0]} first): "
             "they were estimated anew, on purpose or by passes in train mode; --stage converted holds the model to the "
             "claim all the same",
+            aligned,
+        )
+    if where is not None and not standing.told and (moved := _trained_without_its_weights(subject)):
+        return _abstained(
+            f"every weight's mu is the teacher's, but sigma is no longer where a conversion puts it, and the bias of "
+            f"{moved} has moved: it was trained; --stage converted holds the model to the claim all the same",
             aligned,
         )
     notes = [] if bayesian_layers(subject.model) else ["the model has no Bayesian layer, so this compares two networks"]
@@ -174,6 +180,23 @@ def _varying(subject: Subject, expected: Tensor, allowed: float) -> str:
                 "the teacher itself gives other outputs in each pass, also in eval mode: there is no one output to "
                 "equal; give one that draws nothing, such as a network that returns the mean of what it samples"
             )
+    return ""
+
+
+def _trained_without_its_weights(subject: Subject) -> str:
+    """Give the first layer whose bias has moved, where every sigma has too, though no weight's mu; else nothing."""
+    assert subject.teacher is not None
+    alignment = subject.alignment
+    prints = [fingerprint(tensor, weight) for tensor, weight in alignment.pairs]
+    if not prints or any(not p.equal or p.fresh or p.untrained_sigma for p in prints):
+        return ""
+    teacher_paths, modules = alignment.teacher_paths(), dict(subject.teacher.named_modules())
+    for layer in bayesian_layers(subject.model):
+        bias = getattr(modules.get(teacher_paths.get(layer.path, "")), "bias", None)
+        for tensor in layer.tensors:
+            paired = tensor.role == "bias" and isinstance(bias, Tensor) and bias.shape == tensor.mu.shape
+            if paired and not equal_values(tensor.mu.detach(), bias.detach().to(tensor.mu.device)):
+                return layer.path or "the model itself"
     return ""
 
 
