@@ -35,6 +35,13 @@ def accused(tensor: PosteriorTensor, finding: str) -> LayerFinding:
     return LayerFinding(path=tensor.path, kind=type(tensor.module).__name__, ok=False, finding=finding)
 
 
+#: Why a claim about posteriors does not hold of a model, and what would make it one that it is about.
+NOTHING_BAYESIAN = (
+    "the model has no Bayesian layer, and the claim is about posteriors: give the converted model, as "
+    "pytest_bnn.convert or bayesian-torch's dnn_to_bnn make it"
+)
+
+
 def not_applicable(why: str) -> Finding:
     """Say that the claim cannot be judged here, and what it would take."""
     return Finding(verdict=Verdict.NOT_APPLICABLE, headline=why)

@@ -135,7 +135,7 @@ class BayesianTorch:
 
 
 def _is_in_its_module(kind: type) -> bool:
-    """Say whether a class stands in a file, in a module or a function there; one made on the fly patches one layer."""
+    """Say whether a class stands in a module, or in a function there; one made on the fly patches one layer."""
     outermost = kind.__qualname__.partition(".")[0]
     return "<locals>" in kind.__qualname__ or hasattr(sys.modules.get(kind.__module__), outermost)
 

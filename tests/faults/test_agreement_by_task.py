@@ -102,6 +102,20 @@ def test_binary(ends: str, dtype: torch.dtype) -> None:
     assert broken.measurements[0].value == "binary"
 
 
+def test_logits_between_0_and_1_by_chance() -> None:
+    """Four logits that are all small and positive are no probabilities: a flipped one is on the other side of 0."""
+    teacher = Net(1, lambda y: 0.05 * y, margin=40)
+    with torch.no_grad():
+        scores = teacher(images(400)).flatten()
+    x = images(400)[(scores > 0.25) & (scores < 0.49)][:4]
+    assert len(x) == 4
+    labels = torch.tensor([1, 1, 1, 0])
+    healthy = judge(teacher, x=x, labels=labels)
+    assert healthy.verdict in (Verdict.PASS, Verdict.NOT_APPLICABLE), healthy.headline
+    broken = judge(teacher, changed(teacher, flip), x, labels=labels)
+    assert broken.verdict is not Verdict.PASS, broken.headline
+
+
 @pytest.mark.parametrize("outputs", [1, 3])
 def test_regression(outputs: int) -> None:
     """Targets in other units are far away everywhere, in the mean and in each output."""

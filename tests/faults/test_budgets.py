@@ -195,6 +195,8 @@ def test_an_audit_splits_its_budget_over_the_checks_that_sample() -> None:
     """Exact checks use up nothing; what is left out does not either."""
     torch.manual_seed(0)
     network = nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 2)).eval()
+    with torch.no_grad():
+        network.get_parameter("2.weight").mul_(50)  # sure enough for its agreement to be decided
     thresholds = Thresholds(budget=Budget(alpha=1e-4, beta=1e-2))
     run = audit_model(convert(network), teacher=network, data=IMAGES, thresholds=thresholds, task="classification")
     shares = [check.certainty for check in run.checks if check.certainty is not None]

@@ -92,14 +92,24 @@ class _Row:
         return variance, f"its pooled noise has {self.factor:.4g} times the spread of the posterior"
 
 
+#: Why there is nothing to judge, and how there would be.
+_NO_FLIPOUT = (
+    "the model has no Flipout layer, and the claim is about the signs that such draw for each example: it applies to "
+    "conversions with type='Flipout'"
+)
+
+
 def _find(subject: Subject, budget: Budget) -> Finding:
     found = bayesian_layers(subject.model)
     flipout = [layer for layer in found if layer.estimator == "Flipout"]
     if not flipout:
-        return not_applicable((not found and nobody_knows(subject.model)) or "the model has no Flipout layer")
+        return not_applicable((not found and nobody_knows(subject.model)) or _NO_FLIPOUT)
     flipout = [la for la in flipout if not not_finite(*(values for t in la.tensors for values in (t.mu, t.sigma)))]
     if not flipout:
-        return not_applicable("every Flipout layer's posterior holds NaN or infinity: see kl.present")
+        return not_applicable(
+            "every Flipout layer's posterior holds NaN or infinity: see kl.present, and load or train its weights "
+            "again; the claim is about noise of a finite width"
+        )
     with undisturbed(subject.model, seed=subject.seed):
         inputs = _inputs(subject, flipout)
         for parameter in subject.model.parameters():
@@ -109,7 +119,10 @@ def _find(subject: Subject, budget: Budget) -> Finding:
     rows = [row for row in rows if row.deviations.numel()]
     if not rows:
         hidden = f": that of {left_out} output channels is below {1 / ROUNDING:.0f} times their rounding"
-        return not_applicable(f"no Flipout layer with noise is called{hidden if left_out else ''}")
+        return not_applicable(
+            f"no Flipout layer with noise is called{hidden if left_out else ''}; give images on which the network runs "
+            "through one, and a sigma that is not 0"
+        )
     tested = [row for row in rows if row.per_example or not row.finite]
     wrong = [(row, *row.p()) for row in tested]
     smallest = min((p for _, p, _ in wrong), default=1.0)

@@ -22,7 +22,7 @@ from pytest_bnn.checks._objective import (
     without_a_gradient,
 )
 from pytest_bnn.checks.check import check
-from pytest_bnn.checks.finding import Finding, LossError, not_applicable
+from pytest_bnn.checks.finding import NOTHING_BAYESIAN, Finding, LossError, not_applicable
 from pytest_bnn.checks.kl._sick import not_finite
 from pytest_bnn.errors import InputError
 from pytest_bnn.libraries.posterior import BayesianLayer, PosteriorTensor, bayesian_layers
@@ -72,10 +72,13 @@ measure_gradient_samples, assert_gradient_samples = samples.measure, samples.ass
 def _find(subject: Subject) -> Finding:
     layers = bayesian_layers(subject.model)
     if not layers:
-        return not_applicable(nobody_knows(subject.model) or "the model has no Bayesian layer")
+        return not_applicable(nobody_knows(subject.model) or NOTHING_BAYESIAN)
     sick = not_finite(layers)
     if sick:
-        return not_applicable(f"{sick[0].path} {sick[0].finding}: see kl.present")
+        return not_applicable(
+            f"{sick[0].path} {sick[0].finding}: see kl.present, and load or train its weights again; no gradient is "
+            "right there"
+        )
     if why := unproven(subject):
         return not_applicable(f"{why}; the data's part of a gradient is what the silent noise leaves out")
     # First, so that a model which keeps noise from pass to pass does not repeat itself, and is not judged.
@@ -85,12 +88,18 @@ def _find(subject: Subject) -> Finding:
     lost = [t for t in tensors if not all(map(is_finite, as_it_is.gradients[key_of(t)]))]
     if silent is not None and not all(is_finite(to_rho) for _, to_rho in silent.gradients.values()):
         if any(not is_finite(silent.gradients[key_of(t)][1]) for t in lost):
-            return not_applicable("the loss's gradient to rho is NaN or infinite without any noise: see kl.loss")
+            return not_applicable(
+                "the loss's gradient to rho is NaN or infinite without any noise: see kl.loss, and give a loss that "
+                "has a derivative there; the data's part of a gradient is what the silent noise leaves out"
+            )
         silent = None
     if lost:
         return without_a_gradient(lost, len(tensors), of="mu or rho", remedy=FINITE_DERIVATIVE)
     if not any(g is not None for pair in as_it_is.gradients.values() for g in pair):
-        return not_applicable("no gradient of the loss reaches a mu or rho: see kl.loss")
+        return not_applicable(
+            "no gradient of the loss reaches a mu or rho: see kl.loss, and compute the loss from outputs of the model "
+            "that it is given, with their gradient; the claim is about these gradients"
+        )
     if found := _not_differentiable(layers, silent):
         return found
     with _own_buffers(layers):
@@ -99,7 +108,8 @@ def _find(subject: Subject) -> Finding:
     bad = [row for row in rows if row.off > row.allowed]
     if bad and not _repeats_itself(subject, layers, as_it_is, silent):
         return not_applicable(
-            "the loss gives another gradient each time, from the same seed: it keeps a state of its own"
+            "the loss gives another gradient each time, from the same seed: it keeps a state of its own, "
+            "and gradients cannot be compared; give a loss that depends on the model and the batch alone"
         )
     if found := _drawn_again(layers, as_it_is):
         return found

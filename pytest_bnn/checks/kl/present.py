@@ -94,7 +94,10 @@ def _find(subject: Subject) -> Finding:
         except posterior.KlError as error:
             if not layers or not all(layer.adapter.brings_own_kl(layer) for layer in layers):
                 raise
-            return not_applicable(f"the layers compute their KL by a kl_loss() of their own, which raised {error}")
+            return not_applicable(
+                f"the layers compute their KL by a kl_loss() of their own, which raised {error}: "
+                "the claim is about its value; make it run without arguments"
+            )
         if not layers:
             return _absent(subject)
         if kl is None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from pytest_bnn.checks.check import check
-from pytest_bnn.checks.finding import Finding, not_applicable
+from pytest_bnn.checks.finding import NOTHING_BAYESIAN, Finding, not_applicable
 from pytest_bnn.libraries.posterior import bayesian_layers
 from pytest_bnn.libraries.registry import nobody_knows
 from pytest_bnn.records.evidence import LayerFinding, Threshold, Verdict
@@ -66,7 +66,7 @@ class _Span:
 def _find(subject: Subject) -> Finding:
     spans = [*_of_the_model(subject.model)]
     if not spans:
-        return not_applicable(nobody_knows(subject.model) or "the model has no Bayesian layer")
+        return not_applicable(nobody_knows(subject.model) or NOTHING_BAYESIAN)
     written = sum(span.written for span in spans)
     if subject.teacher is not None:
         spans += _of_the_teacher(subject.teacher)

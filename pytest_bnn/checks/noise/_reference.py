@@ -98,7 +98,8 @@ def _blank(subject: Subject) -> Tensor:
                 nonlocal called
                 called = True
                 given = output_fields(inputs, len(images))
-                rows = [value.reshape(len(images), -1) for value in given.values()]
+                # Whole numbers are places, such as of tokens: zero is one of them.
+                rows = [value.reshape(len(images), -1) for value in given.values() if value.is_floating_point()]
                 found.logical_and_(torch.cat([(row == 0).cpu() for row in rows], 1).all(1) if rows else ~found)
 
             layer.module.register_forward_hook(look)

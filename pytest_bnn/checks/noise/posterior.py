@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pytest_bnn.checks.check import check
-from pytest_bnn.checks.finding import Finding, accused, not_applicable
+from pytest_bnn.checks.finding import NOTHING_BAYESIAN, Finding, accused, not_applicable
 from pytest_bnn.checks.noise._draws import TensorDraws
 from pytest_bnn.checks.noise._hypotheses import FAMILIES, independence, marginals, number_of_tests
 from pytest_bnn.checks.values import FewPasses
@@ -92,7 +92,7 @@ class _Drawing:
 def _find(subject: Subject, max_passes: int, budget: Budget) -> Finding:
     layers = bayesian_layers(subject.model)
     if not layers:
-        return not_applicable(nobody_knows(subject.model) or "the model has no Bayesian layer")
+        return not_applicable(nobody_knows(subject.model) or NOTHING_BAYESIAN)
     drawing = _Drawing(subject, {}, {})
     with undisturbed(subject.model, seed=subject.seed):
         drawing.next_pass()
@@ -116,7 +116,11 @@ def _find(subject: Subject, max_passes: int, budget: Budget) -> Finding:
             "rounding, is not finite, or that the forward puts out of use"
         )
     if not seen:
-        return not_applicable("no layer's noise can be seen" + (f": {notes[0]}" if notes else ""))
+        why = f" ({notes[0]})" if notes else ""
+        return not_applicable(
+            f"no layer's noise can be seen{why}: the claim needs a layer that the forward calls, and that draws its "
+            "weights itself with a sigma above their rounding"
+        )
     notes += _unseen(small, enough, level, 1 - budget.beta)
     return _judged(drawing, seen, small, level, share, tuple(notes), budget)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -106,6 +107,8 @@ def _find(subject: Subject, claim: Claim, max_passes: int, tolerance: float) -> 
             headline=f"the outputs have the shape {list(first.shape[1:])}, the teacher's {list(teacher.shape)}",
             remedy="compare the model with the teacher that it was converted from",
         )
+    if task.shares and bool(((first < 0) | (first > 1)).any()):
+        task = replace(task, shares=False)  # the teacher's scores lie between 0 and 1 by chance
     items: Votes | Numbers
     if task.kind == "regression":
         items = Numbers(

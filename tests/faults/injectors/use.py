@@ -257,6 +257,6 @@ USE = (
         id="KL-wrong",
         description="one layer's KL term is not the divergence",
         inject=wrong_in_layer,
-        fails={"kl.present": ("neither", "head", "closed form"), "kl.loss": ("another weight", "head")},
+        fails={"kl.present": ("not that of the closed form", "head"), "kl.loss": ("another weight", "head")},
     ),
 )
