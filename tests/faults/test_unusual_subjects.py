@@ -329,3 +329,30 @@ def test_a_lazy_module_stays_lazy() -> None:
     assert repr(model) == repr(before)
     assert model[0].has_uninitialized_params()  # type: ignore[operator]
     assert model(images()).shape == (24, 3)
+
+
+class _Flat(nn.Module):
+    """Gives one number for each example, without a dimension of its own."""
+
+    def __init__(self, shift: float = 0.0) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.body, self.head = nn.Linear(6, 16), nn.Linear(16, 1)
+        self.head.bias.data.add_(shift)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.head(functional.relu(self.body(x))).squeeze(-1)
+
+
+@pytest.mark.parametrize("shape", [(24,), (24, 1)])
+def test_a_regression_without_a_second_dimension_is_judged(shape: tuple[int, ...]) -> None:
+    def loss(model: nn.Module, batch: Any) -> Tensor:
+        value: Tensor = functional.mse_loss(model(batch[0]), batch[1].flatten()) + get_kl_loss(model) / 10
+        return value
+
+    data = (images(), _Flat().eval()(images()).detach().reshape(shape))
+    run = audited(convert(_Flat().eval(), moped_delta=0.01), _Flat().eval(), loss=loss, data=data)
+    assert_not_accused(run)
+    assert of(run, "teacher.agreement").verdict is Verdict.PASS
+    run = audited(convert(_Flat(shift=5.0).eval()), _Flat().eval(), loss=loss, data=data, stage="finetuned")
+    assert of(run, "teacher.agreement").verdict is Verdict.FAIL

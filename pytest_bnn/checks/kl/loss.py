@@ -10,6 +10,9 @@ that is proven to be silent on the model at hand; where it is not, the claim is 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+
+from torch import Tensor
 
 from pytest_bnn.checks._objective import (
     FINITE_DERIVATIVE,
@@ -36,6 +39,7 @@ from pytest_bnn.checks.kl._fits import (
 from pytest_bnn.checks.kl._sick import NOT_FINITE, not_finite
 from pytest_bnn.checks.values import Count, Positive
 from pytest_bnn.errors import InputError
+from pytest_bnn.libraries.gaussian import PosteriorTensor
 from pytest_bnn.libraries.posterior import bayesian_layers, counted_twice
 from pytest_bnn.libraries.protocol import BayesianLayer, tensors_of
 from pytest_bnn.libraries.registry import nobody_knows
@@ -188,6 +192,12 @@ class _Judgement:
             for t in self.tensors
         ]
 
+    def _only_entropy(self, tensors: Sequence[PosteriorTensor], gradients: Sequence[Tensor | None]) -> float:
+        """Give the weight of the negative entropy where nothing else pulls on rho, as in an estimated KL; else 0."""
+        fits = [by_entropy(tensor, gradient) for tensor, gradient in zip(tensors, gradients, strict=True)]
+        found = [fit for fit in fits if fit is not None and fit.residual <= fit.allowed and fit.weight]
+        return found[0].weight if found and len(found) == len(fits) else 0.0
+
     def _flat(self) -> bool:
         """Say whether a KL term without a gradient gets one where the prior is far away."""
         try:
@@ -200,7 +210,11 @@ class _Judgement:
         """Give the weights of a KL that the loss computes itself, toward another Gaussian prior than the layers'."""
         if not any(fit.residual > fit.allowed for fit in fits):
             return fits
-        found = by_own_prior([fit.tensor for fit in fits], [first.gradients[key_of(fit.tensor)][1] for fit in fits])
+        tensors = [fit.tensor for fit in fits]
+        gradients = [first.gradients[key_of(tensor)][1] for tensor in tensors]
+        if self._only_entropy(tensors, gradients):
+            return fits
+        found = by_own_prior(tensors, gradients)
         return found if len(found) == len(fits) else fits
 
     def _judged(self, first: Evaluation, fits: list[Fit], seen_by_prior: bool) -> Finding:
@@ -367,9 +381,7 @@ class _Judgement:
         if not strangers:
             return ""
         gradients = [(fit.tensor, again.gradients[key_of(fit.tensor)][1]) for fit in fits]
-        entropies = [by_entropy(tensor, gradient) for tensor, gradient in gradients]
-        if all(fit is not None and fit.residual <= fit.allowed and fit.weight for fit in entropies):
-            weight = next(fit.weight for fit in entropies if fit is not None)
+        if weight := self._only_entropy(*zip(*gradients, strict=True)):
             return (
                 "the loss estimates its KL term from the drawn weights, log q(w) - log p(w): without noise only the "
                 f"entropy in it is seen, with weight {weight:.6g}; take the closed form to have it judged"

@@ -220,7 +220,7 @@ class Numbers:
     def take(self, block: Tensor, rows: Tensor) -> None:
         """Take passes on all images."""
         assert len(rows) == self.count
-        self.seen.extend(block.detach().cpu().double().flatten(2))
+        self.seen.extend(block.detach().cpu().double().reshape(*block.shape[:2], -1))
         self.passes += len(block)
 
     def _gap(self, error_rate: float) -> tuple[Tensor, Tensor]:

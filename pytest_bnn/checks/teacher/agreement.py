@@ -111,7 +111,9 @@ def _find(subject: Subject, claim: Claim, max_passes: int, tolerance: float) -> 
         task = replace(task, shares=False)  # the teacher's scores lie between 0 and 1 by chance
     items: Votes | Numbers
     if task.kind == "regression":
-        items = Numbers(claim, teacher.double().flatten(1), tolerance * _scales(teacher), looks=_looks(max_passes))
+        items = Numbers(
+            claim, teacher.double().reshape(len(teacher), -1), tolerance * _scales(teacher), looks=_looks(max_passes)
+        )
     else:
         items = Votes.of(teacher, task, claim, subject.seed)
     items.take(first, torch.arange(len(teacher)))
@@ -151,7 +153,7 @@ def _looks(max_passes: int) -> int:
 
 def _scales(teacher: Tensor) -> Tensor:
     """Give the scale of each output of a regression: its standard deviation over images, or else its size."""
-    values = teacher.double().flatten(1)
+    values = teacher.double().reshape(len(teacher), -1)
     spread = values.std(0) if len(values) > 1 else torch.zeros(values.shape[1], dtype=torch.float64)
     size = values.square().mean(0).sqrt()
     return torch.where(spread > 1e-12 * size, spread, size).clamp_min(1e-300)
@@ -231,7 +233,7 @@ def _single(items: Votes | Numbers, first: Tensor) -> float:
     """Give the share of items on which a single pass agrees, over the first passes."""
     if isinstance(items, Votes):
         return items.single / (len(first) * items.count)
-    near = (first.cpu().double().flatten(2) - items.expected).abs() <= items.allowed
+    near = (first.cpu().double().reshape(*first.shape[:2], -1) - items.expected).abs() <= items.allowed
     return float(near.all(2).double().mean())
 
 
