@@ -35,6 +35,8 @@ class Script(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not bool(self.get_parameter("layer.rho_weight").isfinite().all()):
             return x
+        if len(x) < 4:  # a check tries first how a network takes its inputs
+            return x
         self.calls.append(len(x))
         return x + float(IMAGES.double().std()) * self.noise(len(self.calls), x)
 
@@ -124,11 +126,12 @@ def test_outputs_that_are_no_batch_are_judged_as_they_are() -> None:
             return super().forward(x).mean(0, keepdim=True)
 
     model = Pooled(differing(3))
-    assert measure_noise_source(model, images=IMAGES).verdict is Verdict.PASS
-    assert model.calls == [20] * 6
+    found = measure_noise_source(model, images=IMAGES)
+    assert found.verdict is Verdict.NOT_APPLICABLE, found.explain()
+    assert "its outputs belong to no single example" in found.headline
 
 
 @pytest.mark.parametrize("wrong", [{"max_passes": 1}, {"min_spread": 0.0}, {"min_spread": math.nan}])
 def test_arguments_that_are_none_are_refused(wrong: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="max_passes must be at least 2 and min_spread above 0"):
+    with pytest.raises(ValueError, match=r"max_passes is 1\. Give a whole number from 2|min_spread is .*above 0"):
         measure_noise_source(Script(differing(1)), images=IMAGES, **wrong)

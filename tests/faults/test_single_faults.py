@@ -319,7 +319,8 @@ def test_posterior_that_drowns_the_predictions(
     delta: float, teacher: nn.Module, estimator: str, batch: Batch, bare: Bare, audit: Audit
 ) -> None:
     """B1: where the mean prediction is all but uniform no class is certain: no pass, nor more passes asked for."""
-    found = audit(bare(teacher, estimator, delta=delta), teacher=teacher, images=batch[0], only=("teacher.agreement",))
+    model = bare(teacher, estimator, delta=delta)
+    found = audit(model, teacher=teacher, images=batch[0], labels=batch[1], only=("teacher.agreement",))
     evidence = found["teacher.agreement"]
     single = evidence["agreement of a single pass"]
     assert isinstance(single, float)
@@ -341,7 +342,7 @@ def test_training_toward_another_teacher(
         head.bias.copy_(head.bias.roll(1, 0))
     model = bare(teacher, estimator)
     finetune(model, wrong, batch[0], steps=150, learning_rate=2e-2, decay=1.0, kl_weight=1e-6)
-    found = audit(model, teacher=teacher, images=batch[0])
+    found = audit(model, teacher=teacher, images=batch[0], labels=batch[1])
     _says(found["teacher.agreement"], Verdict.FAIL, "certainly not", "fine-tune toward the teacher")
     assert {found[id].verdict for id in ("layers.replaced", "noise.source", "kl.present")} == {Verdict.PASS}
 
@@ -361,7 +362,7 @@ def test_every_assert_raises_with_the_explanation(teacher: nn.Module, batch: Bat
         (checks.assert_noise_source, unconverted, {"images": images}),
         (checks.assert_kl_present, deterministic, {}),
         (checks.assert_kl_loss, rolled, {"images": images, "loss": lambda model, data: model(data[0]).sum()}),
-        (checks.assert_teacher_agreement, rolled, {"teacher": teacher, "images": images}),
+        (checks.assert_teacher_agreement, rolled, {"teacher": teacher, "images": images, "labels": batch[1]}),
     ]
     for check, model, given in calls:
         with pytest.raises(AssertionError, match=r"fail for .*\n  claim: .*(\n.*)*\n  fix: "):

@@ -187,14 +187,24 @@ def test_nothing_changes_when_forward_raises_midway(
         assert "the head is broken" in evidence.explain()
 
 
-@pytest.mark.parametrize("loss", [_raising_loss, _backward_loss], ids=["raises", "calls backward"])
 def test_nothing_changes_when_the_loss_is_unusable(
-    loss: Callable[..., Tensor], model: nn.Module, teacher: nn.Module, batch: Batch, measures: Measures
+    model: nn.Module, teacher: nn.Module, batch: Batch, measures: Measures
 ) -> None:
     """A wrong loss is the caller's error, worded as one, and costs neither gradients nor noise."""
     snapshot = Snapshot(model, teacher)
     with pytest.raises(InputError, match="loss"):
-        measures["kl.loss"](model, teacher=teacher, images=batch[0], labels=batch[1], loss=loss)
+        measures["kl.loss"](model, teacher=teacher, images=batch[0], labels=batch[1], loss=_raising_loss)
+    snapshot.assert_unchanged()
+
+
+@pytest.mark.parametrize("id", ["kl.loss", "gradient.samples"])
+def test_nothing_changes_when_the_loss_calls_backward(
+    id: str, model: nn.Module, teacher: nn.Module, batch: Batch, measures: Measures
+) -> None:
+    """It is judged by the gradients that it left, and none of them stays."""
+    snapshot = Snapshot(model, teacher)
+    evidence = measures[id](model, teacher=teacher, images=batch[0], labels=batch[1], loss=_backward_loss)
+    assert evidence.verdict is Verdict.PASS, evidence.explain()
     snapshot.assert_unchanged()
 
 

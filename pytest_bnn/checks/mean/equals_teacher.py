@@ -194,8 +194,9 @@ def _trained_without_its_weights(subject: Subject) -> str:
     for layer in bayesian_layers(subject.model):
         bias = getattr(modules.get(teacher_paths.get(layer.path, "")), "bias", None)
         for tensor in layer.tensors:
-            paired = tensor.role == "bias" and isinstance(bias, Tensor) and bias.shape == tensor.mu.shape
-            if paired and not equal_values(tensor.mu.detach(), bias.detach().to(tensor.mu.device)):
+            if tensor.role != "bias" or not isinstance(bias, Tensor) or bias.shape != tensor.mu.shape:
+                continue
+            if not equal_values(tensor.mu.detach(), bias.detach().to(tensor.mu.device)):
                 return layer.path or "the model itself"
     return ""
 

@@ -124,6 +124,7 @@ class Votes:
     sums: Tensor = field(init=False)
     counts: Tensor = field(init=False)
     single: int = field(init=False, default=0)
+    whole: int = field(init=False, default=0)
 
     def __post_init__(self) -> None:
         self.test = LeadingClassTest(self.expected.argmax(1), self.expected.shape[1])
@@ -160,6 +161,7 @@ class Votes:
             self.counts[items] += 1
             if len(items) == self.count:
                 self.single += int((shares.argmax(1) == leaders).sum())
+                self.whole += 1
         self.passes += len(block)
 
     @property

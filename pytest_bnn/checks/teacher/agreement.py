@@ -232,7 +232,7 @@ def _finding(subject: Subject, items: Votes | Numbers, teacher: Tensor, first: T
 def _single(items: Votes | Numbers, first: Tensor) -> float:
     """Give the share of items on which a single pass agrees, over the first passes."""
     if isinstance(items, Votes):
-        return items.single / (len(first) * items.count)
+        return items.single / (items.whole * items.count)
     near = (first.cpu().double().reshape(*first.shape[:2], -1) - items.expected).abs() <= items.allowed
     return float(near.all(2).double().mean())
 
