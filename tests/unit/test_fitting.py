@@ -368,7 +368,6 @@ def fails(_: int) -> Any:
         (Items(lambda index: {"image": X[index], "label": Y[index]} if index else {"image": X[0]}),
          ("items of different structure", "the same fields")),
     ],
-    ids=str,
 )  # fmt: skip
 def test_what_cannot_be_read(data: Any, words: tuple[str, ...]) -> None:
     """One clear error, with what was found and what would be right; never the end of the program."""

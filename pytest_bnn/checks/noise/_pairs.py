@@ -47,8 +47,14 @@ def scales_of(outputs: Tensor, fields: tuple[Field, ...] = (), live: Tensor | No
 
 
 def live_in(passes: Tensor) -> Tensor:
-    """Say which numbers of outputs ``[passes, N, ...]`` differ in any pass."""
-    return (passes != passes[0]).any(0)
+    """Say which numbers of outputs ``[passes, N, ...]`` differ in any pass.
+
+    An image of which nothing differs has those that differ for some other image: its silence must not set the scale.
+    """
+    live = (passes != passes[0]).any(0)
+    silent = ~live.flatten(1).any(1) if live.ndim > 1 else ~live
+    live[silent] = live.any(0)
+    return live
 
 
 def without_noise(subject: Subject) -> Tensor:
