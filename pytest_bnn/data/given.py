@@ -68,7 +68,7 @@ def _require_as_many(samples: Samples, labels: Any) -> None:
     if labels is samples.item and not (is_pair(labels) and len(labels) == 2):
         return
     value = labels[1] if labels is samples.item else labels
-    if isinstance(value, Tensor) and row_dim(value, rows=samples.rows, dim=0) is None:
+    if isinstance(value, Tensor) and row_dim(value, rows=samples.rows, dim=samples.dim) is None:
         given = f"{len(value)} labels" if value.ndim else "labels without a dimension"
         raise InputError(f"there are {samples.rows} images and {given}", fix="give one label for each image")
     if not isinstance(value, Tensor) and value is not None and not tensors(value):
@@ -160,6 +160,11 @@ def does_not_accept(role: str, model: nn.Module, images: Inputs, error: ForwardE
         return InputError(
             f"the {role} {type(model).__name__} takes {described(images)}, and its outputs cannot be judged ({error})",
             fix="wrap it so that it returns a row of numbers for each example",
+        )
+    if isinstance(error.__cause__, SystemExit):
+        return InputError(
+            f"the forward of the {role} {type(model).__name__} tried to end the process ({error})",
+            fix="remove the call that ends it, such as sys.exit()",
         )
     return InputError(
         f"the {role} {type(model).__name__} does not accept {described(images)} ({error})",

@@ -172,6 +172,12 @@ def _read(data: Any, source: str, limit: int, seed: int, dim: int) -> Samples:
     with preserved_random_state(), _own_generators_kept(data):
         try:
             batches, places = _batches(data, limit, seed, dim)
+        except _ItemError as error:
+            cause = error.__cause__
+            raise InputError(
+                f"{source}: item {error.place} of {kind(data)} raised {type(cause).__name__}: {cause}",
+                fix="mend or leave out that item: the audit reads it as data[number]",
+            ) from cause
         except (Exception, SystemExit) as error:
             told = f"{error}" if isinstance(error, TypeError) else f"{type(error).__name__}: {error}"
             raise InputError(
@@ -222,7 +228,7 @@ def _batches(data: Any, limit: int, seed: int, dim: int) -> tuple[list[Any], Ten
         if in_order and length is not None and length > limit:
             places = _subset(length, limit, seed)
             found = [
-                _checked(data.collate_fn([data.dataset[int(index)] for index in part]))
+                _checked(data.collate_fn([_at(data.dataset, int(index)) for index in part]))
                 for part in places.split(data.batch_size or 1)
             ]
             return found, places
@@ -237,7 +243,22 @@ def _batches(data: Any, limit: int, seed: int, dim: int) -> tuple[list[Any], Ten
     if length is None:
         return [_item(item) for item in islice(iter(data), limit)], None
     places = _subset(length, limit, seed)
-    return [_item(data[int(index)]) for index in places], places
+    return [_item(_at(data, int(index))) for index in places], places
+
+
+class _ItemError(Exception):
+    """One item of a data set cannot be read; the cause is chained."""
+
+    def __init__(self, place: int) -> None:
+        super().__init__(place)
+        self.place = place
+
+
+def _at(data: Any, place: int) -> Any:
+    try:
+        return data[place]
+    except (Exception, SystemExit) as error:
+        raise _ItemError(place) from error
 
 
 def _length(data: Any) -> int | None:

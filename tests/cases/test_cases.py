@@ -71,7 +71,7 @@ def test_case(case: Case) -> None:
         try:
             distribution(case.needs)
         except PackageNotFoundError:
-            pytest.skip(f"runs where {case.needs} is installed, as pytest-bnn[test] does")
+            pytest.skip(f"runs where {case.needs} is installed, as nox -s nightly does")
     given = case.make()
     data = None if given.data is None else given.data()
     before, random = tensors(data), torch.get_rng_state()

@@ -123,7 +123,7 @@ class BayesianDense(nn.Module):
 
 
 def blitz_network() -> nn.Module:
-    modules = pytest.importorskip("blitz.modules")
+    modules = pytest.importorskip("blitz.modules", reason="runs where blitz is installed, as nox -s nightly does")
     return nn.Sequential(modules.BayesianLinear(6, 16), nn.ReLU(), modules.BayesianLinear(16, 3))
 
 
