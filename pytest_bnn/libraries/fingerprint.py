@@ -19,6 +19,9 @@ _START_ERROR = 1e-4
 #: Places of a tensor from which its distribution can be told.
 _FEW = 20
 
+#: Values of a tensor that tell whether sigma is one share of abs(mu): a step of training moves them all.
+_ENOUGH = 1 << 16
+
 #: A rho at or below this is the floor of MOPED's ``log(expm1(.) + 1e-20)``, docs/faults.md A6.
 _FLOOR = -40.0
 
@@ -56,15 +59,22 @@ def fingerprint(tensor: PosteriorTensor, weight: Tensor) -> Fingerprint:
     mu, rho = tensor.mu.detach(), tensor.rho.detach()
     weight = weight.detach().to(mu.device)
     rho = rho.expand_as(mu) if rho.shape != mu.shape else rho
+    equal, fresh = equal_values(mu, weight), is_one_ratio(some(rho), some(mu))
     return Fingerprint(
         name=tensor.name,
         size=mu.numel(),
         cosine=cosine(tensor, weight),
-        equal=equal_values(mu, weight),
-        fresh=is_one_ratio(rho, mu),
-        untrained_sigma=is_one_ratio(rho, weight),
-        random_start=_is_random_start(mu, rho),
+        equal=equal,
+        fresh=fresh,
+        untrained_sigma=fresh if equal else is_one_ratio(some(rho), some(weight)),
+        random_start=not fresh and _is_random_start(some(mu), some(rho)),
     )
+
+
+def some(values: Tensor) -> Tensor:
+    """Give at most `_ENOUGH` values of a tensor, evenly spread over it, flat."""
+    flat = values.flatten()
+    return flat[:: -(-flat.numel() // _ENOUGH) or 1]
 
 
 def cosine(tensor: PosteriorTensor, weight: Tensor) -> float:
