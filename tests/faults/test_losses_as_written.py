@@ -213,6 +213,7 @@ def test_several_passes_with_noise_of_their_own_are_right(name: str) -> None:
 
 
 @pytest.mark.parametrize("how", [{}, {"type": "Flipout"}], ids=["Reparameterization", "Flipout"])
+@pytest.mark.fault("B16", "gradient.samples")
 def test_a_block_that_draws_anew_in_the_backward_pass_is_found(how: Any) -> None:
     """B16: the random state is not kept for the second run."""
     made = convert(Checkpointed(use_reentrant=False, preserve_rng_state=False).eval(), moped_delta=0.1, **how)
@@ -223,6 +224,7 @@ def test_a_block_that_draws_anew_in_the_backward_pass_is_found(how: Any) -> None
     assert weighed.verdict is Verdict.PASS, weighed.explain()
 
 
+@pytest.mark.fault("B17", "gradient.samples")
 def test_normal_of_mu_and_sigma_is_a_fault_of_its_own() -> None:
     """B17: what is drawn so has no graph."""
 
@@ -292,6 +294,7 @@ def test_a_remedy_is_possible(loss: Loss, separable: bool) -> None:
 # --- causes -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault("B18", "kl.loss")
 def test_a_loss_of_another_model_is_told() -> None:
     """B18: a name from outside in the place of the argument."""
     other = model()
@@ -360,6 +363,7 @@ class Rollout(nn.Module):
         return out, total
 
 
+@pytest.mark.fault("B19", "kl.loss")
 def test_a_kl_of_each_call_is_blamed_on_the_layers_called_again() -> None:
     """B19: layers that return their KL with each output, summed over time."""
 

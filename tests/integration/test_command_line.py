@@ -584,5 +584,6 @@ def test_help_names_every_option_and_exit_code(run: Run) -> None:
                    "--min-agreement", "--inconclusive", "--threads", "--sampler", "--output", "--verbose"):  # fmt: skip
         assert option in text
     assert (
-        "exit codes: 0 every claim holds; 1 a claim failed or stayed inconclusive; 2 the audit itself broke; " in text
+        "exit codes: 0 every claim holds; 1 a claim failed or stayed inconclusive; 2 the audit itself broke, or "
+        in text
     )

@@ -85,7 +85,12 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
             del sys.modules[name]
 
 
-@pytest.mark.parametrize("name", PAGES)
+LONG = pytest.mark.nightly("a minute of generated networks; the property tests of every push draw the same")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(p, marks=LONG) if p in ("strategies", "properties") else p for p in PAGES]
+)
 def test_page_runs(name: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """One namespace and one folder a page; what a console block shows must be in the output, in this order."""
     namespace: dict[str, object] = {"__name__": "docs"}

@@ -37,6 +37,7 @@ def percents(text: str) -> list[float]:
     return [float(number) for number in re.findall(r"^ +([\d.]+) %", text, re.M)]
 
 
+@pytest.mark.nightly("a minute and more; every push runs the notebook as it was published, and the README's audit")
 def test_notebook_on_digits(tmp_path: Path) -> None:
     """Offline and without arguments but for its length: the teacher knows the digit, and the conversion keeps it."""
     report = tmp_path / "audit.html"
