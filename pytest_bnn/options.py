@@ -261,7 +261,6 @@ class Settings:
     sampler: str = "auto"
 
 
-_NOWHERE: Mapping[str, Source] = {}
 _settings: ContextVar[tuple[Settings, Mapping[str, Source]] | None] = ContextVar("pytest_bnn_settings", default=None)
 
 
@@ -286,14 +285,12 @@ def using(settings: Settings, sources: Mapping[str, Source] | None = None) -> It
 
 def in_force() -> Settings:
     """Give the settings in force, the defaults where there are none."""
-    found = _settings.get()
-    return Settings() if found is None else found[0]
+    return (_settings.get() or (Settings(), {}))[0]
 
 
 def sources_in_force() -> Mapping[str, Source]:
     """Give the source of each setting in force, by key; settings at their defaults are left out."""
-    found = _settings.get()
-    return _NOWHERE if found is None else found[1]
+    return (_settings.get() or (Settings(), {}))[1]
 
 
 def budget_in_force() -> Budget:

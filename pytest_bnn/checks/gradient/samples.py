@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +21,7 @@ from pytest_bnn.checks._objective import (
 )
 from pytest_bnn.checks.check import check
 from pytest_bnn.checks.finding import NOTHING_BAYESIAN, Finding, LossError, not_applicable
+from pytest_bnn.checks.gradient._buffers import own_buffers
 from pytest_bnn.checks.kl._sick import not_finite
 from pytest_bnn.errors import InputError
 from pytest_bnn.libraries.posterior import BayesianLayer, PosteriorTensor, bayesian_layers
@@ -102,7 +101,7 @@ def _find(subject: Subject) -> Finding:
         )
     if found := _not_differentiable(layers, silent):
         return found
-    with _own_buffers(layers):
+    with own_buffers(layers):
         exact = evaluate(subject, layers)
     rows = [_compared(tensor, as_it_is, exact, silent) for tensor in tensors]
     bad = [row for row in rows if row.off > row.allowed]
@@ -169,25 +168,6 @@ def _drawn_again(layers: tuple[BayesianLayer, ...], found: Evaluation) -> Findin
         layers=tuple(other.values()),
         remedy="call torch.utils.checkpoint.checkpoint with preserve_rng_state=True, its default",
     )
-
-
-@contextmanager
-def _own_buffers(layers: tuple[BayesianLayer, ...]) -> Iterator[None]:
-    """Give every call of a layer noise buffers of its own, which no later call writes over."""
-    buffers = {id(layer.module): [tensor.eps_name for tensor in layer.tensors] for layer in layers}
-
-    def fresh(module: nn.Module, _inputs: Any) -> None:
-        for name in buffers[id(module)]:
-            buffer = module._buffers.get(name)
-            if buffer is not None:
-                module._buffers[name] = torch.empty_like(buffer)
-
-    handles = [layer.module.register_forward_pre_hook(fresh) for layer in layers]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -169,3 +169,22 @@ def weight_of(fits: Sequence[Fit], conventions: Sequence[Convention], expected: 
         if key < least:
             best, least = Weight(convention, middle, max(errors)), key
     return best
+
+
+def notes_on(problem: str, found: Weight, seen_by_prior: bool, fits: list[Fit]) -> list[str]:
+    """Say how the weight was read off, and what it is on the KL of an ELBO."""
+    notes = []
+    if fits[0].of == "prior":
+        notes.append(
+            "every sigma is still the prior's, where the KL has no gradient to it: the weight is read off by moving "
+            "the prior's mean"
+        )
+    if found.value and not seen_by_prior:
+        notes.append("the loss does not notice when the layers' prior moves: it keeps a prior of its own")
+    if found.value and found.convention == "mean per tensor" and not problem:
+        counts = [fit.tensor.count for fit in fits]
+        notes.append(
+            f"on the KL of an ELBO (the sum over weights) that is a weight of {found.value / max(counts):.2g} in the "
+            f"largest tensor and {found.value / min(counts):.2g} in the smallest"
+        )
+    return notes
