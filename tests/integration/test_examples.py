@@ -106,8 +106,8 @@ def test_notebook_on_imagenet(tmp_path: Path) -> None:
     assert set(named) <= set(categories)
     found = verdicts(report.with_suffix(".json"))
     assert found["layers.replaced"] == found["kl.present"] == found["kl.loss"] == "pass"
-    # No teacher's opinion can be decided in two passes.
-    assert found["teacher.agreement"] == "inconclusive"
+    # No teacher's opinion can be decided in two passes, and one of random weights is too unsure for any number.
+    assert found["teacher.agreement"] in ("inconclusive", "not_applicable")
 
 
 @pytest.mark.parametrize(
