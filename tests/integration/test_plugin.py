@@ -100,14 +100,18 @@ def test_does_not_apply():
 
 
 def test_undecided():
-    pytest_bnn.assert_teacher_agreement(net.bayesian(), teacher=net.teacher(), images=IMAGES, task="classification", max_passes=4)
+    pytest_bnn.assert_teacher_agreement(
+        net.bayesian(), teacher=net.teacher(), images=IMAGES, task="classification", max_passes=4
+    )
 
 
 @pytest.mark.bnn(inconclusive="warn", samples=4, seed=7)
 def test_undecided_may_be(bnn_audit):
     run = bnn_audit(net.bayesian(), name="seeded", checks=["teacher.agreement"], **GIVEN).raise_for_failures()
     assert (run.checks[0].verdict, run.checks[0].samples, run.checks[0].seed) == ("inconclusive", 4, 7)
-    pytest_bnn.assert_teacher_agreement(net.bayesian(), teacher=net.teacher(), images=IMAGES, task="classification", max_passes=4)
+    pytest_bnn.assert_teacher_agreement(
+        net.bayesian(), teacher=net.teacher(), images=IMAGES, task="classification", max_passes=4
+    )
 
 
 @pytest.mark.bnn(min_agreement=0.25)
@@ -407,8 +411,10 @@ import pytest_bnn
 
 @pytest.mark.bnn(inconclusive="maybe")
 def test_value():
-    images = net.held_out()[0]
-    pytest_bnn.assert_teacher_agreement(net.bayesian(), teacher=net.teacher(), images=images, max_passes=4)
+    images, labels = net.held_out()
+    pytest_bnn.assert_teacher_agreement(
+        net.bayesian(), teacher=net.teacher(), images=images, labels=labels, max_passes=4
+    )
 
 
 @pytest.mark.bnn(sampels=4)
@@ -442,8 +448,10 @@ import pytest_bnn
 
 
 def test_undecided():
-    images = net.held_out()[0]
-    pytest_bnn.assert_teacher_agreement(net.bayesian(), teacher=net.teacher(), images=images, max_passes=4)
+    images, labels = net.held_out()
+    pytest_bnn.assert_teacher_agreement(
+        net.bayesian(), teacher=net.teacher(), images=images, labels=labels, max_passes=4
+    )
 """
     files = {"net.py": net_py, "test_undecided.py": tests}
     arguments = ["--bnn-report=out/audit.html"]

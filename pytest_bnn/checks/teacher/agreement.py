@@ -126,11 +126,12 @@ def _find(subject: Subject, claim: Claim, max_passes: int, tolerance: float) -> 
             return not_finite(subject, stop, bad)
         items.take(_judged(block, fields, task), rows)
     finding = _finding(subject, items, teacher, first, max_passes)
-    if finding.verdict is Verdict.PASS or task.proven:
+    if finding.verdict in (Verdict.PASS, Verdict.NOT_APPLICABLE) or task.proven:
         return finding
+    told = "do not agree" if finding.verdict is Verdict.FAIL else "are not certain to agree"
     return Finding(
         verdict=Verdict.NOT_APPLICABLE,
-        headline=f"{task.why}, and their leading classes do not agree: {finding.headline}. Whether they are scores of "
+        headline=f"{task.why}, and their leading classes {told}: {finding.headline}. Whether they are scores of "
         "classes is not known: give labels or the loss, or say so with --task classification (task= in Python)",
         measurements=finding.measurements,
         samples=finding.samples,
