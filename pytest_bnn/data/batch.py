@@ -107,8 +107,8 @@ class Batch:
 
     def __str__(self) -> str:
         """Say what the network is called with: ``(float32 [8, 3], mask=bool [8])``."""
-        named = [f"{key}={_shown(value)}" for key, value in self.keywords.items()]
-        return f"({', '.join([*map(_shown, self.arguments), *named])})"
+        named = [f"{key}={describe(value)}" for key, value in self.keywords.items()]
+        return f"({', '.join([*map(describe, self.arguments), *named])})"
 
     def _mapped(self, visit: Any, *, rows: int) -> Batch:
         stop = per_example(self.rows)
@@ -196,7 +196,3 @@ def _copy(leaf: Any) -> Any:
     if isinstance(leaf, PackedSequence):
         return leaf._replace(data=leaf.data.clone())
     return leaf.clone() if isinstance(leaf, Tensor) else leaf
-
-
-def _shown(tree: Any) -> str:
-    return describe(tree)

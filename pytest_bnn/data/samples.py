@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, SequentialSampler, default_collate
 
-from pytest_bnn.data.batch import per_example, row_dim, rows_of, taken
+from pytest_bnn.data.batch import per_example, rows_of, taken
 from pytest_bnn.errors import InputError
 from pytest_bnn.network.isolation import preserved_random_state
 from pytest_bnn.network.tree import describe, is_inner, kind, leaves, mapped
@@ -334,10 +334,3 @@ def _column(name: str, parts: list[Any], given: str, dim: int) -> Any:
             words, fix = "labels of different shapes", "give every image a label of one shape, or none"
         raise InputError(f"{given} {words}: {' and '.join(map(str, sorted(shapes)[:3]))}", fix=fix)
     return torch.cat(parts, dim=where)
-
-
-def has_rows(leaf: Any, *, rows: int, dim: int) -> bool:
-    """Say whether a leaf has an entry for each example."""
-    if isinstance(leaf, Tensor):
-        return row_dim(leaf, rows=rows, dim=dim) is not None
-    return isinstance(leaf, list | tuple) and len(leaf) == rows
