@@ -244,7 +244,10 @@ def _detached(layers: tuple[BayesianLayer, ...], found: Evaluation, silent: Eval
             of_the_kl = silent.gradients[key_of(tensor)][1]
             whole = torch.zeros_like(part) if to_rho is None else to_rho
             of_the_data = whole if of_the_kl is None else whole - of_the_kl
-            visible = float(part.norm()) > _VISIBLE * float(whole.norm()) and bool(torch.isfinite(part).all())
+            # Beside the KL's part the data's is rounded with it, in the dtype of the gradient.
+            least = max(_VISIBLE, 10 * torch.finfo(tensor.rho_parameter.dtype).eps)
+            beside = max(float(whole.norm()), 0.0 if of_the_kl is None else float(of_the_kl.norm()))
+            visible = float(part.norm()) > least * beside and bool(torch.isfinite(part).all())
             if visible and float(of_the_data.norm()) < _MISSING * float(part.norm()):
                 cut.add(key_of(tensor))
     return [tensor for tensor in tensors if key_of(tensor) in cut]

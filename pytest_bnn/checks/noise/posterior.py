@@ -61,6 +61,10 @@ def posterior(subject: Subject, *, max_passes: FewPasses = MAX_PASSES, budget: B
 measure_noise_posterior, assert_noise_posterior = posterior.measure, posterior.assert_
 
 
+#: How to meet the premise where sigma is too small to be seen beside mu.
+_HOW = "; audit it in a wider dtype (model.float()), or make it with convert(teacher, moped_delta=...) of a larger delta"
+
+
 @dataclass(slots=True, eq=False)
 class _Drawing:
     """The draws of all layers, pass by pass."""
@@ -119,7 +123,7 @@ def _find(subject: Subject, max_passes: int, budget: Budget) -> Finding:
         why = f" ({notes[0]})" if notes else ""
         return not_applicable(
             f"no layer's noise can be seen{why}: the claim needs a layer that the forward calls, and that draws its "
-            "weights itself with a sigma above their rounding"
+            f"weights itself with a sigma above their rounding{_HOW if left_out else ''}"
         )
     notes += _unseen(small, enough, level, 1 - budget.beta)
     return _judged(drawing, seen, small, level, share, tuple(notes), budget)
