@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,8 @@ from pytest_bnn.data.batch import Batch, rows_of
 from pytest_bnn.data.loss import BATCH
 from pytest_bnn.errors import InputError
 from pytest_bnn.libraries import posterior
-from pytest_bnn.libraries.capture import LayerCall, capture
+from pytest_bnn.libraries.capture import LayerCall
+from pytest_bnn.libraries.cut import Key, cut_operands, key_of, watched_operands
 from pytest_bnn.libraries.gaussian import not_finite
 from pytest_bnn.libraries.posterior import BayesianLayer, PosteriorTensor, shifted_prior, zero_noise
 from pytest_bnn.libraries.protocol import tensors_of
@@ -32,16 +33,12 @@ FINITE_DERIVATIVE = (
     "mask hides"
 )
 
-#: A tensor by its layer's path and its role.
-Key: TypeAlias = tuple[str, str]
-
 #: Rows that suffice to prove that silence is silent; two, so that a BatchNorm in train mode runs.
 _ROWS = 2
 
 
-def key_of(tensor: PosteriorTensor) -> Key:
-    """Give the key of a tensor in `Evaluation.gradients`."""
-    return tensor.path, tensor.role
+#: What becomes of the noise in an evaluation: it stays as it is drawn, is 0, or is cut off from mu and rho.
+Noise: TypeAlias = Literal["drawn", "silent", "cut"]
 
 
 @dataclass(slots=True, eq=False)
@@ -51,10 +48,13 @@ class Evaluation:
     Attributes:
         value: The loss.
         gradients: To each tensor's mu and rho (their parameters), float64; None where none came.
-        calls: The calls of Bayesian layers.
+        calls: The calls of Bayesian layers; where the noise is not silent, the weights they used keep their gradients.
         called: How often the model, or a module in it, was called.
         reached: Whether a gradient came to any parameter of the model.
-        cut: Paths of the layers that drew by ``torch.normal`` for tensors in a graph; seen in silence alone.
+        by_normal: Paths of the layers that drew by ``torch.normal`` for tensors in a graph; seen in silence alone.
+        not_cut: Paths of the layers whose weights are not seen, so that they were not cut.
+        undrawn: Tensors whose mu is used as it is, outside of their layer's own call; seen in the cut alone.
+        moved: How far each mu was moved, float64.
     """
 
     value: float = 0.0
@@ -62,7 +62,10 @@ class Evaluation:
     calls: list[LayerCall] = field(default_factory=list)
     called: int = 0
     reached: bool = False
-    cut: frozenset[str] = frozenset()
+    by_normal: frozenset[str] = frozenset()
+    not_cut: tuple[str, ...] = ()
+    undrawn: tuple[PosteriorTensor, ...] = ()
+    moved: dict[Key, Tensor] = field(default_factory=dict)
 
 
 class _Backwards(TorchFunctionMode):
@@ -84,12 +87,12 @@ def evaluate(
     subject: Subject,
     layers: Sequence[BayesianLayer],
     *,
-    silent: bool = False,
+    noise: Noise = "drawn",
     train: bool = False,
     free_rho: bool = False,
     prior_shift: float = 0.0,
+    mu_shift: float = 0.0,
     seed: int | None = None,
-    keep: bool = False,
     backward: bool = True,
 ) -> Evaluation:
     """Evaluate the loss and its gradient on one batch; the loss may run backward itself.
@@ -97,12 +100,12 @@ def evaluate(
     Args:
         subject: With a loss and images.
         layers: The model's Bayesian layers.
-        silent: With every draw of a layer 0.
+        noise: As it is drawn, with every draw of a layer 0, or with the drawn weights cut from mu and rho.
         train: In train mode as a whole.
         free_rho: With every rho trained, frozen ones too.
         prior_shift: With every prior mean moved by that much.
+        mu_shift: With every mu moved by random numbers, in units of `_step`; in the cut the drawn weights stay.
         seed: Of the random generators; the subject's when None.
-        keep: The drawn weights keep their gradients.
         backward: Take the gradient too.
 
     Raises:
@@ -123,27 +126,55 @@ def evaluate(
 
         for module in model.modules():
             module.register_forward_pre_hook(count)
-        draws = stack.enter_context(zero_noise(model)) if silent else None
+        if mu_shift:
+            found.moved = _move(tensors_of(layers), mu_shift)
         if prior_shift:
             stack.enter_context(shifted_prior(model, prior_shift))
-        found.calls = stack.enter_context(capture(model))
+        draws = stack.enter_context(zero_noise(model)) if noise == "silent" else None
+        if noise == "cut":
+            operands = stack.enter_context(cut_operands(model, found.moved))
+        else:
+            operands = stack.enter_context(watched_operands(model))
         stack.enter_context(torch.enable_grad())
         backwards = _Backwards()
         with backwards:
             value = loss_of(subject, seed=seed)
         leaves = [parameter for parameter in model.parameters() if parameter.is_leaf]  # a shifted prior is none
         if backward:
-            _run_backward(value, backwards, found.calls if keep else [], leaves)
+            _run_backward(value, backwards, leaves)
         found.value = float(value.detach())
         for tensor in tensors_of(layers):
             found.gradients[key_of(tensor)] = _copy(tensor.mu_parameter.grad), _copy(tensor.rho_parameter.grad)
         found.reached = any(parameter.grad is not None for parameter in leaves)
-        found.cut = frozenset() if draws is None else frozenset(draws.cut)
-        found.calls = list(found.calls)
+        found.by_normal = frozenset() if draws is None else frozenset(draws.cut)
+        found.not_cut, found.undrawn = operands.not_cut(tuple(layers)), operands.undrawn(tuple(layers))
+        found.calls = list(operands.calls)
     return found
 
 
-def _run_backward(value: Tensor, own: _Backwards, calls: list[LayerCall], parameters: list[nn.Parameter]) -> None:
+def _move(tensors: Sequence[PosteriorTensor], by: float) -> dict[Key, Tensor]:
+    """Move every mu by random numbers, and return how far it came; within `isolation.undisturbed`."""
+    generator = torch.Generator().manual_seed(1)
+    moved: dict[Key, Tensor] = {}
+    before = {key_of(tensor): tensor.mu.detach().double().clone() for tensor in tensors}
+    parameters = {id(tensor.mu_parameter): (tensor.mu_parameter, _step(tensor)) for tensor in tensors}
+    with torch.no_grad():
+        for parameter, step in parameters.values():
+            offset = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            size = step if step.shape == parameter.shape else step.mean()
+            parameter.add_((by * size * offset.to(parameter.device)).to(parameter.dtype))
+    for tensor in tensors:
+        moved[key_of(tensor)] = tensor.mu.detach().double() - before[key_of(tensor)]
+    return moved
+
+
+def _step(tensor: PosteriorTensor) -> Tensor:
+    """Return how far a mu moves: as far as its noise moves it, or far enough to be seen beside it."""
+    mu = tensor.mu.detach().double()
+    return tensor.sigma.double().clamp_min(1e-2 * float(mu.square().mean().sqrt()) or 1e-2)
+
+
+def _run_backward(value: Tensor, own: _Backwards, parameters: list[nn.Parameter]) -> None:
     """Bring the loss's gradients to the parameters, if the loss has not done so itself."""
     if not value.requires_grad:
         return
@@ -160,9 +191,6 @@ def _run_backward(value: Tensor, own: _Backwards, calls: list[LayerCall], parame
             if gradient is not None:
                 parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
         return
-    for drawn in (t for call in calls for f in call.functional for t in (f.weight, f.bias) if t is not None):
-        if drawn.requires_grad and not drawn.is_leaf:
-            drawn.retain_grad()
     try:
         value.backward()
     except RuntimeError as error:

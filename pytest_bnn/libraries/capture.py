@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -51,17 +51,32 @@ class LayerCall:
         return found
 
 
+#: Gives what a functional call of a layer uses in place of an operand: its weight or its bias.
+Operand: TypeAlias = Callable[[BayesianLayer, Tensor], Tensor]
+
+
 class _Capture(TorchFunctionMode):
-    def __init__(self, memory: Tensor | None) -> None:
+    def __init__(self, memory: Tensor | None, operand: Operand | None) -> None:
         super().__init__()
         self.memory = memory
+        self.operand = operand
         self.calls: list[LayerCall] = []
         self.running: list[LayerCall] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if self.running and getattr(func, "__name__", "") in NAMES:
-            self.running[-1].functional.append(FunctionalCall.of(func, args, kwargs))
+            call = FunctionalCall.of(func, args, kwargs)
+            if self.operand is not None:
+                layer, bias = self.running[-1].layer, call.bias
+                call = replace(
+                    call,
+                    weight=self.operand(layer, call.weight),
+                    bias=None if bias is None else self.operand(layer, bias),
+                )
+                input = args[0] if args else kwargs["input"]
+                args, kwargs = (input, call.weight, call.bias, *call.rest), call.keywords
+            self.running[-1].functional.append(call)
         result = func(*args, **kwargs)
         if self.running and func is Tensor.uniform_ and self.running[-1].layer.estimator == "Flipout":
             self.running[-1].signs.append(result.detach().sign().to(torch.int8))
@@ -78,7 +93,9 @@ class _Capture(TorchFunctionMode):
 
 
 @contextmanager
-def capture(model: nn.Module, *, memory: Tensor | None = None) -> Iterator[list[LayerCall]]:
+def capture(
+    model: nn.Module, *, memory: Tensor | None = None, operand: Operand | None = None
+) -> Iterator[list[LayerCall]]:
     """Collect what the Bayesian layers that run inside really use, call by call.
 
     What is collected keeps the drawn weights alive: one copy of all weights for each pass. Registers hooks; use it
@@ -88,8 +105,10 @@ def capture(model: nn.Module, *, memory: Tensor | None = None) -> Iterator[list[
         model: What runs.
         memory: Flat, float32: drawn weights move there while it lasts, so that they do not lie scattered among what
             the layers themselves need for a moment. They are overwritten by the next pass after the list was cleared.
+        operand: Gives the tensor that a functional call uses in place of a weight or bias, and that is collected;
+            the layer's own when None.
     """
-    mode = _Capture(memory)
+    mode = _Capture(memory, operand)
     layers = {id(layer.module): layer for layer in bayesian_layers(model)}
 
     def enter(module: nn.Module) -> None:

@@ -12,6 +12,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from pytest_bnn.network.graph import leaves_behind
+
 
 @dataclass(frozen=True, slots=True)
 class SigmaMap:
@@ -72,18 +74,7 @@ def leaf_of(value: Tensor) -> Tensor | None:
     """Give the parameter that a tensor is computed from; itself where it is one, None where there are several."""
     if value.grad_fn is None:
         return value
-    leaves: dict[int, Tensor] = {}
-    seen: set[Any] = set()
-    waiting: list[Any] = [value.grad_fn]
-    while waiting:
-        node = waiting.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        variable = getattr(node, "variable", None)
-        if variable is not None:
-            leaves[id(variable)] = variable
-        waiting += [following for following, _ in node.next_functions]
+    leaves = leaves_behind(value)
     return next(iter(leaves.values())) if len(leaves) == 1 else None
 
 

@@ -110,6 +110,26 @@ def by_own_prior(tensors: Sequence[PosteriorTensor], gradients: Sequence[Tensor 
     return [fit for fit in fits if fit is not None and fit.weight > 0 and fit.residual <= fit.allowed]
 
 
+def by_sample(tensor: PosteriorTensor, to_mu: Tensor | None, to_rho: Tensor | None, noise: Tensor) -> Fit | None:
+    """Fit the gradient to rho with that of a KL which is estimated from the drawn weights, log q(w) - log p(w).
+
+    Whatever the prior p is, it pulls on rho through w alone, as on mu: ``to_rho = (to_mu * eps - weight / sigma) *
+    dsigma / drho`` element by element. Source: Blundell et al. 2015, section 3.2, equations 3 and 4.
+
+    Args:
+        tensor: A tensor that was drawn once.
+        to_mu: The gradient to mu in the cut.
+        to_rho: The gradient to rho in the cut.
+        noise: What was drawn, ``w - mu``.
+    """
+    if to_mu is None or to_rho is None or to_mu.shape != tensor.mu.shape:
+        return None
+    sigma = tensor.sigma.double().clamp_min(1e-300)
+    one = torch.ones_like(sigma)
+    through = tensor.data_to_rho(to_mu, noise.double() / sigma)
+    return _fit(tensor, to_rho - through, tensor.data_to_rho(-1 / sigma, one), "rho")
+
+
 def by_prior(tensor: PosteriorTensor, before: Tensor | None, after: Tensor | None, shift: float) -> Fit:
     """Fit how the gradient to mu changes with the prior's mean: by ``-weight * shift / prior_sigma^2``."""
     slope = (-shift / tensor.prior_sigma.detach().double() ** 2).expand(tensor.mu.shape)

@@ -9,13 +9,11 @@ that is proven to be silent on the model at hand; where it is not, the claim is 
 
 from __future__ import annotations
 
-from pytest_bnn.checks._objective import (
-    unproven,
-)
 from pytest_bnn.checks.check import check
 from pytest_bnn.checks.finding import Finding, not_applicable
 from pytest_bnn.checks.kl._judgement import Judgement
 from pytest_bnn.checks.kl._sick import NOT_FINITE, not_finite
+from pytest_bnn.checks.kl._verdict import judge
 from pytest_bnn.checks.values import Count, Positive
 from pytest_bnn.libraries.posterior import bayesian_layers
 from pytest_bnn.libraries.registry import nobody_knows
@@ -71,6 +69,4 @@ def _find(subject: Subject, expected: float | None) -> Finding:
             layers=tuple(sick),
             remedy=NOT_FINITE,
         )
-    if why := unproven(subject):
-        return not_applicable(f"{why}; the weight of the KL term is read off with the noise silent")
-    return Judgement(subject, layers, expected).find()
+    return judge(Judgement(subject, layers, expected, "cut"))

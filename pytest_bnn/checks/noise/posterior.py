@@ -62,7 +62,9 @@ measure_noise_posterior, assert_noise_posterior = posterior.measure, posterior.a
 
 
 #: How to meet the premise where sigma is too small to be seen beside mu.
-_HOW = "; audit it in a wider dtype (model.float()), or make it with convert(teacher, moped_delta=...) of a larger delta"
+_HOW = (
+    "; audit it in a wider dtype (model.float()), or make it with convert(teacher, moped_delta=...) of a larger delta"
+)
 
 
 @dataclass(slots=True, eq=False)

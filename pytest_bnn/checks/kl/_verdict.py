@@ -1,0 +1,298 @@
+"""What follows from what was read off a loss: the verdict of ``kl.loss``, in words."""
+
+from __future__ import annotations
+
+from pytest_bnn.checks._objective import FINITE_DERIVATIVE, Evaluation, unproven, without_a_gradient
+from pytest_bnn.checks.finding import Finding, LossError, accused, not_applicable
+from pytest_bnn.checks.kl._fits import notes_on
+from pytest_bnn.checks.kl._judgement import Judgement, Reading, calls_of
+from pytest_bnn.checks.kl._mean import MeanFit
+from pytest_bnn.errors import InputError
+from pytest_bnn.libraries.cut import key_of
+from pytest_bnn.libraries.posterior import counted_twice
+from pytest_bnn.records.evidence import Measurement, Threshold, Verdict
+
+_FINITE_KL = (
+    "take get_kl_loss(model) or pytest_bnn.kl(model), finite wherever sigma is above 0: torch.distributions' "
+    "kl_divergence divides by the square of sigma, which overflows in float32 below 5e-20; where no sigma is so small, "
+    f"{FINITE_DERIVATIVE}"
+)
+
+#: How far mu moves where the value of a KL term has to notice, in units in which its gradient is read off at 1.
+_FAR = 100.0
+
+
+def judge(judgement: Judgement) -> Finding:
+    """Judge a loss by its gradients in the cut; by those without noise where drawn weights cannot be seen."""
+    first, why = _first(judgement)
+    if first is None:
+        return not_applicable(why)
+    if lost := judgement.not_finite(first):
+        if judgement.noise == "silent" and not judgement.not_finite(judgement.run(noise="drawn")):
+            return not_applicable(
+                "with every noise at 0 the loss has no finite gradient, and with noise it has one, as a standard "
+                "deviation over forward passes has: its KL weight cannot be read off"
+            )
+        return without_a_gradient(lost, len(judgement.tensors), of="rho", remedy=_FINITE_KL)
+    reading = judgement.read(first)
+    reading, mode = _in_both_modes(judgement, reading)
+    fits = reading.fits
+    if not fits or (reading.missing and fits[0].of == "prior"):
+        return not_applicable(
+            "every sigma is still the prior's, where the KL has no gradient to it, and the loss does not tell its "
+            "weight by moving the prior: audit again after a step of training"
+        )
+    return _judged(judgement, reading, mode)
+
+
+def _first(judgement: Judgement) -> tuple[Evaluation | None, str]:
+    """Evaluate the loss in the cut, or without noise where the drawn weights cannot all be seen and cut."""
+    try:
+        first = judgement.run()
+        if not first.not_cut:
+            return first, ""
+        if why := unproven(judgement.subject):
+            return None, (
+                f"{first.not_cut[0] or 'the model itself'} does not show the weights that it draws, and {why}; the "
+                "weight of the KL term is read off where the drawn weights are cut off or silent"
+            )
+        judgement.noise = "silent"
+        return judgement.run(), ""
+    except (InputError, LossError) as error:
+        if judgement.noise == "silent" and judgement.works_with_noise():
+            return None, f"with every noise at 0 the loss has no value, with noise it has one: {error}"
+        raise
+
+
+def _in_both_modes(judgement: Judgement, reading: Reading) -> tuple[Reading, str]:
+    """Read in train mode too; where the KL's weight is another one there, that is what counts. Say what was found."""
+    judgement.train = True
+    try:
+        trained = judgement.run()
+        same = bool(judgement.not_finite(trained)) or _same(judgement, reading, trained)
+        found = reading if same else judgement.read(trained)
+    except Exception:  # what it cannot do in train mode says nothing of the KL
+        found, same = reading, True
+    judgement.train = False
+    if same or (found.missing and reading.missing) or judgement.undecided(reading):
+        return reading, ""
+    judgement.train = True
+    if reading.missing:
+        return found, "the loss adds the KL term in train mode alone, and was judged there"
+    if found.missing:
+        return found, "in eval mode alone"
+    return found, (
+        f"the KL term has weight {reading.found.value:.6g} in eval mode, and was judged in train mode, where training runs"
+    )
+
+
+def _same(judgement: Judgement, reading: Reading, trained: Evaluation) -> bool:
+    """Say whether the gradients to rho are the same in train mode, so that nothing has to be read there."""
+    for key, (_, one) in reading.first.gradients.items():
+        other = trained.gradients[key][1]
+        if one is None or other is None:
+            if one is not other and bool((one if other is None else other).any()):  # type: ignore[union-attr]
+                return False
+        elif float((one - other).norm()) > judgement.tolerance * float(one.norm()):
+            return False
+    return True
+
+
+def _judged(judgement: Judgement, reading: Reading, mode: str) -> Finding:
+    found, fits, expected = reading.found, reading.fits, judgement.expected
+    problem, remedy = _problem(judgement, reading, mode)
+    verdict = Verdict.FAIL if problem else Verdict.PASS
+    if problem and (why := judgement.undecided(reading)):
+        return not_applicable(why)
+    if reading.seen_by_prior and reading.missing and judgement.is_flat():
+        return not_applicable(
+            "the KL term has no gradient where the model is, and has one once the prior is moved away: the loss "
+            "leaves it out below a bound, as free bits do; audit again where the KL is above that bound"
+        )
+    offenders = [(f, "the loss has no gradient to its rho") for f in reading.absent]
+    offenders += [(f, f"{f.residual:.2g} of the gradient to its rho is not the KL term's") for f in reading.strangers]
+    offenders += [(f, f"the KL term has weight {reading.weights[id(f)]:.6g} here") for f in reading.uneven]
+    layers = [accused(fit.tensor, f"{fit.tensor.role}: {words}") for fit, words in offenders]
+    notes = [note for note in (mode if mode != "in eval mode alone" else "",) if note]
+    if not problem:
+        verdict, problem, remedy, bad = _of_the_means(judgement, reading)
+        layers += [accused(mean.tensor, f"{mean.tensor.role}: {words}") for mean, words in bad]
+    notes += _notes_on_means(judgement, reading)
+    headline = f"the KL term has weight {found.value:.6g} {found.share}"
+    headline += "" if expected is None else f" (expected {expected:.6g})"
+    return Finding(
+        verdict=verdict,
+        headline=problem or headline,
+        measurements=(
+            Measurement(name="weight", value=found.value, unit=found.share),
+            Measurement(name="expected weight", value=expected),
+            Measurement(name="convention", value=found.convention if found.value else "none"),
+            Measurement(name="spread of the weight over tensors", value=found.spread, unit="relative"),
+            Measurement(
+                name="largest residual", value=max((f.residual for f in fits), default=0.0), unit="of the gradient"
+            ),
+            Measurement(name="tensors without the term", value=len(reading.absent) if found.value else len(fits)),
+            Measurement(name="seen by moving the prior", value=reading.seen_by_prior),
+        ),
+        threshold=None
+        if expected is None
+        else Threshold(quantity="weight of the KL term", observed=found.value, relation="==", allowed=expected),
+        layers=tuple(layers),
+        remedy=remedy,
+        notes=(*notes, *notes_on(problem, found, reading.seen_by_prior, fits)),
+    )
+
+
+def _problem(judgement: Judgement, reading: Reading, mode: str) -> tuple[str, str]:
+    """Return what is wrong with the gradient to rho, in words, and the remedy; empty strings when nothing is."""
+    first, fits = reading.first, reading.fits
+    kl = judgement.layers[0].adapter.words.kl
+    if mode == "in eval mode alone":
+        return (
+            "the KL term is in the loss in eval mode and missing in train mode, where training runs",
+            f"add weight * {kl} where model.training is True as well",
+        )
+    if reading.missing and not reading.seen_by_prior:
+        if not first.called and not first.reached:
+            return "the loss never called the model that it was given: it works on another one", (
+                "write the loss in terms of its first argument, the model, and not of one from outside"
+            )
+        return "the KL term is missing from the loss", (
+            f"add weight * {kl} to the loss, with weight = 1 / number of batches"
+        )
+    if reading.missing and not first.reached and not _reaches_data(first):
+        return "the loss has no gradient at all: what it returns is cut off from the model", (
+            "compute the loss with gradients on: no no_grad or inference_mode around it, no .detach() or .item() "
+            "of the whole"
+        )
+    if reading.missing:
+        return "the KL term is in the loss but detached: no gradient reaches rho", (
+            f"keep the term in the graph: no .detach(), .item() or no_grad around {kl}"
+        )
+    frozen = [tensor.name for tensor in judgement.tensors if not tensor.rho_parameter.requires_grad]
+    if frozen:
+        return (
+            f"rho is frozen in {len(frozen)} tensors, {frozen[0]} first: the loss cannot train their sigma",
+            "set requires_grad on every rho before training",
+        )
+    if reading.absent:
+        return f"the KL term is missing for {len(reading.absent)} of {len(fits)} tensors", (
+            f"sum the KL term over every Bayesian layer: {kl} on the whole model"
+        )
+    value, expected = reading.found.value, judgement.expected
+    if value < 0:
+        return (
+            f"the KL term has the negative weight {value:.6g}: training drives the posterior away from the prior",
+            "add the KL term to a loss that is minimized; the ELBO, which is maximized, subtracts it",
+        )
+    if reading.strangers:
+        return f"something else than the KL term pulls on rho in {len(reading.strangers)} of {len(fits)} tensors", (
+            "look for weight decay on rho inside the loss, or a KL term toward another prior"
+        )
+    if reading.uneven:
+        return _uneven(judgement, reading)
+    if expected is not None and not judgement.near(value, expected):
+        times = value / expected
+        return (
+            f"the KL term has weight {value:.6g}, {times:.4g} times the expected {expected:.6g}",
+            "divide the KL term by the number of batches (or examples) that the data term is averaged over",
+        )
+    return "", ""
+
+
+def _reaches_data(first: Evaluation) -> bool:
+    used = (t for call in first.calls for f in call.functional for t in (f.weight, f.bias) if t is not None)
+    return any(tensor.grad is not None for tensor in used)
+
+
+def _uneven(judgement: Judgement, reading: Reading) -> tuple[str, str]:
+    one, target = reading.uneven[0], reading.target
+    calls = calls_of(reading.first)
+    headline = (
+        f"the KL term has another weight in {len(reading.uneven)} of {len(reading.fits)} tensors: "
+        f"{reading.weights[id(one)]:.6g} in {one.tensor.name}, {target:.6g} "
+        + ("as expected" if target == judgement.expected else "in the others")
+    )
+    ratios = [(reading.weights[id(f)] / target, calls.get(f.tensor.path, 0), f.tensor.path) for f in reading.uneven]
+    if all(number > 1 and judgement.near(ratio, number) for ratio, number, _ in ratios):
+        return f"{headline}: it is added once for each of {ratios[0][1]} calls", (
+            "add each layer's KL once, and not with each of its calls: pytest_bnn.kl(model), after the forward pass"
+        )
+    twice = counted_twice(judgement.subject.model)
+    if all(path in twice and judgement.near(ratio, 2) for ratio, _, path in ratios):
+        return f"{headline}: get_kl_loss counts it again for the layer around it", (
+            "take pytest_bnn.kl(model), which counts each layer once"
+        )
+    return headline, "weigh every layer's KL alike"
+
+
+def _of_the_means(judgement: Judgement, reading: Reading) -> tuple[Verdict, str, str, list[tuple[MeanFit, str]]]:
+    """Judge how the KL holds the means, where its gradient to rho is as it should be."""
+    means = reading.means
+    loose = [mean for mean in means if not mean.reaches]
+    of = f"{len(loose)} of {len(means)} tensors"
+    if loose and (change := _noticed(judgement, loose, reading)):
+        return (
+            Verdict.WARN,
+            f"the KL term's gradient does not reach mu in {of}: the term changes when mu moves, and mu is detached in it",
+            "take mu into the term as it is, without .detach(); where the means are meant to be held by nothing, "
+            'accept it: severity "off" for kl.loss',
+            [(mean, f"mu is detached in the KL term (it changes by {change:.3g} when mu moves)") for mean in loose],
+        )
+    if loose:
+        return (
+            Verdict.FAIL,
+            f"the KL term does not depend on mu in {of}: nothing pulls the means toward the prior",
+            "add (mu - prior_mu)**2 / (2 * prior_sigma**2), or take "
+            f"{judgement.layers[0].adapter.words.kl}; a prior that is mu itself is no prior: clone it",
+            [(mean, "the loss beside the data does not depend on mu") for mean in loose],
+        )
+    if reading.of == "estimate":
+        return Verdict.PASS, "", "", []
+    tolerance = judgement.tolerance
+    if reading.seen_by_prior:
+        bad = [mean for mean in means if not mean.like_the_prior]
+        words = f"something else than the KL term pulls on mu in {len(bad)} of {len(means)} tensors"
+    else:
+        bad = [mean for mean in means if not mean.like_the_prior and mean.residual > tolerance]
+        words = f"what pulls on mu in {len(bad)} of {len(means)} tensors is no KL term to a normal prior"
+    if not bad:
+        return Verdict.PASS, "", "", []
+    return (
+        Verdict.FAIL,
+        f"{words}: {bad[0].tensor.name} first",
+        "look for weight decay (an L1 or L2 penalty) on mu inside the loss, or for mu used as a weight outside of its "
+        "layer",
+        [
+            (mean, f"the pull on mu changes {mean.slope:.4g} times as much with mu as the KL term's does")
+            for mean in bad
+        ],
+    )
+
+
+def _noticed(judgement: Judgement, loose: list[MeanFit], reading: Reading) -> float:
+    """Return how much the loss changes when mu moves far and the weights that the data meet do not; 0 for rounding."""
+    after = judgement.run(mu_shift=_FAR, backward=False)
+    weights = {key_of(fit.tensor): fit.weight for fit in reading.fits}
+    expected = 0.0
+    for tensor in (mean.tensor for mean in loose):
+        apart = tensor.mu.detach().double() - tensor.prior_mu.detach().double()
+        moved = (apart + after.moved[key_of(tensor)]) ** 2 - apart**2
+        expected += weights[key_of(tensor)] * float((moved / (2 * tensor.prior_sigma.detach().double() ** 2)).sum())
+    change = after.value - reading.first.value
+    return change if abs(change) > 1e-2 * abs(expected) > 0 else 0.0
+
+
+def _notes_on_means(judgement: Judgement, reading: Reading) -> list[str]:
+    notes = []
+    if reading.first.undrawn:
+        name = reading.first.undrawn[0].name
+        notes.append(f"the mu of {name} is used as it is, outside of its layer's own call: see layers.replaced")
+    if reading.of == "estimate":
+        notes.append("the loss estimates its KL term from the drawn weights, log q(w) - log p(w)")
+    own = [mean for mean in reading.means if mean.reaches and not mean.like_the_prior]
+    if reading.of == "own prior" or (own and reading.of == "closed form" and not reading.seen_by_prior):
+        notes.append("the KL term is one to another normal prior than the layers'")
+    if judgement.noise == "silent":
+        notes.append("read off with the noise silent, since not every layer shows the weights that it draws")
+    return notes
