@@ -113,8 +113,9 @@ def evaluate(
         LossError: It is NaN or infinite.
     """
     model, found = subject.model, Evaluation()
+    assert subject.probed is not None  # before anything is watched: probing runs the model
     seed = subject.seed if seed is None else seed
-    with undisturbed(model, seed=seed), ExitStack() as stack:
+    with undisturbed(model, seed=seed), torch.enable_grad(), ExitStack() as stack:
         if train:
             for module in model.modules():
                 module.training = True
@@ -135,7 +136,6 @@ def evaluate(
             operands = stack.enter_context(cut_operands(model, found.moved))
         else:
             operands = stack.enter_context(watched_operands(model))
-        stack.enter_context(torch.enable_grad())
         backwards = _Backwards()
         with backwards:
             value = loss_of(subject, seed=seed)

@@ -120,6 +120,8 @@ def _look_at_outputs(model: nn.Module, layers: tuple[BayesianLayer, ...], found:
         if not inputs:
             found.reached |= leaves_behind(values).keys()
 
-    for module in model.modules():
+    # A layer's own parts, such as a parametrization, also compute what its KL is made of.
+    parts = {id(part) for layer in layers for part in layer.module.modules()} - own.keys()
+    for module in (module for module in model.modules() if id(module) not in parts):
         module.register_forward_pre_hook(enter, with_kwargs=True)
         module.register_forward_hook(leave, always_call=True)

@@ -79,8 +79,8 @@ def _find(subject: Subject) -> Finding:
     if lost:
         if any(not all(map(is_finite, left.gradients[key_of(t)])) for t in lost):
             return not_applicable(
-                "the loss's gradient to mu or rho is NaN or infinite beside the data's part, too: see kl.loss, and give "
-                "a loss that has a derivative there"
+                "the loss's gradient to mu or rho is NaN or infinite beside the data's part, too: see kl.loss, and "
+                "give a loss that has a derivative there"
             )
         return without_a_gradient(lost, len(tensors), of="mu or rho", remedy=FINITE_DERIVATIVE)
     if not any(g is not None for pair in found.gradients.values() for g in pair):
@@ -89,9 +89,9 @@ def _find(subject: Subject) -> Finding:
             "that it is given, with their gradient; the claim is about these gradients"
         )
     cut_off = undifferentiated(found)
-    if cut_off and (normal := _by_normal(subject, layers)):
-        return normal
     rows = rows_of(found, left, tensors)
+    if (cut_off or any(row.off > row.allowed for row in rows)) and (normal := _by_normal(subject, layers)):
+        return normal
     if not rows and not cut_off:
         why = f"{found.calls[0].layer.path} draws in another way" if found.calls else "no layer is called in the loss"
         return not_applicable(
@@ -101,8 +101,8 @@ def _find(subject: Subject) -> Finding:
     bad = [row for row in rows if row.off > row.allowed]
     if bad and _changes_by_itself(subject, layers, left):
         return not_applicable(
-            "what the loss adds to the data's part changes from call to call, with everything else the same, so that "
-            "gradients cannot be compared: freeze its schedule for the audit"
+            "the loss keeps a state of its own: what it adds to the data's part changes from call to call, with "
+            "everything else the same, and gradients cannot be compared; freeze its schedule for the audit"
         )
     if again := _drawn_again(layers, found):
         return again
@@ -143,7 +143,7 @@ def _changes_by_itself(subject: Subject, layers: tuple[BayesianLayer, ...], left
 
 
 def _same_with_own_buffers(subject: Subject, layers: tuple[BayesianLayer, ...], left: Evaluation) -> bool:
-    """Say whether the gradients are right once each call has noise buffers of its own: then sharing them is the cause."""
+    """Say whether the gradients are right once each call has noise buffers of its own, so that sharing is the cause."""
     with own_buffers(layers):
         found = evaluate(subject, layers)
     return all(row.off <= row.allowed for row in rows_of(found, left, tensors_of(layers)))
@@ -222,8 +222,8 @@ def _finding(
                 name="largest distance to the exact gradient", value=worst.off, unit="of its length",
                 note=f"{worst.tensor.name}, to {worst.of}",
             ),
-            Measurement(name="length of that gradient", value=worst.ratio, unit="of the exact one"),
-            Measurement(name="cosine of that gradient", value=worst.cosine, note="with the exact one"),
+            Measurement(name=f"length of that gradient to {worst.of}", value=worst.ratio, unit="of the exact one"),
+            Measurement(name=f"cosine of that gradient to {worst.of}", value=worst.cosine, note="with the exact one"),
         ]  # fmt: skip
     return Finding(
         verdict=Verdict.FAIL if findings else Verdict.PASS,
@@ -247,8 +247,8 @@ def _of_other_noise(
     """Say what is wrong with gradients that are not those of the noise used, and what to do about it."""
     if not _same_with_own_buffers(subject, layers, left):
         return (
-            f"{len(bad)} of {rows} tensors get another gradient from the data than that of the weights which were used, "
-            f"{bad[0].tensor.name} first"
+            f"{len(bad)} of {rows} tensors get another gradient from the data than that of the weights that were "
+            f"used, {bad[0].tensor.name} first"
         ), "look for what comes between mu, rho and the drawn weight: a detach(), .data, or a gradient of one's own"
     buffers = (
         "give each call of a layer new noise buffers, from a forward pre-hook: for each eps buffer, "
@@ -273,7 +273,8 @@ def _notes(layers: tuple[BayesianLayer, ...], rows: list[Row], found: Evaluation
     lost = sum(row.lost for row in rows)
     if lost:
         notes.append(
-            f"of the data's part of the gradient to rho nothing is left beside the KL's in {lost} of {len(rows)} tensors"
+            f"of the data's part of the gradient to rho nothing is left beside the KL's in {lost} of "
+            f"{len(rows)} tensors"
         )
     judged = {key_of(row.tensor) for row in rows}
     called = {call.layer.path for call in found.calls}

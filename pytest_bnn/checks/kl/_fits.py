@@ -17,6 +17,9 @@ from pytest_bnn.libraries.protocol import Convention
 #: Allowed relative error of the weight, its spread between tensors, and the part of a gradient that is not KL.
 TOLERANCE = 1e-3
 
+#: The same of an identity that is taken element by element, in full precision.
+_EXACT = 2e-4
+
 #: The same where a gradient is rounded to half precision on its way.
 _HALF_TOLERANCE = 5e-2
 
@@ -45,11 +48,12 @@ class Fit:
     weight: float
     residual: float
     of: Literal["rho", "prior"] = "rho"
+    at_most: float | None = None
 
     @property
     def allowed(self) -> float:
         """Which part of the gradient may be something else, as rounding is."""
-        return tolerance_of(self.tensor)
+        return tolerance_of(self.tensor) if self.at_most is None else self.at_most
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +132,34 @@ def by_sample(tensor: PosteriorTensor, to_mu: Tensor | None, to_rho: Tensor | No
     one = torch.ones_like(sigma)
     through = tensor.data_to_rho(to_mu, noise.double() / sigma)
     return _fit(tensor, to_rho - through, tensor.data_to_rho(-1 / sigma, one), "rho")
+
+
+def by_any_prior(tensor: PosteriorTensor, to_rho: Tensor | None, change: Tensor, moved: Tensor) -> Fit | None:
+    """Fit the gradient to rho with that of a KL to any fixed prior p, by how the gradient to mu changes.
+
+    Such a KL is ``E[-log p(w)] - log sigma`` and constants. A normal density solves the heat equation, so that
+    ``d E[f] / d sigma = sigma * d2 E[f] / d mu2`` for any f: with the curvature along mu read off, element by element,
+    what is left of the gradient to sigma is ``-weight / sigma``. Source: Price 1958; Opper and Archambeau 2009.
+
+    Args:
+        tensor: A tensor with a sigma for each entry.
+        to_rho: The gradient to rho in the cut.
+        change: How the gradient to mu changes,
+        moved: where mu moves by so little.
+    """
+    if to_rho is None or tensor.rho_parameter.shape != tensor.mu.shape or change.shape != moved.shape:
+        return None
+    sigma = tensor.sigma.double()
+    one = torch.ones_like(sigma)
+    slope = tensor.data_to_rho(one, one)
+    usable = (moved != 0) & (slope > 0) & (sigma > 0)
+    if not bool(usable.any()):
+        return None
+    curvature = change[usable] / moved[usable]
+    weights = sigma[usable] * (sigma[usable] * curvature - to_rho[usable] / slope[usable])
+    weight = float(weights.median())
+    apart = float((weights - weight).abs().median())
+    return Fit(tensor, weight, apart / abs(weight) if weight else 1.0, "rho", _EXACT)
 
 
 def by_prior(tensor: PosteriorTensor, before: Tensor | None, after: Tensor | None, shift: float) -> Fit:

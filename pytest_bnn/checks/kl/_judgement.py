@@ -14,6 +14,7 @@ from pytest_bnn.checks.finding import LossError
 from pytest_bnn.checks.kl._fits import (
     Fit,
     Weight,
+    by_any_prior,
     by_entropy,
     by_own_prior,
     by_prior,
@@ -30,7 +31,11 @@ from pytest_bnn.libraries.gaussian import PosteriorTensor
 from pytest_bnn.libraries.protocol import BayesianLayer, tensors_of
 from pytest_bnn.subject import Subject
 
+#: How far the layers' prior means move: so far that any KL to them notices.
 PRIOR_SHIFT = 1e4
+
+#: How far the means move, in units of sigma, where a curvature is read off.
+_LITTLE = 1 / 32
 
 
 @dataclass(slots=True, eq=False)
@@ -41,8 +46,8 @@ class Reading:
         first: The evaluation of which all of this is said.
         fits: The weight of the KL's gradient to rho, tensor by tensor; of some tensors to mu alone.
         seen_by_prior: Whether the loss notices that the layers' priors move.
-        of: Whether the KL is a closed form to the layers' priors, one to a normal prior of the loss's own, or an
-            estimate from the drawn weights.
+        of: Whether the KL is a closed form to the layers' priors, one to a prior of the loss's own, or an estimate from
+            the drawn weights.
         found: The weight, in the convention that fits the most tensors.
         weights: The weight of each fit in that convention, by ``id``.
         target: What each weight should be.
@@ -117,8 +122,13 @@ class Judgement:
         """Read the KL's weight off an evaluation, and off what changes when priors and means move."""
         moved = self.moved()
         reading = Reading(first, self._fits(first, moved), moved.value != first.value)
-        if any(fit.residual > fit.allowed for fit in reading.fits):
-            self._otherwise(reading)
+        strange = any(fit.residual > fit.allowed for fit in reading.fits)
+        if strange and self.noise == "cut":
+            self._estimated(reading)
+        if strange and reading.of == "closed form" and not reading.seen_by_prior:
+            self._of_another_normal(reading)
+        if self.noise == "cut" and reading.of != "estimate" and not reading.seen_by_prior:
+            self._of_any_prior(reading)
         fits = reading.fits
         reading.found = weight_of([f for f in fits if f.weight != 0], self.conventions, self.expected, self.total)
         reading.absent = [fit for fit in fits if fit.weight == 0]
@@ -144,25 +154,48 @@ class Judgement:
             for t in self.tensors
         ]
 
-    def _otherwise(self, reading: Reading) -> None:
-        """Look for a KL that is estimated, or toward another prior, where it is not the closed form to the layers'."""
+    def _estimated(self, reading: Reading) -> None:
+        """Take a KL for an estimate from the drawn weights where it is one in every tensor."""
+        drawn = drawn_once(reading.first)
+        found = [
+            by_sample(fit.tensor, *reading.first.gradients[key_of(fit.tensor)], drawn[key_of(fit.tensor)])
+            for fit in reading.fits
+            if key_of(fit.tensor) in drawn
+        ]
+        fits = [fit for fit in found if fit is not None and fit.weight and fit.residual <= fit.allowed]
+        if len(fits) == len(reading.fits):
+            reading.fits, reading.of = fits, "estimate"
+
+    def _of_another_normal(self, reading: Reading) -> None:
+        """Take a KL for one to another normal prior where it is that in every tensor."""
         tensors = [fit.tensor for fit in reading.fits]
-        gradients = [reading.first.gradients[key_of(tensor)] for tensor in tensors]
-        if self.noise == "cut":
-            drawn = drawn_once(reading.first)
-            found = [
-                by_sample(t, *pair, drawn[key_of(t)]) if key_of(t) in drawn else None
-                for t, pair in zip(tensors, gradients, strict=True)
-            ]
-            fits = [fit for fit in found if fit is not None and fit.weight and fit.residual <= fit.allowed]
-            if len(fits) == len(tensors):
-                reading.fits, reading.of = fits, "estimate"
-                return
-        to_rho = [pair[1] for pair in gradients]
-        if not reading.seen_by_prior and not self.only_entropy(tensors, to_rho):
+        to_rho = [reading.first.gradients[key_of(tensor)][1] for tensor in tensors]
+        if not self.only_entropy(tensors, to_rho):
             fits = by_own_prior(tensors, to_rho)
             if len(fits) == len(tensors):
                 reading.fits, reading.of = fits, "own prior"
+
+    def _of_any_prior(self, reading: Reading) -> None:
+        """Where the loss uses no prior of the layers', weigh its KL without knowing which prior it is to."""
+        tensors = [fit.tensor for fit in reading.fits]
+        if any(tensor.mu.dtype.itemsize < 4 for tensor in tensors) or not any(fit.weight for fit in reading.fits):
+            return
+        try:
+            after, before = self.run(mu_shift=_LITTLE), self.run(mu_shift=-_LITTLE)
+        except (InputError, LossError):
+            return
+        fits = []
+        for tensor in tensors:
+            key = key_of(tensor)
+            later, earlier = after.gradients[key][0], before.gradients[key][0]
+            if later is None or earlier is None or not (bool(later.any()) or bool(earlier.any())):
+                return  # nothing holds mu, which is said by itself
+            moved = after.moved[key] - before.moved[key]
+            fits.append(by_any_prior(tensor, reading.first.gradients[key][1], later - earlier, moved))
+        found = [fit for fit in fits if fit is not None]
+        if len(found) == len(tensors):
+            of_the_layers = reading.of == "closed form" and all(fit.residual <= fit.allowed for fit in reading.fits)
+            reading.fits, reading.of = found, "closed form" if of_the_layers else "own prior"
 
     def _means(self, reading: Reading) -> list[MeanFit]:
         if any(tensor.mu.dtype.itemsize < 4 for tensor in self.tensors):
@@ -202,12 +235,13 @@ class Judgement:
         """Say why what was found does not show a fault: a loss that changes by itself, or estimates its KL."""
         again = self.run()
         for fit in reading.fits:
-            if fit.of != "rho" or reading.of != "closed form":
+            if fit.of != "rho" or reading.of == "estimate":
                 continue
+            now = by_rho(fit.tensor, reading.first.gradients[key_of(fit.tensor)][1])
             later = by_rho(fit.tensor, again.gradients[key_of(fit.tensor)][1])
-            if later is not None and self.apart(later.weight, fit.weight):
+            if now is not None and later is not None and self.apart(later.weight, now.weight):
                 return (
-                    f"the loss weighs the KL term differently from call to call ({fit.weight:.3g}, then "
+                    f"the loss weighs the KL term differently from call to call ({now.weight:.3g}, then "
                     f"{later.weight:.3g} of the sum over {fit.tensor.name}), with everything else the same: freeze its "
                     "schedule for the audit"
                 )
@@ -227,7 +261,7 @@ class Judgement:
             if float((gradient - other).norm()) > self.tolerance * float(gradient.norm()):
                 if self.noise == "cut":
                     return (
-                        f"the loss's pull on the rho of {tensor.name} beside the data's varies with the noise: the loss "
+                        f"the loss's pull on the rho of {tensor.name} beside the data's varies with the noise: it "
                         "estimates its KL term from draws, in a way that cannot be weighed; take the closed form to "
                         "have it judged"
                     )

@@ -17,7 +17,7 @@ class MeanFit:
 
     Attributes:
         tensor: The tensor.
-        reaches: Whether the gradient changes when mu moves: without a change nothing holds mu.
+        reaches: Whether there is such a gradient, here or where mu moved: without one nothing holds mu.
         like_the_prior: Whether it is the KL's to the layer's own prior, element by element.
         slope: How much it changes, in units of the KL's to the layer's own prior.
         residual: The share of that change that is not in proportion to how far mu moved.
@@ -50,7 +50,8 @@ def of_the_mean(
     change, size = second - first, float(step.norm())
     rounding = 4 * torch.finfo(tensor.mu.dtype).eps * float(second.norm())
     if not size or float(change.norm()) <= max(rounding, 1e-12 * size):
-        return MeanFit(tensor, size == 0, False, 0.0, 0.0)
+        # A prior with a constant slope, such as Laplace's, pulls on mu and does not change.
+        return MeanFit(tensor, size == 0 or float(first.norm()) > 1e-12 * size, False, 0.0, 0.0)
     slope = float((change * step).sum()) / size**2
     off = float((second - whole).norm())
     residual = float((change - slope * step).norm()) / float(change.norm())

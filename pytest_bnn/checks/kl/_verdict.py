@@ -82,7 +82,8 @@ def _in_both_modes(judgement: Judgement, reading: Reading) -> tuple[Reading, str
     if found.missing:
         return found, "in eval mode alone"
     return found, (
-        f"the KL term has weight {reading.found.value:.6g} in eval mode, and was judged in train mode, where training runs"
+        f"the KL term has weight {reading.found.value:.6g} in eval mode, and was judged in train mode, where training "
+        "runs"
     )
 
 
@@ -234,7 +235,7 @@ def _of_the_means(judgement: Judgement, reading: Reading) -> tuple[Verdict, str,
     if loose and (change := _noticed(judgement, loose, reading)):
         return (
             Verdict.WARN,
-            f"the KL term's gradient does not reach mu in {of}: the term changes when mu moves, and mu is detached in it",
+            f"the KL term's gradient does not reach mu in {of}: the term changes with mu, which is detached in it",
             "take mu into the term as it is, without .detach(); where the means are meant to be held by nothing, "
             'accept it: severity "off" for kl.loss',
             [(mean, f"mu is detached in the KL term (it changes by {change:.3g} when mu moves)") for mean in loose],
@@ -249,18 +250,14 @@ def _of_the_means(judgement: Judgement, reading: Reading) -> tuple[Verdict, str,
         )
     if reading.of == "estimate":
         return Verdict.PASS, "", "", []
-    tolerance = judgement.tolerance
-    if reading.seen_by_prior:
-        bad = [mean for mean in means if not mean.like_the_prior]
-        words = f"something else than the KL term pulls on mu in {len(bad)} of {len(means)} tensors"
-    else:
-        bad = [mean for mean in means if not mean.like_the_prior and mean.residual > tolerance]
-        words = f"what pulls on mu in {len(bad)} of {len(means)} tensors is no KL term to a normal prior"
+    # Toward a prior of the loss's own, rho and mu were judged together.
+    bad = [mean for mean in means if not mean.like_the_prior] if reading.seen_by_prior else []
     if not bad:
         return Verdict.PASS, "", "", []
     return (
         Verdict.FAIL,
-        f"{words}: {bad[0].tensor.name} first",
+        f"something else than the KL term pulls on mu in {len(bad)} of {len(means)} tensors, "
+        f"{bad[0].tensor.name} first",
         "look for weight decay (an L1 or L2 penalty) on mu inside the loss, or for mu used as a weight outside of its "
         "layer",
         [
@@ -292,7 +289,7 @@ def _notes_on_means(judgement: Judgement, reading: Reading) -> list[str]:
         notes.append("the loss estimates its KL term from the drawn weights, log q(w) - log p(w)")
     own = [mean for mean in reading.means if mean.reaches and not mean.like_the_prior]
     if reading.of == "own prior" or (own and reading.of == "closed form" and not reading.seen_by_prior):
-        notes.append("the KL term is one to another normal prior than the layers'")
+        notes.append("the KL term is one to another prior than the layers'")
     if judgement.noise == "silent":
         notes.append("read off with the noise silent, since not every layer shows the weights that it draws")
     return notes
