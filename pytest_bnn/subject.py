@@ -15,6 +15,7 @@ from pytest_bnn.data.given import (
     batch_for_loss,
     does_not_accept,
     given_samples,
+    labels_in,
     require_finite_inputs,
     require_weights,
     rows_not_finite,
@@ -118,6 +119,8 @@ class Subject:
         self._probed: Probed | None = None
         self._inputs: Inputs | None = None
         self._task: Task | None = None
+        #: What checks of the loss found out about it, for each other.
+        self.evaluations: dict[str, object] = {}
 
     @classmethod
     def of(cls, model: nn.Module | Subject, given: Given) -> Subject:
@@ -247,6 +250,14 @@ class Subject:
         assert self._samples is not None
         assert self.probed is not None
         return batch_for_loss(self._samples, self.probed, self._labels, self.model, BATCH)
+
+    def loss_labels(self, batch: Any) -> Tensor | None:
+        """Return the labels in a batch of `loss_batch`, a row for each example; None where there are none."""
+        assert self._samples is not None
+        assert self.probed is not None
+        if self._labels is not None:
+            return batch[1] if isinstance(batch[1], Tensor) else None
+        return labels_in(batch, self._samples, self.probed)
 
     def loss_notes(self) -> tuple[str, ...]:
         """Say which examples the training loss gets."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
@@ -18,12 +18,15 @@ from pytest_bnn.errors import InputError
 from pytest_bnn.libraries import posterior
 from pytest_bnn.libraries.capture import LayerCall
 from pytest_bnn.libraries.cut import Key, cut_operands, key_of, watched_operands
+from pytest_bnn.libraries.draws import in_backward
 from pytest_bnn.libraries.gaussian import not_finite
 from pytest_bnn.libraries.posterior import BayesianLayer, PosteriorTensor, shifted_prior, zero_noise
 from pytest_bnn.libraries.protocol import tensors_of
 from pytest_bnn.libraries.silence import unproven_silence
 from pytest_bnn.network.calling import forward
+from pytest_bnn.network.foreign import foreign_left_alone
 from pytest_bnn.network.isolation import seed_everything, undisturbed
+from pytest_bnn.network.tree import mapped
 from pytest_bnn.records.evidence import Verdict
 from pytest_bnn.subject import Subject
 
@@ -42,6 +45,14 @@ Noise: TypeAlias = Literal["drawn", "silent", "cut"]
 
 
 @dataclass(slots=True, eq=False)
+class OutputCall:
+    """One call of the model inside a loss: what it got and gave; the gradients come to ``output``, a tree."""
+
+    inputs: tuple[Any, dict[str, Any]]
+    output: Any
+
+
+@dataclass(slots=True, eq=False)
 class Evaluation:
     """What one evaluation of the loss did.
 
@@ -55,6 +66,8 @@ class Evaluation:
         not_cut: Paths of the layers whose weights are not seen, so that they were not cut.
         undrawn: Tensors whose mu is used as it is, outside of their layer's own call; seen in the cut alone.
         moved: How far each mu was moved, float64.
+        outputs: The calls of the model as a whole; their outputs keep their gradients.
+        foreign: Modules beside the model that ran in train mode, so that their buffers changed; they were put back.
     """
 
     value: float = 0.0
@@ -66,6 +79,8 @@ class Evaluation:
     not_cut: tuple[str, ...] = ()
     undrawn: tuple[PosteriorTensor, ...] = ()
     moved: dict[Key, Tensor] = field(default_factory=dict)
+    outputs: list[OutputCall] = field(default_factory=list)
+    foreign: tuple[nn.Module, ...] = ()
 
 
 class _Backwards(TorchFunctionMode):
@@ -92,8 +107,10 @@ def evaluate(
     free_rho: bool = False,
     prior_shift: float = 0.0,
     mu_shift: float = 0.0,
+    push: Mapping[Key, Tensor] | None = None,
     seed: int | None = None,
     backward: bool = True,
+    batch: Any = None,
 ) -> Evaluation:
     """Evaluate the loss and its gradient on one batch; the loss may run backward itself.
 
@@ -105,8 +122,10 @@ def evaluate(
         free_rho: With every rho trained, frozen ones too.
         prior_shift: With every prior mean moved by that much.
         mu_shift: With every mu moved by random numbers, in units of `_step`; in the cut the drawn weights stay.
+        push: In the cut, what is added to the drawn weights of some tensors, mu left where it is.
         seed: Of the random generators; the subject's when None.
         backward: Take the gradient too.
+        batch: What the loss gets; the subject's when None.
 
     Raises:
         InputError: The loss raised, or returned no scalar tensor.
@@ -115,15 +134,19 @@ def evaluate(
     model, found = subject.model, Evaluation()
     assert subject.probed is not None  # before anything is watched: probing runs the model
     seed = subject.seed if seed is None else seed
-    with undisturbed(model, seed=seed), torch.enable_grad(), ExitStack() as stack:
+    beside = [subject.teacher] if subject.teacher is not None else []
+    with undisturbed(model, *beside, seed=seed), torch.enable_grad(), ExitStack() as stack:
+        foreign = stack.enter_context(foreign_left_alone(model))
         if train:
             for module in model.modules():
                 module.training = True
         for tensor in tensors_of(layers) if free_rho else ():
             tensor.rho_parameter.requires_grad_(True)
 
-        def count(*_: Any) -> None:
-            found.called += 1
+        own = {id(module) for module in model.modules()}
+
+        def count(module: nn.Module, _inputs: Any) -> None:
+            found.called += id(module) in own
 
         for module in model.modules():
             module.register_forward_pre_hook(count)
@@ -133,12 +156,13 @@ def evaluate(
             stack.enter_context(shifted_prior(model, prior_shift))
         draws = stack.enter_context(zero_noise(model)) if noise == "silent" else None
         if noise == "cut":
-            operands = stack.enter_context(cut_operands(model, found.moved))
+            operands = stack.enter_context(cut_operands(model, found.moved, push))
         else:
             operands = stack.enter_context(watched_operands(model))
+        model.register_forward_hook(_keeping(model, found.outputs), with_kwargs=True)
         backwards = _Backwards()
         with backwards:
-            value = loss_of(subject, seed=seed)
+            value = loss_of(subject, seed=seed, batch=batch)
         leaves = [parameter for parameter in model.parameters() if parameter.is_leaf]  # a shifted prior is none
         if backward:
             _run_backward(value, backwards, leaves)
@@ -149,7 +173,45 @@ def evaluate(
         found.by_normal = frozenset() if draws is None else frozenset(draws.cut)
         found.not_cut, found.undrawn = operands.not_cut(tuple(layers)), operands.undrawn(tuple(layers))
         found.calls = list(operands.calls)
+    found.foreign = tuple(foreign.values())
     return found
+
+
+def cut_of(subject: Subject, layers: Sequence[BayesianLayer], *, train: bool = False) -> Evaluation:
+    """Return the evaluation in the cut, with every rho trained; done once for all checks of a subject.
+
+    Raises:
+        InputError: The loss raised, or returned no scalar tensor.
+        LossError: It is NaN or infinite.
+    """
+    key = f"cut, {'train' if train else 'eval'} mode"
+    if key not in subject.evaluations:
+        subject.evaluations[key] = evaluate(subject, layers, noise="cut", train=train, free_rho=True)
+    found = subject.evaluations[key]
+    assert isinstance(found, Evaluation)
+    return found
+
+
+def _keeping(model: nn.Module, calls: list[OutputCall]) -> Any:
+    """Make a hook that collects calls, and lets their outputs keep the gradients that come to them."""
+
+    def keep(module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+        if module is not model:  # a copy that was made inside, with its hooks
+            return output
+
+        def kept(leaf: Any) -> Any:
+            if not isinstance(leaf, Tensor) or not leaf.requires_grad:
+                return leaf
+            leaf = leaf.view_as(leaf)
+            leaf.retain_grad()
+            return leaf
+
+        output = mapped(output, kept)
+        if not in_backward():
+            calls.append(OutputCall((args, kwargs), output))
+        return output
+
+    return keep
 
 
 def _move(tensors: Sequence[PosteriorTensor], by: float) -> dict[Key, Tensor]:
@@ -211,7 +273,7 @@ def unproven(subject: Subject) -> str:
         return unproven_silence(subject.model, lambda: forward(subject.model, few), seed=subject.seed)
 
 
-def loss_of(subject: Subject, *, seed: int | None = None) -> Tensor:
+def loss_of(subject: Subject, *, seed: int | None = None, batch: Any = None) -> Tensor:
     """Evaluate the training loss on one batch, from a seed.
 
     Raises:
@@ -219,7 +281,7 @@ def loss_of(subject: Subject, *, seed: int | None = None) -> Tensor:
         LossError: It is NaN or infinite.
     """
     assert subject.loss is not None
-    batch = subject.loss_batch()
+    batch = subject.loss_batch() if batch is None else batch
     seed_everything(subject.seed if seed is None else seed)
     name = getattr(subject.loss, "__name__", type(subject.loss).__name__)
     try:

@@ -138,6 +138,18 @@ def batch_for_loss(samples: Samples, probed: Probed, labels: Any, model: nn.Modu
     return tuple(batch) if type(batch) is list else batch
 
 
+def labels_in(batch: Any, samples: Samples, probed: Probed) -> Tensor | None:
+    """Return the labels in a batch that `batch_for_loss` made; None where there are none, or more than one tensor."""
+    if not isinstance(probed.labels, Tensor):
+        return None
+    places = [name for name, leaf in leaves(samples.item) if leaf is probed.labels]
+    found = [leaf for name, leaf in leaves(batch) if name in places]
+    if not found:
+        beside = [leaf for name, leaf in leaves(batch) if name not in probed.places and isinstance(leaf, Tensor)]
+        found = beside if len(beside) == 1 else []
+    return found[0] if len(found) == 1 and isinstance(found[0], Tensor) else None
+
+
 def _beside(labels: Any, samples: Samples, tree: Any) -> Any:
     """Give copies of the labels of a batch, out of those that were given beside the examples."""
     numbers = torch.arange(rows_of(tree, samples.dim))

@@ -64,13 +64,16 @@ def watched_operands(model: nn.Module) -> Iterator[Operands]:
 
 
 @contextmanager
-def cut_operands(model: nn.Module, moved: Mapping[Key, Tensor] | None = None) -> Iterator[Operands]:
+def cut_operands(
+    model: nn.Module, moved: Mapping[Key, Tensor] | None = None, pushed: Mapping[Key, Tensor] | None = None
+) -> Iterator[Operands]:
     """Detach the weights that each call of a Bayesian layer uses; they keep the gradient that comes to them.
 
     Args:
         model: What runs. Hooks are registered on it; use it within `isolation.undisturbed`.
         moved: How far each tensor's mu was moved, which is taken off where it is used: the model's outputs stay the
             same up to rounding, and the loss tells what else depends on mu.
+        pushed: What is added to the drawn weights of some tensors, whatever they were drawn from.
     """
 
     def detached(layer: BayesianLayer, used: Tensor) -> Tensor:
@@ -78,8 +81,12 @@ def cut_operands(model: nn.Module, moved: Mapping[Key, Tensor] | None = None) ->
         if moved and used.requires_grad:
             behind = leaves_behind(used)
             for tensor in layer.tensors:
-                if tensor.mu.shape == used.shape and id(tensor.mu_parameter) in behind:
+                of_mu = tensor.mu.shape == used.shape and id(tensor.mu_parameter) in behind
+                if of_mu and key_of(tensor) in moved:
                     value = value - moved[key_of(tensor)].to(value.dtype)
+        for tensor in layer.tensors if pushed else ():
+            if tensor.mu.shape == used.shape and pushed and key_of(tensor) in pushed:
+                value = value + pushed[key_of(tensor)].to(value.dtype)
         return value.requires_grad_() if value.is_floating_point() else value
 
     layers = bayesian_layers(model)
@@ -104,11 +111,17 @@ def _look_at_outputs(model: nn.Module, layers: tuple[BayesianLayer, ...], found:
         for layer in layers
     }
     inputs: list[Any] = []
+    # A layer's own parts, such as a parametrization, also compute what its KL is made of.
+    parts = {id(part) for layer in layers for part in layer.module.modules()} - own.keys()
+    watched = {id(module): module for module in model.modules() if id(module) not in parts}
 
-    def enter(_module: nn.Module, args: Any, kwargs: Any) -> None:
-        inputs.append((args, kwargs))
+    def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
+        if id(module) in watched:  # no copy that was made inside, with its hooks
+            inputs.append((args, kwargs))
 
     def leave(module: nn.Module, _args: Any, output: Any) -> None:
+        if id(module) not in watched:
+            return
         given = inputs.pop() if inputs else ()
         if in_backward():
             return
@@ -120,8 +133,6 @@ def _look_at_outputs(model: nn.Module, layers: tuple[BayesianLayer, ...], found:
         if not inputs:
             found.reached |= leaves_behind(values).keys()
 
-    # A layer's own parts, such as a parametrization, also compute what its KL is made of.
-    parts = {id(part) for layer in layers for part in layer.module.modules()} - own.keys()
-    for module in (module for module in model.modules() if id(module) not in parts):
+    for module in watched.values():
         module.register_forward_pre_hook(enter, with_kwargs=True)
         module.register_forward_hook(leave, always_call=True)

@@ -77,9 +77,13 @@ def within(
     outside is in force. Registers hooks, around those that the modules have.
     """
     depth = 0
+    modules = list(modules)
+    own = {id(module) for module in modules}
 
     def start(module: nn.Module, _inputs: Any) -> None:
         nonlocal depth
+        if id(module) not in own:  # a copy that was made inside, with its hooks
+            return
         if enter is not None:
             enter(module)
         depth += 1
@@ -88,6 +92,8 @@ def within(
 
     def stop(module: nn.Module, _inputs: Any, output: Any) -> None:
         nonlocal depth
+        if id(module) not in own:
+            return
         depth -= 1
         if depth == 0:
             mode.__exit__(None, None, None)

@@ -385,11 +385,13 @@ def test_a_kl_of_each_call_is_blamed_on_the_layers_called_again() -> None:
 def mixture(weight: Tensor) -> Tensor:
     """The scale mixture of Blundell et al. 2015, section 3.3."""
     wide, narrow = (Normal(0.0, sigma).log_prob(weight).exp() for sigma in (1.0, 0.1))
-    return (0.5 * wide + 0.5 * narrow).log()
+    value: Tensor = (0.5 * wide + 0.5 * narrow).log()
+    return value
 
 
 def laplace(weight: Tensor) -> Tensor:
-    return torch.distributions.Laplace(0.0, 0.3).log_prob(weight)
+    value: Tensor = torch.distributions.Laplace(0.0, 0.3).log_prob(weight)
+    return value
 
 
 def estimated_by(log_prior: Callable[[Tensor], Tensor], weight: float = 1 / 1400) -> Loss:
@@ -444,10 +446,13 @@ def to_laplace(mu: Tensor, sigma: Tensor, scale: float = 0.3) -> Tensor:
     """E|w| of a normal w has a closed form: the folded normal's mean."""
     ratio = mu / sigma
     mean = sigma * (2 / torch.pi) ** 0.5 * torch.exp(-(ratio**2) / 2) + mu * torch.erf(ratio / 2**0.5)
-    return mean / scale - sigma.log()
+    value: Tensor = mean / scale - sigma.log()
+    return value
 
 
-CLOSED = {
+Term = Callable[[Tensor, Tensor], Tensor]
+
+CLOSED: dict[str, Term] = {
     "the layers' prior": lambda mu, sigma: -sigma.log() + (sigma**2 + mu**2) / 2,
     "another width": lambda mu, sigma: -sigma.log() + (sigma**2 + mu**2) / (2 * 0.3**2),
     "another mean": lambda mu, sigma: -sigma.log() + (sigma**2 + (mu - 0.2) ** 2) / 2,
@@ -464,7 +469,7 @@ def test_a_kl_to_any_prior_is_weighed(name: str, delta: float) -> None:
     assert judged(model(moped_delta=delta), by_hand(CLOSED[name]), weight=1 / 700)[0].verdict is Verdict.FAIL
 
 
-WRONG = {
+WRONG: dict[str, Term] = {
     "sigma for its square": lambda mu, sigma: -sigma.log() + (sigma + mu**2) / 2,
     "the square's logarithm": lambda mu, sigma: -(sigma**2).log() + (sigma**2 + mu**2) / 2,
     "mu without its square": lambda mu, sigma: -sigma.log() + (sigma**2 + mu.abs()) / 2,

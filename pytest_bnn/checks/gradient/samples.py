@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from pytest_bnn.checks._objective import (
     FINITE_DERIVATIVE,
     Evaluation,
+    cut_of,
     evaluate,
     is_finite,
     loss_of,
@@ -72,7 +73,7 @@ def _find(subject: Subject) -> Finding:
             f"{sick[0].path} {sick[0].finding}: see kl.present, and load or train its weights again; no gradient is "
             "right there"
         )
-    left = evaluate(subject, layers, noise="cut")
+    left = cut_of(subject, layers)
     found = evaluate(subject, layers)
     tensors = tensors_of(layers)
     lost = [t for t in tensors if not all(map(is_finite, found.gradients[key_of(t)]))]

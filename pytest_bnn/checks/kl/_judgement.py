@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from pytest_bnn.checks._objective import Evaluation, Noise, evaluate, is_finite
+from pytest_bnn.checks._objective import Evaluation, Noise, cut_of, evaluate, is_finite
 from pytest_bnn.checks.finding import LossError
 from pytest_bnn.checks.kl._fits import (
     Fit,
@@ -36,6 +36,20 @@ PRIOR_SHIFT = 1e4
 
 #: How far the means move, in units of sigma, where a curvature is read off.
 _LITTLE = 1 / 32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Declared:
+    """What was said of the weight that the KL term should have."""
+
+    kl_weight: float | None = None
+    num_batches: int | None = None
+    num_data: int | None = None
+
+    @property
+    def weight(self) -> float | None:
+        """The weight itself, where that is what was said or what follows from the number of batches."""
+        return 1 / self.num_batches if self.num_batches is not None else self.kl_weight
 
 
 @dataclass(slots=True, eq=False)
@@ -78,18 +92,21 @@ class Reading:
 class Judgement:
     """The evaluations of one loss, and what is read off them."""
 
-    def __init__(
-        self, subject: Subject, layers: tuple[BayesianLayer, ...], expected: float | None, noise: Noise
-    ) -> None:
-        self.subject, self.layers, self.expected, self.noise = subject, layers, expected, noise
+    def __init__(self, subject: Subject, layers: tuple[BayesianLayer, ...], declared: Declared, noise: Noise) -> None:
+        self.subject, self.layers, self.declared, self.noise = subject, layers, declared, noise
+        self.expected = declared.weight
         self.tensors = tensors_of(layers)
         self.conventions = tuple(dict.fromkeys(c for layer in layers for c in layer.adapter.conventions))
         self.tolerance = tolerance_of(*self.tensors)
         self.total = sum(tensor.count for tensor in self.tensors)
         self.train = False
 
+    def cut(self) -> Evaluation:
+        """Return the evaluation in the cut, which other checks share."""
+        return cut_of(self.subject, self.layers, train=self.train)
+
     def run(self, **options: Any) -> Evaluation:
-        """Evaluate the loss, with every rho trained."""
+        """Evaluate the loss anew, with every rho trained."""
         return evaluate(
             self.subject, self.layers, free_rho=True, **{"noise": self.noise, "train": self.train, **options}
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pytest_bnn.checks._objective import FINITE_DERIVATIVE, Evaluation, unproven, without_a_gradient
 from pytest_bnn.checks.finding import Finding, LossError, accused, not_applicable
+from pytest_bnn.checks.kl._beside import data_term_of
 from pytest_bnn.checks.kl._fits import notes_on
 from pytest_bnn.checks.kl._judgement import Judgement, Reading, calls_of
 from pytest_bnn.checks.kl._mean import MeanFit
@@ -48,7 +49,7 @@ def judge(judgement: Judgement) -> Finding:
 def _first(judgement: Judgement) -> tuple[Evaluation | None, str]:
     """Evaluate the loss in the cut, or without noise where the drawn weights cannot all be seen and cut."""
     try:
-        first = judgement.run()
+        first = judgement.cut()
         if not first.not_cut:
             return first, ""
         if why := unproven(judgement.subject):
@@ -68,7 +69,7 @@ def _in_both_modes(judgement: Judgement, reading: Reading) -> tuple[Reading, str
     """Read in train mode too; where the KL's weight is another one there, that is what counts. Say what was found."""
     judgement.train = True
     try:
-        trained = judgement.run()
+        trained = judgement.cut() if judgement.noise == "cut" else judgement.run()
         same = bool(judgement.not_finite(trained)) or _same(judgement, reading, trained)
         found = reading if same else judgement.read(trained)
     except Exception:  # what it cannot do in train mode says nothing of the KL
@@ -180,7 +181,7 @@ def _problem(judgement: Judgement, reading: Reading, mode: str) -> tuple[str, st
         return f"the KL term is missing for {len(reading.absent)} of {len(fits)} tensors", (
             f"sum the KL term over every Bayesian layer: {kl} on the whole model"
         )
-    value, expected = reading.found.value, judgement.expected
+    value = reading.found.value
     if value < 0:
         return (
             f"the KL term has the negative weight {value:.6g}: training drives the posterior away from the prior",
@@ -192,13 +193,50 @@ def _problem(judgement: Judgement, reading: Reading, mode: str) -> tuple[str, st
         )
     if reading.uneven:
         return _uneven(judgement, reading)
-    if expected is not None and not judgement.near(value, expected):
-        times = value / expected
-        return (
-            f"the KL term has weight {value:.6g}, {times:.4g} times the expected {expected:.6g}",
-            "divide the KL term by the number of batches (or examples) that the data term is averaged over",
-        )
-    return "", ""
+    return _of_the_weight(judgement, reading)
+
+
+def _of_the_weight(judgement: Judgement, reading: Reading) -> tuple[str, str]:
+    """Compare the weight with what was declared, in units of the data term where its size shows."""
+    value, declared, expected = reading.found.value, judgement.declared, judgement.expected
+    if expected is None and declared.num_data is None:
+        return "", ""
+    beside = data_term_of(judgement.subject, judgement.layers, reading.first)
+    plain = expected is None or judgement.near(value, expected)
+    if beside is None or (declared.kl_weight is not None and plain):
+        return ("", "") if plain or expected is None else _another_weight(value, expected)
+    ratio = value / beside.times
+    data = f"a data term that is a {beside.over} over examples" + (
+        "" if judgement.near(beside.times, 1) else f", times {beside.times:.4g}"
+    )
+    if declared.kl_weight is not None:
+        return ("", "") if judgement.near(ratio, declared.kl_weight) else _another_weight(value, declared.kl_weight)
+    summed_beside_mean = reading.found.convention == "sum" and beside.over == "mean"
+    if summed_beside_mean and declared.num_data is not None:
+        wanted, of = 1 / declared.num_data, f"1 / {declared.num_data} examples"
+    elif summed_beside_mean and declared.num_batches is not None:
+        if ratio * declared.num_batches <= 0.5 + 1e-6:
+            return "", ""  # 1 / number of examples, for batches of two or more
+        wanted, of = 0.0, "1 / number of examples, far below 1 / number of batches"
+    elif declared.num_batches is not None:
+        wanted, of = 1 / declared.num_batches, f"1 / {declared.num_batches} batches"
+    else:
+        return "", ""
+    if wanted and judgement.near(ratio, wanted):
+        return "", ""
+    times = f"{ratio / wanted:.4g} times the expected {of}" if wanted else f"expected {of}"
+    return (
+        f"the KL term has weight {value:.6g} {reading.found.share}, beside {data}: {times}",
+        "divide a KL that is summed over weights by the number of examples beside a mean over examples, and by the "
+        "number of batches beside a sum; multiply both terms alike where gradients are accumulated",
+    )
+
+
+def _another_weight(value: float, expected: float) -> tuple[str, str]:
+    return (
+        f"the KL term has weight {value:.6g}, {value / expected:.4g} times the expected {expected:.6g}",
+        "divide the KL term by the number of batches (or examples) that the data term is averaged over",
+    )
 
 
 def _reaches_data(first: Evaluation) -> bool:

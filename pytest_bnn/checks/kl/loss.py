@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from pytest_bnn.checks.check import check
 from pytest_bnn.checks.finding import Finding, not_applicable
-from pytest_bnn.checks.kl._judgement import Judgement
+from pytest_bnn.checks.kl._judgement import Declared, Judgement
 from pytest_bnn.checks.kl._sick import NOT_FINITE, not_finite
 from pytest_bnn.checks.kl._verdict import judge
 from pytest_bnn.checks.values import Count, Positive
@@ -27,7 +27,13 @@ from pytest_bnn.subject import Subject
     after="kl.present",
     either=("kl_weight", "num_batches"),
 )
-def loss(subject: Subject, *, kl_weight: Positive | None = None, num_batches: Count | None = None) -> Finding:
+def loss(
+    subject: Subject,
+    *,
+    kl_weight: Positive | None = None,
+    num_batches: Count | None = None,
+    num_data: Count | None = None,
+) -> Finding:
     """Measure whether a training loss contains the KL term with the weight that it should have.
 
     Fails where the term is missing, detached, negative, on some tensors only, or has another weight than the
@@ -37,7 +43,9 @@ def loss(subject: Subject, *, kl_weight: Positive | None = None, num_batches: Co
     Args:
         subject: loss and images, at least; see `Subject`. The loss gets one batch, see `Subject.loss_batch`.
         kl_weight: The weight that the KL term should have, in the convention that the loss uses.
-        num_batches: Expect 1 / num_batches.
+        num_batches: Expect 1 / num_batches, in units of the data term where that shows: beside half a cross-entropy
+            half of it. A KL summed over weights has it beside a data term summed over examples.
+        num_data: How many examples there are to train on: a summed KL has 1 / num_data beside a mean over examples.
 
     Raises:
         ValueError: Both expectations are given, or one is not above 0.
@@ -45,13 +53,13 @@ def loss(subject: Subject, *, kl_weight: Positive | None = None, num_batches: Co
 
     Source: the bound of Blundell et al. 2015, section 3.4, for the weight 1 / number of batches.
     """
-    return _find(subject, 1 / num_batches if num_batches is not None else kl_weight)
+    return _find(subject, Declared(kl_weight=kl_weight, num_batches=num_batches, num_data=num_data))
 
 
 measure_kl_loss, assert_kl_loss = loss.measure, loss.assert_
 
 
-def _find(subject: Subject, expected: float | None) -> Finding:
+def _find(subject: Subject, declared: Declared) -> Finding:
     layers = bayesian_layers(subject.model)
     if not layers:
         if unknown := nobody_knows(subject.model):
@@ -69,4 +77,4 @@ def _find(subject: Subject, expected: float | None) -> Finding:
             layers=tuple(sick),
             remedy=NOT_FINITE,
         )
-    return judge(Judgement(subject, layers, expected, "cut"))
+    return judge(Judgement(subject, layers, declared, "cut"))

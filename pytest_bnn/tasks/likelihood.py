@@ -1,0 +1,256 @@
+"""Which likelihood a loss has, and what it asks of the outputs: read off its gradient at them.
+
+A loss that is a negative log likelihood of classes pulls on a row of scores by ``c * (softmax(scores) - target)``. The
+factor c, its sign and the target are read off row by row, without knowing how the loss was written. Sums over the
+rows' calls count, so that a loss of several passes is one, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+from pytest_bnn.tasks.task import Task
+
+#: What a loss's pull on the outputs is like, as far as it is one that is known.
+Form: TypeAlias = Literal[
+    "cross-entropy",
+    "binary cross-entropy",
+    "smoothed labels",
+    "distillation",
+    "distillation without T^2",
+    "likelihood of shares",
+    "scores for log-probabilities",
+    "distance",
+    "unknown",
+]
+
+#: Allowed distance of a row's pull from a form, relative to the pull, in full and in half precision.
+_FULL, _HALF = 1e-3, 5e-2
+
+_TEMPERATURES = (1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 16.0, 20.0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pull:
+    """How a loss pulls on the outputs of one call.
+
+    Attributes:
+        form: What it is like.
+        sign: 1 where it pulls toward the labels, -1 where it pushes away from them, 0 where that is not known.
+        scale: The factor c of each row, NaN where a row has none; None where the form has none.
+        implied: The class that each row is pulled toward, -1 where a row has none; None where there are no classes.
+        temperature: Of a distillation.
+    """
+
+    form: Form = "unknown"
+    sign: int = 0
+    scale: Tensor | None = None
+    implied: Tensor | None = None
+    temperature: float = 1.0
+
+
+def pull_of(task: Task, outputs: Tensor, gradient: Tensor, labels: Tensor | None, teacher: Tensor | None) -> Pull:
+    """Tell what a loss's gradient at the outputs of one call asks of them.
+
+    Args:
+        task: What the outputs mean.
+        outputs: ``[rows, ...]``, as the model gave them.
+        gradient: Of the loss, of the same shape.
+        labels: Of the same rows, in their order; None where there are none.
+        teacher: The teacher's outputs on the same rows, for distillation; None where there are none.
+    """
+    allowed = _FULL if outputs.dtype in (torch.float32, torch.float64) else _HALF
+    found, slope = outputs.detach().double(), gradient.detach().double()
+    if task.kind == "dense":
+        found, slope = task.places(found, 0), task.places(slope, 0)
+        labels = None if labels is None else labels.reshape(-1)
+        teacher = None if teacher is None else task.places(teacher.double(), 0)
+    if task.kind in ("classification", "dense") and found.ndim == 2 and found.shape[1] > 1:
+        return _of_classes(task, found, slope, _indices(labels, found), teacher, allowed)
+    if labels is None or labels.numel() != found.numel():
+        return Pull()
+    target = labels.reshape(found.shape).to(found.device).double()
+    if task.kind == "binary":
+        return _of_sides(task, found, slope, target, allowed)
+    if task.kind == "regression":
+        return _of_numbers(found, slope, target)
+    return Pull()
+
+
+def _indices(labels: Tensor | None, outputs: Tensor) -> Tensor | None:
+    """Give the class of each row, -1 where it is left out; None where labels are no classes."""
+    if labels is None or labels.is_complex():
+        return None
+    if labels.shape == outputs.shape and labels.is_floating_point():
+        return labels.argmax(1) if bool(((labels == 0) | (labels == 1)).all()) else None
+    flat = labels.reshape(-1)
+    if flat.is_floating_point() or flat.numel() != len(outputs):
+        return None
+    inside = (flat >= 0) & (flat < outputs.shape[1])
+    return torch.where(inside, flat, -1).to(outputs.device)
+
+
+def _of_classes(
+    task: Task, outputs: Tensor, slope: Tensor, labels: Tensor | None, teacher: Tensor | None, allowed: float
+) -> Pull:
+    live = slope.abs().sum(1) > 0
+    if not bool(live.any()):
+        return Pull()
+    one = ((slope != 0).sum(1) == 1) | ~live
+    if bool(one.all()):
+        return _of_one_entry(task, outputs, slope, live)
+    if task.shares:
+        return Pull()
+    shares = torch.softmax(outputs, 1)
+    candidates = [] if labels is None else [labels]
+    candidates += [slope.argmin(1), slope.argmax(1)]
+    for targets in candidates:
+        usable = live & (targets >= 0)
+        wanted = torch.nn.functional.one_hot(targets.clamp_min(0), outputs.shape[1]).double()
+        scale, off = _fitted(slope, shares - wanted)
+        if bool(usable.any()) and float(off[usable].max()) <= allowed and _one_sign(scale[usable]):
+            if targets is not labels and outputs.shape[1] == 2:
+                continue  # of two classes the pull toward one is the push away from the other
+            sign = 1 if float(scale[usable][0]) > 0 else -1
+            nothing = torch.full_like(scale, torch.nan)
+            return Pull(
+                form="cross-entropy",
+                sign=sign,
+                scale=torch.where(usable, scale, nothing),
+                implied=torch.where(usable, targets, torch.full_like(targets, -1)),
+            )
+    if labels is not None and (found := _smoothed(shares, slope, labels, live, allowed)) is not None:
+        return found
+    return _distilled(outputs, slope, labels, teacher, live, allowed)
+
+
+def _fitted(slope: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
+    """Give the factor of a direction in each row, and which share of the row it leaves unexplained."""
+    scale = (slope * direction).sum(1) / direction.square().sum(1).clamp_min(1e-300)
+    off = (slope - scale[:, None] * direction).norm(dim=1) / slope.norm(dim=1).clamp_min(1e-300)
+    return scale, off
+
+
+def _one_sign(scale: Tensor) -> bool:
+    return bool((scale > 0).all()) or bool((scale < 0).all())
+
+
+def _of_one_entry(task: Task, outputs: Tensor, slope: Tensor, live: Tensor) -> Pull:
+    """Tell pulls on one entry of each row: the logarithm was taken already, or it was forgotten."""
+    implied = torch.where(live, slope.abs().argmax(1), torch.full_like(slope.argmax(1), -1))
+    value = slope.gather(1, implied.clamp_min(0)[:, None])[:, 0][live]
+    sign = 1 if bool((value < 0).all()) else -1 if bool((value > 0).all()) else 0
+    if task.shares:
+        return Pull(form="likelihood of shares", sign=sign, implied=implied)
+    sums = torch.logsumexp(outputs[live], 1).abs()
+    scale = torch.full_like(outputs[:, 0], torch.nan)
+    scale[live] = -value
+    if bool((sums <= 1e-3).all()):
+        return Pull(form="likelihood of shares", sign=sign, scale=scale, implied=implied)
+    even = float((value - value[0]).abs().max()) <= 1e-3 * float(value[0].abs())
+    if even and sign == 1 and float((sums > 1e-2).double().mean()) > 0.9 and int(live.sum()) > 1:
+        return Pull(form="scores for log-probabilities", sign=sign, implied=implied)
+    return Pull(sign=0, implied=implied)
+
+
+def _solved(parts: Sequence[Tensor], slope: Tensor, live: Tensor, allowed: float) -> list[float] | None:
+    """Give the factors of some directions, the same in all rows; None where they do not explain the slope."""
+    basis = torch.stack([part[live].flatten() for part in parts], 1)
+    wanted = slope[live].flatten()
+    found = torch.linalg.lstsq(basis, wanted[:, None]).solution[:, 0]
+    if not bool(torch.isfinite(found).all()):
+        return None
+    off = float((wanted - basis @ found).norm() / wanted.norm())
+    return [float(value) for value in found] if off <= allowed else None
+
+
+def _smoothed(shares: Tensor, slope: Tensor, labels: Tensor, live: Tensor, allowed: float) -> Pull | None:
+    classes = shares.shape[1]
+    usable = live & (labels >= 0)
+    wanted = torch.nn.functional.one_hot(labels.clamp_min(0), classes).double()
+    found = _solved([shares - wanted, wanted - 1 / classes], slope, usable, allowed) if bool(usable.any()) else None
+    if found is None or not 0 < found[1] / (found[0] or torch.inf) < 1:
+        return None
+    scale = torch.where(usable, found[0], torch.nan)
+    return Pull(form="smoothed labels", sign=1 if found[0] > 0 else -1, scale=scale)
+
+
+def _distilled(
+    outputs: Tensor, slope: Tensor, labels: Tensor | None, teacher: Tensor | None, live: Tensor, allowed: float
+) -> Pull:
+    if teacher is None or teacher.shape != outputs.shape:
+        return Pull()
+    hard: list[Tensor] = []
+    if labels is not None and bool((labels >= 0).all()):
+        hard = [torch.softmax(outputs, 1) - torch.nn.functional.one_hot(labels, outputs.shape[1]).double()]
+    for temperature in _TEMPERATURES:
+        soft = torch.softmax(outputs / temperature, 1) - torch.softmax(teacher / temperature, 1)
+        found = _solved([soft], slope, live, allowed)
+        if found is None and hard:
+            found = _solved([soft, *hard], slope, live, allowed)
+        if found is None:
+            continue
+        scale = torch.where(live, sum(found), torch.nan)
+        # T^2 KL(softmax(t / T), softmax(o / T)) pulls by T (softmax(o / T) - softmax(t / T)); without T^2 by 1 / T.
+        lost = temperature > 1 and len(found) == 1 and _is_whole(1 / (abs(found[0]) * len(outputs)), temperature)
+        form: Form = "distillation without T^2" if lost else "distillation"
+        return Pull(
+            form=form, sign=1 if found[0] > 0 else -1, scale=scale if temperature == 1 else None,
+            temperature=temperature,
+        )  # fmt: skip
+    return Pull()
+
+
+def _is_whole(value: float, wanted: float) -> bool:
+    return abs(value / wanted - 1) <= _FULL
+
+
+def _of_sides(task: Task, outputs: Tensor, slope: Tensor, target: Tensor, allowed: float) -> Pull:
+    live = (slope != 0).flatten()
+    if not bool(((target == 0) | (target == 1)).all()) or not bool(live.any()):
+        return Pull()
+    share = outputs if task.shares else torch.sigmoid(outputs)
+    direction = share - target
+    if task.shares:
+        direction = direction / (share * (1 - share)).clamp_min(1e-12)
+    scale = (slope / direction.where(direction != 0, torch.ones_like(direction))).flatten()
+    fits = _one_sign(scale[live]) and float(scale[live].std(unbiased=False)) <= allowed * float(
+        scale[live].abs().mean()
+    )
+    sign = 1 if bool((scale[live] > 0).all()) else -1 if bool((scale[live] < 0).all()) else 0
+    if not fits:
+        return Pull(sign=sign)
+    return Pull(form="binary cross-entropy", sign=sign, scale=torch.where(live, scale, torch.nan))
+
+
+def _of_numbers(outputs: Tensor, slope: Tensor, target: Tensor) -> Pull:
+    """Tell only whether every number is pulled toward its label, as any distance does."""
+    apart = outputs - target
+    live = (slope != 0) & (apart != 0)
+    if not bool(live.any()):
+        return Pull()
+    toward = slope[live] * apart[live] > 0
+    sign = 1 if bool(toward.all()) else -1 if not bool(toward.any()) else 0
+    return Pull(form="distance" if sign else "unknown", sign=sign)
+
+
+def scale_over_calls(pulls: Sequence[Pull]) -> float | None:
+    """Give the factor c of a row, summed over the calls; None where calls or rows differ, or a form has none.
+
+    For the mean of several passes' losses it is the loss's own; so it is for the loss of the passes' mean shares, whose
+    rows' factors sum to it.
+    """
+    scales = [pull.scale for pull in pulls]
+    if not scales or any(scale is None for scale in scales):
+        return None
+    whole = torch.stack([scale.nan_to_num() for scale in scales if scale is not None]).sum(0)
+    counted = whole[whole != 0]
+    if not len(counted):
+        return None
+    middle = float(counted.median())
+    return middle if float((counted - middle).abs().max()) <= _FULL * abs(middle) else None
