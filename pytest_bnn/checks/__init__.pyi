@@ -22,6 +22,7 @@ def assert_kl_loss(
     *,
     kl_weight: float | None = ...,
     num_batches: int | None = ...,
+    num_data: int | None = ...,
     **given: Unpack[Given],
 ) -> Evidence: ...
 def assert_kl_present(model: nn.Module | Subject, **given: Unpack[Given]) -> Evidence: ...
@@ -87,6 +88,7 @@ def measure_kl_loss(
     *,
     kl_weight: float | None = ...,
     num_batches: int | None = ...,
+    num_data: int | None = ...,
     **given: Unpack[Given],
 ) -> Evidence: ...
 def measure_kl_present(model: nn.Module | Subject, **given: Unpack[Given]) -> Evidence: ...
