@@ -59,7 +59,7 @@ def test_a_network_of_torchbnn_is_judged(reduction: str, weight: float, change: 
     """Also where it is new and every sigma the prior's: its KL has no gradient to sigma there."""
     model = change(torchbnn_network())
     loss = torchbnn_loss(weight, reduction)
-    found = audit(model, images=images(), labels=labels(), loss=loss, num_batches=round(1 / weight))
+    found = audit(model, images=images(), labels=labels(), loss=loss, kl_weight=weight)
     assert not_held(found) == []
     assert found["kl.loss"].verdict is Verdict.PASS
     assert found["kl.loss"]["weight"] == pytest.approx(weight, rel=1e-3)

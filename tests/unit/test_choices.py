@@ -262,7 +262,7 @@ def test_options_that_exclude_each_other() -> None:
     """The one from the stronger source replaces the other; in one source, both are a mistake."""
     kl_loss = declared("kl.loss")
     with choosing(from_texts(["kl.loss.num_batches=45"], "--set")):
-        assert filled(kl_loss, {"kl_weight": 0.5}) == {"kl_weight": 0.5, "num_batches": None}
+        assert filled(kl_loss, {"kl_weight": 0.5}) == {"kl_weight": 0.5, "num_batches": None, "num_data": None}
     both = from_texts(["kl.loss.num_batches=45", "kl.loss.kl_weight=.1"], "--set")
     with choosing(both), pytest.raises(InputError, match=r"Give kl_weight or num_batches, not both"):
         filled(kl_loss, {})

@@ -21,7 +21,7 @@ from pytest_bnn.subject import Subject
     claim="The data reach every drawn weight through the training loss, in train mode too, and pull the outputs toward "
     "their labels.",
     needs=("loss", "images"),
-    after="kl.loss",
+    after="gradient.samples",
 )
 def data(subject: Subject) -> Finding:
     """Measure whether the data reach every drawn weight through the loss, and pull the outputs toward their labels.
