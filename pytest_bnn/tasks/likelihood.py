@@ -32,6 +32,9 @@ Form: TypeAlias = Literal[
 #: Allowed distance of a row's pull from a form, relative to the pull, in full and in half precision.
 _FULL, _HALF = 1e-3, 5e-2
 
+#: How far the largest share is from 1 where a row's pull is more than rounding.
+_SURE = 1e-3
+
 _TEMPERATURES = (1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 16.0, 20.0)
 
 
@@ -45,6 +48,7 @@ class Pull:
         scale: The factor c of each row, NaN where a row has none; None where the form has none.
         implied: The class that each row is pulled toward, -1 where a row has none; None where there are no classes.
         temperature: Of a distillation.
+        rows: How many rows count in the loss: all but those whose label is left out.
     """
 
     form: Form = "unknown"
@@ -52,6 +56,7 @@ class Pull:
     scale: Tensor | None = None
     implied: Tensor | None = None
     temperature: float = 1.0
+    rows: int = 0
 
 
 def pull_of(task: Task, outputs: Tensor, gradient: Tensor, labels: Tensor | None, teacher: Tensor | None) -> Pull:
@@ -103,15 +108,16 @@ def _of_classes(
         return Pull()
     one = ((slope != 0).sum(1) == 1) | ~live
     if bool(one.all()):
-        return _of_one_entry(task, outputs, slope, live)
+        return _of_one_entry(task, outputs, slope, live, labels)
     if task.shares:
         return Pull()
     shares = torch.softmax(outputs, 1)
     candidates = [] if labels is None else [labels]
     candidates += [slope.argmin(1), slope.argmax(1)]
     for targets in candidates:
-        usable = live & (targets >= 0)
         wanted = torch.nn.functional.one_hot(targets.clamp_min(0), outputs.shape[1]).double()
+        # Of a row that is sure of a class only rounding is left, or a push away from another looks like a pull to it.
+        usable = live & (targets >= 0) & (shares.max(1).values < 1 - _SURE)
         scale, off = _fitted(slope, shares - wanted)
         if bool(usable.any()) and float(off[usable].max()) <= allowed and _one_sign(scale[usable]):
             if targets is not labels and outputs.shape[1] == 2:
@@ -123,6 +129,7 @@ def _of_classes(
                 sign=sign,
                 scale=torch.where(usable, scale, nothing),
                 implied=torch.where(usable, targets, torch.full_like(targets, -1)),
+                rows=len(outputs) if labels is None else int((labels >= 0).sum()),
             )
     if labels is not None and (found := _smoothed(shares, slope, labels, live, allowed)) is not None:
         return found
@@ -140,18 +147,21 @@ def _one_sign(scale: Tensor) -> bool:
     return bool((scale > 0).all()) or bool((scale < 0).all())
 
 
-def _of_one_entry(task: Task, outputs: Tensor, slope: Tensor, live: Tensor) -> Pull:
+def _of_one_entry(task: Task, outputs: Tensor, slope: Tensor, live: Tensor, labels: Tensor | None) -> Pull:
     """Tell pulls on one entry of each row: the logarithm was taken already, or it was forgotten."""
     implied = torch.where(live, slope.abs().argmax(1), torch.full_like(slope.argmax(1), -1))
     value = slope.gather(1, implied.clamp_min(0)[:, None])[:, 0][live]
     sign = 1 if bool((value < 0).all()) else -1 if bool((value > 0).all()) else 0
+    if labels is None or not torch.equal(implied[live], labels[live]):
+        # Where a row is sure of its label, another score may be the only one that is still pulled on.
+        sign = max(sign, 0)
     if task.shares:
         return Pull(form="likelihood of shares", sign=sign, implied=implied)
     sums = torch.logsumexp(outputs[live], 1).abs()
     scale = torch.full_like(outputs[:, 0], torch.nan)
     scale[live] = -value
     if bool((sums <= 1e-3).all()):
-        return Pull(form="likelihood of shares", sign=sign, scale=scale, implied=implied)
+        return Pull(form="likelihood of shares", sign=sign, scale=scale, implied=implied, rows=int(live.sum()))
     even = float((value - value[0]).abs().max()) <= 1e-3 * float(value[0].abs())
     if even and sign == 1 and float((sums > 1e-2).double().mean()) > 0.9 and int(live.sum()) > 1:
         return Pull(form="scores for log-probabilities", sign=sign, implied=implied)
@@ -177,7 +187,7 @@ def _smoothed(shares: Tensor, slope: Tensor, labels: Tensor, live: Tensor, allow
     if found is None or not 0 < found[1] / (found[0] or torch.inf) < 1:
         return None
     scale = torch.where(usable, found[0], torch.nan)
-    return Pull(form="smoothed labels", sign=1 if found[0] > 0 else -1, scale=scale)
+    return Pull(form="smoothed labels", sign=1 if found[0] > 0 else -1, scale=scale, rows=int((labels >= 0).sum()))
 
 
 def _distilled(
@@ -201,7 +211,7 @@ def _distilled(
         form: Form = "distillation without T^2" if lost else "distillation"
         return Pull(
             form=form, sign=1 if found[0] > 0 else -1, scale=scale if temperature == 1 else None,
-            temperature=temperature,
+            temperature=temperature, rows=len(outputs),
         )  # fmt: skip
     return Pull()
 
@@ -225,7 +235,8 @@ def _of_sides(task: Task, outputs: Tensor, slope: Tensor, target: Tensor, allowe
     sign = 1 if bool((scale[live] > 0).all()) else -1 if bool((scale[live] < 0).all()) else 0
     if not fits:
         return Pull(sign=sign)
-    return Pull(form="binary cross-entropy", sign=sign, scale=torch.where(live, scale, torch.nan))
+    scale = torch.where(live, scale, torch.nan)
+    return Pull(form="binary cross-entropy", sign=sign, scale=scale, rows=len(outputs))
 
 
 def _of_numbers(outputs: Tensor, slope: Tensor, target: Tensor) -> Pull:

@@ -33,9 +33,9 @@ def data_term_of(subject: Subject, layers: tuple[BayesianLayer, ...], left: Eval
     A factor for each row that is halved when the batch is doubled is a mean's, one that stays is a sum's. It shows
     where the loss pulls on the outputs as a likelihood does whose scale is known, such as a cross-entropy.
     """
-    rows = _rows(subject, left)
-    one = at_the_outputs(subject, left).scale
-    if one is None or rows is None or one <= 0:
+    outputs = at_the_outputs(subject, left)
+    one, rows = outputs.scale, max((pull.rows for pull in outputs.pulls), default=0)
+    if one is None or not rows or one <= 0:
         return None
     try:
         batch = _doubled(subject.loss_batch())
@@ -48,12 +48,6 @@ def data_term_of(subject: Subject, layers: tuple[BayesianLayer, ...], left: Eval
     if abs(other / one - 0.5) <= _TOLERANCE:
         return DataTerm("mean", one * rows)
     return DataTerm("sum", one) if abs(other / one - 1) <= _TOLERANCE else None
-
-
-def _rows(subject: Subject, left: Evaluation) -> int | None:
-    pulls = at_the_outputs(subject, left).pulls
-    scale = pulls[0].scale if pulls else None
-    return None if scale is None else int((~torch.isnan(scale)).sum())
 
 
 def _doubled(batch: Any) -> Any:
