@@ -112,12 +112,15 @@ def _of_classes(
     if task.shares:
         return Pull()
     shares = torch.softmax(outputs, 1)
+    # Of a row that is sure of a class only rounding is left, or a push away from another looks like a pull to it.
+    live &= shares.max(1).values < 1 - _SURE
+    if not bool(live.any()):
+        return Pull()
     candidates = [] if labels is None else [labels]
     candidates += [slope.argmin(1), slope.argmax(1)]
     for targets in candidates:
         wanted = torch.nn.functional.one_hot(targets.clamp_min(0), outputs.shape[1]).double()
-        # Of a row that is sure of a class only rounding is left, or a push away from another looks like a pull to it.
-        usable = live & (targets >= 0) & (shares.max(1).values < 1 - _SURE)
+        usable = live & (targets >= 0)
         scale, off = _fitted(slope, shares - wanted)
         if bool(usable.any()) and float(off[usable].max()) <= allowed and _one_sign(scale[usable]):
             if targets is not labels and outputs.shape[1] == 2:
