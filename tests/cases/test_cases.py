@@ -7,7 +7,6 @@ import json
 import os
 import re
 import subprocess
-import sys
 from collections import Counter
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
@@ -21,6 +20,7 @@ import pytest_bnn
 from pytest_bnn import AuditRun, render_html, render_markdown
 from tests.cases import bad, healthy, origins, structures, trained
 from tests.cases.case import CASES, SOUND, Case, Input
+from tests.integration import warm
 
 MODULES = (healthy, trained, structures, origins, bad)
 NAMES = {case.name: case for case in CASES}
@@ -134,10 +134,9 @@ def audited(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Audit by the command line, in a folder from which these cases can be imported."""
     path = os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")]))
     program = "import sys; from pytest_bnn.cli import main; sys.exit(main())"
-    return subprocess.run(
-        [sys.executable, "-c", program, "audit", *arguments, "-o", "audit.html"],
-        cwd=folder, capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": path},
-    )  # fmt: skip
+    return warm.python(
+        "-c", program, "audit", *arguments, "-o", "audit.html", cwd=folder, env={**os.environ, "PYTHONPATH": path}
+    )
 
 
 def by_command(case: Case, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -16,7 +16,7 @@ from pytest_bnn.records.evidence import Evidence, Verdict
 from pytest_bnn.records.recorder import Recorder, recording
 from pytest_bnn.subject import Subject
 from tests.faults.injectors import patient
-from tests.faults.injectors.networks import sure_of, train
+from tests.faults.injectors.networks import NETWORKS, Network, sure_of, train
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -39,9 +39,13 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
 
 
 @pytest.fixture(scope="session")
-def trained() -> Mapping[str, nn.Module]:
+def trained(once: Callable[[str, Callable[[], Any]], Any]) -> Mapping[str, nn.Module]:
     """Both networks, briefly trained, so that their predictions are confident; never hand one out uncopied."""
-    return train()
+    states = once("trained", lambda: {name: network.state_dict() for name, network in train().items()})
+    networks: dict[str, nn.Module] = {name: Network(residual=name == "residual").eval() for name in NETWORKS}
+    for name, network in networks.items():
+        network.load_state_dict(states[name])
+    return networks
 
 
 @pytest.fixture(scope="session")

@@ -191,7 +191,7 @@ def default(tmp_path_factory: pytest.TempPathFactory) -> tuple[subprocess.Comple
     )
 
 
-@pytest.mark.nightly("a minute of fine-tuning; the README's own first command is this one, and runs in every push")
+@pytest.mark.nightly("half a minute of fine-tuning; test_readme runs this very command in every push")
 def test_default_audit(default: tuple[subprocess.CompletedProcess[str], Path]) -> None:
     """Without a network of one's own both conversions of the embedded ResNet18 are audited, and they are sound."""
     done, _ = default
@@ -203,7 +203,7 @@ def test_default_audit(default: tuple[subprocess.CompletedProcess[str], Path]) -
     assert last == f"report: {Path('out/resnet18.html')}  data: {Path('out/resnet18.json')}"
 
 
-@pytest.mark.nightly("a minute of fine-tuning; the README's own first command is this one, and runs in every push")
+@pytest.mark.nightly("half a minute of fine-tuning; test_readme runs this very command in every push")
 def test_default_audit_s_files(default: tuple[subprocess.CompletedProcess[str], Path]) -> None:
     """JSON that fits the schema, with the trajectory of fine-tuning; the page is its function."""
     _, folder = default

@@ -14,7 +14,6 @@ import re
 import shlex
 import subprocess
 import sys
-import sysconfig
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from pytest_bnn.checks.choices import from_project, require_usable
 from pytest_bnn.options import OPTIONS
 from pytest_bnn.records.recorder import Recorder, recording
 from tests.faults.injectors import FAULTS
+from tests.integration import warm
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -122,8 +122,10 @@ def _run(command: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
         return code, captured.out + captured.err
     assert program == "pytest", command
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "COV_"))}
-    script = Path(sysconfig.get_path("scripts")) / "pytest"
-    done = subprocess.run([script, *arguments], env=environment, capture_output=True, text=True, check=False)
+    # As `pytest` does, which leaves the path of modules alone; `python -m pytest` adds the folder.
+    done = warm.python(
+        "-c", "import sys, pytest; sys.path.remove(''); sys.exit(pytest.main())", *arguments, env=environment
+    )
     return done.returncode, done.stdout + done.stderr
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
+import runpy
 import subprocess
 import sys
 import sysconfig
+import warnings
 from pathlib import Path
 
 import pytest
@@ -15,6 +18,7 @@ import sklearn.datasets
 import torch
 import torchvision
 
+import pytest_bnn
 from pytest_bnn.audit.run import CHECK_IDS
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -28,6 +32,14 @@ def run(*command: str, folder: Path = EXAMPLES, **environment: str) -> subproces
     )
 
 
+def notebook(*arguments: str, patch: pytest.MonkeyPatch) -> object:
+    """Run the script as its own main program, in this process, and give its exit code."""
+    patch.setattr(sys, "argv", ["resnet18_notebook.py", *arguments])
+    with pytest.raises(SystemExit) as end, warnings.catch_warnings():
+        runpy.run_path(str(EXAMPLES / "resnet18_notebook.py"), run_name="__main__")
+    return end.value.code
+
+
 def verdicts(audit: Path) -> dict[str, str]:
     document = json.loads(audit.read_text(encoding="utf-8"))
     return {check["id"]: check["verdict"] for check in document["checks"]}
@@ -37,7 +49,7 @@ def percents(text: str) -> list[float]:
     return [float(number) for number in re.findall(r"^ +([\d.]+) %", text, re.M)]
 
 
-@pytest.mark.nightly("a minute and more; every push runs the notebook as it was published, and the README's audit")
+@pytest.mark.nightly("a minute and more; every push runs it with two checks, below")
 def test_notebook_on_digits(tmp_path: Path) -> None:
     """Offline and without arguments but for its length: the teacher knows the digit, and the conversion keeps it."""
     report = tmp_path / "audit.html"
@@ -81,6 +93,26 @@ def test_notebook_on_digits(tmp_path: Path) -> None:
     assert label[1] in report.read_text(encoding="utf-8")
 
 
+def test_notebook_with_two_checks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All of its steps, each as short as can be, and an audit of what costs little."""
+    checks = ["layers.replaced", "kl.present"]
+    monkeypatch.setattr(pytest_bnn, "audit_model", functools.partial(pytest_bnn.audit_model, checks=checks))
+    report = tmp_path / "audit.html"
+    code = notebook("--steps", "2", "--passes", "4", "--images", "2", "--output", str(report), patch=monkeypatch)
+    said = capsys.readouterr().out
+    assert code == 0, said
+    teacher, conversion, training, prediction, audit = said.split("\n\n")[1:]
+    assert percents(teacher) == sorted(percents(teacher), reverse=True)
+    assert "Conv2d -> Conv2dReparameterization" in conversion
+    assert re.findall(r"step +(\d+): loss [\d.]+, one pass says \w+ [\d.]+ %", training) == ["1", "2"]
+    assert "over 4 passes" in prediction
+    assert len(audit.splitlines()) == 4
+    assert verdicts(report.with_suffix(".json")) == dict.fromkeys(checks, "pass")
+
+
+@pytest.mark.nightly("a minute and more at 224x224; every push runs the same script on digits")
 def test_notebook_on_imagenet(tmp_path: Path) -> None:
     """The original's way: torchvision's checkpoint in its cache, a JPEG, a thousand classes; random weights."""
     checkpoint = tmp_path / "cache" / "hub" / "checkpoints" / "resnet18-f37072fd.pth"
@@ -118,14 +150,17 @@ def test_notebook_on_imagenet(tmp_path: Path) -> None:
     ],
     ids=["weights", "image"],
 )
-def test_notebook_says_what_is_missing(arguments: tuple[str, ...], problem: str, tmp_path: Path) -> None:
+def test_notebook_says_what_is_missing(
+    arguments: tuple[str, ...], problem: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """One line on what to give instead of a traceback."""
-    done = run(sys.executable, str(EXAMPLES / "resnet18_notebook.py"), *arguments, folder=tmp_path)
-    assert done.returncode == 4
-    assert problem in done.stderr
-    assert "Traceback" not in done.stderr
+    assert notebook(*arguments, patch=monkeypatch) == 4
+    said = capsys.readouterr().err
+    assert problem in said
+    assert "Traceback" not in said
 
 
+@pytest.mark.nightly("forty steps; every push audits what they make, below")
 def test_published_exercise_runs() -> None:
     """Forty steps, each with what a single pass says."""
     done = run(sys.executable, f"{PUBLISHED}.py")
@@ -135,13 +170,20 @@ def test_published_exercise_runs() -> None:
         assert re.findall(rf"^{moment}, pass (\d): \w+ [\d.]+ %$", done.stdout, re.M) == ["1", "2"]
 
 
-def test_audit_of_the_published_exercise(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "checks",
+    [
+        pytest.param((), id="all", marks=pytest.mark.nightly("most of a minute; every push asks the check that fails")),
+        pytest.param(("--checks", "layers.replaced,kl.present,kl.loss"), id="some"),
+    ],
+)
+def test_audit_of_the_published_exercise(checks: tuple[str, ...], tmp_path: Path) -> None:
     """What the reader should have been told and an audit of the result can tell: the loss lacks its KL term."""
     report = tmp_path / "audit.html"
     named = (f"--{role}={PUBLISHED}:{name}" for role, name in
              {"model": "bayesian", "teacher": "teacher", "data": "held_out", "loss": "loss"}.items())  # fmt: skip
     script = Path(sysconfig.get_path("scripts")) / "pytest-bnn"
-    done = run(str(script), "audit", *named, "--images", "20", "--samples", "32", "--output", str(report))
+    done = run(str(script), "audit", *named, *checks, "--images", "20", "--samples", "32", "--output", str(report))
     assert done.returncode == 1, done.stdout + done.stderr
     assert "the KL term is missing from the loss" in done.stdout
     found = verdicts(report.with_suffix(".json"))

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +16,7 @@ from pytest_bnn import cli
 from pytest_bnn.checks import registry
 from pytest_bnn.records.evidence import Verdict
 from pytest_bnn.records.recorder import Recorder, recording
+from tests.integration import warm
 
 ROOT = Path(__file__).parents[2]
 
@@ -269,16 +269,14 @@ def test_pytest(folder: Path) -> None:
     (folder / "conftest.py").write_text(RULE.format(id="mycompany.rule"), encoding="utf-8")
     (folder / "test_own.py").write_text(TESTS, encoding="utf-8")
     (folder / "pyproject.toml").write_text(PYPROJECT, encoding="utf-8")
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-q", "--bnn-report=a.html",
-               "--bnn-min-agreement=0.5", "--bnn-spread=0.5:2", "--bnn-set", "noise.spread.band=1e-6:0.9"]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    command = ["-m", "pytest", "-p", "no:cacheprovider", "-q", "--bnn-report=a.html", "--bnn-min-agreement=0.5",
+               "--bnn-spread=0.5:2", "--bnn-set", "noise.spread.band=1e-6:0.9"]  # fmt: skip
+    done = warm.python(*command)
     assert done.returncode == 0, done.stdout + done.stderr
     document = json.loads(Path("a.json").read_text(encoding="utf-8"))
     assert "mycompany.rule" in {check["id"] for check in document["checks"]}
     assert document["provenance"]["set min_agreement"] == "0.5 (--bnn-min-agreement)"
-    wrong = subprocess.run(
-        [*command, "--bnn-set", "mycompany.role.limit=1"], capture_output=True, text=True, check=False
-    )
+    wrong = warm.python(*command, "--bnn-set", "mycompany.role.limit=1")
     assert wrong.returncode == pytest.ExitCode.USAGE_ERROR, wrong.stdout + wrong.stderr
     assert "there is no check 'mycompany.role'. Did you mean mycompany.rule" in wrong.stdout + wrong.stderr
 
@@ -349,8 +347,7 @@ def test_a_new_check_is_a_module_a_page_and_a_test(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(tmp_path), "PYTHONDONTWRITEBYTECODE": "1", "COLUMNS": "200"}
 
     def run(*arguments: str) -> str:
-        command = [sys.executable, *arguments]
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+        done = warm.python(*arguments, cwd=tmp_path, env=environment)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 

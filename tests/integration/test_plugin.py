@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import subprocess
-import sys
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
 from collections.abc import Mapping
@@ -19,6 +17,7 @@ import pytest
 
 from pytest_bnn.options import OPTIONS, Option
 from pytest_bnn.records.run import json_schema
+from tests.integration import warm
 
 CONFTEST = '''
 import pytest
@@ -213,7 +212,13 @@ def test_photo(bnn_photo):
     assert bnn_photo.shape == (1, 3, 224, 224)
 
 
-def test_fine_tuned(resnet18_bnn, resnet18_bnn_finetuned, resnet18_teacher):
+def test_converted(resnet18_bnn, resnet18_teacher):
+    assert pytest_bnn.Subject(resnet18_bnn, teacher=resnet18_teacher).stage == "converted"
+"""
+
+RESNET_FINE_TUNED = """
+
+def test_fine_tuned(resnet18_bnn_finetuned, resnet18_bnn, resnet18_teacher):
     subject = pytest_bnn.Subject(resnet18_bnn_finetuned, teacher=resnet18_teacher)
     assert subject.stage == "finetuned"
     assert pytest_bnn.Subject(resnet18_bnn, teacher=resnet18_teacher).stage == "converted"
@@ -239,14 +244,11 @@ class Session:
 
 def session(folder: Path, files: Mapping[str, str], *arguments: str) -> Session:
     """Run pytest in a process of its own, warnings being errors."""
+    arguments = ("-W", "error::pytest.PytestWarning", "-p", "no:cacheprovider", "--strict-markers", *arguments)
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in files.items():
         (folder / name).write_text(text, encoding="utf-8")
-    done = subprocess.run(
-        [sys.executable, "-W", "error::pytest.PytestWarning", "-m", "pytest", "-p", "no:cacheprovider",
-         "--strict-markers", *arguments],
-        cwd=folder, capture_output=True, text=True, check=False, env={**os.environ, "COLUMNS": "200"},
-    )  # fmt: skip
+    done = warm.python("-m", "pytest", *arguments, cwd=folder, env={**os.environ, "COLUMNS": "200"})
     return Session(done.returncode, done.stdout + done.stderr, folder)
 
 
@@ -465,31 +467,23 @@ def test_undecided():
 
 
 def test_a_shared_fixture_is_reported_once_by_two_workers(tmp_path: Path, net_py: str) -> None:
-    """A session fixture runs in every worker; its evidence is about one thing and stands in the report once."""
-    tests = "def test_one(shared): pass\n\n\ndef test_other(shared): pass\n"
-    files = {"net.py": net_py, "conftest.py": CONFTEST, "test_both.py": tests}
-    found = session(tmp_path, files, "--bnn-report=out/audit.html", "-n", "2")
-    assert found.code == 0, found.text
-    assert found.checks == [("in set-up", "layers.replaced", "pass"), ("in tear-down", "kl.present", "pass")]
+    """A session fixture runs in every worker; its evidence is about one thing and stands in the report once.
 
-
-def test_an_unnamed_shared_subject_is_reported_once_by_two_workers(tmp_path: Path, net_py: str) -> None:
-    """A subject that nobody named may not be called after whichever test of a worker happened to come first."""
-    conftest = """
-import net
-import pytest
-import pytest_bnn
-
+    A subject that nobody named may not be called after whichever test of a worker happened to come first.
+    """
+    unnamed = """
 
 @pytest.fixture(scope="session")
-def shared():
-    pytest_bnn.measure_layers_replaced(net.bayesian())
+def unnamed(shared):
+    pytest_bnn.measure_noise_source(net.bayesian(), images=net.held_out()[0])
 """
-    tests = "def test_one(shared): pass\n\n\ndef test_other(shared): pass\n"
-    files = {"net.py": net_py, "conftest.py": conftest, "test_both.py": tests}
+    tests = "def test_one(unnamed): pass\n\n\ndef test_other(unnamed): pass\n"
+    files = {"net.py": net_py, "conftest.py": CONFTEST + unnamed, "test_both.py": tests}
     found = session(tmp_path, files, "--bnn-report=out/audit.html", "-n", "2")
     assert found.code == 0, found.text
-    assert len(found.checks) == 1
+    named = [check for check in found.checks if check[1] != "noise.source"]
+    assert named == [("in set-up", "layers.replaced", "pass"), ("in tear-down", "kl.present", "pass")]
+    assert len(found.checks) == 3
 
 
 def test_equal_findings_of_different_tests_are_all_reported(tmp_path: Path, net_py: str) -> None:
@@ -503,43 +497,48 @@ def test_equal_findings_of_different_tests_are_all_reported(tmp_path: Path, net_
     assert "3 checks: 3 pass" in found.text
 
 
-@pytest.mark.parametrize(
-    ("tests", "code"),
-    [
-        pytest.param(NASTY + NASTY_THRESHOLD, 0, id="records"),
-        pytest.param(NASTY_FAILURE, 1, id="failure"),
-    ],
-)
-def test_odd_text_does_not_kill_a_run_with_workers(tmp_path: Path, net_py: str, tests: str, code: int) -> None:
+def test_odd_text_does_not_kill_a_run_with_workers(tmp_path: Path, net_py: str) -> None:
     """execnet dies of a lone surrogate or a numpy scalar, and takes the whole session with it."""
-    found = session(
-        tmp_path, {"net.py": net_py, "test_odd.py": tests}, "--bnn-report=out/audit.html", "-n", "2", "--tb=short"
-    )
+    files = {"net.py": net_py, "test_odd.py": NASTY + NASTY_THRESHOLD, "test_failure.py": NASTY_FAILURE}
+    found = session(tmp_path, files, "--bnn-report=out/audit.html", "-n", "2", "--tb=short", "-rf")
     assert "INTERNALERROR" not in found.text
-    assert found.code == code, found.text
-    assert len(found.checks) == tests.count("def test_")
+    assert found.code == pytest.ExitCode.TESTS_FAILED, found.text
+    failed = re.findall(r"^FAILED (\w+)\.py::(\w+)", found.text, re.M)
+    assert sorted(failed) == [("test_failure", "test_assert_fails"), ("test_failure", "test_audit_fails")], found.text
+    assert len(found.checks) == sum(text.count("def test_") for text in files.values())
     jsonschema.Draft202012Validator(json_schema()).validate(found.audit)
     (tmp_path / "out/audit.html").read_text(encoding="utf-8")
 
 
-def test_resnet18_fixtures_are_everyone_s_own(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "tests",
+    [
+        pytest.param(RESNET, id="converted"),
+        pytest.param(
+            RESNET + RESNET_FINE_TUNED,
+            id="fine-tuned",
+            marks=pytest.mark.nightly("the fixture fine-tunes for half a minute; every push has the other fixtures"),
+        ),
+    ],
+)
+def test_resnet18_fixtures_are_everyone_s_own(tmp_path: Path, tests: str) -> None:
     """Made once a session, handed out as copies: no test can spoil another's model or images."""
-    found = session(tmp_path, {"test_resnet.py": RESNET}, "-p", "no:xdist", "-p", "no:randomly")
+    found = session(tmp_path, {"test_resnet.py": tests}, "-p", "no:xdist", "-p", "no:randomly")
     assert found.code == 0, found.text
-    assert "6 passed" in found.text
+    assert f"{tests.count('def test_')} passed" in found.text
 
 
-def test_missing_weights_are_one_line(pytester: pytest.Pytester) -> None:
+def test_missing_weights_are_one_line(tmp_path: Path) -> None:
     """A wrong path is the user's to fix, so it reads as a sentence, without our traceback."""
-    pytester.makepyfile("def test_it(resnet18_teacher): pass")
-    result = pytester.runpytest_subprocess("--bnn-weights=nowhere.safetensors", "-p", "no:cacheprovider")
-    result.assert_outcomes(errors=1)
-    error = re.split(r"^_+ ERROR at setup of test_it _+$", result.stdout.str(), flags=re.M)[1]
+    tests = {"test_it.py": "def test_it(resnet18_teacher): pass"}
+    found = session(tmp_path, tests, "--bnn-weights=nowhere.safetensors")
+    assert "1 error" in found.text.splitlines()[-1]
+    error = re.split(r"^_+ ERROR at setup of test_it _+$", found.text, flags=re.M)[1]
     error = re.split(r"^[_=]{5,}", error, flags=re.M)[0]
     lines = [line for line in error.splitlines() if line.strip()]
     assert len(lines) == 1, lines
     assert "there are no weights 'nowhere.safetensors'" in lines[0]
-    assert "Traceback" not in result.stdout.str()
+    assert "Traceback" not in found.text
 
 
 def test_without_the_plugin_no_trace_is_left(pytester: pytest.Pytester) -> None:
@@ -679,7 +678,6 @@ def test_unwritable_report_is_a_usage_error(pytester: pytest.Pytester) -> None:
 def test_report_of_a_session_without_checks(pytester: pytest.Pytester) -> None:
     """A report that was asked for is written, also when there is nothing in it."""
     pytester.makepyfile("def test_it(): pass")
-    result = pytester.runpytest_subprocess("--bnn-report=out/audit.html", "-p", "no:cacheprovider")
-    assert result.ret == 0
+    assert session(pytester.path, {}, "--bnn-report=out/audit.html").code == 0
     assert json.loads(pytester.path.joinpath("out/audit.json").read_text(encoding="utf-8"))["checks"] == []
     assert pytester.path.joinpath("out/audit.html").is_file()

@@ -56,7 +56,14 @@ def test_ci_runs_the_test_command() -> None:
     assert 'bash -c "$test_command"' in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
 
 
-def test_install_and_audit(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("options", "claims"),
+    [
+        pytest.param("", 21, id="as it is", marks=pytest.mark.nightly("a minute and more; .ci/run has its audit, too")),
+        pytest.param(" --checks layers.replaced,kl.present", 4, id="two checks"),
+    ],
+)
+def test_install_and_audit(options: str, claims: int, tmp_path: Path) -> None:
     """The first command, in an environment of its own that finds the dependencies of this one."""
     checkout = tmp_path / "checkout"
     listed = run("git ls-files --cached --others --exclude-standard", ROOT).stdout.split("\n")
@@ -71,9 +78,10 @@ def test_install_and_audit(tmp_path: Path) -> None:
     site = environment / "lib" / version / "site-packages"
     (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n", encoding="utf-8")
     path = f"{environment / 'bin'}{os.pathsep}{os.environ['PATH']}"
-    done = run(INSTALL, checkout, PATH=path, PIP_QUIET="1")
+    done = run(INSTALL + options, checkout, PATH=path, PIP_QUIET="1")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "21 of 21" in done.stdout
+    assert done.stdout.count("21 of 21") == 2
+    assert len(re.findall(r"^pass ", done.stdout, re.M)) == claims
     assert "verdict: pass" in done.stdout
     assert (checkout / "audit.html").stat().st_size < 1_000_000
     assert (checkout / "audit.json").is_file()

@@ -128,7 +128,10 @@ ROUNDING = 1e-7
 Run = Callable[..., Any]
 
 
-@pytest.fixture(scope="module", params=["auto", "engine"])
+LATER = pytest.mark.nightly("as many processes again; in every push most passes are the engine's, too")
+
+
+@pytest.fixture(scope="module", params=["auto", pytest.param("engine", marks=LATER)])
 def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, net_py: str) -> Run:
     """Run the tests in a process of their own and give the audit; with the engine, those that it can draw for."""
     folder = tmp_path_factory.mktemp(request.param)
@@ -182,17 +185,40 @@ def test_it_is_an_audit_of_many_kinds(plain: Any) -> None:
     assert len({check["subject"] for check in plain["checks"]}) >= 10
 
 
+APART = pytest.mark.nightly("another process each; every push has both at once")
+
+
 @pytest.mark.parametrize(
-    ("arguments", "order"), [(("-n", "2"), "as written"), ((), "reversed")], ids=["workers", "reversed"]
+    ("arguments", "order"),
+    [
+        pytest.param(("-n", "2"), "reversed", id="workers, reversed"),
+        pytest.param(("-n", "2"), "as written", id="workers", marks=APART),
+        pytest.param((), "reversed", id="reversed", marks=APART),
+    ],
 )
 def test_runs_are_equal_to_the_last_digit(plain: Any, run: Run, arguments: tuple[str, ...], order: str) -> None:
     """Each is a process of its own, with another order of hashes, and each test finds another random state."""
     assert list(values(run(*arguments, order=order))) == list(values(plain))
 
 
-def test_more_threads_change_rounding_and_nothing_else(plain: Any, run: Run) -> None:
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        pytest.param(("-k", "wide or trained"), id="some"),
+        pytest.param((), id="all", marks=pytest.mark.nightly("every push has those that threads can change the most")),
+    ],
+)
+def test_more_threads_change_rounding_and_nothing_else(plain: Any, run: Run, chosen: tuple[str, ...]) -> None:
     """Verdicts, counts and words are equal. What was trained is another model then: rounding grows in training."""
-    many = run(threads=3)
+    many = run(*chosen, threads=3)
+    if chosen:
+        names = {subject["name"] for subject in many["subjects"]}
+        assert len(names) == 3
+        plain = {
+            "checks": [check for check in plain["checks"] if check["subject"] in names],
+            "subjects": [subject for subject in plain["subjects"] if subject["name"] in names],
+        }
+        many = {part: many[part] for part in plain}
     verdicts = [[(c["subject"], c["id"], c["verdict"]) for c in audit["checks"]] for audit in (plain, many)]
     assert verdicts[0] == verdicts[1]
 
