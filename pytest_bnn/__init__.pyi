@@ -14,6 +14,7 @@ from pytest_bnn.checks import (
     assert_noise_source as assert_noise_source,
     assert_noise_spread as assert_noise_spread,
     assert_noise_varies as assert_noise_varies,
+    assert_posterior_start as assert_posterior_start,
     assert_teacher_agreement as assert_teacher_agreement,
     measure_estimator_flipout as measure_estimator_flipout,
     measure_gradient_samples as measure_gradient_samples,
@@ -26,6 +27,7 @@ from pytest_bnn.checks import (
     measure_noise_source as measure_noise_source,
     measure_noise_spread as measure_noise_spread,
     measure_noise_varies as measure_noise_varies,
+    measure_posterior_start as measure_posterior_start,
     measure_teacher_agreement as measure_teacher_agreement,
 )
 from pytest_bnn.checks.check import Finding as Finding, check as check

@@ -64,6 +64,12 @@ def assert_noise_varies(
     budget: Budget | None = ...,
     **given: Unpack[Given],
 ) -> Evidence: ...
+def assert_posterior_start(
+    model: nn.Module | Subject,
+    *,
+    allow: Mapping[str, str] | None = ...,
+    **given: Unpack[Given],
+) -> Evidence: ...
 def assert_teacher_agreement(
     model: nn.Module | Subject,
     *,
@@ -126,6 +132,12 @@ def measure_noise_varies(
     max_passes: int = ...,
     min_spread: float = ...,
     budget: Budget | None = ...,
+    **given: Unpack[Given],
+) -> Evidence: ...
+def measure_posterior_start(
+    model: nn.Module | Subject,
+    *,
+    allow: Mapping[str, str] | None = ...,
     **given: Unpack[Given],
 ) -> Evidence: ...
 def measure_teacher_agreement(
