@@ -10,6 +10,12 @@ from pytest_bnn.subject import Given, Subject
 
 NAMES: dict[str, str]
 
+def assert_data_sane(
+    model: nn.Module | Subject,
+    *,
+    budget: Budget | None = ...,
+    **given: Unpack[Given],
+) -> Evidence: ...
 def assert_estimator_flipout(
     model: nn.Module | Subject,
     *,
@@ -77,6 +83,12 @@ def assert_teacher_agreement(
     max_passes: int = ...,
     population: bool = ...,
     tolerance: float = ...,
+    budget: Budget | None = ...,
+    **given: Unpack[Given],
+) -> Evidence: ...
+def measure_data_sane(
+    model: nn.Module | Subject,
+    *,
     budget: Budget | None = ...,
     **given: Unpack[Given],
 ) -> Evidence: ...

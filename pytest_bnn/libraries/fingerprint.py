@@ -54,7 +54,7 @@ class Fingerprint:
 
 
 def fingerprint(tensor: PosteriorTensor, weight: Tensor | None) -> Fingerprint:
-    """Read the history of a posterior tensor from its numbers, and from those of the teacher's where it has one there."""
+    """Read the history of a posterior tensor from its numbers, and from the teacher's weight where it has one."""
     mu, rho = tensor.mu.detach(), rho_of(tensor)
     fresh = is_one_ratio(some(rho), some(mu), tensor.map)
     equal, untrained, related = False, False, float("nan")

@@ -1,5 +1,4 @@
-"""The history that a whole model's numbers tell: every posterior tensor by itself, beside its teacher's, and beside
-the other tensors."""
+"""The history that a model's numbers tell: of each posterior tensor, beside its teacher's and beside the others."""
 
 from __future__ import annotations
 
@@ -28,7 +27,7 @@ _PLACES = 8
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Trace:
-    """What one posterior tensor tells: ``weight`` is the teacher's tensor that it is paired with, where there is one."""
+    """What one posterior tensor tells; ``weight`` is the teacher's tensor that it is paired with, or None."""
 
     tensor: PosteriorTensor
     weight: Tensor | None
@@ -129,6 +128,11 @@ class Displaced:
         """Whether mu was displaced and not sigma: sigma is still a share of the teacher's weight, place by place."""
         return self.trace.print.untrained_sigma and not self.trace.print.equal
 
+    @property
+    def delta(self) -> float:
+        """The share of the donor's abs(mu) that sigma is, whatever the places."""
+        return float(self.trace.tensor.sigma.double().norm() / self.donor.tensor.mu.detach().double().norm())
+
 
 def displaced(found: Sequence[Trace]) -> Iterator[Displaced]:
     """Give the tensors whose sorted sigma is one share of the sorted abs(mu) of a tensor, itself or another.
@@ -154,7 +158,9 @@ def _fits_sorted(rho: Tensor, mu: Tensor, trace: Trace) -> bool:
     sigma, size = trace.tensor.map.of(rho.double()), mu.double().abs()
     # Whatever their places, two tensors that are the same but for one factor have the same ratio of two norms.
     by_sum, by_square = sigma.sum() / size.sum(), sigma.norm() / size.norm()
-    if not float((by_sum / by_square - 1).abs()) <= 4 * float(torch.finfo(rho.dtype).eps) * (2 + float(rho.abs().max())):
+    if not float((by_sum / by_square - 1).abs()) <= 4 * float(torch.finfo(rho.dtype).eps) * (
+        2 + float(rho.abs().max())
+    ):
         return False
     ordered, sizes = rho.flatten().sort().values, mu.abs().flatten().sort().values
     return len(usable_places(ordered, sizes)) >= _PLACES and is_one_ratio(ordered, sizes, trace.tensor.map)
@@ -214,7 +220,6 @@ def moved_beside(model: nn.Module, teacher: nn.Module | None, alignment: Alignme
             if id(parameter) in posterior:
                 continue
             old = before.get(name)
-            same = old is not None and old.shape == parameter.shape
-            if not same or not equal_values(parameter.detach(), old.detach().to(parameter.device)):
+            if old is None or old.shape != parameter.shape or not equal_values(parameter.detach(), old.to(parameter)):
                 found.append(f"{path}.{name}" if path else name)
     return tuple(found)

@@ -67,7 +67,7 @@ def told(subject: Subject, found: Sequence[Trace]) -> Finding:
 
 def fresh(weights: Sequence[Trace]) -> str:
     """Say that no step was taken, and what shows it."""
-    words = f"a fresh conversion, no step was taken: sigma is {_of_mu(weights)} at every place"
+    words = f"a fresh conversion, no step of training shows: sigma is {_of_mu(weights)} at every place"
     paired = [trace for trace in weights if trace.weight is not None]
     if not paired:
         return f"{words} of {count(weights, 'weight tensor')}"
@@ -90,7 +90,9 @@ def is_untrained(weights: Sequence[Trace]) -> bool:
 
 def _not_at_a_start(weights: Sequence[Trace]) -> str:
     at_start = sum(trace.untouched or trace.print.random_start for trace in weights)
-    words = f"{len(weights) - at_start} of {count(weights, 'weight tensor')} are neither as a conversion leaves them nor"
+    words = (
+        f"{len(weights) - at_start} of {count(weights, 'weight tensor')} are neither as a conversion leaves them nor"
+    )
     return f"{words} at the library's random start, as after a training"
 
 

@@ -9,6 +9,7 @@ from fnmatch import fnmatchcase
 from pytest_bnn.checks.check import check
 from pytest_bnn.checks.finding import NOTHING_BAYESIAN, Finding, accused, not_applicable
 from pytest_bnn.checks.posterior._declared import contradiction
+from pytest_bnn.checks.posterior._inner import inner
 from pytest_bnn.checks.posterior._story import count, share, told
 from pytest_bnn.checks.values import Reasons
 from pytest_bnn.libraries.history import Trace, displaced, left_at_the_start, never_trained
@@ -74,7 +75,7 @@ def _apart(_subject: Subject, found: Sequence[Trace]) -> Finding | None:
         return None
     layers = []
     for one in apart:
-        ratio = f"{share([one.trace], of=one.donor)} times abs(mu)"
+        ratio = f"{one.delta:.4g} times abs(mu)"
         where = "of this tensor, at other places" if one.donor is one.trace else f"of {one.donor.tensor.name}"
         layers.append(accused(one.trace.tensor, f"the sigma of {one.trace.tensor.name} is {ratio} {where}"))
     return Finding(
@@ -87,18 +88,25 @@ def _apart(_subject: Subject, found: Sequence[Trace]) -> Finding | None:
 
 
 def _left(subject: Subject, found: Sequence[Trace]) -> Finding | None:
-    """Find each layer at the library's random start beside others that have the teacher's weights."""
+    """Find each layer at the library's random start beside others that have the teacher's weights.
+
+    It fails where the layer feeds one of the others, so that no new head explains it, and where training shows.
+    """
     left = left_at_the_start(found)
     if not left:
         return None
+    paired = [t for t in found if t.tensor.role == "weight" and t.weight is not None and t not in left]
+    others = {trace.tensor.path for trace in paired}
     # Before any training a new layer may be meant; what the outputs are then is for mean.equals_teacher.
-    fresh = subject.shown.stage == "converted" and subject.stage != "finetuned"
-    others = sum(t.tensor.role == "weight" and t.weight is not None for t in found) - len(left)
+    trained = subject.shown.stage != "converted" or subject.stage == "finetuned"
+    inside = inner(subject, left, others) if trained else ()
+    first = (inside or left)[0].tensor
     return Finding(
-        verdict=Verdict.WARN if fresh else Verdict.FAIL,
-        headline=f"{left[0].tensor.name} is at the library's random start, with nothing of the teacher's weight"
-        + (f", and so are {count(left[1:], 'more tensor')}" if len(left) > 1 else "")
-        + f", beside {others} weight tensors that have theirs: it was never loaded or never trained",
+        verdict=Verdict.FAIL if inside else Verdict.WARN,
+        headline=f"{first.name} is at the library's random start, with nothing of the teacher's weight"
+        + (f", and so {'is' if len(left) == 2 else 'are'} {count(left[1:], 'more tensor')}" if len(left) > 1 else "")
+        + f", beside {count(paired, 'weight tensor')} that carry the teacher: "
+        + ("it was never loaded or never trained" if inside else "never loaded, or a new layer with little training"),
         layers=tuple(
             accused(
                 trace.tensor,
@@ -107,9 +115,8 @@ def _left(subject: Subject, found: Sequence[Trace]) -> Finding | None:
             )
             for trace in left
         ),
-        remedy="load the checkpoint with strict=True, and look for keys that another name of this layer left out; where "
-        "it was made anew on purpose, say so with "
-        f"--set posterior.start.allow='{left[0].tensor.path}=REASON'",
+        remedy="load the checkpoint with strict=True, and look for keys that another name of this layer left out; "
+        f"where it was made anew on purpose, say so with --set posterior.start.allow='{first.path}=REASON'",
     )
 
 
