@@ -21,6 +21,9 @@ from pytest_bnn.libraries.fingerprint import (
 )
 from pytest_bnn.libraries.posterior import PosteriorTensor, bayesian_layers
 
+#: Median deviation of log(sigma / abs(mu)) below which sigma lies at its own places: among permuted ones it is about 1.
+_ABOUT = 0.1
+
 #: Places of a tensor from which it can be told that sigma belongs to other places.
 _PLACES = 8
 
@@ -141,27 +144,41 @@ def displaced(found: Sequence[Trace]) -> Iterator[Displaced]:
     is the memory of the tensor that it fits, the two share a parameter, which is another fault.
     """
     usable = [trace for trace in found if trace.print.size >= _PLACES]
+    # Whatever their places, numbers that are the same but for one factor have the same ratio of two norms.
+    means = {id(trace): _norms(trace.tensor.mu.detach()) for trace in usable}
     for trace in usable:
-        if trace.print.fresh:
+        if trace.print.fresh or _in_its_places(trace):
             continue
         rho = rho_of(trace.tensor)
+        sigma = _norms(trace.tensor.map.of(rho))
         own = [trace, *(other for other in usable if other is not trace and other.print.size == trace.print.size)]
         for donor in own:
-            if _fits_sorted(rho, donor.tensor.mu.detach(), trace) and not _share_memory(trace, donor):
+            near = abs(sigma / means[id(donor)] - 1) <= _precision_of(rho)
+            if near and _fits_sorted(rho, donor.tensor.mu.detach(), trace) and not _share_memory(trace, donor):
                 yield Displaced(trace, donor)
                 break
 
 
+def _in_its_places(trace: Trace) -> bool:
+    """Say whether sigma is about one share of abs(mu) at most places, so that it is where it belongs."""
+    rho, mu = some(rho_of(trace.tensor)), some(trace.tensor.mu.detach())
+    if not len(usable_places(rho, mu)):
+        return False
+    ratio = ratios(rho, mu, trace.tensor.map)[0]
+    return float((ratio - ratio.median()).abs().median()) < _ABOUT
+
+
+def _norms(values: Tensor) -> float:
+    """Give the ratio of the sum of absolute values to the Euclidean norm; NaN for zeros and for what is not finite."""
+    flat = values.flatten()
+    return float(flat.abs().sum(dtype=torch.float64) / torch.linalg.vector_norm(flat, dtype=torch.float64))
+
+
+def _precision_of(rho: Tensor) -> float:
+    return 4 * torch.finfo(rho.dtype).eps * (2 + float(rho.abs().max()))
+
+
 def _fits_sorted(rho: Tensor, mu: Tensor, trace: Trace) -> bool:
-    if len(usable_places(rho, rho)) < _PLACES or not bool(torch.isfinite(mu).all() & torch.isfinite(rho).all()):
-        return False
-    sigma, size = trace.tensor.map.of(rho.double()), mu.double().abs()
-    # Whatever their places, two tensors that are the same but for one factor have the same ratio of two norms.
-    by_sum, by_square = sigma.sum() / size.sum(), sigma.norm() / size.norm()
-    if not float((by_sum / by_square - 1).abs()) <= 4 * float(torch.finfo(rho.dtype).eps) * (
-        2 + float(rho.abs().max())
-    ):
-        return False
     ordered, sizes = rho.flatten().sort().values, mu.abs().flatten().sort().values
     return len(usable_places(ordered, sizes)) >= _PLACES and is_one_ratio(ordered, sizes, trace.tensor.map)
 

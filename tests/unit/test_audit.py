@@ -73,6 +73,7 @@ def test_a_model_alone(given: Given) -> None:
     assert {check.id for check in run.checks if check.verdict is Verdict.PASS} == {
         "layers.replaced",
         "memory.separate",
+        "posterior.start",
         "kl.present",
     }
     assert {check.verdict for check in run.checks} == {Verdict.PASS, Verdict.NOT_APPLICABLE}
@@ -220,7 +221,9 @@ def test_merged_keeps_the_order(given: Given) -> None:
 def test_check_ids_are_those_of_the_documentation() -> None:
     """Somebody looks an id up that they saw in a report."""
     text = DOCUMENTATION.read_text(encoding="utf-8")
-    assert tuple(re.findall(r"^## ([a-z_]+\.[a-z_]+)$", text, re.M)) == CHECK_IDS
+    pages = {path.stem for path in (DOCUMENTATION.parent / "checks").glob("*.md")}
+    sections = tuple(re.findall(r"^## ([a-z_]+\.[a-z_]+)$", text, re.M))
+    assert sections == tuple(id for id in CHECK_IDS if id not in pages)
     assert tuple(re.findall(r"^\| \[`([^`]+)`\]", text, re.M)) == CHECK_IDS
     assert len({registry.load(id).declaration.claim for id in CHECK_IDS}) == len(CHECK_IDS)
 

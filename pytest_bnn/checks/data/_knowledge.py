@@ -33,17 +33,35 @@ def chance(answers: Answers) -> float:
 def is_at_chance(answers: Answers, budget: Budget) -> bool:
     """Say whether nothing shows that the answers are better than chance, where knowledge would have shown.
 
-    By the exact bounds of the accuracy (Clopper and Pearson): the lower one is not above chance, the upper one below
-    the middle between chance and 1. A teacher that says the commonest class as often as it occurs knows that much.
+    Knowledge is shown by an accuracy whose lower bound (Clopper and Pearson) is above chance, or by one class that the
+    teacher says more often where it is the label than elsewhere (Fisher's exact test). It would have shown where the
+    accuracy's upper bound is below the middle between chance and 1.
     """
-    if len(answers) < 2:
+    if len(answers) < 2 or says_the_commonest(answers):
         return False
-    guess, commonest = chance(answers), int(answers.label_counts.max())
-    if answers.right >= commonest and 2 * commonest >= len(answers):
+    guess, share = chance(answers), budget.beta / 2
+    if clopper_pearson_upper(answers.right, len(answers), budget.beta) >= (1 + guess) / 2:
         return False
-    low = clopper_pearson_lower(answers.right, len(answers), budget.beta)
-    high = clopper_pearson_upper(answers.right, len(answers), budget.beta)
-    return low <= guess and high < (1 + guess) / 2
+    return clopper_pearson_lower(answers.right, len(answers), share) <= guess and _least_p(answers) > share
+
+
+def says_the_commonest(answers: Answers) -> bool:
+    """Say whether the teacher is right as often as whoever always says the label of more than half of the examples."""
+    commonest = int(answers.label_counts.max()) if len(answers) else 0
+    return 2 * commonest > len(answers) and answers.right >= commonest
+
+
+def _least_p(answers: Answers) -> float:
+    """Give the p-value of answers that know no class, by Fisher's exact test of each class and Bonferroni's bound."""
+    from scipy.stats import hypergeom
+
+    said, labels = answers.said_counts, answers.label_counts
+    right = torch.bincount(answers.said[answers.said == answers.labels], minlength=answers.classes)
+    tested = ((said > 0) & (labels > 0)).nonzero().flatten()
+    if not len(tested):
+        return 1.0
+    counts = (right[tested] - 1, torch.full_like(tested, len(answers)), labels[tested], said[tested])
+    return float(hypergeom.sf(*(column.numpy() for column in counts)).min()) * len(tested)
 
 
 def other_order(answers: Answers, error_rate: float) -> dict[int, int]:

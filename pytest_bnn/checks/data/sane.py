@@ -9,7 +9,14 @@ import torch
 from torch import Tensor
 
 from pytest_bnn.checks.check import check
-from pytest_bnn.checks.data._knowledge import best_possible, chance, claimed_wrongly, is_at_chance, other_order
+from pytest_bnn.checks.data._knowledge import (
+    best_possible,
+    chance,
+    claimed_wrongly,
+    is_at_chance,
+    other_order,
+    says_the_commonest,
+)
 from pytest_bnn.checks.finding import Finding
 from pytest_bnn.data.repeats import Repeats, repeats
 from pytest_bnn.network.calling import field_of
@@ -20,7 +27,7 @@ from pytest_bnn.stats.intervals import clopper_pearson_lower, clopper_pearson_up
 from pytest_bnn.subject import Subject
 from pytest_bnn.tasks.answers import Answers, answers_of, class_labels
 
-#: Fewer labels than these say nothing about which classes there are.
+#: Fewer labels than these say nothing about which classes there are, and are no reason for a warning.
 _FEW = 20
 
 _PREPROCESSING = (
@@ -71,13 +78,16 @@ def _find(subject: Subject, budget: Budget) -> Finding:
     found = repeats(subject.require_images())
     outputs = _teacher(subject)
     labels = class_labels(subject.labels, found.rows)
+    if outputs is not None and subject.task.kind not in ("classification", "binary"):
+        labels = None
     answers = None
     if labels is not None and outputs is not None:
         answers = answers_of(subject.task, outputs, labels, found.first)
     problems = [*_of_answers(answers, budget), *_of_outputs(outputs, answers, found)]
     problems += [*_of_examples(found), *_of_labels(labels, answers)]
     problems.sort(key=lambda problem: problem.verdict is not Verdict.FAIL)
-    headline = problems[0].said if problems else _sound(found, labels, answers)
+    given = subject.labels is not None
+    headline = problems[0].said if problems else _sound(found, labels, answers, given=given)
     return Finding(
         verdict=problems[0].verdict if problems else Verdict.PASS,
         headline=headline,
@@ -140,7 +150,7 @@ def _of_answers(answers: Answers | None, budget: Budget) -> Iterator[_Problem]:
                 unit="(half of what the teacher claims)",
             ),
         )
-    elif is_at_chance(answers, budget):
+    elif n >= _FEW and is_at_chance(answers, budget):
         yield _Problem(
             Verdict.WARN,
             f"the teacher is right on {right} of {n} labels, no better than chance ({n * guess:.3g}): what agrees with "
@@ -151,7 +161,7 @@ def _of_answers(answers: Answers | None, budget: Budget) -> Iterator[_Problem]:
 
 def _of_outputs(outputs: Tensor | None, answers: Answers | None, found: Repeats) -> Iterator[_Problem]:
     """Judge a teacher that says one thing, whatever the labels are."""
-    if outputs is None or found.distinct < 2:
+    if outputs is None or found.distinct < 2 or (answers is not None and says_the_commonest(answers)):
         return
     rows = outputs[found.first].reshape(found.distinct, -1)
     if bool((rows == rows[:1]).all()):
@@ -203,12 +213,13 @@ def _of_labels(labels: Tensor | None, answers: Answers | None) -> Iterator[_Prob
         )
 
 
-def _sound(found: Repeats, labels: Tensor | None, answers: Answers | None) -> str:
+def _sound(found: Repeats, labels: Tensor | None, answers: Answers | None, *, given: bool) -> str:
     words = f"{found.distinct} distinct examples"
     if found.distinct < found.rows:
         words += f" among {found.rows}"
     if labels is None:
-        return f"{words}; no labels of classes were given, so nothing shows what the teacher knows"
+        why = "the labels are no classes of examples" if given else "no labels were given"
+        return f"{words}; {why}, so nothing is said about what the teacher knows"
     words += f", labels of {len(labels[labels >= 0].unique())} classes"
     if answers is None or not len(answers):
         return words
