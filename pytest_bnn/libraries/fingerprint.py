@@ -134,13 +134,13 @@ def ratios(rho: Tensor, reference: Tensor, how: SigmaMap = SOFTPLUS) -> tuple[Te
     usable = usable_places(rho, reference)
     size, r = reference.double().abs().flatten()[usable], rho.double().flatten()[usable]
     sigma = how.of(r)
-    fine, coarse = _precision(reference), _precision(rho)
+    fine, coarse = precision(reference), precision(rho)
     step = coarse.eps * (r.abs().clamp_min(float(r.median().abs())) + 2) + fine.eps
     subnormal = coarse.smallest_normal * coarse.eps / sigma + fine.smallest_normal * fine.eps / size
     return sigma.log() - size.log(), size, 2 * (step + subnormal)
 
 
-def _precision(values: Tensor) -> torch.finfo:
+def precision(values: Tensor) -> torch.finfo:
     """Give the limits of the coarsest dtype that holds the values exactly: a model may have been cast up."""
     for dtype in (torch.bfloat16, torch.float16, torch.float32):
         if torch.equal(values.to(dtype).to(values.dtype).nan_to_num(), values.nan_to_num()):
@@ -162,7 +162,7 @@ def _is_normal(values: Tensor, mean: float | None) -> bool:
     rounding of a coarse dtype counts as the most by which it moves a value.
     """
     exact = values.double().flatten()
-    slack = float(exact.abs().mean()) * _precision(values).eps / 2 / RANDOM_START
+    slack = float(exact.abs().mean()) * precision(values).eps / 2 / RANDOM_START
     centred = (exact - (exact.mean() if mean is None else mean)) / RANDOM_START
     sums = Sums(
         count=len(exact) - (mean is None),

@@ -14,6 +14,7 @@ from pytest_bnn.libraries.fingerprint import (
     equal_values,
     fingerprint,
     is_one_ratio,
+    precision,
     ratios,
     rho_of,
     some,
@@ -175,7 +176,7 @@ def _norms(values: Tensor) -> float:
 
 
 def _precision_of(rho: Tensor) -> float:
-    return 4 * torch.finfo(rho.dtype).eps * (2 + float(rho.abs().max()))
+    return 4 * precision(rho).eps * (2 + float(rho.abs().max()))
 
 
 def _fits_sorted(rho: Tensor, mu: Tensor, trace: Trace) -> bool:

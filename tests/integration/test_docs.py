@@ -31,7 +31,7 @@ from tests.faults.injectors import FAULTS
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
-PAGES = sorted(path.stem for path in DOCS.glob("*.md"))
+PAGES = sorted(path.relative_to(DOCS).with_suffix("").as_posix() for path in DOCS.rglob("*.md"))
 
 _BLOCK = re.compile(r"((?:^%[^\n]*\n)*)^```([^\n]*)\n(.*?)^```$", re.M | re.S)
 #: Rendered by Sphinx or only shown; everything else is run or parsed.
@@ -288,7 +288,7 @@ def test_catalogue_says_what_the_injected_faults_show() -> None:
             seen = row("faults", id)
             missing = [check for check in fault.named if f"`{check}`" not in seen]
             assert not missing, f"{fault.id}: name {missing} in the row {id} of faults.md"
-    named = set(re.findall(r"`((?:layers|memory|mean|noise|estimator|kl|gradient|teacher)\.\w+)`", page("faults")))
+    named = set(re.findall(r"`((?:layers|memory|posterior|mean|noise|estimator|kl|gradient|data|teacher)\.\w+)`", page("faults")))
     assert named == set(CHECK_IDS)
 
 
