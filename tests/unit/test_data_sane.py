@@ -327,3 +327,26 @@ def test_knowledge_of_one_rare_class_is_knowledge() -> None:
 
 def _table(said: Tensor, labels: Tensor) -> list[list[int]]:
     return [[int(((said == a) & (labels == b)).sum()) for b in (1, 0)] for a in (1, 0)]
+
+
+@pytest.mark.parametrize("task", ["auto", "classification"])
+def test_several_outputs_of_which_one_is_named(task: str) -> None:
+    """Where no output is known to decide, nothing is said of the labels."""
+
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.Linear(4, 6)
+            self.oracle = Oracle()
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            return self.body(x), self.oracle(x)
+
+    said = classes()
+    model = Two()
+    model.set_submodule("body", convert(nn.Linear(4, 6)))
+    given: Any = {"images": examples(said), "labels": (said + 1) % CLASSES}
+    assert measure_data_sane(model, teacher=Two(), **given).verdict is Verdict.PASS
+    named = measure_data_sane(model, teacher=Two(), output="1", task=task, **given)
+    assert named.verdict is Verdict.FAIL, named.explain()
+    assert "another order" in named.headline

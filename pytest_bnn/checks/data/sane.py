@@ -100,11 +100,13 @@ def _find(subject: Subject, budget: Budget) -> Finding:
 
 
 def _teacher(subject: Subject) -> Tensor | None:
-    """Give the teacher's output that the task is about."""
+    """Give the teacher's output that the task is about; all of them where it is about none."""
     if subject.teacher is None:
         return None
-    outputs = subject.teacher_output().detach().cpu()
-    return field_of(outputs, subject.fields, subject.task.field) if subject.fields else outputs
+    outputs, fields = subject.teacher_output().detach().cpu(), subject.fields
+    known = subject.task.field in {field.name for field in fields}
+    whole = outputs.shape[-1] == sum(field.size for field in fields)
+    return field_of(outputs, fields, subject.task.field) if known and whole else outputs
 
 
 def _of_answers(answers: Answers | None, budget: Budget) -> Iterator[_Problem]:
