@@ -61,7 +61,8 @@ def _least_p(answers: Answers) -> float:
     if not len(tested):
         return 1.0
     counts = (right[tested] - 1, torch.full_like(tested, len(answers)), labels[tested], said[tested])
-    return float(hypergeom.sf(*(column.numpy() for column in counts)).min()) * len(tested)
+    found = torch.as_tensor(hypergeom.sf(*(column.numpy() for column in counts)))
+    return float(found.min()) * len(tested)
 
 
 def other_order(answers: Answers, error_rate: float) -> dict[int, int]:
