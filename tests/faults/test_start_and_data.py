@@ -1,4 +1,4 @@
-"""``posterior.start`` and ``data.sane``: what was loaded and trained, and what the data can carry (B60 to B67)."""
+"""``posterior.start`` and ``data.sane``: what was loaded and trained, and what the data can carry (B28 to B35)."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def taught(model: nn.Module, batch: tuple[Tensor, Tensor], only: str = "") -> nn
     return model.eval()
 
 
-@pytest.mark.fault("B60", "posterior.start")
+@pytest.mark.fault("B28", "posterior.start")
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "model."])
 def test_a_checkpoint_whose_keys_match_nothing(
     network: nn.Module, bare: Bare, batch: tuple[Tensor, Tensor], prefix: str
@@ -62,7 +62,7 @@ def test_a_checkpoint_whose_keys_match_nothing(
     assert measure_posterior_start(served, teacher=network, stage="finetuned").verdict is Verdict.PASS
 
 
-@pytest.mark.fault("B61", "posterior.start")
+@pytest.mark.fault("B29", "posterior.start")
 def test_one_layer_that_a_checkpoint_calls_otherwise(
     network: nn.Module, bare: Bare, batch: tuple[Tensor, Tensor]
 ) -> None:
@@ -77,14 +77,14 @@ def test_one_layer_that_a_checkpoint_calls_otherwise(
     assert measure_posterior_start(served, teacher=network, images=batch[0]).verdict is Verdict.PASS
 
 
-@pytest.mark.fault("B62", "posterior.start")
+@pytest.mark.fault("B30", "posterior.start")
 def test_an_optimizer_that_got_the_means_alone(network: nn.Module, bare: Bare, batch: tuple[Tensor, Tensor]) -> None:
     found = measure_posterior_start(taught(bare(network), batch, only="mu"), teacher=network)
     assert found.verdict is Verdict.WARN
     assert "rho was never trained" in found.headline
 
 
-@pytest.mark.fault("B63", "posterior.start")
+@pytest.mark.fault("B31", "posterior.start")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_channels_of_mu_and_sigma_in_different_orders(network: nn.Module, bare: Bare, dtype: torch.dtype) -> None:
     model = bare(network).to(dtype)
@@ -97,7 +97,7 @@ def test_channels_of_mu_and_sigma_in_different_orders(network: nn.Module, bare: 
     assert found.layers[0].path == weight.path
 
 
-@pytest.mark.fault("B64", "mean.equals_teacher")
+@pytest.mark.fault("B32", "mean.equals_teacher")
 def test_the_checkpoint_after_the_best_one(network: nn.Module, bare: Bare, batch: tuple[Tensor, Tensor]) -> None:
     """What was converted is another network than the one that was validated: fresh, and not this teacher's."""
     last = taught(deepcopy(network), batch)
@@ -136,7 +136,7 @@ def sane(x: Tensor, y: Tensor | None) -> Any:
     return measure_data_sane(convert(teacher), teacher=teacher, images=x, labels=y)
 
 
-@pytest.mark.fault("B65", "data.sane")
+@pytest.mark.fault("B33", "data.sane")
 def test_examples_without_the_normalisation_of_the_training() -> None:
     x, y = points()
     assert sane(x, y).verdict is Verdict.PASS
@@ -146,7 +146,7 @@ def test_examples_without_the_normalisation_of_the_training() -> None:
     assert "normalisation" in raw.remedy
 
 
-@pytest.mark.fault("B66", "data.sane")
+@pytest.mark.fault("B34", "data.sane")
 def test_classes_in_another_order_than_the_outputs() -> None:
     x, y = points()
     found = sane(x, torch.tensor([0, 2, 1, 3])[y])
@@ -154,7 +154,7 @@ def test_classes_in_another_order_than_the_outputs() -> None:
     assert "its 1 is the labels' 2, its 2 is the labels' 1" in found.headline
 
 
-@pytest.mark.fault("B67", "data.sane")
+@pytest.mark.fault("B35", "data.sane")
 def test_a_population_that_is_one_example() -> None:
     x, _ = points(1)
     copies = x.repeat(128, 1)
