@@ -3,6 +3,7 @@
 from pytest_bnn.audit.plan import Thresholds as Thresholds
 from pytest_bnn.audit.run import audit_model as audit_model
 from pytest_bnn.checks import (
+    assert_data_sane as assert_data_sane,
     assert_estimator_flipout as assert_estimator_flipout,
     assert_gradient_samples as assert_gradient_samples,
     assert_kl_loss as assert_kl_loss,
@@ -15,7 +16,9 @@ from pytest_bnn.checks import (
     assert_noise_source as assert_noise_source,
     assert_noise_spread as assert_noise_spread,
     assert_noise_varies as assert_noise_varies,
+    assert_posterior_start as assert_posterior_start,
     assert_teacher_agreement as assert_teacher_agreement,
+    measure_data_sane as measure_data_sane,
     measure_estimator_flipout as measure_estimator_flipout,
     measure_gradient_samples as measure_gradient_samples,
     measure_kl_loss as measure_kl_loss,
@@ -28,6 +31,7 @@ from pytest_bnn.checks import (
     measure_noise_source as measure_noise_source,
     measure_noise_spread as measure_noise_spread,
     measure_noise_varies as measure_noise_varies,
+    measure_posterior_start as measure_posterior_start,
     measure_teacher_agreement as measure_teacher_agreement,
 )
 from pytest_bnn.checks.check import Finding as Finding, check as check

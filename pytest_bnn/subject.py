@@ -24,6 +24,7 @@ from pytest_bnn.data.loss import BATCH, Loss
 from pytest_bnn.data.probing import Probed, probe
 from pytest_bnn.errors import InputError
 from pytest_bnn.libraries.alignment import Alignment, Standing, align, standing_of
+from pytest_bnn.libraries.history import Trace, traces
 from pytest_bnn.network.calling import Field, ForwardError
 from pytest_bnn.records.evidence import Stage
 from pytest_bnn.records.recorder import default_subject_name
@@ -114,6 +115,8 @@ class Subject:
         self._output = output
         self._alignment: Alignment | None = None
         self._standing: Standing | None = None
+        self._shown: Standing | None = None
+        self._traces: tuple[Trace, ...] | None = None
         self._bank: PassBank | None = None
         self._teacher_output: Tensor | None = None
         self._probed: Probed | None = None
@@ -141,10 +144,24 @@ class Subject:
         """What the model is, and why."""
         if self._standing is None:
             told = self._stage_option
-            self._standing = (
-                standing_of(self.alignment) if told == "auto" else Standing(told, "the stage was given", told=True)
-            )
+            self._standing = self.shown if told == "auto" else Standing(told, "the stage was given", told=True)
         return self._standing
+
+    @property
+    def shown(self) -> Standing:
+        """What the model is by its weights, whatever was told."""
+        if self._shown is None:
+            pairs = {(id(tensor.module), tensor.mu_name) for tensor, _ in self.alignment.pairs}
+            prints = [t.print for t in self.traces if (id(t.tensor.module), t.tensor.mu_name) in pairs] if pairs else []
+            self._shown = standing_of(self.alignment, prints)
+        return self._shown
+
+    @property
+    def traces(self) -> tuple[Trace, ...]:
+        """What each posterior tensor tells of its history."""
+        if self._traces is None:
+            self._traces = traces(self.model, self.teacher, self.alignment)
+        return self._traces
 
     @property
     def alignment(self) -> Alignment:

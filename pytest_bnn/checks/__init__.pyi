@@ -10,6 +10,12 @@ from pytest_bnn.subject import Given, Subject
 
 NAMES: dict[str, str]
 
+def assert_data_sane(
+    model: nn.Module | Subject,
+    *,
+    budget: Budget | None = ...,
+    **given: Unpack[Given],
+) -> Evidence: ...
 def assert_estimator_flipout(
     model: nn.Module | Subject,
     *,
@@ -66,6 +72,12 @@ def assert_noise_varies(
     budget: Budget | None = ...,
     **given: Unpack[Given],
 ) -> Evidence: ...
+def assert_posterior_start(
+    model: nn.Module | Subject,
+    *,
+    allow: Mapping[str, str] | None = ...,
+    **given: Unpack[Given],
+) -> Evidence: ...
 def assert_teacher_agreement(
     model: nn.Module | Subject,
     *,
@@ -73,6 +85,12 @@ def assert_teacher_agreement(
     max_passes: int = ...,
     population: bool = ...,
     tolerance: float = ...,
+    budget: Budget | None = ...,
+    **given: Unpack[Given],
+) -> Evidence: ...
+def measure_data_sane(
+    model: nn.Module | Subject,
+    *,
     budget: Budget | None = ...,
     **given: Unpack[Given],
 ) -> Evidence: ...
@@ -130,6 +148,12 @@ def measure_noise_varies(
     max_passes: int = ...,
     min_spread: float = ...,
     budget: Budget | None = ...,
+    **given: Unpack[Given],
+) -> Evidence: ...
+def measure_posterior_start(
+    model: nn.Module | Subject,
+    *,
+    allow: Mapping[str, str] | None = ...,
     **given: Unpack[Given],
 ) -> Evidence: ...
 def measure_teacher_agreement(

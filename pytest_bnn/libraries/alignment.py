@@ -6,7 +6,7 @@ Whatever pairs paths of the model with paths of the teacher uses `align`.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -152,7 +152,7 @@ class _Elsewhere:
         for path, layer, tensor in trials:
             weight = self.weights[path]
             found = cosine(tensor, weight)
-            if _is_related([found], [weight.numel()], UNRELATED_ERROR / len(trials)):
+            if is_related([found], [weight.numel()], UNRELATED_ERROR / len(trials)):
                 yield path, layer, found
 
     def _alone(self, missing: list[str], free: list[BayesianLayer]) -> None:
@@ -183,7 +183,8 @@ def _weights(network: nn.Module) -> dict[str, tuple[nn.Module, Tensor]]:
     return found
 
 
-def _is_related(cosines: list[float], sizes: list[int], error: float) -> bool:
+def is_related(cosines: list[float], sizes: list[int], error: float) -> bool:
+    """Say whether cosines of tensors of these sizes are larger than those of unrelated ones, wrongly with ``error``."""
     usable = [(c, n) for c, n in zip(cosines, sizes, strict=True) if math.isfinite(c) and n > 1]
     if not usable:
         return False
@@ -202,23 +203,28 @@ class Standing:
     told: bool = False
 
 
-def standing_of(alignment: Alignment) -> Standing:
+def standing_of(alignment: Alignment, prints: Sequence[Fingerprint] | None = None) -> Standing:
     """Say what a model is, by what its weights tell of their history beside the teacher's.
 
     ``"converted"``: no training step was taken, since every mu is the teacher's weight to the bit, or sigma is still
     the constant share of abs(mu) that MOPED sets. ``"finetuned"``: mu has moved, sigma too, and the weights are related
     to the teacher's. ``"unrelated"``: all cosines are like those of weights that have nothing to do with each other,
     in tensors large enough to show it. ``"unknown"``: nothing to compare, or no evidence either way.
+
+    Args:
+        alignment: The model beside its teacher.
+        prints: Those of the alignment's pairs, where they are known already.
     """
     if alignment.copies:
         places = ", ".join(place or "the model itself" for place in alignment.copies[:3])
         return Standing("unknown", f"the teacher's layers lie in several places of the model: {places}")
-    prints = [fingerprint(tensor, weight) for tensor, weight in alignment.pairs]
+    if prints is None:
+        prints = [fingerprint(tensor, weight) for tensor, weight in alignment.pairs]
     if not prints:
         return Standing("unknown", "no posterior tensor has a counterpart in the teacher")
     cosines, sizes = [p.cosine for p in prints], [p.size for p in prints]
-    related = any(p.equal for p in prints) or _is_related(cosines, sizes, UNRELATED_ERROR)
-    could_show = _is_related([MODERATE if math.isfinite(c) else c for c in cosines], sizes, UNRELATED_ERROR)
+    related = any(p.equal for p in prints) or is_related(cosines, sizes, UNRELATED_ERROR)
+    could_show = is_related([MODERATE if math.isfinite(c) else c for c in cosines], sizes, UNRELATED_ERROR)
     if all(p.equal for p in prints):
         return Standing("converted", "every mu is the teacher's weight to the bit")
     if all(p.untouched for p in prints) or _only_mu_was_changed(prints):
@@ -232,7 +238,7 @@ def standing_of(alignment: Alignment) -> Standing:
     return _unrelated(prints, "nothing of the teacher is left in any of them", could_show)
 
 
-def _unrelated(prints: list[Fingerprint], why: str, could_show: bool) -> Standing:
+def _unrelated(prints: Sequence[Fingerprint], why: str, could_show: bool) -> Standing:
     untouched = all(p.untouched for p in prints)
     if not (could_show or (untouched and any(p.random_start for p in prints))):
         few = f"{sum(p.size for p in prints)} weights are too few to tell whether they come from the teacher's"
@@ -240,10 +246,10 @@ def _unrelated(prints: list[Fingerprint], why: str, could_show: bool) -> Standin
     return Standing("unrelated", why)
 
 
-def _only_mu_was_changed(prints: list[Fingerprint]) -> bool:
+def _only_mu_was_changed(prints: Sequence[Fingerprint]) -> bool:
     """Say whether every sigma is where the conversion put it, and most mu are no trained version of the teacher's."""
     moved = [p for p in prints if not p.untouched]
-    trained = [p for p in moved if _is_related([p.cosine], [p.size], UNRELATED_ERROR / len(moved))]
+    trained = [p for p in moved if is_related([p.cosine], [p.size], UNRELATED_ERROR / len(moved))]
     return all(p.untrained_sigma for p in moved) and 2 * len(trained) <= len(prints)
 
 

@@ -35,6 +35,9 @@ ATTRIBUTES = (
     ("bias", "mu_bias", "rho_bias", "eps_bias", "prior_bias_mu", "prior_bias_sigma"),
 )
 
+#: Standard deviation about their means at which the library's ``init_parameters`` draws every mu and every rho.
+RANDOM_START = 0.1
+
 #: Classes of layers of ours whose forward draws exactly as the library's does; `pytest_bnn.conversion.layers` adds its.
 STAND_INS: set[type[nn.Module]] = set()
 
@@ -132,6 +135,18 @@ class BayesianTorch:
             return value
         terms = [module.kl_loss() for module in model.modules() if has_kl(module)]  # type: ignore[operator]
         return torch.stack([term.reshape(()) for term in terms]).sum() if terms else None
+
+
+def start_of(module: nn.Module) -> tuple[float, float] | None:
+    """Give the means about which a layer's constructor drew mu and rho, as the layer keeps them; None without."""
+    found = []
+    for name in ("posterior_mu_init", "posterior_rho_init"):
+        value = getattr(module, name, None)
+        value = value[0] if isinstance(value, tuple) and len(value) == 1 else value  # some layers keep a tuple of one
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return None
+        found.append(float(value))
+    return found[0], found[1]
 
 
 def _is_in_its_module(kind: type) -> bool:

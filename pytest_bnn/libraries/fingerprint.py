@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from pytest_bnn.libraries.bayesian_torch import RANDOM_START, start_of
+from pytest_bnn.libraries.gaussian import SOFTPLUS, SigmaMap
 from pytest_bnn.libraries.posterior import PosteriorTensor
-from pytest_bnn.stats.normal import correlation_scores, shape_p
-
-#: Standard deviation of the random start of mu and rho in bayesian-torch's layers (their ``init_parameters``).
-RANDOM_START = 0.1
+from pytest_bnn.stats.normal import Sums, correlation_scores, shape_p
 
 #: Error rate at which a tensor at its random start is not recognized as such.
 _START_ERROR = 1e-4
 
 #: Places of a tensor from which its distribution can be told.
-_FEW = 20
+FEW = 20
 
 #: Values of a tensor that tell whether sigma is one share of abs(mu): a step of training moves them all.
 _ENOUGH = 1 << 16
@@ -37,7 +37,7 @@ class Fingerprint:
         equal: Whether mu is the teacher's weight to the bit, in the coarser dtype of the two.
         fresh: Whether sigma / abs(mu) is one number at all places, as MOPED sets it: no step was taken.
         untrained_sigma: Whether sigma / abs(teacher's weight) is one number, so that sigma is where MOPED set it.
-        random_start: Whether mu and rho are where the library's constructor put them.
+        random_start: Whether mu and rho are distributed as the library's constructor draws them.
     """
 
     name: str
@@ -54,27 +54,40 @@ class Fingerprint:
         return self.equal or self.fresh or self.random_start
 
 
-def fingerprint(tensor: PosteriorTensor, weight: Tensor) -> Fingerprint:
-    """Read the history of a posterior tensor from its numbers and those of the teacher's weight."""
-    mu, rho = tensor.mu.detach(), tensor.rho.detach()
-    weight = weight.detach().to(mu.device)
-    rho = rho.expand_as(mu) if rho.shape != mu.shape else rho
-    equal, fresh = equal_values(mu, weight), is_one_ratio(some(rho), some(mu))
+def fingerprint(tensor: PosteriorTensor, weight: Tensor | None) -> Fingerprint:
+    """Read the history of a posterior tensor from its numbers, and from the teacher's weight where it has one."""
+    mu, rho = tensor.mu.detach(), rho_of(tensor)
+    fresh = is_one_ratio(some(rho), some(mu), tensor.map)
+    equal, untrained, related = False, False, float("nan")
+    if weight is not None:
+        weight = weight.detach().to(mu.device)
+        equal, related = equal_values(mu, weight), cosine(tensor, weight)
+        untrained = fresh if equal else is_one_ratio(some(rho), some(weight), tensor.map)
     return Fingerprint(
         name=tensor.name,
         size=mu.numel(),
-        cosine=cosine(tensor, weight),
+        cosine=related,
         equal=equal,
         fresh=fresh,
-        untrained_sigma=fresh if equal else is_one_ratio(some(rho), some(weight)),
-        random_start=not fresh and _is_random_start(some(mu), some(rho)),
+        untrained_sigma=untrained,
+        random_start=not fresh and _is_random_start(some(mu), some(rho), start_of(tensor.module)),
     )
 
 
+def rho_of(tensor: PosteriorTensor) -> Tensor:
+    """Give what sigma is computed from, detached and of mu's shape."""
+    rho = tensor.rho.detach()
+    return rho.expand_as(tensor.mu) if rho.shape != tensor.mu.shape else rho
+
+
 def some(values: Tensor) -> Tensor:
-    """Give at most `_ENOUGH` values of a tensor, evenly spread over it, flat."""
+    """Give at most `_ENOUGH` values of a tensor, evenly spread over it and over the places of a kernel, flat."""
     flat = values.flatten()
-    return flat[:: -(-flat.numel() // _ENOUGH) or 1]
+    step = -(-flat.numel() // _ENOUGH) or 1
+    # Of a kernel of which the data reach the middle alone, a step of 9 or 36 would always give the same corner.
+    while math.gcd(step, math.prod((2, 3, 5, 7, 11, 13))) > 1:
+        step += 1
+    return flat[::step]
 
 
 def cosine(tensor: PosteriorTensor, weight: Tensor) -> float:
@@ -88,34 +101,46 @@ def equal_values(mu: Tensor, weight: Tensor) -> bool:
     return torch.equal(mu.to(weight.dtype), weight) or torch.equal(weight.to(mu.dtype), mu)
 
 
-def is_one_ratio(rho: Tensor, reference: Tensor) -> bool:
+def is_one_ratio(rho: Tensor, reference: Tensor, how: SigmaMap = SOFTPLUS) -> bool:
     """Say whether sigma / abs(reference) is one number over the tensor, to the rounding of both dtypes.
 
     Places where the reference is 0, or where sigma is at the floor, tell nothing and are left out. Where all others
     have the same size, a constant sigma would look the same, so the answer is no.
 
     Args:
-        rho: sigma = log(1 + exp(rho)).
+        rho: What sigma is computed from.
         reference: Of the same shape: mu, or the teacher's weight.
+        how: How sigma is computed.
     """
-    places, rho_places = reference.double().abs().flatten(), rho.double().flatten()
-    usable = (places > 0) & torch.isfinite(places) & torch.isfinite(rho_places) & (rho_places > _FLOOR)
-    if int(usable.sum()) < 2:
+    if len(usable_places(rho, reference)) < 2:
         return False
-    size, r = places[usable], rho_places[usable]
-    sigma = torch.nn.functional.softplus(r)
-    ratio = sigma.log() - size.log()
-    typical = ratio.median()
-    # MOPED rounds delta * |w|, its expm1 and its logarithm; rho's own rounding moves sigma by |rho| eps of itself.
-    fine, coarse = _precision(reference), _precision(rho)
+    ratio, size, allowed = ratios(rho, reference, how)
+    varies = float(size.log().max() - size.log().min()) > 4 * float(allowed.median())
+    return varies and bool(((ratio - ratio.median()).abs() <= allowed).all())
+
+
+def usable_places(rho: Tensor, reference: Tensor) -> Tensor:
+    """Give the numbers of the places, of flat tensors, where sigma / abs(reference) tells something."""
+    size, r = reference.double().abs().flatten(), rho.double().flatten()
+    usable: Tensor = ((size > 0) & torch.isfinite(size) & torch.isfinite(r) & (r > _FLOOR)).nonzero().flatten()
+    return usable
+
+
+def ratios(rho: Tensor, reference: Tensor, how: SigmaMap = SOFTPLUS) -> tuple[Tensor, Tensor, Tensor]:
+    """Give log(sigma / abs(reference)), abs(reference), and by how much rounding moves the first, where it is usable.
+
+    MOPED rounds delta * abs(w), its expm1 and its logarithm; rho's own rounding moves sigma by abs(rho) eps of itself.
+    """
+    usable = usable_places(rho, reference)
+    size, r = reference.double().abs().flatten()[usable], rho.double().flatten()[usable]
+    sigma = how.of(r)
+    fine, coarse = precision(reference), precision(rho)
     step = coarse.eps * (r.abs().clamp_min(float(r.median().abs())) + 2) + fine.eps
     subnormal = coarse.smallest_normal * coarse.eps / sigma + fine.smallest_normal * fine.eps / size
-    allowed = 2 * (step + subnormal)
-    varies = float(size.log().max() - size.log().min()) > 4 * float(allowed.median())
-    return varies and bool(((ratio - typical).abs() <= allowed).all())
+    return sigma.log() - size.log(), size, 2 * (step + subnormal)
 
 
-def _precision(values: Tensor) -> torch.finfo:
+def precision(values: Tensor) -> torch.finfo:
     """Give the limits of the coarsest dtype that holds the values exactly: a model may have been cast up."""
     for dtype in (torch.bfloat16, torch.float16, torch.float32):
         if torch.equal(values.to(dtype).to(values.dtype).nan_to_num(), values.nan_to_num()):
@@ -123,22 +148,31 @@ def _precision(values: Tensor) -> torch.finfo:
     return torch.finfo(values.dtype)
 
 
-def _is_random_start(mu: Tensor, rho: Tensor) -> bool:
-    mu, rho = mu.double().flatten(), rho.double().flatten()
-    if mu.numel() < _FEW or not bool(torch.isfinite(mu).all() & torch.isfinite(rho).all()):
+def _is_random_start(mu: Tensor, rho: Tensor, means: tuple[float, float] | None) -> bool:
+    if mu.numel() < FEW or not bool(torch.isfinite(mu).all() & torch.isfinite(rho).all()):
         return False
-    return all(_is_normal(values) for values in (mu, rho))
+    known = means if means is not None else (None, None)
+    return all(_is_normal(values, mean) for values, mean in zip((mu, rho), known, strict=True))
 
 
-def _is_normal(values: Tensor) -> bool:
-    """Say whether values may have come from a normal distribution with the spread of the random start."""
-    from scipy.stats import chi2
+def _is_normal(values: Tensor, mean: float | None) -> bool:
+    """Say whether values may have come from the normal distribution of the random start, about a mean where known.
 
-    centred = (values - values.mean()) / RANDOM_START
-    freedom = len(values) - 1
-    square = float(centred.square().sum())
-    spread = 2 * min(float(chi2.cdf(square, freedom)), float(chi2.sf(square, freedom)))
-    return spread > _START_ERROR and shape_p(centred, 0.0) > _START_ERROR
+    By the z-test of the mean, the chi-square test of the variance and the Kolmogorov-Smirnov test of the shape. The
+    rounding of a coarse dtype counts as the most by which it moves a value.
+    """
+    exact = values.double().flatten()
+    slack = float(exact.abs().mean()) * precision(values).eps / 2 / RANDOM_START
+    centred = (exact - (exact.mean() if mean is None else mean)) / RANDOM_START
+    sums = Sums(
+        count=len(exact) - (mean is None),
+        total=float(centred.sum()),
+        squares=float(centred.square().sum()),
+        slack=slack,
+    )
+    if sums.variance_p() <= _START_ERROR or (mean is not None and sums.mean_p() <= _START_ERROR):
+        return False
+    return shape_p(centred, slack) > _START_ERROR
 
 
 def score_bound(tensors: int, error: float) -> float:

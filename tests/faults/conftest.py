@@ -84,6 +84,7 @@ def measures() -> Mapping[str, Callable[..., Evidence]]:
     return {
         "layers.replaced": checks.measure_layers_replaced,
         "memory.separate": checks.measure_memory_separate,
+        "posterior.start": checks.measure_posterior_start,
         "mean.equals_teacher": checks.measure_mean_equals_teacher,
         "noise.varies": checks.measure_noise_varies,
         "noise.source": checks.measure_noise_source,
@@ -93,6 +94,7 @@ def measures() -> Mapping[str, Callable[..., Evidence]]:
         "kl.present": checks.measure_kl_present,
         "kl.loss": checks.measure_kl_loss,
         "gradient.samples": checks.measure_gradient_samples,
+        "data.sane": checks.measure_data_sane,
         "teacher.agreement": checks.measure_teacher_agreement,
     }
 

@@ -161,7 +161,7 @@ def test_a_band_that_is_none_is_refused(band: tuple[float, float]) -> None:
 def test_agreement_of_a_population(images: int, against: int, verdict: Verdict) -> None:
     """All of 100 images agree, and still they carry no claim of .95: it says how many would."""
     found = measure_teacher_agreement(
-        Certain(against), teacher=Certain(), images=torch.zeros(images, 2), population=True
+        Certain(against), teacher=Certain(), images=torch.arange(2.0 * images).reshape(-1, 2), population=True
     )
     assert found.verdict is verdict, found.explain()
     assert _certainty(found).low == found.threshold.observed if found.threshold else False
@@ -201,9 +201,9 @@ def test_an_audit_splits_its_budget_over_the_checks_that_sample() -> None:
     run = audit_model(convert(network), teacher=network, data=IMAGES, task="classification", thresholds=thresholds)
     shares = [check.certainty for check in run.checks if check.certainty is not None]
     assert len(shares) == 5
-    # The share of estimator.flipout is not used: there is nothing that it could judge.
-    assert sum(share.alpha for share in shares) == pytest.approx(1e-4 * 5 / 6)
-    assert sum(share.beta for share in shares) == pytest.approx(1e-2 * 5 / 6)
+    # The shares of estimator.flipout and data.sane are not used: there is nothing that they could judge.
+    assert sum(share.alpha for share in shares) == pytest.approx(1e-4 * 5 / 7)
+    assert sum(share.beta for share in shares) == pytest.approx(1e-2 * 5 / 7)
     assert {check.id for check in run.checks if check.certainty is None} >= {"layers.replaced", "kl.present"}
     (alone,) = audit_model(convert(network), data=IMAGES, checks=["noise.varies"], thresholds=thresholds).checks
     assert _certainty(alone).alpha == 1e-4

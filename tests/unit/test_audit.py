@@ -73,6 +73,7 @@ def test_a_model_alone(given: Given) -> None:
     assert {check.id for check in run.checks if check.verdict is Verdict.PASS} == {
         "layers.replaced",
         "memory.separate",
+        "posterior.start",
         "kl.present",
     }
     assert {check.verdict for check in run.checks} == {Verdict.PASS, Verdict.NOT_APPLICABLE}

@@ -25,7 +25,7 @@ from pytest_bnn.subject import Subject, fitted
 @check(
     claim="With every sigma at 0 the Bayesian network gives its teacher's outputs, to float tolerance.",
     needs=("teacher", "images"),
-    after="memory.separate",
+    after="posterior.start",
 )
 def equals_teacher(subject: Subject) -> Finding:
     """Measure whether the network at its posterior mean is its teacher.

@@ -14,6 +14,7 @@ from pytest_bnn.checks.noise._pairs import not_finite_in
 from pytest_bnn.checks.noise._silence import not_finite
 from pytest_bnn.checks.teacher._items import Claim, Numbers, Votes, hopeless, undecided, verdict
 from pytest_bnn.checks.values import AgreementShare, OfPopulation, Passes, Positive
+from pytest_bnn.data.repeats import repeats
 from pytest_bnn.errors import OptionError
 from pytest_bnn.network.calling import Field, field_of
 from pytest_bnn.records.evidence import Certainty, Measurement, Threshold, Verdict
@@ -95,6 +96,8 @@ def _find(subject: Subject, claim: Claim, max_passes: int, tolerance: float) -> 
             "the places of an image are no random sample of a population: judge these images, without population, or "
             "let the network return one answer for each image"
         )
+    if claim.population and (why := repeats(subject.require_images()).no_sample):
+        return not_applicable(why)
     fields = subject.fields
     teacher = _judged(subject.teacher_output().detach().cpu(), fields, task)
     first = subject.bank.first(min(_FIRST_BLOCK, max_passes))

@@ -1,0 +1,1 @@
+"""Claims about the examples and labels that the other claims stand on."""

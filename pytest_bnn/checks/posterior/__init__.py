@@ -1,0 +1,1 @@
+"""Claims about the posterior itself: where its numbers come from."""
