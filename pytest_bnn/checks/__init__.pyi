@@ -33,6 +33,7 @@ def assert_layers_replaced(
 ) -> Evidence: ...
 def assert_mean_equals_teacher(model: nn.Module | Subject, **given: Unpack[Given]) -> Evidence: ...
 def assert_memory_separate(model: nn.Module | Subject, **given: Unpack[Given]) -> Evidence: ...
+def assert_noise_fresh(model: nn.Module | Subject, **given: Unpack[Given]) -> Evidence: ...
 def assert_noise_posterior(
     model: nn.Module | Subject,
     *,
@@ -62,6 +63,12 @@ def assert_noise_varies(
     max_passes: int = ...,
     min_spread: float = ...,
     budget: Budget | None = ...,
+    **given: Unpack[Given],
+) -> Evidence: ...
+def assert_predictions_rows(
+    model: nn.Module | Subject,
+    *,
+    allow: Mapping[str, str] | None = ...,
     **given: Unpack[Given],
 ) -> Evidence: ...
 def assert_teacher_agreement(
@@ -97,6 +104,7 @@ def measure_layers_replaced(
 ) -> Evidence: ...
 def measure_mean_equals_teacher(model: nn.Module | Subject, **given: Unpack[Given]) -> Evidence: ...
 def measure_memory_separate(model: nn.Module | Subject, **given: Unpack[Given]) -> Evidence: ...
+def measure_noise_fresh(model: nn.Module | Subject, **given: Unpack[Given]) -> Evidence: ...
 def measure_noise_posterior(
     model: nn.Module | Subject,
     *,
@@ -126,6 +134,12 @@ def measure_noise_varies(
     max_passes: int = ...,
     min_spread: float = ...,
     budget: Budget | None = ...,
+    **given: Unpack[Given],
+) -> Evidence: ...
+def measure_predictions_rows(
+    model: nn.Module | Subject,
+    *,
+    allow: Mapping[str, str] | None = ...,
     **given: Unpack[Given],
 ) -> Evidence: ...
 def measure_teacher_agreement(
