@@ -100,7 +100,7 @@ class Subject:
             require_weights(role, value)
         if loss is not None and not callable(loss):
             raise TypeError(f"loss must be a function loss(model, batch), not {type(loss).__name__}")
-        if factory is not None and not callable(factory):
+        if factory is not None and (not callable(factory) or isinstance(factory, nn.Module)):
             raise TypeError(f"factory must be a function without arguments, not {type(factory).__name__}")
         if stage not in ("auto", "converted", "finetuned"):
             raise ValueError(f"stage must be 'auto', 'converted' or 'finetuned', not {stage!r}")

@@ -20,7 +20,7 @@ from pytest_bnn.network.meeting import Run, Seat
 from pytest_bnn.network.tree import tensors
 
 #: What an example's output depends on beside the example.
-Dependence: TypeAlias = Literal["company", "place", "size"]
+Dependence: TypeAlias = Literal["company", "place", "size", "batch"]
 
 #: Below this share of how much an output varies over the examples a difference moves no decision.
 NEGLIGIBLE = 1e-4
@@ -40,18 +40,16 @@ class Dependent:
     """An example whose output depends on more than the example.
 
     Attributes:
-        on: The others in its batch, its place in it, or their number.
+        on: The others in its batch, its place in it, how many they are, or its batch, where none of them is shown.
         example: The number of the example.
-        others: The numbers of the examples with which it gave another output.
+        seats: Two batches, with the place of the example in each, in which its outputs differ.
         gap: By how much, in units of what the output varies by over the examples.
-        allowed: The most that rounding explains, in the same units.
     """
 
     on: Dependence
     example: int
-    others: tuple[int, ...]
+    seats: tuple[Seat, Seat]
     gap: float
-    allowed: float
 
 
 @dataclass(slots=True, kw_only=True)
@@ -63,6 +61,7 @@ class Rows:
         allowed: The most that rounding explains there, in the same units.
         compared: The sizes of the batches whose outputs were compared with those of the whole.
         raised: The sizes that the network does not take, each with its error.
+        unlike: The sizes in which outputs have another shape, so that they do not compare.
         dependent: The example that depends on more than itself most clearly; None where there is none.
         varies: Whether two calls with the same batch gave different outputs, so that nothing can be said.
         equal: Whether all examples have the same output, whatever they are.
@@ -72,6 +71,7 @@ class Rows:
     allowed: float = 0.0
     compared: set[int] = field(default_factory=set)
     raised: dict[int, str] = field(default_factory=dict)
+    unlike: set[int] = field(default_factory=set)
     dependent: Dependent | None = None
     varies: bool = False
     equal: bool = False
@@ -109,7 +109,8 @@ def look_at_rows(network: nn.Module, run: Run, count: int, *, size: int | None =
             found.raised.setdefault(len(numbers), str(error))
             continue
         if outputs.shape[1:] != whole.shape[1:] or len(outputs) != len(numbers):
-            continue  # padded to the longest of a batch, for example
+            found.unlike.add(len(numbers))  # padded to the longest of a batch, for example
+            continue
         found.compared.add(len(numbers))
         gaps = measure.gaps(outputs, numbers)
         place, column = divmod(int((gaps / measure.allowed).argmax()), gaps.shape[1])
@@ -121,10 +122,13 @@ def look_at_rows(network: nn.Module, run: Run, count: int, *, size: int | None =
             found.gap, found.allowed = float(gaps[place, column]) / unit, float(measure.allowed[column]) / unit
     suspects.sort(key=lambda suspect: (isinf(suspect[0]), -suspect[0]))
     for _, numbers, place, column in suspects[:2]:
-        found.dependent = _dependent(network, run, measure, numbers, place, column, size)
-        if found.dependent is not None:
-            found.gap, found.allowed = found.dependent.gap, found.dependent.allowed
-            return found
+        gap, allowed = _settled(network, run, measure, numbers, place, column)
+        unit = float(measure.unit[column])
+        found.gap, found.allowed = gap / unit, allowed / unit
+        if gap > allowed:
+            on, seats = _dependence(run, measure, (numbers, place), column, allowed, size)
+            found.dependent = Dependent(on=on, example=int(numbers[place]), seats=seats, gap=gap / unit)
+            break
     return found
 
 
@@ -166,7 +170,8 @@ def _gaps(one: Tensor, other: Tensor) -> Tensor:
 def _batches(whole: Tensor, count: int, size: int | None) -> Iterator[Tensor]:
     """Give the numbers of the examples of each batch that is compared with the whole."""
     order = torch.arange(count)
-    yield order.flip(0)
+    # Half of them, each twice, from the back: other company at other places.
+    yield (order % -(-count // 2)).flip(0)
     if size is not None:
         yield order.roll(1)
         return
@@ -180,35 +185,49 @@ def _sizes(whole: Tensor, count: int) -> list[int]:
     return [s for s in _SMALL if s < count and not any(d > 1 and d % s == 0 for d in whole.shape[1:-1])]
 
 
-def _dependent(
-    network: nn.Module, run: Run, measure: _Measure, numbers: Tensor, place: int, column: int, size: int | None
-) -> Dependent | None:
-    """Say what an example depends on, where more than rounding shows it: also with weights moved by one rounding."""
+def _settled(
+    network: nn.Module, run: Run, measure: _Measure, numbers: Tensor, place: int, column: int
+) -> tuple[float, float]:
+    """Give the difference of a number that rounding leaves, and what rounding explains of it.
+
+    The difference is the least of three: as it is, and with the weights moved by one rounding in two ways. A sum in
+    another order moves an output about as much as these do.
+    """
     count = len(measure.whole)
-    allowed, gap = float(measure.allowed[column]), torch.inf
-    example = int(numbers[place])
+    gaps, allowed = [], float(measure.allowed[column])
     for seed in range(2):
         with _moved(network, measure.eps, seed):
             whole, outputs = run(torch.arange(count)), run(numbers)
         moved = measure.gaps(whole, torch.arange(count))[:, column].max()
         allowed = max(allowed, _KERNELS * float(moved))
-        gap = min(gap, float(measure.gaps(outputs, numbers, whole=_flat(whole))[place, column]))
-    gap = min(gap, float(measure.gaps(run(numbers), numbers)[place, column]))
-    if not gap > allowed:
-        return None
+        gaps.append(float(measure.gaps(outputs, numbers, whole=_flat(whole))[place, column]))
+    gaps.append(float(measure.gaps(run(numbers), numbers)[place, column]))
+    return min(gaps), allowed
+
+
+def _dependence(
+    run: Run, measure: _Measure, seat: Seat, column: int, allowed: float, size: int | None
+) -> tuple[Dependence, tuple[Seat, Seat]]:
+    """Say what a number of an example's output depends on, and two batches that show it."""
+    numbers, place = seat
+    example, count = int(numbers[place]), len(measure.whole)
     small = size or next(iter(_sizes(measure.whole, count)), 2)
-    on: Dependence = "size"
-    others = tuple(numbers.tolist())
     for kind, one, other in _pairs(example, count, small):
         try:
             first, second = _flat(run(one[0]))[one[1]], _flat(run(other[0]))[other[1]]
         except ForwardError:
             continue
         if first.shape == second.shape and float(_gaps(first, second)[column]) > allowed:
-            on, others = kind, tuple(other[0].tolist())
-            break
-    unit = float(measure.unit[column])
-    return Dependent(on=on, example=example, others=others, gap=gap / unit, allowed=allowed / unit)
+            return kind, (one, other)
+    seats = seat, (torch.arange(count), example)
+    if len(numbers) == count:
+        return "batch", seats
+    try:
+        among = [_flat(run(torch.tensor([example] * number)))[0, column] for number in (len(numbers), count)]
+    except ForwardError:
+        return "batch", seats
+    # Among copies of itself nobody else is in the batch.
+    return "size" if float(_gaps(*among)) > allowed else "company", seats
 
 
 def _pairs(example: int, count: int, size: int) -> Iterator[tuple[Dependence, Seat, Seat]]:
@@ -219,18 +238,6 @@ def _pairs(example: int, count: int, size: int) -> Iterator[tuple[Dependence, Se
     others += [example] * (size - 1 - len(others))
     yield "company", (torch.tensor(some), 0), (torch.tensor([example, *others]), 0)
     yield "place", (torch.tensor(some), 0), (torch.tensor(some[1:] + some[:1]), size - 1)
-
-
-def seats(dependent: Dependent, count: int, size: int | None = None) -> tuple[Seat, Seat]:
-    """Give two small batches with an example whose outputs there differ, to look at what happens inside."""
-    found = {kind: (one, other) for kind, one, other in _pairs(dependent.example, count, size or min(count, 7))}
-    if dependent.on in found:
-        return found[dependent.on]
-    alone = torch.tensor([dependent.example])
-    numbers = torch.tensor(dependent.others)
-    if len(numbers) == 1:
-        numbers = torch.arange(count)
-    return (alone, 0), (numbers, int((numbers == dependent.example).nonzero()[0]))
 
 
 @contextmanager

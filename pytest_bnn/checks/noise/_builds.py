@@ -17,7 +17,7 @@ from pytest_bnn.network.wrappers import eager
 from pytest_bnn.subject import Subject, fitted
 
 #: A factory whose last call took longer is not called again; a first call may have imported and loaded things.
-SECONDS = 10.0
+SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -54,6 +54,9 @@ def look_at_passes(subject: Subject, few: Inputs) -> Passes:
         before = _state(few)
         with _states(model, few) as inside:
             total, unjudged = _total(model, few)
+        if unjudged:
+            seed_everything(subject.seed + 1)
+            forward(model, few)
         forwarded = _state(few)
         resets = torch.equal(after, forwarded) and not torch.equal(before, forwarded)
         backward = ""
@@ -87,12 +90,15 @@ def _backward(subject: Subject, few: Inputs, forwarded: Tensor, inside: list[Ten
 
 def _total(model: nn.Module, few: Inputs) -> tuple[Tensor | None, str]:
     """Give the sum of a model's outputs with its graph, or why there is none."""
-    with torch.enable_grad():
-        output = call(model, few)
-        found = [t for t in output_fields(output, len(few)).values() if t.requires_grad]
-        if not found:
-            return None, "its outputs have no gradient"
-        return torch.stack([t.double().sum() for t in found]).sum(), ""
+    try:
+        with torch.enable_grad():
+            output = call(model, few)
+            found = [t for t in output_fields(output, len(few)).values() if t.requires_grad]
+            if not found:
+                return None, "its outputs have no gradient"
+            return torch.stack([t.double().sum() for t in found]).sum(), ""
+    except (Exception, SystemExit, GeneratorExit) as error:  # without gradients it ran
+        return None, f"with gradients the forward raised {type(error).__name__}: {error}"
 
 
 def _state(few: Inputs) -> Tensor:

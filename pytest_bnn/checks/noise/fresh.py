@@ -35,7 +35,7 @@ def fresh(subject: Subject) -> Finding:
     A forward pass must not leave the global random generator in one and the same state wherever it was before, and a
     backward pass must not set it back: draws that follow would be those of before. Where the factory is known that
     made the model, two more models of it, with the global generator seeded differently for each, must draw other
-    noise; a factory whose call took more than 10 s is not called again. Where the last Bayesian layer of a call gets
+    noise; a factory whose call took more than 5 s is not called again. Where the last Bayesian layer of a call gets
     several copies of each example, gives equal outputs for them under noise, and the network's outputs change equally
     with each of these, their mean is that of one draw, and not of several. Exact: draws are compared as they are. Not
     applicable where two passes in a row draw the same noise, which is noise.source's to say.

@@ -19,7 +19,7 @@ from pytest_bnn.libraries.posterior import zero_sigma
 from pytest_bnn.libraries.registry import nobody_knows
 from pytest_bnn.network.calling import ForwardError, forward
 from pytest_bnn.network.meeting import Meeting, meeting
-from pytest_bnn.network.rows import Dependent, Rows, look_at_rows, seats
+from pytest_bnn.network.rows import Dependent, Rows, look_at_rows
 from pytest_bnn.network.wrappers import eager
 from pytest_bnn.records.evidence import LayerFinding, Measurement, Threshold, Verdict
 from pytest_bnn.sampling.own import undisturbed_passes
@@ -104,8 +104,7 @@ def _look(
         found = look_at_rows(network, run, count, size=size)
         if found.dependent is None:
             return _Looked(found)
-        one, other = seats(found.dependent, count, size)
-        return _Looked(found, meeting(network, run, one, other))
+        return _Looked(found, meeting(network, run, *found.dependent.seats))
 
 
 def _count(given: int, size: int | None, subject: Subject) -> int:
@@ -179,12 +178,14 @@ _ON = {
     "company": "which others are in its batch",
     "place": "its place in the batch",
     "size": "how many are in its batch",
+    "batch": "the batch that it is in",
 }
 
 _PLACE = {
     "company": "examples meet in",
     "place": "the place comes in at",
     "size": "the number comes in at",
+    "batch": "it starts to in",
 }
 
 
@@ -237,10 +238,10 @@ def _remedy(dependent: Dependent, where: Meeting | None) -> str:
     )
     if dependent.on == "size":
         return f"let one computation serve every number of examples; {allow}"
-    if dependent.on == "place":
-        return f"let nothing depend on the place of an example in its batch; {allow}"
-    module = None if where is None else where.module
     time = "where the first dimension of the data is time, say --batch-dim 1"
+    if dependent.on == "place":
+        return f"let nothing depend on the place of an example in its batch; {time}; {allow}"
+    module = None if where is None else where.module
     if isinstance(module, nn.modules.batchnorm._NormBase) and not module.training:
         return f"let it keep running statistics (track_running_stats=True), estimated on the training data; {allow}"
     if module is not None and module.training:
@@ -264,7 +265,9 @@ def _threshold(found: Rows) -> Threshold:
 
 
 def _notes(found: Rows) -> tuple[str, ...]:
-    return tuple(f"not judged: batches of {size}, of which the network raised {e}" for size, e in found.raised.items())
+    notes = [f"not judged: batches of {size}, of which the network raised {e}" for size, e in found.raised.items()]
+    notes += [f"not judged: batches of {size}, whose outputs have another shape" for size in sorted(found.unlike)]
+    return tuple(notes)
 
 
 def _listed(numbers: list[int]) -> str:
