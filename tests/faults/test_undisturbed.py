@@ -31,11 +31,13 @@ CHECKS = (
     "noise.source",
     "noise.spread",
     "noise.posterior",
+    "noise.fresh",
     "estimator.flipout",
     "kl.present",
     "kl.loss",
     "gradient.samples",
     "teacher.agreement",
+    "predictions.rows",
 )
 
 

@@ -288,7 +288,7 @@ def test_catalogue_says_what_the_injected_faults_show() -> None:
             seen = row("faults", id)
             missing = [check for check in fault.named if f"`{check}`" not in seen]
             assert not missing, f"{fault.id}: name {missing} in the row {id} of faults.md"
-    named = set(re.findall(r"`((?:layers|memory|mean|noise|estimator|kl|gradient|teacher)\.\w+)`", page("faults")))
+    named = set(re.findall(r"`((?:layers|memory|mean|noise|estimator|kl|gradient|teacher|predictions)\.\w+)`", page("faults")))
     assert named == set(CHECK_IDS)
 
 

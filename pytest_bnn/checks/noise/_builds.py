@@ -85,13 +85,14 @@ def _compared(subject: Subject, few: Inputs, made: list[nn.Module]) -> Builds:
     cached = set(first.repeats(second))
     again = set(second.repeats(second_too))
     repeated = [path for path in first.repeats(first_too) if path in again and path not in cached]
-    if not first.noise:
+    layers = len(first.comparable(first_too))
+    if not layers:
         return _unknown("no layer of another model reveals its noise")
     order = [layer.path for layer in bayesian_layers(made[0])]
     return Builds(
         repeated=tuple(sorted(repeated, key=order.index)),
         seeds={path: seed for path, seed in seeds.items() if path in repeated},
-        layers=len(first.noise),
+        layers=layers,
     )
 
 

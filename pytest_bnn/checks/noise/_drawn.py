@@ -17,11 +17,11 @@ from pytest_bnn.libraries.posterior import PosteriorTensor, bayesian_layers
 #: Numbers of a tensor that are kept.
 HEAD = 256
 
-#: Fewer equal numbers may be chance, and fewer than these of a layer say nothing.
-_FEWEST = 8
+#: Fewer equal numbers may be chance; of numbers that are too coarse to be compared it takes many, equal to the bit.
+_FEWEST, _MANY = 8, 64
 
 #: Of a draw in units of sigma: what rounding may move, and which numbers are too coarse to be compared.
-_SLACK, _COARSE = 1e-4, 1e-2
+_SLACK, _COARSE = 1e-4, 1e-3
 
 
 @dataclass(slots=True, eq=False)
@@ -32,19 +32,26 @@ class Drawn:
 
     def repeats(self, other: Drawn) -> list[str]:
         """Give the paths of the layers that drew the same in another pass."""
-        return [path for path in self.noise if path in other.noise and self._same(other, path)]
+        return [path for path in self.noise if self._same(other, path)]
 
-    def _same(self, other: Drawn, path: str) -> bool:
+    def comparable(self, other: Drawn) -> list[str]:
+        """Give the paths of the layers of which it can be said whether they did."""
+        return [path for path in self.noise if self._same(other, path) is not None]
+
+    def _same(self, other: Drawn, path: str) -> bool | None:
         compared = 0
-        for (one, slack), (two, slack_too) in zip(self.noise[path], other.noise[path], strict=False):
+        for (one, slack), (two, slack_too) in zip(self.noise[path], other.noise.get(path, []), strict=False):
             if one.shape != two.shape:
                 return False
+            if len(one) >= _MANY and torch.equal(one, two) and len(one.unique()) > _FEWEST:
+                compared += len(one)
+                continue
             fine = torch.maximum(slack, slack_too)
             used = (fine <= _COARSE) & torch.isfinite(one) & torch.isfinite(two)
             if bool(((one - two).abs() > _SLACK + 4 * fine)[used].any()):
                 return False
             compared += int(used.sum())
-        return compared >= _FEWEST
+        return True if compared >= _FEWEST else None
 
 
 def drawn(model: nn.Module, run: Callable[[], object], sigmas: dict[tuple[str, str], Tensor]) -> Drawn:
