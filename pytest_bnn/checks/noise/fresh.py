@@ -35,10 +35,11 @@ def fresh(subject: Subject) -> Finding:
     A forward pass must not leave the global random generator in one and the same state wherever it was before, and a
     backward pass must not set it back: draws that follow would be those of before. Where the factory is known that
     made the model, two more models of it, with the global generator seeded differently for each, must draw other
-    noise; a factory whose call took more than 5 s is not called again. Where the last Bayesian layer of a call gets
-    several copies of each example, gives equal outputs for them under noise, and the network's outputs change equally
-    with each of these, their mean is that of one draw, and not of several. Exact: draws are compared as they are. Not
-    applicable where two passes in a row draw the same noise, which is noise.source's to say.
+    noise; a factory whose first call took more than 10 s, or whose second more than 5 s, is not called again. Where
+    the last Bayesian layer of a call gets several copies of each example, gives equal outputs for them under noise, and
+    the network's outputs change equally with each of these, their mean is that of one draw, and not of several. Exact:
+    draws are compared as they are. Not applicable where two passes in a row draw the same noise, which is
+    noise.source's to say.
 
     Args:
         subject: images and, for other models, the factory; see `Subject`. Five images are used.
@@ -158,15 +159,12 @@ def _told_apart(subject: Subject, few: Inputs) -> Inputs | None:
 
 
 def _repeated(builds: Builds) -> str:
-    first = builds.repeated[0] or "the model itself"
-    more = f" and {len(builds.repeated) - 1} more layers draw" if len(builds.repeated) > 1 else " draws"
+    first, others = builds.repeated[0] or "the model itself", len(builds.repeated) - 1
+    where = f"{first} and {others} more layers" if others else first
     how = ""
     if builds.seeds:
-        seed = next(iter(builds.seeds.values()))
-        how = f", with generators of their own that start from fixed seeds ({seed} first)"
-    return (
-        f"two models of the factory draw the same noise, however the global generator is seeded: {first}{more} it{how}"
-    )
+        how = f", from generators of their own that start from fixed seeds ({next(iter(builds.seeds.values()))} first)"
+    return f"two models of the factory draw the same noise in {where}, however the global generator is seeded{how}"
 
 
 def _draws_again(builds: Builds, path: str) -> str:

@@ -185,7 +185,7 @@ _PLACE = {
     "company": "examples meet in",
     "place": "the place comes in at",
     "size": "the number comes in at",
-    "batch": "it starts to in",
+    "batch": "that starts in",
 }
 
 

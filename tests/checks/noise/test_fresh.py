@@ -415,7 +415,7 @@ def test_factories_that_say_nothing() -> None:
         assert found.verdict is Verdict.PASS, found.explain()
         assert words in found.notes[-1]
     slow = Factory(raises)
-    slow.seconds = _builds.SECONDS + 1
+    slow.seconds = _builds.FIRST_SECONDS + 1
     calls.clear()
     found = measure_noise_fresh(kept, images=images(), factory=slow)
     assert (found.verdict, calls) == (Verdict.PASS, [])
