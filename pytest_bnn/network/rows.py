@@ -64,7 +64,7 @@ class Rows:
         unlike: The sizes in which outputs have another shape, so that they do not compare.
         dependent: The example that depends on more than itself most clearly; None where there is none.
         varies: Whether two calls with the same batch gave different outputs, so that nothing can be said.
-        equal: Whether all examples have the same output, whatever they are.
+        equal: Whether all examples have the same output, NaN too, whatever they are.
     """
 
     gap: float = 0.0
@@ -96,7 +96,7 @@ def look_at_rows(network: nn.Module, run: Run, count: int, *, size: int | None =
         whole = run(torch.arange(count))
     eps = _rounding(network, whole, kinds)
     measure = _Measure.of(whole, eps)
-    found = Rows(equal=bool((measure.whole == measure.whole[:1]).all()))
+    found = Rows(equal=not bool(_gaps(measure.whole, measure.whole[:1]).any()))
     if bool((measure.gaps(run(torch.arange(count)), torch.arange(count)) > measure.allowed).any()):
         found.varies = True
         return found

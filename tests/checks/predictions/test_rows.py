@@ -227,6 +227,7 @@ def dropped(network: nn.Module, x: Tensor) -> Any:
 UNJUDGED: dict[str, tuple[Callable[[], nn.Module], Callable[[], Any], str]] = {
     "one example": (perceptron, lambda: inputs(1, 6), "at least two"),
     "equal examples": (perceptron, lambda: inputs(1, 6).expand(9, 6), "all examples have the same outputs"),
+    "NaN alone": (lambda: around(lambda n, x: n(x) * torch.nan), lambda: inputs(20, 6), "have the same outputs"),
     "dropout in every mode": (lambda: around(dropped), lambda: inputs(20, 6), "see noise.source"),
     "pairs": (lambda: around(pairs), lambda: inputs(20, 6), "takes 2 of them at once"),
     "nodes of a graph": (
