@@ -1,4 +1,4 @@
-"""``predictions.rows`` and ``noise.fresh``: rows that meet (B60 to B62), and draws that repeat (B63 to B66).
+"""``predictions.rows`` and ``noise.fresh``: rows that meet (B36 to B38), and draws that repeat (B39 to B42).
 
 The kinds of each are in tests/checks; here one of each is found among the other checks.
 """
@@ -55,7 +55,7 @@ class Tokens(nn.Module):
         return self.att(x, x, x, need_weights=False)[0].mean(1)
 
 
-@pytest.mark.fault("B60", "predictions.rows")
+@pytest.mark.fault("B36", "predictions.rows")
 def test_attention_across_the_batch(measures: Measures) -> None:
     teacher = Tokens().eval()
     found = accusing(measures, convert(teacher), teacher=teacher, images=images(12, 5, 8))
@@ -64,7 +64,7 @@ def test_attention_across_the_batch(measures: Measures) -> None:
     assert "examples meet in att" in found["predictions.rows"].headline
 
 
-@pytest.mark.fault("B61", "predictions.rows")
+@pytest.mark.fault("B37", "predictions.rows")
 def test_outputs_standardised_over_the_batch(measures: Measures) -> None:
     def standardised(network: nn.Module, x: Tensor) -> Any:
         y = network(x)
@@ -75,7 +75,7 @@ def test_outputs_standardised_over_the_batch(measures: Measures) -> None:
     assert found["predictions.rows"].verdict is Verdict.FAIL
 
 
-@pytest.mark.fault("B62", "predictions.rows")
+@pytest.mark.fault("B38", "predictions.rows")
 def test_a_path_of_its_own_for_one_example(measures: Measures) -> None:
     teacher = network()
     model = Around(convert(teacher), lambda n, x: n(x) if len(x) > 1 else n(x).clamp(-0.1, 0.1))
@@ -84,7 +84,7 @@ def test_a_path_of_its_own_for_one_example(measures: Measures) -> None:
     assert "how many are in its batch" in found["predictions.rows"].headline
 
 
-@pytest.mark.fault("B63", "noise.fresh")
+@pytest.mark.fault("B39", "noise.fresh")
 def test_a_repeated_batch_as_samples(measures: Measures) -> None:
     def mean(network: nn.Module, x: Tensor) -> Any:
         return network(x.repeat(8, 1)).view(8, len(x), -1).mean(0)
@@ -108,7 +108,7 @@ def seeded() -> nn.Module:
     return model
 
 
-@pytest.mark.fault("B64", "noise.fresh")
+@pytest.mark.fault("B40", "noise.fresh")
 def test_generators_that_are_seeded_with_the_model(measures: Measures) -> None:
     model, x = seeded(), images(12, 6)
     found = measures["noise.fresh"](model, images=x, factory=seeded)
@@ -116,7 +116,7 @@ def test_generators_that_are_seeded_with_the_model(measures: Measures) -> None:
     assert not accusing(measures, model, images=x)  # without the factory nobody sees it
 
 
-@pytest.mark.fault("B65", "noise.fresh")
+@pytest.mark.fault("B41", "noise.fresh")
 def test_a_forward_that_seeds_when_it_is_done(measures: Measures) -> None:
     def seeding(network: nn.Module, x: Tensor) -> Any:
         y = network(x)
@@ -128,7 +128,7 @@ def test_a_forward_that_seeds_when_it_is_done(measures: Measures) -> None:
     assert "resets the global random generator" in found["noise.fresh"].headline
 
 
-@pytest.mark.fault("B66", "noise.fresh")
+@pytest.mark.fault("B42", "noise.fresh")
 def test_a_backward_that_seeds(measures: Measures) -> None:
     def seeding(network: nn.Module, x: Tensor) -> Any:
         y = network(x)
