@@ -106,7 +106,8 @@ def parser() -> argparse.ArgumentParser:
     claims = audit.add_argument_group("what is claimed")
     claims.add_argument("--checks", metavar="ID,...", help="run these checks only, for example layers.replaced,kl.loss")
     claims.add_argument("--allow", metavar="PATTERN=REASON", action="append", default=[],
-                        help="layers that are deterministic on purpose, by path; may be repeated")  # fmt: skip
+                        help="layers that are deterministic on purpose, and modules in which the examples of a batch "
+                        "meet on purpose, by path; may be repeated")  # fmt: skip
     claims.add_argument("--set", metavar="ID.OPTION=VALUE", action="append", default=[],
                         help="an option of one check, for example noise.spread.band=0.01:0.5 or kl.loss.severity=warn; "
                         "may be repeated")  # fmt: skip

@@ -171,7 +171,7 @@ def _run(given: argparse.Namespace, settings: Settings, options: Explicit, say: 
     say("loading the model")
     max_images = given.images or MAX_EXAMPLES
     with _reading_what_was_named():
-        model = sources.load_model(given.model, "--model")
+        model, factory = sources.load_model_and_factory(given.model, "--model")
         teacher_network = None if given.teacher is None else sources.load_model(given.teacher, "--teacher")
         data = (
             None
@@ -193,6 +193,7 @@ def _run(given: argparse.Namespace, settings: Settings, options: Explicit, say: 
         task=given.task or "auto",
         output=given.output,
         batch_dim=given.batch_dim or 0,
+        factory=factory,
     )
 
 

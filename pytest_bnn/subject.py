@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any, Literal, TypeAlias, TypedDict, get_args
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pytest_bnn.data.batch import Batch, Inputs, device_of
+from pytest_bnn.data.factory import Factory
 from pytest_bnn.data.fitting import fitted as fitted
 from pytest_bnn.data.given import (
     batch_for_loss,
@@ -49,6 +50,7 @@ class Given(TypedDict, total=False):
     class_names: Sequence[str]
     task: TaskOption
     output: str | None
+    factory: Callable[[], nn.Module] | None
 
 
 class Subject:
@@ -70,6 +72,8 @@ class Subject:
         class_names: For the report.
         task: What the outputs mean; ``"auto"`` lets labels, loss and names decide: see `pytest_bnn.tasks`.
         output: The name of the output that the task's claims are about, where the network gives several.
+        factory: What made the model, a function without arguments. It is called again, where that is quick, by claims
+            about what another model of it does.
 
     Raises:
         TypeError: An argument is of the wrong type.
@@ -90,6 +94,7 @@ class Subject:
         class_names: Sequence[str] = (),
         task: TaskOption = "auto",
         output: str | None = None,
+        factory: Callable[[], nn.Module] | None = None,
     ) -> None:
         for role, value in (("model", model), ("teacher", teacher)):
             if not isinstance(value, nn.Module) and not (value is None and role == "teacher"):
@@ -97,6 +102,8 @@ class Subject:
             require_weights(role, value)
         if loss is not None and not callable(loss):
             raise TypeError(f"loss must be a function loss(model, batch), not {type(loss).__name__}")
+        if factory is not None and (not callable(factory) or isinstance(factory, nn.Module)):
+            raise TypeError(f"factory must be a function without arguments, not {type(factory).__name__}")
         if stage not in ("auto", "converted", "finetuned"):
             raise ValueError(f"stage must be 'auto', 'converted' or 'finetuned', not {stage!r}")
         if task not in get_args(TaskOption):
@@ -107,6 +114,7 @@ class Subject:
         self.model = model
         self.teacher = teacher
         self.loss = loss
+        self.factory = factory if factory is None or isinstance(factory, Factory) else Factory(factory)
         self.name = name or default_subject_name()
         self.seed = seed
         self.class_names = tuple(class_names)

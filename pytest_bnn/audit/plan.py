@@ -73,6 +73,7 @@ def shorthands(
     found: dict[str, dict[str, object]] = {
         "kl.loss": {name: value for name, value in weight.items() if value is not None},
         "layers.replaced": {"allow": dict(allow)} if allow else {},
+        "predictions.rows": {"allow": dict(allow)} if allow else {},
     }
     return {id: options for id, options in found.items() if options}
 

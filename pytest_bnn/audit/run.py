@@ -49,6 +49,7 @@ def audit_model(
     task: TaskOption = "auto",
     output: str | None = None,
     batch_dim: int = 0,
+    factory: Callable[[], nn.Module] | None = None,
 ) -> AuditRun:
     """Run every applicable check on a model, which is judged as it is and never changed.
 
@@ -75,6 +76,7 @@ def audit_model(
         task: What the outputs mean; see `Subject`.
         output: The output that the task's claims are about, by name, where the network gives several.
         batch_dim: The dimension of the inputs that counts the examples: 1 where time comes first.
+        factory: What made the model, a function without arguments; see `Subject`.
 
     Raises:
         InputError: An argument cannot be used: data that neither network accepts, unknown check ids.
@@ -93,6 +95,7 @@ def audit_model(
         class_names=class_names,
         task=task,
         output=output,
+        factory=factory,
     )
     subject.try_images()
     evidence = run_steps(subject, steps, progress)

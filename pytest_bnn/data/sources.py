@@ -16,6 +16,7 @@ import numpy
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from pytest_bnn.data.factory import Factory
 from pytest_bnn.data.loss import Loss
 from pytest_bnn.data.samples import MAX_EXAMPLES, Samples, samples_of
 from pytest_bnn.errors import InputError
@@ -71,15 +72,26 @@ def load_model(name: str, option: str) -> nn.Module:
     Raises:
         InputError: As in `load`; the factory raises, or returns no module.
     """
-    factory = load(name, option)
-    if isinstance(factory, nn.Module):
-        return factory
+    return load_model_and_factory(name, option)[0]
+
+
+def load_model_and_factory(name: str, option: str) -> tuple[nn.Module, Factory | None]:
+    """Give `load_model` and the factory that made it, which knows how long that took; None for a network by its name.
+
+    Raises:
+        InputError: As in `load_model`.
+    """
+    found = load(name, option)
+    if isinstance(found, nn.Module):
+        return found, None
+    _require_factory(found, name, option)
+    factory = Factory(found)
     model = _call(factory, name, option)
     if not isinstance(model, nn.Module):
         raise InputError(
             f"{option}: {name} returned {kind(model)}, not a torch.nn.Module", fix="return the network itself"
         )
-    return model
+    return model, factory
 
 
 def load_data(name: str, option: str, limit: int = MAX_EXAMPLES, *, seed: int = 0, dim: int = 0) -> Samples:
@@ -89,7 +101,10 @@ def load_data(name: str, option: str, limit: int = MAX_EXAMPLES, *, seed: int = 
         InputError: As in `load` and `samples_of`.
     """
     factory = load(name, option)
-    data = _call(factory, name, option) if callable(factory) and not _is_data(factory) else factory
+    data = factory
+    if callable(factory) and not _is_data(factory):
+        _require_factory(factory, name, option)
+        data = _call(factory, name, option)
     return samples_of(data, f"{option}: {name}", limit, seed=seed, dim=dim)
 
 
@@ -109,7 +124,7 @@ def _is_data(value: Any) -> bool:
     return isinstance(value, Tensor | numpy.ndarray | Mapping | tuple | list | Dataset | DataLoader)
 
 
-def _call(factory: Any, name: str, option: str) -> Any:
+def _require_factory(factory: Any, name: str, option: str) -> None:
     if not callable(factory):
         raise InputError(f"{option}: {name} is {kind(factory)}", fix="name a function without arguments")
     if missing := _unfilled(factory):
@@ -117,6 +132,9 @@ def _call(factory: Any, name: str, option: str) -> Any:
             f"{option}: {name} needs the argument{'s' if len(missing) > 1 else ''} {', '.join(missing)}",
             fix=f"name a function without arguments, such as def make(): return {name.rpartition(':')[2]}(...)",
         )
+
+
+def _call(factory: Any, name: str, option: str) -> Any:
     try:
         return factory()
     except (Exception, SystemExit) as error:

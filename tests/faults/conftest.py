@@ -90,12 +90,14 @@ def measures() -> Mapping[str, Callable[..., Evidence]]:
         "noise.source": checks.measure_noise_source,
         "noise.spread": checks.measure_noise_spread,
         "noise.posterior": checks.measure_noise_posterior,
+        "noise.fresh": checks.measure_noise_fresh,
         "estimator.flipout": checks.measure_estimator_flipout,
         "kl.present": checks.measure_kl_present,
         "kl.loss": checks.measure_kl_loss,
         "gradient.samples": checks.measure_gradient_samples,
         "data.sane": checks.measure_data_sane,
         "teacher.agreement": checks.measure_teacher_agreement,
+        "predictions.rows": checks.measure_predictions_rows,
     }
 
 

@@ -32,12 +32,14 @@ CHECKS = (
     "noise.source",
     "noise.spread",
     "noise.posterior",
+    "noise.fresh",
     "estimator.flipout",
     "kl.present",
     "kl.loss",
     "gradient.samples",
     "data.sane",
     "teacher.agreement",
+    "predictions.rows",
 )
 
 

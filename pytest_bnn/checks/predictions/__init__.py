@@ -1,0 +1,1 @@
+"""Claims about the predictions themselves, whatever draws them."""
