@@ -72,7 +72,7 @@ def test_one_output_that_drowns_is_named(row: int, end: Any) -> None:
 
 def test_noise_that_is_nearly_certain_to_be_too_wide_gets_more_passes() -> None:
     """One draw serves all images: a few more passes of few images tell, and where they do not nothing is said."""
-    model = widen(convert(Net(in_units), moped_delta=0.02), 1, 55)
+    model = widen(convert(Net(in_units), moped_delta=0.02), 1, 59)
     found = judge(model)
     assert found.verdict is Verdict.FAIL, found.headline
     assert 128 < found.samples <= 512
