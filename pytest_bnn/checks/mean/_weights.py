@@ -34,8 +34,9 @@ def other_weights(teacher: nn.Module, model: nn.Module, alignment: Alignment) ->
     """Give the posterior means that differ from the teacher's weights and biases by more than rounding.
 
     Empty where a weight of the teacher need not be that of the model for both to compute the same: where a
-    normalisation is folded into a weight (it has no counterpart with the same statistics and scales), layers lie elsewhere, and for layers of the
-    teacher that are not torch's own, or have parts or hooks that change what they compute.
+    normalisation is folded into a weight (it has no counterpart with the same statistics and scales), layers lie
+    elsewhere, and for layers of the teacher that are not torch's own, or have parts or hooks that change what they
+    compute.
     """
     modules = dict(teacher.named_modules(remove_duplicate=False))
     norms = {path: module for path, module in modules.items() if _normalises(module)}
