@@ -71,6 +71,7 @@ def assert_teacher_agreement(
     max_passes: int = ...,
     population: bool = ...,
     tolerance: float = ...,
+    distance: float = ...,
     budget: Budget | None = ...,
     **given: Unpack[Given],
 ) -> Evidence: ...
@@ -135,6 +136,7 @@ def measure_teacher_agreement(
     max_passes: int = ...,
     population: bool = ...,
     tolerance: float = ...,
+    distance: float = ...,
     budget: Budget | None = ...,
     **given: Unpack[Given],
 ) -> Evidence: ...

@@ -19,6 +19,9 @@ _PLACES = 8
 #: The share of the images on which an exchange of classes has to be followed.
 _FOLLOWED = 0.95
 
+#: An order that answers at random show with a chance of more than exp of minus this is none.
+_SURPRISE = 12.0
+
 
 @dataclass(frozen=True, slots=True)
 class ClassCount:
@@ -100,6 +103,9 @@ def exchanged(items: Votes) -> str:
     table.index_put_((leaders, now), torch.ones(len(leaders)), accumulate=True)
     said = table.sum(1) > 0
     to = table.argmax(1)[said]
+    # Answers at random follow some order with a chance of one in so many for each image beyond the first of its class.
+    if (len(leaders) - len(to)) * math.log(len(table)) < _SURPRISE:
+        return ""
     followed = float(table.max(1).values[said].sum() / table.sum())
     moved = [(a, b) for a, b in zip(said.nonzero().flatten().tolist(), to.tolist(), strict=True) if a != b]
     if followed < _FOLLOWED or len(to.unique()) < len(to) or not moved:

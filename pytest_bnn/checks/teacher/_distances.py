@@ -9,7 +9,9 @@ from torch import Tensor
 
 from pytest_bnn.checks.noise._pairs import without_noise
 from pytest_bnn.checks.teacher._items import Numbers, Votes, shares_of
+from pytest_bnn.libraries.posterior import bayesian_layers
 from pytest_bnn.network.calling import judged_field
+from pytest_bnn.network.comparing import difference, tolerance
 from pytest_bnn.records.evidence import Measurement
 from pytest_bnn.subject import Subject
 from pytest_bnn.tasks.task import Task
@@ -48,8 +50,11 @@ class Distance:
         )  # fmt: skip
 
 
-def distance_of(subject: Subject, items: Votes, teacher: Tensor, task: Task, labels: Tensor | None) -> Distance:
-    """Measure how far probabilities are from the teacher's.
+def distance_of(subject: Subject, items: Votes, teacher: Tensor, task: Task, labels: Tensor | None) -> Distance | None:
+    """Measure how far probabilities are from the teacher's, where the mean prediction agrees in the leading class.
+
+    None where it agrees nowhere, and where the network has no posterior mean: nothing in it is Bayesian, or what it
+    says with every sigma at 0 still varies.
 
     Args:
         subject: What is judged.
@@ -58,17 +63,21 @@ def distance_of(subject: Subject, items: Votes, teacher: Tensor, task: Task, lab
         task: What they mean.
         labels: The class of each example, where it is known.
     """
-    outputs = judged_field(without_noise(subject), subject.fields, task.field).cpu()
-    calm = shares_of(items.task, outputs, 0).double()[items.chosen]
-    expected = items.expected
+    agreeing = items.agreeing
+    if not bayesian_layers(subject.model) or not bool(agreeing.any()):
+        return None
+    whole = without_noise(subject)
+    if not 0 <= difference(whole, without_noise(subject, again=True)) <= tolerance(torch.empty(0)):
+        return None
+    outputs = judged_field(whole, subject.fields, task.field).cpu()
+    calm = shares_of(items.task, outputs, 0).double()[items.chosen][agreeing]
+    expected = items.expected[agreeing]
     rows = torch.arange(len(expected))
-    leaders = expected.argmax(1)
-    if labels is not None:
-        leaders = labels[items.chosen]
+    leaders = expected.argmax(1) if labels is None else labels[items.chosen][agreeing]
     surer = bool(calm[rows, leaders].mean() >= expected[rows, leaders].mean())
     scores = not task.shares and not items.task.shares
     return Distance(
-        mean=_total_variation(items.mean, expected),
+        mean=_total_variation(items.mean[agreeing], expected),
         calm=_total_variation(calm, expected),
         surer=surer,
         scale=_scale(teacher.double(), outputs.double(), task) if scores else "",

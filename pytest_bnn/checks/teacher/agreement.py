@@ -41,7 +41,7 @@ _BLOCK = 8
 
 @check(
     claim="The mean prediction agrees with the teacher's, in its leading class or in its value, on the required share "
-    "of the images.",
+    "of the images, and no class is lost.",
     needs=("teacher", "images"),
     sampled=True,
     after="gradient.samples",
