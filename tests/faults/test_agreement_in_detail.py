@@ -85,7 +85,7 @@ def bias(index: int, by: float) -> Callable[[nn.Linear], None]:
 # Classes.
 
 
-@pytest.mark.fault("B80", "teacher.agreement")
+@pytest.mark.fault("B43", "teacher.agreement")
 @pytest.mark.parametrize(
     ("counts", "lost"), [([48, 48, 48, 48, 8], 4), ([8, 190], 0), ([60, 60, 60, 8, 8], 3), ([100, 100, 10], 2)]
 )
@@ -179,7 +179,7 @@ def test_a_rare_side_of_a_threshold() -> None:
     assert "class 1 is lost" in found.headline
 
 
-@pytest.mark.fault("B82", "teacher.agreement")
+@pytest.mark.fault("B45", "teacher.agreement")
 @pytest.mark.parametrize("order", [[1, 0, 2, 3, 4], [1, 2, 3, 4, 0], [4, 3, 2, 1, 0]])
 def test_classes_in_another_order_are_said_to_be(order: list[int]) -> None:
     x, labels = images([20] * 5)
@@ -291,7 +291,7 @@ def test_a_temperature_left_in_the_head_is_a_warning(by: float, binary: bool) ->
     )
 
 
-@pytest.mark.fault("B84", "teacher.agreement")
+@pytest.mark.fault("B47", "teacher.agreement")
 def test_softmax_twice_is_a_warning() -> None:
     """The model gives probabilities of probabilities, where the teacher gives probabilities."""
     x, labels = images([20] * 5)
@@ -382,7 +382,7 @@ def negate(layer: nn.Linear) -> None:
     layer.weight.neg_()
 
 
-@pytest.mark.fault("B83", "teacher.agreement")
+@pytest.mark.fault("B46", "teacher.agreement")
 @pytest.mark.parametrize("regression", [False, True])
 def test_a_second_head_that_is_broken_is_named(regression: bool) -> None:
     """Labels say what each means; with the first one sound, the second decides."""

@@ -122,7 +122,7 @@ class _Repeating(torch.overrides.TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.fault("B86", "noise.posterior")
+@pytest.mark.fault("B49", "noise.posterior")
 @pytest.mark.parametrize("kind", ["Reparameterization", "Flipout"])
 def test_attention_that_draws_once_for_three_blocks(kind: Any) -> None:
     """The layer is named, and nothing else is said of it, although its draws are also fewer than they look."""

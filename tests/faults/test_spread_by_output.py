@@ -56,7 +56,7 @@ def in_units(y: Tensor) -> Tensor:
     return y * UNITS
 
 
-@pytest.mark.fault("B85", "noise.spread")
+@pytest.mark.fault("B48", "noise.spread")
 @pytest.mark.parametrize("row", [1, 2])
 @pytest.mark.parametrize("end", [in_units, lambda y: y * UNITS + 1000 * UNITS], ids=["units", "units and offsets"])
 def test_one_output_that_drowns_is_named(row: int, end: Any) -> None:
