@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any, Literal, TypeAlias, TypedDict, get_args
 
@@ -231,6 +231,42 @@ class Subject:
                 reached=cache(lambda: gradients_at_outputs(self.model, self.loss, self.loss_batch, self.seed)),
             )
         return self._task
+
+    @property
+    def heads(self) -> tuple[Task, ...]:
+        """What the outputs mean, one by one: `task` first, then those of which labels, loss or names tell it, too.
+
+        Where the user names an output it is the only one.
+        """
+        main, found = self.task, []
+        if self._output is not None or len(self.fields) < 2 or self.teacher is None:
+            return (main,)
+        if self.teacher_output().shape[-1] != sum(field.size for field in self.fields):
+            return (main,)
+        reached = cache(lambda: gradients_at_outputs(self.model, self.loss, self.loss_batch, self.seed))
+        for field in self.fields:
+            if main.kind == "unknown" or field.name != main.field:
+                task = decide(
+                    "auto",
+                    output=field.name,
+                    fields=self.fields,
+                    example=self.forward_once(),
+                    labels=self.labels_of(field.name),
+                    classes=0,
+                    reached=reached,
+                )
+                found += [task] if task.proven and task.kind != "unknown" else []
+        if main.kind != "unknown":
+            return (main, *found)
+        # One output alone is no answer to which of several decides.
+        return tuple(found) if len(found) > 1 else (main,)
+
+    def labels_of(self, output: str) -> Any:
+        """Give the labels of one output: those of its name, where they have names; all where there is one output."""
+        labels = self.labels
+        if isinstance(labels, Mapping):
+            return labels.get(output, labels.get(output.rpartition(".")[2]))
+        return labels if len(self.fields) < 2 or (self._task is not None and output == self._task.field) else None
 
     def forward_once(self) -> Tensor:
         """Give outputs on all images as an example: the teacher's where there is one, else those of the first pass."""

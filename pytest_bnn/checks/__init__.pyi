@@ -87,6 +87,7 @@ def assert_teacher_agreement(
     max_passes: int = ...,
     population: bool = ...,
     tolerance: float = ...,
+    distance: float = ...,
     budget: Budget | None = ...,
     **given: Unpack[Given],
 ) -> Evidence: ...
@@ -167,6 +168,7 @@ def measure_teacher_agreement(
     max_passes: int = ...,
     population: bool = ...,
     tolerance: float = ...,
+    distance: float = ...,
     budget: Budget | None = ...,
     **given: Unpack[Given],
 ) -> Evidence: ...

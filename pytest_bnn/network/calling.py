@@ -156,6 +156,12 @@ def field_of(outputs: Tensor, fields: tuple[Field, ...], name: str) -> Tensor:
     raise KeyError(name)
 
 
+def judged_field(outputs: Tensor, fields: tuple[Field, ...], name: str) -> Tensor:
+    """Take one tensor where several are side by side, and the whole of outputs that hold no others."""
+    together = fields and outputs.shape[-1] == sum(field.size for field in fields)
+    return field_of(outputs, fields, name) if together else outputs
+
+
 def _fields(model: nn.Module, inputs: Tensor | Arguments) -> dict[str, Tensor]:
     return _called(model, inputs)[1]
 

@@ -143,10 +143,38 @@ def compared(size: int, rounds: Iterable[tuple[list[Tensor], list[Tensor]]]) -> 
     return p, torch.where(usable, cosines, 0).sum(0) / compared.clamp_min(1)
 
 
+def squares_p(total: float, count: int) -> float:
+    """Give the p-value of a sum of squares of so many standard normal scores: are they too large together?"""
+    from scipy.stats import chi2
+
+    return float(chi2.sf(total, count)) if count else 1.0
+
+
+def any_dependence(values: Tensor) -> Tensor:
+    """Merge p-values ``[trials, ...]`` of one hypothesis into one each, however the trials depend on each other.
+
+    The k-th smallest of m times m / k is a p-value; k is half of m, so that what one trial alone shows counts little.
+
+    Source: Rueger 1978; Vovk and Wang 2020, "Combining p-values via averaging", section 1.
+    """
+    k = (len(values) + 1) // 2
+    return (values.double().sort(0).values[k - 1] * len(values) / k).clamp(max=1)
+
+
 def _cosines(one: list[Tensor], other: list[Tensor]) -> tuple[Tensor, Tensor]:
     """Give the cosines of each two heads on the entries that both have, and how many these are."""
     width = max(len(head) for head in [*one, *other])
-    (a, has_a), (b, has_b) = _rows(one, width), _rows(other, width)
+    return masked_cosines(_rows(one, width), _rows(other, width))
+
+
+def masked_cosines(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Give the cosines of each two rows on the entries that both have, and how many these are.
+
+    Args:
+        one: Rows of numbers, 0 where there is none, and 1 where there is one.
+        other: As many entries a row.
+    """
+    (a, has_a), (b, has_b) = one, other
     lengths = ((a.square() @ has_b.T) * (has_a @ b.square().T)).sqrt()
     return torch.where(lengths > 0, a @ b.T / lengths.clamp_min(1e-300), 0), has_a @ has_b.T
 

@@ -343,7 +343,7 @@ def test_training_toward_another_teacher(
     model = bare(teacher, estimator)
     finetune(model, wrong, batch[0], steps=150, learning_rate=2e-2, decay=1.0, kl_weight=1e-6)
     found = audit(model, teacher=teacher, images=batch[0], labels=batch[1])
-    _says(found["teacher.agreement"], Verdict.FAIL, "certainly not", "fine-tune toward the teacher")
+    _says(found["teacher.agreement"], Verdict.FAIL, "certainly not", "same order of classes")
     assert {found[id].verdict for id in ("layers.replaced", "noise.source", "kl.present")} == {Verdict.PASS}
 
 

@@ -276,6 +276,7 @@ CATALOGUE = [f"A{number}" for number in range(1, 33)] + [f"B{number}" for number
 CATALOGUE = [f"A{number}" for number in range(1, 33)] + [f"B{number}" for number in (*range(1, 20), *range(60, 68))]
 CATALOGUE = [f"A{number}" for number in range(1, 33)] + [f"B{number}" for number in range(1, 20)]
 CATALOGUE += [f"B{number}" for number in range(60, 67)]
+CATALOGUE = [f"A{number}" for number in range(1, 33)] + [f"B{number}" for number in (*range(1, 20), *range(80, 88))]
 
 
 def test_catalogue_is_whole() -> None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from pytest_bnn.checks.check import check
 from pytest_bnn.checks.finding import Finding, accused, not_applicable, raised_remedy
 from pytest_bnn.checks.mean._cause import Cause, cause_of, restored_statistics
+from pytest_bnn.checks.mean._weights import hidden, other_weights
 from pytest_bnn.data.batch import Inputs
 from pytest_bnn.libraries.fingerprint import cosine, equal_values, fingerprint
 from pytest_bnn.libraries.posterior import PosteriorTensor, bayesian_layers, zero_sigma
@@ -32,9 +33,10 @@ def equals_teacher(subject: Subject) -> Finding:
 
     With every rho at minus infinity, sigma is exactly 0 and the weights are mu. The outputs must then agree to
     ten times torch.testing's relative tolerance for the dtype, relative to the teacher's largest output. Where
-    they do not, the first module whose output differs is named. Not applicable to fine-tuned models, whose mu has
-    moved, and where nothing shows whether the model was trained; fails for models whose mu has nothing to do with the
-    teacher's weights. Exact: no randomness.
+    they do not, the first module whose output differs is named. Where they do, the weights are compared as well, to
+    the rounding of their own dtype: outputs in half precision hide a layer that is a tenth off. Not applicable to
+    fine-tuned models, whose mu has moved, and where nothing shows whether the model was trained; fails for models
+    whose mu has nothing to do with the teacher's weights. Exact: no randomness.
 
     Args:
         subject: teacher and images, at least; see `Subject`.
@@ -77,6 +79,12 @@ def _find(subject: Subject) -> Finding:
         return _abstained(_UNKNOWN.format(standing.why), aligned)
     if not ok and (why := _varying(subject, expected, allowed)):
         return _abstained(why, aligned)
+    if (
+        ok
+        and standing.stage == "converted"
+        and (other := other_weights(subject.teacher, subject.model, subject.alignment))
+    ):
+        return hidden(subject, other, apart, allowed, aligned)
     where = None if ok else _parting(subject)
     if where is not None and not standing.told and (norms := _estimated_anew(subject, expected, allowed)):
         return _abstained(

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from pytest_bnn.checks.noise._within import Within
 from pytest_bnn.libraries.posterior import PosteriorTensor
 from pytest_bnn.stats.normal import ROUNDING, Sums, compared, correlation_scores, score_p
 
@@ -26,6 +27,7 @@ class TensorDraws:
     sigma: Tensor
     used: Tensor | None
     slack: float
+    within: Within
     sums: Sums = field(default_factory=Sums)
     heads: list[Tensor] = field(default_factory=list)
     passes: list[int] = field(default_factory=list)
@@ -50,11 +52,13 @@ class TensorDraws:
             used &= ~cut
         # Half a unit in the last place, of mu + noise and of the noise alone, for noise up to six sigma.
         moves = (rounding / sigma)[used] / 2 + 6 * limits.eps
+        some = None if bool(used.all()) else used
         return cls(
             tensor,
             sigma[used],
-            None if bool(used.all()) else used,
+            some,
             float(moves.mean()) if moves.numel() else 0.0,
+            Within.of(tensor.mu.shape, some),
             largest_slack=float(moves.max()) if moves.numel() else 0.0,
         )
 
@@ -81,6 +85,7 @@ class TensorDraws:
         if self._last is not None and len(z) > 1:
             self._scores.append((_cosine(z, self._last), len(z)))
         self._last = z
+        self.within.take(z)
         # On the CPU, wherever the model is: what is compared later is small, and scipy's.
         self.heads.append(z[:HEAD].clone().cpu())
         self.passes.append(number)

@@ -10,8 +10,8 @@ import torch
 from pytest_bnn.checks.noise._draws import TensorDraws, across_passes, between_layers
 from pytest_bnn.stats.normal import SHAPE_DRAWS, Sums, shape_p
 
-#: Mean, variance, shape, passes, layers: each has its share of the error rate, split over its tests.
-FAMILIES = 5
+#: Mean, variance, shape, passes, layers, entries: each has its share of the error rate, split over its tests.
+FAMILIES = 6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,7 +26,7 @@ class Tested:
 
 def number_of_tests(seen: list[TensorDraws]) -> int:
     """Count the tests of so many tensors' draws."""
-    return 3 * (len(seen) + 1) + sum(t.tests_between_passes for t in seen) + _between(len(seen))
+    return 3 * (len(seen) + 1) + sum(t.tests_between_passes + t.within.tests for t in seen) + _between(len(seen))
 
 
 def _between(size: int) -> int:
@@ -34,10 +34,28 @@ def _between(size: int) -> int:
     return size * (size - 1) // 2 + size * (size - 1)
 
 
-def independence(seen: list[TensorDraws]) -> Iterable[Tested]:
-    """Test that draws are fresh: for each pass, and for each layer, in one pass and from one pass to the next."""
+def independence(seen: list[TensorDraws], alpha: float) -> Iterable[Tested]:
+    """Test that draws are fresh: for each entry, for each pass, and for each layer, in a pass and from pass to pass.
+
+    Draws whose own entries depend on each other are not compared further, which takes that for granted.
+    """
+    inside = sum(1 for t in seen if t.within.tests)
+    whole = set()
+    for t in seen:
+        p, words = t.within.dependent()
+        if p * inside * FAMILIES >= alpha:
+            whole.add(id(t))
+        yield Tested(
+            p=min(1.0, p * inside * FAMILIES),
+            about=(t,),
+            words=f"{t.tensor.name}: its noise is not independent within the tensor: {words}",
+            remedy="draw noise for every weight: no repeat, expand or broadcast of what was drawn; a posterior whose "
+            "weights depend on each other on purpose (low rank, matrix normal) is not the one that this claim is about",
+        )
     between_passes = sum(1 for t in seen if t.tests_between_passes)
     for t in seen:
+        if id(t) not in whole:
+            continue
         p, words = t.reused()
         yield Tested(
             p=min(1.0, p * between_passes * FAMILIES),
@@ -54,6 +72,8 @@ def independence(seen: list[TensorDraws]) -> Iterable[Tested]:
         values, cosines = compare(seen)
         pairs = zip(rows.tolist(), columns.tolist(), values[rows, columns].tolist(), strict=True)
         for row, column, p in pairs:
+            if id(seen[row]) not in whole or id(seen[column]) not in whole:
+                continue
             yield Tested(
                 p=min(1.0, p * number * FAMILIES),
                 about=(seen[row], seen[column]),

@@ -57,9 +57,14 @@ def live_in(passes: Tensor) -> Tensor:
     return live
 
 
-def without_noise(subject: Subject) -> Tensor:
-    """Give what the network says with every sigma at 0, in float64: the signal that its noise is measured by."""
-    with undisturbed(subject.model, seed=subject.seed), zero_sigma(subject.model):
+def without_noise(subject: Subject, *, again: bool = False) -> Tensor:
+    """Give what the network says with every sigma at 0, in float64: the signal that its noise is measured by.
+
+    Args:
+        subject: What is judged.
+        again: Take another seed, which changes nothing where the network at its mean is a function.
+    """
+    with undisturbed(subject.model, seed=subject.seed + again), zero_sigma(subject.model):
         return forward(subject.model, subject.require_images()).double()
 
 

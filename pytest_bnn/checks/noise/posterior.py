@@ -31,8 +31,8 @@ _IMAGES = 2
 
 
 @check(
-    claim="The weights that a forward pass uses are draws of the posterior, N(mu, sigma^2), independent between passes "
-    "and between layers.",
+    claim="The weights that a forward pass uses are draws of the posterior, N(mu, sigma^2), independent of each other: "
+    "within a tensor, between layers and between passes.",
     needs=("images",),
     sampled=True,
     after="noise.spread",
@@ -42,8 +42,9 @@ def posterior(subject: Subject, *, max_passes: FewPasses = MAX_PASSES, budget: B
 
     The weights are seen at the functional call, such as ``F.conv2d``, in passes that nobody seeds. Standardised by mu
     and sigma they must be N(0, 1) in mean (z-test), variance (chi-square test) and shape (Kolmogorov-Smirnov test),
-    independent from draw to draw and from layer to layer, within a pass and from one pass to the next (tests of
-    correlation), tensor by tensor, and the small tensors pooled as well. All tests are exact; together they fail a
+    independent from draw to draw and from layer to layer, within a pass and from one pass to the next, and within the
+    tensor from block to block and from row to row (tests of correlation), tensor by tensor, and the small tensors
+    pooled as well. All tests are exact; together they fail a
     sound model with a probability of at most the budget's ``alpha`` (Bonferroni). Enough passes are drawn to see a
     sigma that is off by 1 % with a probability of ``1 - beta``; the evidence says what the passes could show.
 
@@ -141,7 +142,7 @@ def _judged(
     budget: Budget,
 ) -> Finding:
     power = 1 - budget.beta
-    tests = [*independence(seen)]
+    tests = [*independence(seen, budget.alpha)]
     dependent = {id(t) for test in tests if test.p < budget.alpha for t in test.about}
     # Mean, variance and shape over passes take independent draws for granted.
     sound = [t for t in seen if id(t) not in dependent]

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from pytest_bnn.checks.check import check
 from pytest_bnn.checks.finding import Finding, not_applicable
-from pytest_bnn.checks.noise._pairs import (
-    Scale,
-    live_in,
-    not_finite_in,
-    scales_of,
-    spreads,
-    without_noise,
-)
+from pytest_bnn.checks.noise._groups import Group, Grouped, grouped
+from pytest_bnn.checks.noise._pairs import live_in, not_finite_in, without_noise
+from pytest_bnn.checks.noise._reference import SATURATED, cannot_vary
 from pytest_bnn.checks.noise._silence import not_finite
 from pytest_bnn.checks.values import Passes, SpreadBand
 from pytest_bnn.libraries.posterior import bayesian_layers
@@ -30,6 +27,9 @@ BAND = (1e-3, 1.0)
 MAX_PASSES = 128
 
 _BLOCK = 8
+
+#: A spread that looks too wide and is not certain to be is looked at in so many times the passes, on so many images.
+_LONGER, _FEW = 4, 16
 
 #: What the attribution costs: two passes on so many images, for so many layers or groups of layers.
 _IMAGES = 4
@@ -66,70 +66,145 @@ def spread(subject: Subject, *, band: SpreadBand = BAND, max_passes: Passes = MA
 measure_noise_spread, assert_noise_spread = spread.measure, spread.assert_
 
 
+@dataclass(slots=True)
+class _Bounds:
+    """Bounds of the spread of each group: of its median over pairs of passes, certain for a verdict or another."""
+
+    found: Tensor
+    low: float
+    high: list[float]
+    surely_above: list[float]
+    surely_below: float
+
+    def verdict(self, band: tuple[float, float]) -> Verdict:
+        """Say whether all spreads surely lie in the band, or one surely does not."""
+        least, most = band
+        if least <= self.low and max(self.high) <= most:
+            return Verdict.PASS
+        outside = self.surely_below < least or max(self.surely_above) > most
+        return Verdict.FAIL if outside else Verdict.INCONCLUSIVE
+
+    @property
+    def widest(self) -> int:
+        """The group whose spread is the largest."""
+        return int(torch.tensor(self.surely_above).argmax()) if max(self.surely_above) > 0 else 0
+
+
+def _bounds(outputs: Tensor, found: Grouped, budget: Budget, images: Tensor) -> _Bounds:
+    outputs, groups = outputs[:, images], found.groups
+    wide = torch.stack([g.spreads(outputs, most=True).square().mean(1).sqrt() for g in groups], 1)
+    sizes = torch.tensor([1 if g.columns is None else len(g.columns) for g in groups], dtype=torch.float64)
+    narrow = torch.stack([g.spreads(outputs, most=False).square().mean(1) for g in groups], 1)
+    whole = (narrow * sizes).sum(1).div(sizes.sum()).sqrt()
+    return _Bounds(
+        found=torch.cat([whole[:, None], wide], 1),
+        low=float(median_bounds(whole, budget.beta)[0]),
+        high=median_bounds(wide, budget.beta)[1].tolist(),
+        surely_above=median_bounds(wide, budget.alpha / 4 / len(groups))[0].tolist(),
+        surely_below=float(median_bounds(whole, budget.alpha / 2)[1]),
+    )
+
+
 def _find(subject: Subject, band: tuple[float, float], max_passes: int, budget: Budget) -> Finding:
     least, most = band
     passes, last = 2 * trials_needed(budget.beta), max_passes // 2 * 2
     calm = without_noise(subject)
+    images, looked = torch.arange(len(calm)), False
     while True:
         passes = min(passes, last)
         outputs = subject.bank.first(passes)
         if not_finite_in(outputs):
             return not_finite(subject, passes, not_finite_in(outputs))
-        scale = scales_of(calm, subject.fields, live_in(outputs))
-        found = spreads(outputs, scale).square().mean(1).sqrt()
+        groups = grouped(subject, calm, live_in(outputs))
+        bounds = _bounds(outputs, groups, budget, images)
         layers = bayesian_layers(subject.model)
-        if not layers and bool((found > 0).any()) and (why := nobody_knows(subject.model)):
+        if not layers and bool((bounds.found > 0).any()) and (why := nobody_knows(subject.model)):
             return not_applicable(why)
-        low, high = (float(bound) for bound in median_bounds(found, budget.beta))
-        surely_above, surely_below = (float(bound) for bound in median_bounds(found, budget.alpha / 2))
-        if least <= low and high <= most:
-            verdict = Verdict.PASS
-        elif surely_below < least or surely_above > most:
-            if surely_above > most and layers and all(t.sigma_is_the_prior() for t in tensors_of(layers)):
-                return not_applicable(
-                    "every sigma is still the prior's: the network is untrained, and it is the prior's doing that its "
-                    f"outputs vary by {float(found.median()):.3g} of their scale; audit it again when it is trained"
-                )
-            verdict = Verdict.FAIL
-        elif passes < last:
+        verdict = bounds.verdict(band)
+        above = max(bounds.surely_above) > most
+        if verdict is Verdict.INCONCLUSIVE and passes < last:
             passes += _BLOCK
             continue
-        else:
-            verdict = Verdict.INCONCLUSIVE
-        return _finding(subject, verdict, found, (surely_above, low, high, surely_below), band, scale, passes, budget)
+        if verdict is not Verdict.PASS and not above and layers and not looked:
+            # What cannot vary under this posterior is quiet for a reason.
+            images, looked = (~cannot_vary(subject, least)).nonzero().flatten(), True
+            if not len(images):
+                return not_applicable(SATURATED)
+            if len(images) < len(calm):
+                continue
+        if verdict is Verdict.FAIL and above and layers and all(t.sigma_is_the_prior() for t in tensors_of(layers)):
+            return not_applicable(
+                "every sigma is still the prior's: the network is untrained, and it is the prior's doing that its "
+                f"outputs vary by {float(bounds.found[:, 1 + bounds.widest].median()):.3g} of their scale; audit it "
+                "again when it is trained"
+            )
+        if verdict is Verdict.INCONCLUSIVE and float(bounds.found[:, 1:].median(0).values.max()) > most:
+            rows = images[:: -(-len(images) // _FEW)]
+            passes = _look_longer(subject, bounds, outputs[:, rows], rows, groups, most, budget)
+            verdict = bounds.verdict(band)
+        return _finding(subject, verdict, bounds, band, groups, passes, budget, len(calm) - len(images))
+
+
+def _look_longer(
+    subject: Subject, bounds: _Bounds, seen: Tensor, rows: Tensor, groups: Grouped, most: float, budget: Budget
+) -> int:
+    """Draw further passes of a few images until the group that looks widest surely is too wide; give their number."""
+    at = int(bounds.found[:, 1:].median(0).values.argmax())
+    group, last = groups.groups[at], _LONGER * len(seen)
+    found = group.spreads(seen, most=True).square().mean(1).sqrt()
+    passes = len(seen)
+    while passes < last and not bounds.surely_above[at] > most:
+        block = subject.bank.draw(passes, min(passes + 4 * _BLOCK, last), rows)
+        passes += len(block)
+        if not_finite_in(block):
+            break
+        found = torch.cat([found, group.spreads(block, most=True).square().mean(1).sqrt()])
+        low = float(median_bounds(found, budget.alpha / 4 / len(groups.groups))[0])
+        bounds.surely_above[at] = max(bounds.surely_above[at], low)
+    return passes
 
 
 def _finding(
     subject: Subject,
     verdict: Verdict,
-    found: Tensor,
-    bounds: tuple[float, float, float, float],
+    bounds: _Bounds,
     band: tuple[float, float],
-    scale: Scale,
+    groups: Grouped,
     passes: int,
     budget: Budget,
+    fixed: int,
 ) -> Finding:
-    spread = float(found.median())
-    wide = spread > (band[0] * band[1]) ** 0.5
-    quiet_low, low, high, quiet_high = bounds
+    at = bounds.widest
+    above, several = bounds.surely_above[at] > band[1], len(groups.groups) > 1
+    medians = bounds.found.median(0).values.tolist()
+    wide = above or medians[0] > (band[0] * band[1]) ** 0.5
+    # One of several outputs is named where it is too wide; otherwise what is said is about all of them.
+    alone = several and (above or max(bounds.high) > band[1])
+    if alone:
+        at = max(range(len(bounds.high)), key=bounds.high.__getitem__) if not above else at
+    group, spread = groups.groups[at], medians[1 + at] if alone or above else medians[0]
+    low, high = bounds.low, max(bounds.high)
     if verdict is Verdict.FAIL:
-        low, high = (quiet_low, high) if wide else (low, quiet_high)
-    shares = _attribution(subject, scale)
+        low, high = (bounds.surely_above[at], high) if wide else (low, bounds.surely_below)
+    shares = _attribution(subject, group if alone or not several else None, groups)
     total = sum(share for _, _, share in shares)
     layers = tuple(
         LayerFinding(
             path=path,
             kind=kind,
             ok=verdict is not Verdict.FAIL or (len(shares) * share <= total if wide else share >= band[0] ** 2),
-            finding=f"alone it makes the outputs vary by {share**0.5:.3g} of their scale"
+            finding=f"alone it makes {group.name if alone else 'the outputs'} vary by {share**0.5:.3g} of "
+            f"{'its' if alone else 'their'} scale"
             + (f", {100 * share / total:.3g} % of the sum of variances" if total else ""),
         )
         for path, kind, share in sorted(shares, key=lambda row: -row[2] if wide else row[2])
     )
     top = max(shares, key=lambda row: row[2], default=None)
-    headline = f"the outputs vary by {spread:.3g} of their scale without noise ({passes} passes)"
+    what = f"{group.name} varies by {spread:.3g} of its" if alone else f"the outputs vary by {spread:.3g} of their"
+    headline = f"{what} scale without noise ({passes} passes)"
     if verdict is Verdict.FAIL:
-        headline += ": the noise drowns what the network says" if wide else ": the posterior has all but collapsed"
+        drowns = f"the noise drowns what the network says{' there' if alone else ''}"
+        headline += f": {drowns}" if wide else ": the posterior has all but collapsed"
     if top is not None and total:
         headline += f"; most of it comes from {top[0] or 'the model itself'} ({100 * top[2] / total:.3g} %)"
     return Finding(
@@ -139,15 +214,22 @@ def _finding(
             Measurement(name="spread", value=spread, unit="of the outputs' scale", note="median over pairs of passes"),
             Measurement(name="band, least", value=band[0], unit="of the outputs' scale"),
             Measurement(name="band, most", value=band[1], unit="of the outputs' scale"),
+            *(
+                Measurement(name=f"spread of {g.name}", value=medians[1 + index], unit="of its own scale")
+                for index, g in enumerate(groups.groups)
+                if several
+            ),
+            *([Measurement(name="images that cannot vary", value=fixed)] if fixed else []),
         ),
         threshold=Threshold(
-            quantity="spread of the outputs",
+            quantity=f"spread of {group.name if alone else 'the outputs'}",
             observed=spread,
             relation="<=" if wide else ">=",
             allowed=band[1] if wide else band[0],
         ),
         layers=layers,
         remedy=_remedy(verdict, passes, budget, wide=wide),
+        notes=_notes(groups, fixed),
         samples=passes,
         certainty=Certainty(
             alpha=budget.alpha,
@@ -157,6 +239,21 @@ def _finding(
             high=high if abs(high) < float("inf") else None,
         ),
     )
+
+
+def _notes(groups: Grouped, fixed: int) -> tuple[str, ...]:
+    notes = []
+    if groups.constant:
+        notes.append(
+            f"not judged: {', '.join(groups.constant)}: without noise it is the same for all images, or no noise moves "
+            "it, so that it has no scale of its own"
+        )
+    if fixed:
+        notes.append(
+            f"{fixed} images are outside of the claim: weights drawn from the posterior by the check itself do not "
+            "move their outputs either (saturated, masked or blank)"
+        )
+    return tuple(notes)
 
 
 def _remedy(verdict: Verdict, passes: int, budget: Budget, *, wide: bool) -> str:
@@ -175,15 +272,16 @@ def _remedy(verdict: Verdict, passes: int, budget: Budget, *, wide: bool) -> str
     )
 
 
-def _attribution(subject: Subject, scale: Scale) -> list[tuple[str, str, float]]:
-    """Give path, kind and relative variance of the outputs for the noise of each layer alone."""
+def _attribution(subject: Subject, only: Group | None, groups: Grouped) -> list[tuple[str, str, float]]:
+    """Give path, kind and relative variance of the outputs, or of one group, for the noise of each layer alone."""
     layers = bayesian_layers(subject.model)
     size = -(-len(layers) // _GROUPS)
     rows = torch.arange(len(subject.require_images()))[:_IMAGES]
     found = []
-    for group in (layers[start : start + size] for start in range(0, len(layers), max(1, size))):
-        outputs = subject.bank.draw(0, 2, rows, noisy=[layer.path for layer in group])
-        name = group[0].path if len(group) == 1 else f"{group[0].path} to {group[-1].path}"
-        kind = group[0].kind if len(group) == 1 else f"{len(group)} layers"
-        found.append((name, kind, float(spreads(outputs, scale).square().mean())))
+    for part in (layers[start : start + size] for start in range(0, len(layers), max(1, size))):
+        outputs = subject.bank.draw(0, 2, rows, noisy=[layer.path for layer in part])
+        name = part[0].path if len(part) == 1 else f"{part[0].path} to {part[-1].path}"
+        kind = part[0].kind if len(part) == 1 else f"{len(part)} layers"
+        shares = [float(g.spreads(outputs, most=True).square().mean()) for g in ((only,) if only else groups.groups)]
+        found.append((name, kind, sum(shares) / len(shares)))
     return found

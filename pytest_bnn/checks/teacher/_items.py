@@ -29,6 +29,16 @@ class Claim:
         """The share of the budget for the Monte-Carlo error."""
         return self.budget.split(2) if self.population else self.budget
 
+    @property
+    def of_decisions(self) -> float:
+        """The share of alpha for decisions of single images: each failure rests on them."""
+        return self.of_passes.alpha / 2
+
+    @property
+    def of_classes(self) -> float:
+        """The share of alpha for a class of which too many images disagree by chance."""
+        return self.of_passes.alpha / 2
+
     def needed(self, images: int) -> int:
         """How many images have to agree: the least number whose share of them is as large as required."""
         count = math.ceil(self.min_agreement * images)  # the product is rounded: .07 of 100 is above 7
@@ -132,10 +142,10 @@ class Votes:
         self.counts = torch.zeros(len(self.expected), dtype=torch.float64)
 
     @classmethod
-    def of(cls, teacher: Tensor, task: Task, claim: Claim, seed: int) -> Votes:
-        """Begin with what the teacher says, ``[N, ...]``."""
+    def of(cls, teacher: Tensor, task: Task, claim: Claim, seed: int, kept: Tensor | None = None) -> Votes:
+        """Begin with what the teacher says, ``[N, ...]``; ``kept`` says which items are judged, all when None."""
         shares = shares_of(task, teacher, 0).double()
-        chosen = torch.arange(len(shares))
+        chosen = torch.arange(len(shares)) if kept is None else kept.nonzero().flatten()
         if len(shares) > MOST_PLACES:
             generator = torch.Generator().manual_seed(seed)
             chosen = torch.randperm(len(shares), generator=generator)[:MOST_PLACES].sort().values
@@ -172,7 +182,7 @@ class Votes:
     @property
     def overtaken(self) -> Tensor:
         """Whether another class surely leads, item by item."""
-        return self.test.overtaken(self.claim.of_passes.alpha)
+        return self.test.overtaken(self.claim.of_decisions)
 
     @property
     def mean(self) -> Tensor:
