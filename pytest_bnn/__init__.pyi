@@ -15,6 +15,7 @@ from pytest_bnn.checks import (
     assert_noise_spread as assert_noise_spread,
     assert_noise_varies as assert_noise_varies,
     assert_teacher_agreement as assert_teacher_agreement,
+    assert_teacher_tensors as assert_teacher_tensors,
     measure_estimator_flipout as measure_estimator_flipout,
     measure_gradient_samples as measure_gradient_samples,
     measure_kl_loss as measure_kl_loss,
@@ -27,6 +28,7 @@ from pytest_bnn.checks import (
     measure_noise_spread as measure_noise_spread,
     measure_noise_varies as measure_noise_varies,
     measure_teacher_agreement as measure_teacher_agreement,
+    measure_teacher_tensors as measure_teacher_tensors,
 )
 from pytest_bnn.checks.check import Finding as Finding, check as check
 from pytest_bnn.conversion import Conversion as Conversion, convert as convert, convert_with as convert_with
