@@ -90,6 +90,7 @@ def measures() -> Mapping[str, Callable[..., Evidence]]:
         "kl.loss": checks.measure_kl_loss,
         "gradient.samples": checks.measure_gradient_samples,
         "teacher.agreement": checks.measure_teacher_agreement,
+        "teacher.tensors": checks.measure_teacher_tensors,
     }
 
 

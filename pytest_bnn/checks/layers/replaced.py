@@ -1,4 +1,4 @@
-"""``layers.replaced``: did every convolution and linear layer become Bayesian, and is each in use?"""
+"""``layers.replaced``: did every weight that multiplies become Bayesian, and is each layer in use?"""
 
 from __future__ import annotations
 
@@ -27,14 +27,17 @@ from pytest_bnn.subject import Subject
 
 
 @check(
-    claim="Every convolution and linear layer of the teacher, the projections of its attention among them, became a "
-    "Bayesian layer, is called in a forward pass, and what the teacher shares is still shared.",
+    claim="Every convolution and linear layer of the teacher, the projections of its attention among them, and every "
+    "other weight that multiplies what comes from the input, became Bayesian; each layer is called in a forward pass, "
+    "and what the teacher shares is still shared.",
 )
 def replaced(subject: Subject, *, allow: Reasons | None = None) -> Finding:
-    """Measure whether every convolution and linear layer became Bayesian.
+    """Measure whether every convolution, linear layer and other kernel became Bayesian.
 
-    Counts by layers and by weights; BatchNorm and embeddings are outside the claim, and a layer with a parametrization
-    counts by the weights that it computes with. `nn.MultiheadAttention` counts as one layer for the three projections
+    Counts by layers and by weights; norms, scales and tables are outside the claim, and a layer with a parametrization
+    counts by the weights that it computes with. With images, one pass shows what else multiplies what comes from the
+    input: bare tensors, tables used as a head, torch's recurrent layers (which may be meant: a warning), a mu that is
+    used undrawn outside of its own layer. `nn.MultiheadAttention` counts as one layer for the three projections
     that it keeps as bare parameters, and its ``out_proj`` as another. A layer of the teacher is found by its path,
     under the prefix of a wrapper, inside the module at its path, by its weights, or by a shape that no other layer
     has. With images, every Bayesian layer must also be called for some of them; excused are layers that the teacher
@@ -43,8 +46,8 @@ def replaced(subject: Subject, *, allow: Reasons | None = None) -> Finding:
 
     Args:
         subject: teacher, images, name and so on; see `Subject`.
-        allow: Layers left deterministic on purpose: a pattern for the path (as in fnmatch) to the reason, which
-            the report shows.
+        allow: Layers and tensors left deterministic, or no longer shared, on purpose: a pattern for the path (as in
+            fnmatch) to the reason, which the report shows.
     """
     return _find(subject, dict(allow or {}))
 

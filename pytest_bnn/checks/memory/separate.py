@@ -127,11 +127,11 @@ class _Shared:
         model, teacher = subject.model, subject.teacher
         mine = {one.name: one for one, _ in pairs if one.role == "deterministic"}
         buffers = {name for name, span in mine.items() if span.buffer}
-        self.trained = reached(subject, mine.keys() - buffers)
+        self.trained = reached(subject, {name for name, _ in model.named_parameters()}) if mine else set()
         moving = changed_in_training(subject, buffers) if buffers else set()
         #: Running statistics of frozen modules: whether they are in train mode when the model is trained, who knows.
         self.statistics: dict[str, str] = {}
-        self.written = set(self.trained)
+        self.written = self.trained & mine.keys()
         for name in sorted(moving):
             path = mine[name].path
             if not is_frozen(model, path, self.trained):

@@ -51,6 +51,8 @@ def kept(subject: Subject) -> list[Kept]:
     sources = dict(subject.teacher.named_modules())
     modules = dict(subject.model.named_modules())
     paths = {path: place for path, place in subject.alignment.paths.items() if path in sources and place in modules}
+    # Where nothing is left of a module's own tensors, they may be in a module further in, or elsewhere.
+    paths = {p: place for p, place in paths.items() if _has_tensors(modules[place]) or not _own(sources[p])}
     found = []
     taken = set()
     for path, place in [*paths.items(), *_alone(sources, modules, paths)]:
@@ -76,6 +78,10 @@ def _pairs(place: str, original: nn.Module, now: nn.Module) -> Iterator[Kept]:
 def _own(module: nn.Module) -> dict[str, Tensor]:
     own = {**dict(module.named_parameters(recurse=False)), **dict(module.named_buffers(recurse=False))}
     return {name: tensor.detach() for name, tensor in own.items() if not is_lazy(tensor)}
+
+
+def _has_tensors(module: nn.Module) -> bool:
+    return bool(_own(module)) or is_bayesian(module)
 
 
 def _synonyms(name: str) -> Iterable[str]:
