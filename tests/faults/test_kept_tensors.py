@@ -230,11 +230,14 @@ def test_statistics_that_fit_nothing(make: Any) -> None:
     assert mean.verdict is Verdict.NOT_APPLICABLE
 
 
-def test_what_has_nothing_to_compare_says_so() -> None:
+def test_what_cannot_be_compared_says_so() -> None:
     network = nn.Sequential(nn.Linear(4, 3)).eval()
     evidence = measure_teacher_tensors(bare(network), teacher=network)
+    assert evidence.verdict is Verdict.PASS
+    assert "none was lost" in evidence.headline
+    evidence = measure_teacher_tensors(network, teacher=bare(network))
     assert evidence.verdict is Verdict.NOT_APPLICABLE
-    assert "nothing to compare" in evidence.headline
+    assert "no Bayesian layer" in evidence.headline
     teacher, scratch = taught(), tuned(Network().eval(), by=0.3)
     fill(scratch.norm, weight=1, bias=0)
     evidence = judged(scratch, teacher, stage="finetuned")

@@ -220,7 +220,8 @@ def test_merged_keeps_the_order(given: Given) -> None:
 def test_check_ids_are_those_of_the_documentation() -> None:
     """Somebody looks an id up that they saw in a report."""
     text = DOCUMENTATION.read_text(encoding="utf-8")
-    assert tuple(re.findall(r"^## ([a-z_]+\.[a-z_]+)$", text, re.M)) == CHECK_IDS
+    pages = {path.stem for path in DOCUMENTATION.with_suffix("").glob("*.md")}
+    assert tuple(re.findall(r"^## ([a-z_]+\.[a-z_]+)$", text, re.M)) == tuple(i for i in CHECK_IDS if i not in pages)
     assert tuple(re.findall(r"^\| \[`([^`]+)`\]", text, re.M)) == CHECK_IDS
     assert len({registry.load(id).declaration.claim for id in CHECK_IDS}) == len(CHECK_IDS)
 

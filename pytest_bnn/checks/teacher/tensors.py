@@ -64,11 +64,6 @@ def _find(subject: Subject) -> Finding:
             f"the teacher's layers lie in several places of the model: {places}; audit one of these modules by itself"
         )
     pairs = kept(subject)
-    if not pairs:
-        return not_applicable(
-            "the model has no tensor without a posterior that the teacher has too, such as those of a norm: there is "
-            "nothing to compare"
-        )
     lost = [one for one in pairs if one.start is not None]
     moved = [one for one in pairs if one.start is None and not torch.equal(one.now, one.before)]
     counts = (
@@ -93,6 +88,8 @@ def _find(subject: Subject) -> Finding:
             return Finding(verdict=abstained.verdict, headline=abstained.headline, measurements=counts)
     layers = (*_layers(lost), *unfit)
     headline = f"{len(pairs)} tensors without a posterior: {len(pairs) - len(moved)} are the teacher's"
+    if not pairs:
+        headline = "the model has no tensor without a posterior that the teacher has too: none was lost"
     headline += f", {len(moved)} have moved" if moved else ""
     if layers:
         headline = f"{layers[0].path or 'the model itself'} ({layers[0].kind}) {layers[0].finding}"
