@@ -75,7 +75,7 @@ def _find(subject: Subject) -> Finding:
     count = sum(span.role == "posterior" for span in posteriors) + sum(p.requires_grad for p in _others(model, others))
     headline = f"{count} tensors that are written have memory of their own"
     if findings:
-        headline = f"{len(findings)} {_plural(findings)} share memory: {findings[0].said}"
+        headline = _headline(findings)
     elif choices:
         headline = f"{choices[0].path} is the teacher's own, and its statistics move in train mode"
     verdict = Verdict.FAIL if findings else Verdict.WARN if choices else Verdict.PASS
@@ -173,11 +173,15 @@ def _findings(bad: list[tuple[Span, Span]], shared: _Shared) -> list[_Found]:
     return found
 
 
-def _plural(findings: list[_Found]) -> str:
-    modules = sum("own module" in found.said for found in findings)
-    if modules == 0:
-        return "pairs of tensors"
-    return "modules" if modules == len(findings) else "modules and pairs of tensors"
+def _headline(findings: list[_Found]) -> str:
+    modules = [found for found in findings if "own module" in found.said]
+    pairs = [found for found in findings if found not in modules]
+    parts = []
+    if pairs:
+        parts.append(f"{len(pairs)} {'pairs' if len(pairs) > 1 else 'pair'} of tensors share memory: {pairs[0].said}")
+    if modules:
+        parts.append(modules[0].said + (f", and so are {len(modules) - 1} more" if len(modules) > 1 else ""))
+    return "; ".join(parts)
 
 
 def _remedies(bad: list[tuple[Span, Span]], findings: list[_Found], choices: list[LayerFinding]) -> Iterable[str]:
