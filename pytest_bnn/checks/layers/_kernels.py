@@ -70,6 +70,8 @@ def require_posteriors(subject: Subject, layers: dict[str, BayesianLayer], rows:
             if isinstance(module, _UNCONVERTED) and mine:
                 by_owner[path] = mine
     for path, names in by_owner.items():
+        if path in places and places[path].problem:  # what is left of a layer that was one of the claim
+            continue
         rows.append(_row(path, modules[path], names, found.added, claimed.parameters))
     if found.constant:
         size = sum(claimed.frozen[name].numel() for name in found.constant)
