@@ -97,7 +97,7 @@ LOST: dict[str, tuple[Any, dict[str, float], str]] = {
 }
 
 
-@pytest.mark.fault("B43", "teacher.tensors")
+@pytest.mark.fault("B53", "teacher.tensors")
 @pytest.mark.parametrize("how", LOST)
 def test_what_is_as_built_and_was_not_so_in_the_teacher(how: str) -> None:
     last, values, path = LOST[how]

@@ -97,7 +97,7 @@ def shallow(teacher: Any) -> Any:
     return model.eval()
 
 
-@pytest.mark.fault("B42", "memory.separate")
+@pytest.mark.fault("B52", "memory.separate")
 @pytest.mark.parametrize("images", [X, None], ids=["with images", "without"])
 @pytest.mark.parametrize(
     ("share", "path"),

@@ -192,7 +192,7 @@ class Adapted(nn.Module):
         return torch.addmm(self.own.offset, self.first(x.mean(1)), self.own.kernel)
 
 
-@pytest.mark.fault("A41", "layers.replaced")
+@pytest.mark.fault("A33", "layers.replaced")
 @pytest.mark.parametrize("kind", [nn.GRU, nn.LSTM, nn.RNN, nn.GRUCell])
 @pytest.mark.parametrize("seen", [True, False])
 def test_a_recurrent_layer_is_counted_and_may_be_meant(kind: type[nn.Module], seen: bool) -> None:
@@ -212,7 +212,7 @@ def test_a_recurrent_layer_is_counted_and_may_be_meant(kind: type[nn.Module], se
     assert "rnn is deterministic on purpose: no Bayesian one is needed" in meant.notes
 
 
-@pytest.mark.fault("A42", "layers.replaced")
+@pytest.mark.fault("A34", "layers.replaced")
 def test_a_head_that_is_a_call_is_counted() -> None:
     network = made(lambda: Tokens(called=True))
     evidence = judged(bare(network), network, TOKENS)
@@ -242,7 +242,7 @@ def test_bare_tensors_that_multiply_are_counted(network: Any, path: str, weights
         assert counted - drawn == weights
 
 
-@pytest.mark.fault("A43", "layers.replaced")
+@pytest.mark.fault("A35", "layers.replaced")
 def test_a_tie_that_the_conversion_undid_may_be_meant() -> None:
     network = made(Tokens)
     evidence = judged(bare(network), network, TOKENS)
@@ -279,7 +279,7 @@ def test_two_tables_of_one_that_became_two_may_be_meant() -> None:
     assert "other shares its weight with emb" in evidence.headline
 
 
-@pytest.mark.fault("B41", "layers.replaced")
+@pytest.mark.fault("B51", "layers.replaced")
 @pytest.mark.parametrize("estimator", ["Reparameterization", "Flipout"])
 def test_a_mu_that_multiplies_undrawn(estimator: str) -> None:
     network = made(Autoencoder)
