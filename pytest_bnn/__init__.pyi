@@ -21,6 +21,7 @@ from pytest_bnn.checks import (
     assert_predictions_rows as assert_predictions_rows,
     assert_teacher_agreement as assert_teacher_agreement,
     measure_data_sane as measure_data_sane,
+    assert_teacher_tensors as assert_teacher_tensors,
     measure_estimator_flipout as measure_estimator_flipout,
     measure_gradient_samples as measure_gradient_samples,
     measure_kl_loss as measure_kl_loss,
@@ -37,6 +38,7 @@ from pytest_bnn.checks import (
     measure_posterior_start as measure_posterior_start,
     measure_predictions_rows as measure_predictions_rows,
     measure_teacher_agreement as measure_teacher_agreement,
+    measure_teacher_tensors as measure_teacher_tensors,
 )
 from pytest_bnn.checks.check import Finding as Finding, check as check
 from pytest_bnn.conversion import Conversion as Conversion, convert as convert, convert_with as convert_with

@@ -95,9 +95,11 @@ def measures() -> Mapping[str, Callable[..., Evidence]]:
         "kl.present": checks.measure_kl_present,
         "kl.loss": checks.measure_kl_loss,
         "gradient.samples": checks.measure_gradient_samples,
+        "loss.data": checks.measure_loss_data,
         "data.sane": checks.measure_data_sane,
         "teacher.agreement": checks.measure_teacher_agreement,
         "predictions.rows": checks.measure_predictions_rows,
+        "teacher.tensors": checks.measure_teacher_tensors,
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 
 REMEDY = (
     "convert with pytest_bnn.convert(), which names what it cannot convert before it touches anything; "
@@ -18,12 +19,33 @@ IDLE = (
     "look for what still refers to the layer from before the conversion: a list, a dictionary, a bound method or a "
     "function that was kept beside the modules; or remove the layer"
 )
+FUNCTIONAL = (
+    "make it a layer of its own before the conversion, such as nn.Linear, so that it becomes Bayesian; for a weight "
+    "left deterministic on purpose say so with a reason: --allow 'PATTERN=REASON' or allow={pattern: reason}, with the "
+    "name of the module or of the tensor as the pattern"
+)
+UNDRAWN = (
+    "call the layer where its mu is used, or multiply with a weight that is drawn as the layer draws it: mu alone has "
+    "no noise, and sigma learns nothing from there"
+)
+RECURRENT = (
+    "no conversion here makes such a layer Bayesian: build it by hand of the library's layers, or say why it stays "
+    "deterministic: --allow 'PATTERN=REASON' or allow={pattern: reason}"
+)
+TIED = (
+    "share one Parameter again, so that both are trained as one; where they are two on purpose, say so with a reason: "
+    "--allow 'PATTERN=REASON' or allow={pattern: reason}"
+)
 UNTIED = "convert with pytest_bnn.convert(), which keeps shared modules shared and refuses tensors that it cannot share"
 
 
 @dataclass(slots=True)
 class Row:
-    """A layer: its path in the teacher, or in the model where it has none there, and its place in the model."""
+    """A layer: its path in the teacher, or in the model where it has none there, and its place in the model.
+
+    ``names`` are those of its tensors, where it is in the claim for these alone; ``choice`` says that the problem may
+    be meant.
+    """
 
     path: str
     kind: str
@@ -32,8 +54,20 @@ class Row:
     remedy: str = ""
     reason: str = ""
     place: str | None = None
+    names: tuple[str, ...] = ()
+    choice: bool = False
 
     def fail(self, problem: str, remedy: str) -> None:
         """Note a problem, where there is none yet."""
+        if not self.problem or self.choice:
+            self.problem, self.remedy, self.choice = problem, remedy, False
+
+    def warn(self, problem: str, remedy: str) -> None:
+        """Note what may be meant, where there is no problem yet."""
         if not self.problem:
-            self.problem, self.remedy = problem, remedy
+            self.problem, self.remedy, self.choice = problem, remedy, True
+
+    def matches(self, pattern: str) -> bool:
+        """Say whether a pattern, as in fnmatch, is that of its path, its place or one of its tensors."""
+        paths = (self.path, self.path if self.place is None else self.place, *self.names)
+        return any(fnmatchcase(path, pattern) for path in paths)

@@ -1,21 +1,24 @@
-"""``layers.replaced``: did every convolution and linear layer become Bayesian, and is each in use?"""
+"""``layers.replaced``: did every weight that multiplies become Bayesian, and is each layer in use?"""
 
 from __future__ import annotations
 
 import math
-from fnmatch import fnmatchcase
+from collections import Counter
 
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from pytest_bnn.checks.check import check
 from pytest_bnn.checks.finding import Finding, not_applicable
-from pytest_bnn.checks.layers._row import MISSING, REMEDY, UNTIED, Row
+from pytest_bnn.checks.layers._kernels import require_posteriors
+from pytest_bnn.checks.layers._row import FUNCTIONAL, MISSING, RECURRENT, REMEDY, TIED, Row
+from pytest_bnn.checks.layers._sharing import is_convolution_or_linear as is_convolution_or_linear
+from pytest_bnn.checks.layers._sharing import require_sharing
 from pytest_bnn.checks.layers._use import require_use
 from pytest_bnn.checks.values import Reasons
 from pytest_bnn.libraries.posterior import (
     BayesianLayer,
     bayesian_layers,
-    is_bayesian,
     orphaned_posteriors,
 )
 from pytest_bnn.libraries.registry import nobody_knows
@@ -24,14 +27,17 @@ from pytest_bnn.subject import Subject
 
 
 @check(
-    claim="Every convolution and linear layer of the teacher, the projections of its attention among them, became a "
-    "Bayesian layer, is called in a forward pass, and what the teacher shares is still shared.",
+    claim="Every convolution and linear layer of the teacher, the projections of its attention among them, and every "
+    "other weight that multiplies what comes from the input, became Bayesian; each layer is called in a forward pass, "
+    "and what the teacher shares is still shared.",
 )
 def replaced(subject: Subject, *, allow: Reasons | None = None) -> Finding:
-    """Measure whether every convolution and linear layer became Bayesian.
+    """Measure whether every convolution, linear layer and other kernel became Bayesian.
 
-    Counts by layers and by weights; BatchNorm and embeddings are outside the claim, and a layer with a parametrization
-    counts by the weights that it computes with. `nn.MultiheadAttention` counts as one layer for the three projections
+    Counts by layers and by weights; norms, scales and tables are outside the claim, and a layer with a parametrization
+    counts by the weights that it computes with. With images, one pass shows what else multiplies what comes from the
+    input: bare tensors, tables used as a head, torch's recurrent layers (which may be meant: a warning), a mu that is
+    used undrawn outside of its own layer. `nn.MultiheadAttention` counts as one layer for the three projections
     that it keeps as bare parameters, and its ``out_proj`` as another. A layer of the teacher is found by its path,
     under the prefix of a wrapper, inside the module at its path, by its weights, or by a shape that no other layer
     has. With images, every Bayesian layer must also be called for some of them; excused are layers that the teacher
@@ -40,18 +46,13 @@ def replaced(subject: Subject, *, allow: Reasons | None = None) -> Finding:
 
     Args:
         subject: teacher, images, name and so on; see `Subject`.
-        allow: Layers left deterministic on purpose: a pattern for the path (as in fnmatch) to the reason, which
-            the report shows.
+        allow: Layers and tensors left deterministic, or no longer shared, on purpose: a pattern for the path (as in
+            fnmatch) to the reason, which the report shows.
     """
     return _find(subject, dict(allow or {}))
 
 
 measure_layers_replaced, assert_layers_replaced = replaced.measure, replaced.assert_
-
-
-def is_convolution_or_linear(module: nn.Module) -> bool:
-    """Say whether the claim is about a module: a deterministic convolution or Linear, subclasses included."""
-    return isinstance(module, nn.modules.conv._ConvNd | nn.Linear) and not is_bayesian(module)
 
 
 def _own_weights(module: nn.Module) -> int:
@@ -99,14 +100,19 @@ def _find(subject: Subject, allow: dict[str, str]) -> Finding:
     notes: list[str] = []
     rows = _rows(subject, layers) + _extra(subject, layers)
     require_use(subject, layers, rows, notes)
-    _require_sharing(subject, rows)
+    seen = require_posteriors(subject, layers, rows, notes)
+    require_sharing(subject, rows)
     used = set()
     for row in rows:
-        pattern = next((p for p in allow if fnmatchcase(row.path, p) or fnmatchcase(row.place or row.path, p)), None)
-        if pattern is not None and row.problem and row.remedy in (REMEDY, MISSING):
+        pattern = next((p for p in allow if row.matches(p)), None)
+        if pattern is not None and row.problem and row.remedy in _EXCUSABLE:
             used.add(pattern)
-            row.reason, row.problem = allow[pattern], ""
-    notes = [f"{row.path} is deterministic on purpose: {row.reason}" for row in rows if row.reason] + notes
+            if row.remedy == TIED:
+                notes.append(f"{row.path} {row.problem}, on purpose: {allow[pattern]}")
+            else:
+                row.reason = allow[pattern]
+            row.problem = ""
+    notes = [f"{row.path or row.names[0]} is {_on_purpose(row)}" for row in rows if row.reason] + notes
     notes += [f"the pattern {p!r} in allow matches no deterministic layer" for p in allow if p not in used]
     if alignment.prefix:
         notes.append(f"the teacher's layers are at {alignment.prefix} in the model")
@@ -116,7 +122,14 @@ def _find(subject: Subject, allow: dict[str, str]) -> Finding:
             f"{len(alignment.moved)} layers are not at the teacher's path, {path} first: found at "
             f"{alignment.paths[path] or 'the model itself'}, {how}"
         )
-    return _finding(subject, rows, layers, notes)
+    return _finding(subject, rows, layers, notes, seen=seen)
+
+
+_EXCUSABLE = (REMEDY, MISSING, FUNCTIONAL, RECURRENT, TIED)
+
+
+def _on_purpose(row: Row) -> str:
+    return f"deterministic on purpose: {row.reason}"
 
 
 def _rows(subject: Subject, layers: dict[str, BayesianLayer]) -> list[Row]:
@@ -190,38 +203,12 @@ def _still_deterministic(module: nn.Module) -> str:
     return f"is still a deterministic {kind}"
 
 
-def _require_sharing(subject: Subject, rows: list[Row]) -> None:
-    """Note at the rows what the teacher shares and the model does not: modules, and tensors of several modules."""
-    if subject.teacher is None:
-        return
-    modules = dict(subject.model.named_modules(remove_duplicate=False))
-    now = {path: modules.get(place) for path, place in subject.alignment.paths.items()}
-    by_path = {row.path: row for row in rows}
-    first_place: dict[int, str] = {}
-    owner: dict[int, str] = {}
-    for path, module in subject.teacher.named_modules(remove_duplicate=False):
-        if not is_convolution_or_linear(module):
-            continue
-        first = first_place.setdefault(id(module), path)
-        if first != path:
-            if now.get(first) is not now.get(path):
-                by_path[first].fail(f"is one module with {path} in the teacher, and two in the model", UNTIED)
-            continue
-        for name, tensor in module.named_parameters(recurse=False):
-            other = owner.setdefault(id(tensor), path)
-            if other != path and not _share_parameters(now.get(other), now.get(path)):
-                by_path[path].fail(f"shares its {name} with {other} in the teacher, and no longer in the model", UNTIED)
-
-
-def _share_parameters(one: nn.Module | None, other: nn.Module | None) -> bool:
-    if one is None or other is None:
-        return False
-    return bool({id(p) for p in one.parameters()} & {id(p) for p in other.parameters()})
-
-
-def _finding(subject: Subject, rows: list[Row], layers: dict[str, BayesianLayer], notes: list[str]) -> Finding:
+def _finding(
+    subject: Subject, rows: list[Row], layers: dict[str, BayesianLayer], notes: list[str], *, seen: bool
+) -> Finding:
     claimed = [row for row in rows if not row.reason]
-    good = [row for row in claimed if not row.problem]
+    problems = [row for row in claimed if row.problem]
+    good = [row for row in claimed if not row.problem or row.remedy == TIED]
     weights, all_weights = sum(row.weights for row in good), sum(row.weights for row in claimed)
     orphans = orphaned_posteriors(subject.model)
     if orphans:
@@ -230,41 +217,63 @@ def _finding(subject: Subject, rows: list[Row], layers: dict[str, BayesianLayer]
             "model was derived with torch.fx or create_feature_extractor, which bakes one draw of the noise in"
         )
     share = f"{100 * weights / all_weights:.4g} %" if all_weights else "none"
-    headline = (
-        f"{len(good)} of {len(claimed)} convolution and linear layers are Bayesian "
-        f"({weights:,} of {all_weights:,} weights, {share})"
-    )
-    ok = bool(layers) and len(good) == len(claimed)
+    what = "layers with weight matrices" if any(row.names for row in claimed) else "convolution and linear layers"
+    headline = f"{len(good)} of {len(claimed)} {what} are Bayesian ({weights:,} of {all_weights:,} weights, {share})"
+    if untied := [row for row in problems if row.remedy == TIED]:
+        headline += f"; {untied[0].path} {untied[0].problem}"
+    ok = bool(layers) and not problems
     if not layers:
         headline += "; the model has no Bayesian layer at all"
-    total = sum(p.numel() for p in (subject.teacher or subject.model).parameters())
-    outside = total - sum(row.weights for row in rows) if subject.teacher is not None else None
+    choices = bool(layers) and all(row.choice for row in problems)
+    outside = _outside(subject, rows, layers)
+    listed = ", ".join(f"{kind} {count:,}" for kind, count in outside.most_common(5))
     return Finding(
-        verdict=Verdict.PASS if ok else Verdict.FAIL,
+        verdict=Verdict.PASS if ok else Verdict.WARN if choices else Verdict.FAIL,
         headline=headline,
         measurements=(
             Measurement(name="Bayesian layers", value=len(good), note="convolutions and linear layers"),
             Measurement(name="layers in the claim", value=len(claimed)),
             Measurement(name="Bayesian weights", value=weights),
-            Measurement(name="weights in the claim", value=all_weights),
+            Measurement(name="weights in the claim", value=all_weights, note="" if seen else _NOT_SEEN),
             Measurement(name="layers deterministic on purpose", value=len(rows) - len(claimed)),
-            Measurement(
-                name="weights outside the claim", value=outside, note="BatchNorm and other modules of the teacher"
-            ),
+            Measurement(name="weights outside the claim", value=outside.total(), note=listed),
         ),
-        threshold=Threshold(quantity="Bayesian layers", observed=len(good), relation="==", allowed=len(claimed) or 1),
+        threshold=Threshold(quantity="Bayesian layers", observed=len(good), relation="==", allowed=len(claimed) or 1)
+        if ok or len(problems) > len(untied) or not layers
+        else None,
         layers=tuple(
             LayerFinding(
                 path=row.path,
                 kind=row.kind,
                 ok=not row.problem,
-                finding=row.problem or (f"deterministic on purpose: {row.reason}" if row.reason else _found(row)),
+                finding=row.problem or (_on_purpose(row) if row.reason else _found(row)),
             )
-            for row in sorted(rows, key=lambda row: (not row.problem, -row.weights if row.problem else 0))
+            for row in sorted(rows, key=lambda row: (not row.problem, row.choice, -row.weights if row.problem else 0))
         ),
-        remedy="" if ok else "; ".join(dict.fromkeys(row.remedy for row in claimed if row.problem)) or REMEDY,
+        remedy="" if ok else "; ".join(dict.fromkeys(row.remedy for row in problems)) or REMEDY,
         notes=tuple(notes),
     )
+
+
+_NOT_SEEN = "of convolutions, linear and recurrent layers: no pass showed what else multiplies"
+
+
+def _outside(subject: Subject, rows: list[Row], layers: dict[str, BayesianLayer]) -> Counter[str]:
+    """Count the model's weights that are neither in the claim nor a posterior's, by the kinds of their modules."""
+    modules = dict(subject.model.named_modules(remove_duplicate=False))
+    inside = set(layers)
+    inside |= {path for row in rows if not row.names and (path := row.path if row.place is None else row.place)}
+    named = {name for row in rows for name in row.names}
+    multiplying = {row.path for row in rows if row.names}
+    found: Counter[str] = Counter()
+    for name, parameter in subject.model.named_parameters():
+        path = name.rpartition(".")[0]
+        if name in named or any(path == one or path.startswith(f"{one}.") for one in inside) or is_lazy(parameter):
+            continue
+        if path in multiplying and parameter.ndim < 2:
+            continue
+        found[type(modules[path]).__name__] += parameter.numel()
+    return found
 
 
 def _found(row: Row) -> str:
