@@ -74,6 +74,11 @@ def assert_noise_varies(
     **given: Unpack[Given],
 ) -> Evidence: ...
 def assert_posterior_start(
+    model: nn.Module | Subject,
+    *,
+    allow: Mapping[str, str] | None = ...,
+    **given: Unpack[Given],
+) -> Evidence: ...
 def assert_predictions_rows(
     model: nn.Module | Subject,
     *,
@@ -91,13 +96,13 @@ def assert_teacher_agreement(
     budget: Budget | None = ...,
     **given: Unpack[Given],
 ) -> Evidence: ...
+def assert_teacher_tensors(model: nn.Module | Subject, **given: Unpack[Given]) -> Evidence: ...
 def measure_data_sane(
     model: nn.Module | Subject,
     *,
     budget: Budget | None = ...,
     **given: Unpack[Given],
 ) -> Evidence: ...
-def assert_teacher_tensors(model: nn.Module | Subject, **given: Unpack[Given]) -> Evidence: ...
 def measure_estimator_flipout(
     model: nn.Module | Subject,
     *,
@@ -156,6 +161,11 @@ def measure_noise_varies(
     **given: Unpack[Given],
 ) -> Evidence: ...
 def measure_posterior_start(
+    model: nn.Module | Subject,
+    *,
+    allow: Mapping[str, str] | None = ...,
+    **given: Unpack[Given],
+) -> Evidence: ...
 def measure_predictions_rows(
     model: nn.Module | Subject,
     *,

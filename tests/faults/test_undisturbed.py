@@ -188,7 +188,14 @@ def test_nothing_changes_when_forward_raises_midway(
     finally:
         snapshot.assert_unchanged()
     assert evidence.verdict is not Verdict.ERROR, evidence.explain()
-    without_a_pass = ("layers.replaced", "memory.separate", "posterior.start", "kl.present", "data.sane", "teacher.tensors")
+    without_a_pass = (
+        "layers.replaced",
+        "memory.separate",
+        "posterior.start",
+        "kl.present",
+        "data.sane",
+        "teacher.tensors",
+    )
     if id not in without_a_pass and not _not_for(id, model):
         assert evidence.verdict is Verdict.FAIL
         assert "the head is broken" in evidence.explain()

@@ -275,13 +275,7 @@ def test_model_card_is_documented() -> None:
         ), figure
 
 
-CATALOGUE = [f"A{number}" for number in range(1, 33)] + [f"B{number}" for number in range(1, 28)]
-CATALOGUE = [f"A{number}" for number in range(1, 33)] + [f"B{number}" for number in (*range(1, 20), *range(60, 68))]
-CATALOGUE = [f"A{number}" for number in range(1, 33)] + [f"B{number}" for number in range(1, 20)]
-CATALOGUE += [f"B{number}" for number in range(60, 67)]
-CATALOGUE = [f"A{number}" for number in range(1, 33)] + [f"B{number}" for number in (*range(1, 20), *range(80, 88))]
-CATALOGUE = [f"A{number}" for number in (*range(1, 33), *range(41, 44))]
-CATALOGUE += [f"B{number}" for number in (*range(1, 20), *range(41, 44))]
+CATALOGUE = [f"A{number}" for number in range(1, 36)] + [f"B{number}" for number in range(1, 54)]
 
 
 def test_catalogue_is_whole() -> None:
@@ -299,7 +293,6 @@ def test_catalogue_says_what_the_injected_faults_show() -> None:
             seen = row("faults", id)
             missing = [check for check in fault.named if f"`{check}`" not in seen]
             assert not missing, f"{fault.id}: name {missing} in the row {id} of faults.md"
-    named = set(re.findall(r"`((?:layers|memory|mean|noise|estimator|kl|loss|gradient|teacher)\.\w+)`", page("faults")))
     topics = "|".join(sorted({id.partition(".")[0] for id in CHECK_IDS}))
     named = set(re.findall(rf"`((?:{topics})\.\w+)`", page("faults")))
     assert named == set(CHECK_IDS)
