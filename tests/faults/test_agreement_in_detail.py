@@ -341,6 +341,7 @@ def test_distances_are_total_variation() -> None:
     layer: Any = model.layer
     calm = torch.softmax(0.5 * (x @ layer.mu_weight.T + layer.mu_bias), 1).detach()
     oracle = 0.5 * (calm - torch.softmax(scores, 1)).abs().sum(1).mean()
+    assert found is not None
     assert found.calm == pytest.approx(float(oracle), rel=1e-4)
     assert not found.surer
     assert found.scale.startswith("its scores are 0.5")

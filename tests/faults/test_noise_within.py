@@ -41,7 +41,8 @@ def test_independent_noise_is_not_accused(masked: bool) -> None:
 
 
 def lowrank(rank: int) -> Tensor:
-    return torch.randn(48, rank) @ torch.randn(rank, 40) / rank**0.5
+    value: Tensor = torch.randn(48, rank) @ torch.randn(rank, 40) / rank**0.5
+    return value
 
 
 def halves(share: float) -> Tensor:

@@ -197,7 +197,7 @@ def test_copies_are_counted() -> None:
 
 @pytest.mark.parametrize("distinct", [1, 4])
 def test_copies_show_nothing_of_a_population(distinct: int) -> None:
-    teacher = nn.Sequential(nn.Linear(4, 10))
+    teacher: Any = nn.Sequential(nn.Linear(4, 10))
     with torch.no_grad():
         teacher[0].weight *= 100
     copies = examples(classes(distinct)).repeat(128 // distinct, 1)
@@ -325,12 +325,12 @@ def test_knowledge_of_one_rare_class_is_knowledge() -> None:
     assert not is_at_chance(answers(said, labels), Budget())
 
 
-def _table(said: Tensor, labels: Tensor) -> list[list[int]]:
+def _table(said: Tensor, labels: Tensor) -> Any:
     return [[int(((said == a) & (labels == b)).sum()) for b in (1, 0)] for a in (1, 0)]
 
 
 @pytest.mark.parametrize("task", ["auto", "classification"])
-def test_several_outputs_of_which_one_is_named(task: str) -> None:
+def test_several_outputs_of_which_one_is_named(task: Any) -> None:
     """Where no output is known to decide, nothing is said of the labels."""
 
     class Two(nn.Module):

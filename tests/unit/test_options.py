@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from pytest_bnn.audit.run import Thresholds
-from pytest_bnn.checks.teacher.agreement import MAX_PASSES, MIN_AGREEMENT
+from pytest_bnn.checks.teacher._findings import MAX_PASSES
+from pytest_bnn.checks.teacher.agreement import MIN_AGREEMENT
 from pytest_bnn.conversion import Conversion
 from pytest_bnn.errors import InputError
 from pytest_bnn.options import OF_A_TEST, OPTIONS, Settings, overridden, resolve

@@ -80,7 +80,7 @@ def pruned() -> nn.Module:
     net = network()
     with torch.no_grad():
         for parameter in net.parameters():
-            parameter *= parameter.abs() > 0.05
+            parameter.mul_(parameter.abs() > 0.05)
     return net
 
 
@@ -145,7 +145,7 @@ def test_a_conversion_of_another_checkpoint_is_fresh_and_fails_where_it_differs(
     with torch.no_grad():
         other = network()
         for parameter in other.parameters():
-            parameter += 0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(2))
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(2)))
     subject = Subject(convert(other), teacher=network(), images=images())
     evidence = measure_posterior_start(subject)
     assert evidence.verdict is Verdict.PASS
@@ -295,7 +295,7 @@ def test_a_declared_conversion_that_was_trained() -> None:
 
 
 @pytest.mark.parametrize("kind", ["Reparameterization", "Flipout"])
-def test_a_rho_that_no_optimizer_got(kind: str) -> None:
+def test_a_rho_that_no_optimizer_got(kind: Any) -> None:
     model = trained(convert(network(), type=kind), only="mu_")
     evidence = measure(model)
     assert evidence.verdict is Verdict.WARN
