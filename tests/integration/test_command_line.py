@@ -224,9 +224,9 @@ def test_default_audit_s_files(default: tuple[subprocess.CompletedProcess[str], 
 
 def test_default_audit_after_a_few_steps(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same in this process: converted, fine-tuned by the engine, both audited."""
-    from pytest_bnn.example import audit as example
+    from pytest_bnn.training.finetune import finetune
 
-    monkeypatch.setattr(example, "finetune", functools.partial(example.finetune, steps=10))
+    monkeypatch.setattr("pytest_bnn.example.audit.finetune", functools.partial(finetune, steps=10))
     said = run("audit", "--checks", "layers.replaced,kl.present")
     assert said.code == cli.PASSED, said
     assert said.out.count("21 of 21 convolution and linear layers are Bayesian") == 2
