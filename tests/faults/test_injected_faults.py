@@ -24,16 +24,24 @@ LATER = pytest.mark.nightly("each row on the other network, or by the other esti
 LARGE = pytest.mark.nightly("seconds each; every push has each row in the small networks, and in ResNet18 each check")
 #: Each network, and each estimator, is in both tiers.
 WHOLE = [(network, estimator) for network in ("residual", "plain") for estimator in ESTIMATORS]
-PUSH = {("residual", "Reparameterization"), ("plain", "Flipout")}
+TURNS = (("residual", "Reparameterization"), ("plain", "Flipout"))
 
 
-@pytest.fixture(params=[pytest.param(one, id="-".join(one), marks=() if one in PUSH else LATER) for one in WHOLE])
+@pytest.fixture(params=[pytest.param(one, id="-".join(one), marks=() if one in TURNS else LATER) for one in WHOLE])
 def whole(request: pytest.FixtureRequest, trained: Mapping[str, nn.Module]) -> Patient:
     network, estimator = request.param
     return patient(network, estimator, trained)
 
 
-@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.id)
+@pytest.mark.parametrize(
+    ("whole", "fault"),
+    [
+        pytest.param(one, fault, id=f"{'-'.join(one)}-{fault.id}", marks=() if one == TURNS[place % 2] else LATER)
+        for one in WHOLE
+        for place, fault in enumerate(FAULTS)
+    ],
+    indirect=["whole"],
+)
 def test_fault_is_found_and_named(fault: Fault, whole: Patient) -> None:
     """Found, so that it cannot pass; named, so that it can be mended; nothing else accused, so that it is believed."""
     outcome = examine(fault, whole)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -191,7 +192,7 @@ def default(tmp_path_factory: pytest.TempPathFactory) -> tuple[subprocess.Comple
     )
 
 
-@pytest.mark.nightly("half a minute of fine-tuning; test_readme runs this very command in every push")
+@pytest.mark.nightly("half a minute of fine-tuning; every push has a few of its steps, below")
 def test_default_audit(default: tuple[subprocess.CompletedProcess[str], Path]) -> None:
     """Without a network of one's own both conversions of the embedded ResNet18 are audited, and they are sound."""
     done, _ = default
@@ -203,7 +204,7 @@ def test_default_audit(default: tuple[subprocess.CompletedProcess[str], Path]) -
     assert last == f"report: {Path('out/resnet18.html')}  data: {Path('out/resnet18.json')}"
 
 
-@pytest.mark.nightly("half a minute of fine-tuning; test_readme runs this very command in every push")
+@pytest.mark.nightly("half a minute of fine-tuning; every push has a few of its steps, below")
 def test_default_audit_s_files(default: tuple[subprocess.CompletedProcess[str], Path]) -> None:
     """JSON that fits the schema, with the trajectory of fine-tuning; the page is its function."""
     _, folder = default
@@ -219,6 +220,21 @@ def test_default_audit_s_files(default: tuple[subprocess.CompletedProcess[str], 
     assert document["provenance"]["command"].startswith("pytest-bnn audit --checks")
     assert "digits" in document["provenance"]["teacher"]
     assert (folder / "resnet18.html").read_text(encoding="utf-8") == render_html(AuditRun.from_json(text))
+
+
+def test_default_audit_after_a_few_steps(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same in this process: converted, fine-tuned by the engine, both audited."""
+    from pytest_bnn.training.finetune import finetune
+
+    monkeypatch.setattr("pytest_bnn.example.audit.finetune", functools.partial(finetune, steps=10))
+    said = run("audit", "--checks", "layers.replaced,kl.present")
+    assert said.code == cli.PASSED, said
+    assert said.out.count("21 of 21 convolution and linear layers are Bayesian") == 2
+    document = read()
+    assert [subject["stage"] for subject in document["subjects"]] == ["converted", "finetuned"]
+    assert [len(subject["training"]) for subject in document["subjects"]] == [0, 10]
+    assert [check["verdict"] for check in document["checks"]] == ["pass"] * 4
+    assert "digits" in document["provenance"]["teacher"]
 
 
 def test_script_ends_with_the_code(folder: Path) -> None:

@@ -57,13 +57,13 @@ def test_ci_runs_the_test_command() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "claims"),
+    "options",
     [
-        pytest.param("", 21, id="as it is", marks=pytest.mark.nightly("a minute and more; .ci/run has its audit, too")),
-        pytest.param(" --checks layers.replaced,kl.present", 4, id="two checks"),
+        pytest.param("", id="as it is", marks=pytest.mark.nightly("a minute and more; .ci/run has this audit, too")),
+        pytest.param(" --help", id="what it can do"),
     ],
 )
-def test_install_and_audit(options: str, claims: int, tmp_path: Path) -> None:
+def test_install_and_audit(options: str, tmp_path: Path) -> None:
     """The first command, in an environment of its own that finds the dependencies of this one."""
     checkout = tmp_path / "checkout"
     listed = run("git ls-files --cached --others --exclude-standard", ROOT).stdout.split("\n")
@@ -80,11 +80,14 @@ def test_install_and_audit(options: str, claims: int, tmp_path: Path) -> None:
     path = f"{environment / 'bin'}{os.pathsep}{os.environ['PATH']}"
     done = run(INSTALL + options, checkout, PATH=path, PIP_QUIET="1")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("21 of 21") == 2
-    assert len(re.findall(r"^pass ", done.stdout, re.M)) == claims
-    assert "verdict: pass" in done.stdout
-    assert (checkout / "audit.html").stat().st_size < 1_000_000
-    assert (checkout / "audit.json").is_file()
+    if options:
+        assert "Audit a Bayesian neural network" in done.stdout
+        assert "layers.replaced" in done.stdout
+    else:
+        assert done.stdout.count("21 of 21") == 2
+        assert "verdict: pass" in done.stdout
+        assert (checkout / "audit.html").stat().st_size < 1_000_000
+        assert (checkout / "audit.json").is_file()
     installed = run("python -c 'import pytest_bnn; print(pytest_bnn.__file__)'", tmp_path, PATH=path)
     assert installed.stdout.startswith(str(site))
 

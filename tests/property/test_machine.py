@@ -22,7 +22,10 @@ class FlipoutMachine(ConversionMachine):
     convert = staticmethod(lambda network: convert(network, type="Flipout"))
 
 
-@pytest.mark.parametrize("machine", [ConversionMachine, FlipoutMachine])
+LATER = pytest.mark.nightly("seconds; in every push the same rules run for the other estimator, or find another fault")
+
+
+@pytest.mark.parametrize("machine", [ConversionMachine, pytest.param(FlipoutMachine, marks=LATER)])
 def test_our_conversion_stays_sound(machine: type[ConversionMachine]) -> None:
     run_state_machine_as_test(machine, settings=settings(max_examples=EXAMPLES, stateful_step_count=12))
 
@@ -48,7 +51,7 @@ def trains_its_teacher(converted: nn.Module, network: nn.Module) -> None:
     ("change", "found"),
     [
         (copies_nothing, "posterior_is_as_expected: mu of .* has other values"),
-        (loads_nothing, "posterior_is_as_expected: (mu|rho) of .* has other values"),
+        pytest.param(loads_nothing, "posterior_is_as_expected: (mu|rho) of .* has other values", marks=LATER),
         (trains_its_teacher, "teacher_is_untouched: .* has other values now"),
     ],
 )

@@ -63,7 +63,12 @@ def kinds_of(before: PosteriorTensor, after: PosteriorTensor) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("kind", POSTERIOR_KINDS)
+LATER = pytest.mark.nightly("seconds each; every push has one kind alone, and the mixture of all")
+
+
+@pytest.mark.parametrize(
+    "kind", [kind if kind in ("tiny", "mixed") else pytest.param(kind, marks=LATER) for kind in POSTERIOR_KINDS]
+)
 def test_a_state_loads_strictly_and_is_what_it_is_called(kind: str) -> None:
     seen: set[str] = set()
 

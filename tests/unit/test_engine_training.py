@@ -88,6 +88,7 @@ def test_steps_are_those_of_torchs_adam_on_the_librarys_loss(frozen: str) -> Non
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5, msg=name)
 
 
+@pytest.mark.nightly("a hundred and twenty trainings; every push compares single steps, to their digits")
 def test_it_converges_like_the_plain_loop() -> None:
     """The loss after 30 steps, over seeds, has one distribution; it is not that of 20 steps."""
     teacher = teacher_network()

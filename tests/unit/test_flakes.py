@@ -95,7 +95,13 @@ def test_what_depends_on_the_order_is_found_and_can_be_repeated(
     assert "test_second" in again.stdout
 
 
-@pytest.mark.parametrize("variable", ["CI", "ANYTHING"])
+@pytest.mark.parametrize(
+    "variable",
+    [
+        "CI",
+        pytest.param("ANYTHING", marks=pytest.mark.nightly("three runs; every push has them where they are hardest")),
+    ],
+)
 def test_examples_are_others_for_another_seed_and_the_same_for_the_same(
     suite: Path, variable: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -121,13 +127,13 @@ def test_more_examples_are_drawn_in_derandomized_tests_too(suite: Path, capsys: 
 
 def test_a_failure_among_more_examples_can_be_repeated(suite: Path, capsys: pytest.CaptureFixture[str]) -> None:
     suite.write_text(suite.read_text(encoding="utf-8").replace("write(coins)\n", "assert sum(coins) < 36\n"))
-    assert main(["--runs", "1", "--times", "50", str(suite), "-k", "same"], scripted(3, 1)) == 1
+    assert main(["--runs", "1", "--times", "10", str(suite), "-k", "same"], scripted(3, 1)) == 1
     (again,) = (
         line.removeprefix("  again: python ")
         for line in capsys.readouterr().out.splitlines()
         if line.startswith("  again: ")
     )
-    assert "--flakes-times=50" in again
+    assert "--flakes-times=10" in again
     done = subprocess.run([sys.executable, *shlex.split(again)], capture_output=True, text=True, check=False)
     assert done.returncode == 1, done.stdout
     assert "assert sum(coins) < 36" in done.stdout
