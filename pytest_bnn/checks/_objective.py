@@ -224,7 +224,8 @@ def _move(tensors: Sequence[PosteriorTensor], by: float) -> dict[Key, Tensor]:
         for parameter, step in parameters.values():
             offset = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
             size = step if step.shape == parameter.shape else step.mean()
-            parameter.add_((by * size * offset.to(parameter.device)).to(parameter.dtype))
+            # Through .data: a backward pass that waits outside must not take it for changed.
+            parameter.data.add_((by * size * offset.to(parameter.device)).to(parameter.dtype))
     for tensor in tensors:
         moved[key_of(tensor)] = tensor.mu.detach().double() - before[key_of(tensor)]
     return moved

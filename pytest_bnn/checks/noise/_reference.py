@@ -45,7 +45,8 @@ def posterior_passes(subject: Subject, *, passes: int = PASSES, relative: float 
                 generator = torch.Generator().manual_seed(pass_seed(subject.seed, index))
                 for tensor, mean, sigma in zip(tensors, means, sigmas, strict=True):
                     eps = torch.randn(mean.shape, generator=generator).to(mean)
-                    tensor.mu_parameter.copy_(mean + sigma * eps)
+                    # Through .data: a backward pass that waits outside must not take it for changed.
+                    tensor.mu_parameter.data.copy_(mean + sigma * eps)
                 found.append(forward(subject.model, subject.require_images()))
     return torch.stack(found)
 
