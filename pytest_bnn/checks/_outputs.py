@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pytest_bnn.checks._objective import Evaluation, OutputCall
+from pytest_bnn.checks._objective import Evaluation
+from pytest_bnn.checks._watching import OutputCall
 from pytest_bnn.network.isolation import undisturbed
 from pytest_bnn.network.tree import leaves, tensors
 from pytest_bnn.records.evidence import Verdict

@@ -21,15 +21,23 @@ class _Gradients(TorchFunctionMode):
         super().__init__()
         self.own = own
         self.before: dict[int, tuple[Tensor, Tensor | None]] = {}
+        self.made: dict[int, Tensor] = {}
 
     def keep(self, tensor: Tensor) -> None:
-        if id(tensor) not in self.own and id(tensor) not in self.before and tensor.is_leaf:
+        if (
+            id(tensor) not in self.made
+            and id(tensor) not in self.own
+            and id(tensor) not in self.before
+            and tensor.is_leaf
+        ):
             self.before[id(tensor)] = tensor, None if tensor.grad is None else tensor.grad.detach().clone()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is Tensor.backward:
             for leaf in leaves_behind(args[0]).values():
                 self.keep(leaf)
+        elif func is Tensor.requires_grad_:
+            self.made[id(args[0])] = args[0]  # a leaf of whoever asks for its gradient now
         return func(*args, **(kwargs or {}))
 
     def put_back(self) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TypeGuard
+import math
 
 import torch
 from torch import Tensor
@@ -82,8 +82,8 @@ def _sign_of(factors: Tensor) -> int:
     return 1 if bool((factors > 0).all()) else -1 if bool((factors < 0).all()) else 0
 
 
-def _some(value: float) -> TypeGuard[float]:
-    return value > 0 and value < float("inf")
+def _some(value: float) -> bool:
+    return 0 < value < math.inf
 
 
 def _toward_the_mean(outputs: Tensor, slope: Tensor, target: Tensor, allowed: float) -> bool:
@@ -107,8 +107,8 @@ def _other_labels(outputs: Tensor, slope: Tensor, target: Tensor, allowed: float
     rows, spread = len(target), target.reshape(len(target), -1).std(0, unbiased=False)
     if not _some(a) or inside < 0 or not bool((spread > 0).all()):
         return None
-    wanted = target.reshape(rows, -1).sort(0).values
-    for inverse in ((-b + inside**0.5) / (2 * a), (-b - inside**0.5) / (2 * a)):
+    wanted, root = target.reshape(rows, -1).sort(0).values, math.sqrt(inside)
+    for inverse in ((-b + root) / (2 * a), (-b - root) / (2 * a)):
         found = outputs - inverse * slope
         off = (found.reshape(rows, -1).sort(0).values - wanted).abs()
         if inverse > 0 and bool((off <= allowed * spread).all()):

@@ -263,10 +263,10 @@ def test_nothing_changes_when_a_loss_that_writes_raises_at_its_end(
 def test_what_a_loss_trains_beside_the_model_keeps_its_gradients(
     id: str, own_backward: bool, model: nn.Module, teacher: nn.Module, batch: Batch, measures: Measures
 ) -> None:
-    """A second network, which has a gradient already, and a parameter of no module, which has none."""
+    """A second network, which has a gradient already, and a tensor of no module, which has none."""
     classes = teacher(batch[0]).shape[1]
     beside = nn.Sequential(nn.Linear(classes, classes), nn.BatchNorm1d(classes)).train()
-    scale = nn.Parameter(torch.ones(()))
+    scale = torch.ones((), requires_grad=True)
     for parameter in beside.parameters():
         parameter.grad = torch.ones_like(parameter)
     state = deepcopy(beside.state_dict())
