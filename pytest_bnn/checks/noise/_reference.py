@@ -82,7 +82,7 @@ def cannot_vary(subject: Subject, floor: float) -> Tensor:
 
 
 def _nearly_always(passes: Tensor, scale: Scale) -> Tensor:
-    """Give what the spreads of each image exceed in all pairs of passes but an eighth."""
+    """Return what the spreads of each image exceed in all pairs of passes but an eighth."""
     found = spreads(passes, scale).sort(0).values
     return found[len(found) // 8]
 
