@@ -9,8 +9,8 @@ from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
+from pytest_bnn.checks._watching import Backwards, OutputCall, keeping, moved_mu, run_backward
 from pytest_bnn.checks.finding import Finding, LossError, accused
 from pytest_bnn.data.batch import Batch, rows_of
 from pytest_bnn.data.loss import BATCH
@@ -18,7 +18,6 @@ from pytest_bnn.errors import InputError
 from pytest_bnn.libraries import posterior
 from pytest_bnn.libraries.capture import LayerCall
 from pytest_bnn.libraries.cut import Key, cut_operands, key_of, watched_operands
-from pytest_bnn.libraries.draws import in_backward
 from pytest_bnn.libraries.gaussian import not_finite
 from pytest_bnn.libraries.posterior import BayesianLayer, PosteriorTensor, shifted_prior, zero_noise
 from pytest_bnn.libraries.protocol import tensors_of
@@ -26,7 +25,6 @@ from pytest_bnn.libraries.silence import unproven_silence
 from pytest_bnn.network.calling import forward
 from pytest_bnn.network.foreign import foreign_left_alone
 from pytest_bnn.network.isolation import seed_everything, undisturbed
-from pytest_bnn.network.tree import mapped
 from pytest_bnn.records.evidence import Verdict
 from pytest_bnn.subject import Subject
 
@@ -42,14 +40,6 @@ _ROWS = 2
 
 #: What becomes of the noise in an evaluation: it stays as it is drawn, is 0, or is cut off from mu and rho.
 Noise: TypeAlias = Literal["drawn", "silent", "cut"]
-
-
-@dataclass(slots=True, eq=False)
-class OutputCall:
-    """One call of the model inside a loss: what it got and gave; the gradients come to ``output``, a tree."""
-
-    inputs: tuple[Any, dict[str, Any]]
-    output: Any
 
 
 @dataclass(slots=True, eq=False)
@@ -83,21 +73,6 @@ class Evaluation:
     foreign: tuple[nn.Module, ...] = ()
 
 
-class _Backwards(TorchFunctionMode):
-    """Notes which tensors a loss itself runs backward from, and whether it keeps their graph."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.of: list[Tensor] = []
-        self.kept = False
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is Tensor.backward:
-            self.of.append(args[0])
-            self.kept = self.kept or bool((kwargs or {}).get("retain_graph"))
-        return func(*args, **(kwargs or {}))
-
-
 def evaluate(
     subject: Subject,
     layers: Sequence[BayesianLayer],
@@ -121,7 +96,7 @@ def evaluate(
         train: In train mode as a whole.
         free_rho: With every rho trained, frozen ones too.
         prior_shift: With every prior mean moved by that much.
-        mu_shift: With every mu moved by random numbers, in units of `_step`; in the cut the drawn weights stay.
+        mu_shift: With every mu moved by random numbers, as large as sigma; in the cut the drawn weights stay.
         push: In the cut, what is added to the drawn weights of some tensors, mu left where it is.
         seed: Of the random generators; the subject's when None.
         backward: Take the gradient too.
@@ -151,7 +126,7 @@ def evaluate(
         for module in model.modules():
             module.register_forward_pre_hook(count)
         if mu_shift:
-            found.moved = _move(tensors_of(layers), mu_shift)
+            found.moved = moved_mu(tensors_of(layers), mu_shift)
         if prior_shift:
             stack.enter_context(shifted_prior(model, prior_shift))
         draws = stack.enter_context(zero_noise(model)) if noise == "silent" else None
@@ -159,13 +134,13 @@ def evaluate(
             operands = stack.enter_context(cut_operands(model, found.moved, push))
         else:
             operands = stack.enter_context(watched_operands(model))
-        model.register_forward_hook(_keeping(model, found.outputs), with_kwargs=True)
-        backwards = _Backwards()
+        model.register_forward_hook(keeping(model, found.outputs), with_kwargs=True)
+        backwards = Backwards()
         with backwards:
             value = loss_of(subject, seed=seed, batch=batch)
         leaves = [parameter for parameter in model.parameters() if parameter.is_leaf]  # a shifted prior is none
         if backward:
-            _run_backward(value, backwards, leaves)
+            run_backward(value, backwards, leaves)
         found.value = float(value.detach())
         for tensor in tensors_of(layers):
             found.gradients[key_of(tensor)] = _copy(tensor.mu_parameter.grad), _copy(tensor.rho_parameter.grad)
@@ -190,76 +165,6 @@ def cut_of(subject: Subject, layers: Sequence[BayesianLayer], *, train: bool = F
     found = subject.evaluations[key]
     assert isinstance(found, Evaluation)
     return found
-
-
-def _keeping(model: nn.Module, calls: list[OutputCall]) -> Any:
-    """Make a hook that collects calls, and lets their outputs keep the gradients that come to them."""
-
-    def keep(module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
-        if module is not model:  # a copy that was made inside, with its hooks
-            return output
-
-        def kept(leaf: Any) -> Any:
-            if not isinstance(leaf, Tensor) or not leaf.requires_grad:
-                return leaf
-            leaf = leaf.view_as(leaf)
-            leaf.retain_grad()
-            return leaf
-
-        output = mapped(output, kept)
-        if not in_backward():
-            calls.append(OutputCall((args, kwargs), output))
-        return output
-
-    return keep
-
-
-def _move(tensors: Sequence[PosteriorTensor], by: float) -> dict[Key, Tensor]:
-    """Move every mu by random numbers, and return how far it came; within `isolation.undisturbed`."""
-    generator = torch.Generator().manual_seed(1)
-    moved: dict[Key, Tensor] = {}
-    before = {key_of(tensor): tensor.mu.detach().double().clone() for tensor in tensors}
-    parameters = {id(tensor.mu_parameter): (tensor.mu_parameter, _step(tensor)) for tensor in tensors}
-    with torch.no_grad():
-        for parameter, step in parameters.values():
-            offset = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-            size = step if step.shape == parameter.shape else step.mean()
-            parameter.add_((by * size * offset.to(parameter.device)).to(parameter.dtype))
-    for tensor in tensors:
-        moved[key_of(tensor)] = tensor.mu.detach().double() - before[key_of(tensor)]
-    return moved
-
-
-def _step(tensor: PosteriorTensor) -> Tensor:
-    """Return how far a mu moves: as far as its noise moves it, or far enough to be seen beside it."""
-    mu = tensor.mu.detach().double()
-    return tensor.sigma.double().clamp_min(1e-2 * float(mu.square().mean().sqrt()) or 1e-2)
-
-
-def _run_backward(value: Tensor, own: _Backwards, parameters: list[nn.Parameter]) -> None:
-    """Bring the loss's gradients to the parameters, if the loss has not done so itself."""
-    if not value.requires_grad:
-        return
-    if own.of or any(parameter.grad is not None for parameter in parameters):
-        # What the loss returns may be a part of its own that it has not run backward from.
-        if own.kept or any(value is tensor or value.grad_fn is tensor.grad_fn for tensor in own.of):
-            return
-        wanted = [parameter for parameter in parameters if parameter.requires_grad]
-        try:
-            more = torch.autograd.grad(value, wanted, allow_unused=True)
-        except RuntimeError:  # its graph is gone: it was run backward from in parts
-            return
-        for parameter, gradient in zip(wanted, more, strict=True):
-            if gradient is not None:
-                parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
-        return
-    try:
-        value.backward()
-    except RuntimeError as error:
-        raise InputError(
-            f"the loss has no gradient that can be taken ({str(error).splitlines()[0]})",
-            fix="return a loss that backward() can run from, or run backward() in it",
-        ) from error
 
 
 def _copy(gradient: Tensor | None) -> Tensor | None:
@@ -325,7 +230,7 @@ def is_finite(gradient: Tensor | None) -> bool:
 
 
 def without_a_gradient(found: list[PosteriorTensor], tensors: int, *, of: str, remedy: str) -> Finding:
-    """Give the finding that some gradients ``of`` a loss are not finite."""
+    """Return the finding that some gradients ``of`` a loss are not finite."""
     return Finding(
         verdict=Verdict.FAIL,
         headline=f"the loss's gradient to {of} is NaN or infinite in {len(found)} of {tensors} tensors, "

@@ -8,55 +8,22 @@ rows' calls count, so that a loss of several passes is one, too.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
+from pytest_bnn.tasks.distances import pull_on_numbers, pull_on_sides
+from pytest_bnn.tasks.pull import FULL, HALF, Form, Pull
 from pytest_bnn.tasks.task import Task
-
-#: What a loss's pull on the outputs is like, as far as it is one that is known.
-Form: TypeAlias = Literal[
-    "cross-entropy",
-    "binary cross-entropy",
-    "smoothed labels",
-    "distillation",
-    "distillation without T^2",
-    "likelihood of shares",
-    "scores for log-probabilities",
-    "distance",
-    "unknown",
-]
-
-#: Allowed distance of a row's pull from a form, relative to the pull, in full and in half precision.
-_FULL, _HALF = 1e-3, 5e-2
 
 #: How far the largest share is from 1 where a row's pull is more than rounding.
 _SURE = 1e-3
 
+#: Above which share of the other rows' factor the pull on a row that is sure is no rounding, or another class's.
+_PULLED = 0.1
+
 _TEMPERATURES = (1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 16.0, 20.0)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pull:
-    """How a loss pulls on the outputs of one call.
-
-    Attributes:
-        form: What it is like.
-        sign: 1 where it pulls toward the labels, -1 where it pushes away from them, 0 where that is not known.
-        scale: The factor c of each row, NaN where a row has none; None where the form has none.
-        implied: The class that each row is pulled toward, -1 where a row has none; None where there are no classes.
-        temperature: Of a distillation.
-        rows: How many rows count in the loss: all but those whose label is left out.
-    """
-
-    form: Form = "unknown"
-    sign: int = 0
-    scale: Tensor | None = None
-    implied: Tensor | None = None
-    temperature: float = 1.0
-    rows: int = 0
 
 
 def pull_of(task: Task, outputs: Tensor, gradient: Tensor, labels: Tensor | None, teacher: Tensor | None) -> Pull:
@@ -69,7 +36,7 @@ def pull_of(task: Task, outputs: Tensor, gradient: Tensor, labels: Tensor | None
         labels: Of the same rows, in their order; None where there are none.
         teacher: The teacher's outputs on the same rows, for distillation; None where there are none.
     """
-    allowed = _FULL if outputs.dtype in (torch.float32, torch.float64) else _HALF
+    allowed = FULL if outputs.dtype in (torch.float32, torch.float64) else HALF
     found, slope = outputs.detach().double(), gradient.detach().double()
     if task.kind == "dense":
         found, slope = task.places(found, 0), task.places(slope, 0)
@@ -81,14 +48,14 @@ def pull_of(task: Task, outputs: Tensor, gradient: Tensor, labels: Tensor | None
         return Pull()
     target = labels.reshape(found.shape).to(found.device).double()
     if task.kind == "binary":
-        return _of_sides(task, found, slope, target, allowed)
+        return pull_on_sides(task, found, slope, target, allowed)
     if task.kind == "regression":
-        return _of_numbers(found, slope, target)
+        return pull_on_numbers(found, slope, target, allowed)
     return Pull()
 
 
 def _indices(labels: Tensor | None, outputs: Tensor) -> Tensor | None:
-    """Give the class of each row, -1 where it is left out; None where labels are no classes."""
+    """Return the class of each row, -1 where it is left out; None where labels are no classes."""
     if labels is None or labels.is_complex():
         return None
     if labels.shape == outputs.shape and labels.is_floating_point():
@@ -113,11 +80,13 @@ def _of_classes(
         return Pull()
     shares = torch.softmax(outputs, 1)
     # Of a row that is sure of a class only rounding is left, or a push away from another looks like a pull to it.
-    live &= shares.max(1).values < 1 - _SURE
+    sure = shares.max(1).values >= 1 - _SURE
+    live = (live & ~sure) if bool((live & ~sure).any()) else _pulled_alike(outputs, slope, live)
     if not bool(live.any()):
         return Pull()
     candidates = [] if labels is None else [labels]
     candidates += [slope.argmin(1), slope.argmax(1)]
+    fits = []
     for targets in candidates:
         wanted = torch.nn.functional.one_hot(targets.clamp_min(0), outputs.shape[1]).double()
         usable = live & (targets >= 0)
@@ -125,22 +94,76 @@ def _of_classes(
         if bool(usable.any()) and float(off[usable].max()) <= allowed and _one_sign(scale[usable]):
             if targets is not labels and outputs.shape[1] == 2:
                 continue  # of two classes the pull toward one is the push away from the other
-            sign = 1 if float(scale[usable][0]) > 0 else -1
-            nothing = torch.full_like(scale, torch.nan)
-            return Pull(
-                form="cross-entropy",
-                sign=sign,
-                scale=torch.where(usable, scale, nothing),
-                implied=torch.where(usable, targets, torch.full_like(targets, -1)),
-                rows=len(outputs) if labels is None else int((labels >= 0).sum()),
-            )
+            fits.append((targets, usable, scale))
+    if fits:
+        targets, usable, scale = fits[0]
+        sign = 1 if float(scale[usable][0]) > 0 else -1
+        if sign < 0 and (better := _toward_others(fits[1:], scale[usable], allowed)) is not None:
+            if not better:
+                return Pull()
+            targets, usable, scale = better[0]
+            sign = 1
+        nothing = torch.full_like(scale, torch.nan)
+        implied = torch.where(usable, targets, torch.full_like(targets, -1))
+        resting = sure & ~usable if labels is None else sure & ~usable & (labels >= 0)
+        least = sign * float(scale[usable].abs().min())
+        return Pull(
+            form="cross-entropy",
+            sign=sign,
+            scale=torch.where(usable, scale, nothing),
+            implied=torch.where(resting, _of_sure_rows(outputs, slope, least, allowed), implied),
+            rows=len(outputs) if labels is None else int((labels >= 0).sum()),
+        )
     if labels is not None and (found := _smoothed(shares, slope, labels, live, allowed)) is not None:
         return found
     return _distilled(outputs, slope, labels, teacher, live, allowed)
 
 
+_Fit: TypeAlias = tuple[Tensor, Tensor, Tensor]
+
+
+def _toward_others(fits: list[_Fit], scale: Tensor, allowed: float) -> list[_Fit] | None:
+    """Return the fit by which rows that seem to be pushed away from their labels are pulled toward other classes.
+
+    Where two classes share all of a row's probability, the one looks like the other: that of one factor in all rows is
+    the right one. An empty list where that cannot be told; None where no fit pulls.
+    """
+    pulling = [fit for fit in fits if bool((fit[2][fit[1]] > 0).all())]
+    if not pulling:
+        return None
+    found = pulling[0][2][pulling[0][1]]
+    even = [float(each.std(unbiased=False)) <= allowed * float(each.abs().mean()) for each in (scale, found)]
+    if len(scale) > 1 and even[0] != even[1]:
+        return pulling[:1] if even[1] else None
+    return []
+
+
+def _pulled_alike(outputs: Tensor, slope: Tensor, live: Tensor) -> Tensor:
+    """Return the rows that are pulled away from classes which they are sure of, where these are most rows.
+
+    Toward the class that a row is sure of, or away from it, only rounding pulls, of another size in every row; toward
+    another class it is one size in all of them.
+    """
+    size = slope.norm(dim=1)
+    away = slope.gather(1, outputs.argmax(1)[:, None])[:, 0] > 0
+    alike = live & away & (size >= (1 - 10 * _SURE) * size.max())
+    return alike if 2 * int(alike.sum()) > len(alike) else torch.zeros_like(alike)
+
+
+def _of_sure_rows(outputs: Tensor, slope: Tensor, factor: float, allowed: float) -> Tensor:
+    """Return the class that rows which are sure of one are pulled toward, by a factor like that of others, else -1."""
+    top = outputs.argmax(1)
+    others = slope.scatter(1, top[:, None], 0.0)
+    other = others.argmin(1) if factor > 0 else others.argmax(1)
+    wanted = torch.nn.functional.one_hot(other, outputs.shape[1]).double()
+    scale, off = _fitted(slope, torch.softmax(outputs, 1) - wanted)
+    moved = (off <= allowed) & (scale / factor >= _PULLED)
+    rests = slope.norm(dim=1) < _PULLED * abs(factor)
+    return torch.where(rests, top, torch.where(moved, other, torch.full_like(top, -1)))
+
+
 def _fitted(slope: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
-    """Give the factor of a direction in each row, and which share of the row it leaves unexplained."""
+    """Return the factor of a direction in each row, and which share of the row it leaves unexplained."""
     scale = (slope * direction).sum(1) / direction.square().sum(1).clamp_min(1e-300)
     off = (slope - scale[:, None] * direction).norm(dim=1) / slope.norm(dim=1).clamp_min(1e-300)
     return scale, off
@@ -172,7 +195,7 @@ def _of_one_entry(task: Task, outputs: Tensor, slope: Tensor, live: Tensor, labe
 
 
 def _solved(parts: Sequence[Tensor], slope: Tensor, live: Tensor, allowed: float) -> list[float] | None:
-    """Give the factors of some directions, the same in all rows; None where they do not explain the slope."""
+    """Return the factors of some directions, the same in all rows; None where they do not explain the slope."""
     basis = torch.stack([part[live].flatten() for part in parts], 1)
     wanted = slope[live].flatten()
     found = torch.linalg.lstsq(basis, wanted[:, None]).solution[:, 0]
@@ -220,41 +243,11 @@ def _distilled(
 
 
 def _is_whole(value: float, wanted: float) -> bool:
-    return abs(value / wanted - 1) <= _FULL
-
-
-def _of_sides(task: Task, outputs: Tensor, slope: Tensor, target: Tensor, allowed: float) -> Pull:
-    live = (slope != 0).flatten()
-    if not bool(((target == 0) | (target == 1)).all()) or not bool(live.any()):
-        return Pull()
-    share = outputs if task.shares else torch.sigmoid(outputs)
-    direction = share - target
-    if task.shares:
-        direction = direction / (share * (1 - share)).clamp_min(1e-12)
-    scale = (slope / direction.where(direction != 0, torch.ones_like(direction))).flatten()
-    fits = _one_sign(scale[live]) and float(scale[live].std(unbiased=False)) <= allowed * float(
-        scale[live].abs().mean()
-    )
-    sign = 1 if bool((scale[live] > 0).all()) else -1 if bool((scale[live] < 0).all()) else 0
-    if not fits:
-        return Pull(sign=sign)
-    scale = torch.where(live, scale, torch.nan)
-    return Pull(form="binary cross-entropy", sign=sign, scale=scale, rows=len(outputs))
-
-
-def _of_numbers(outputs: Tensor, slope: Tensor, target: Tensor) -> Pull:
-    """Tell only whether every number is pulled toward its label, as any distance does."""
-    apart = outputs - target
-    live = (slope != 0) & (apart != 0)
-    if not bool(live.any()):
-        return Pull()
-    toward = slope[live] * apart[live] > 0
-    sign = 1 if bool(toward.all()) else -1 if not bool(toward.any()) else 0
-    return Pull(form="distance" if sign else "unknown", sign=sign)
+    return abs(value / wanted - 1) <= FULL
 
 
 def scale_over_calls(pulls: Sequence[Pull]) -> float | None:
-    """Give the factor c of a row, summed over the calls; None where calls or rows differ, or a form has none.
+    """Return the factor c of a row, summed over the calls; None where calls or rows differ, or a form has none.
 
     For the mean of several passes' losses it is the loss's own; so it is for the loss of the passes' mean shares, whose
     rows' factors sum to it.
@@ -267,4 +260,4 @@ def scale_over_calls(pulls: Sequence[Pull]) -> float | None:
     if not len(counted):
         return None
     middle = float(counted.median())
-    return middle if float((counted - middle).abs().max()) <= _FULL * abs(middle) else None
+    return middle if float((counted - middle).abs().max()) <= FULL * abs(middle) else None

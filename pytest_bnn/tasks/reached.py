@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from pytest_bnn.data.loss import Loss
+from pytest_bnn.network.foreign import foreign_left_alone
 from pytest_bnn.network.isolation import seed_everything, undisturbed
 from pytest_bnn.network.tree import leaves, mapped
 
 
 def gradients_at_outputs(model: nn.Module, loss: Loss | None, batch: Callable[[], Any], seed: int) -> dict[str, Tensor]:
-    """Give the gradient of a loss at each output of the model that it uses, in its first call; empty without a loss.
+    """Return the gradient of a loss at each output of the model that it uses, in its first call; empty without a loss.
 
     The outputs are cut from the network, so that an output has no gradient where the loss uses only another one that is
     computed from it. Empty, too, for a loss that cannot be evaluated in this way.
@@ -30,7 +31,7 @@ def gradients_at_outputs(model: nn.Module, loss: Loss | None, batch: Callable[[]
         return fresh
 
     try:
-        with undisturbed(model, seed=seed), torch.enable_grad():
+        with undisturbed(model, seed=seed), torch.enable_grad(), foreign_left_alone(model):
             seed_everything(seed)
             handle = model.register_forward_hook(detach)
             try:

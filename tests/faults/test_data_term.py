@@ -297,6 +297,122 @@ def test_a_wrong_data_term_is_found(name: str) -> None:
     assert words in found.headline
 
 
+def sure(how: str) -> tuple[nn.Module, nn.Module, dict[str, Any]]:
+    """A network that is sure of its answers, its conversion, and examples with the labels that it gives."""
+    network = teacher()
+    with torch.no_grad():
+        network[-1].weight.mul_(200)  # type: ignore[operator]
+    images = given()["images"]
+    return (
+        network,
+        convert(network, type=how, moped_delta=0.01),
+        {"images": images, "labels": network(images).argmax(1)},
+    )  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("how", ["Reparameterization", "Flipout"])
+@pytest.mark.parametrize("wrong", [rolled, lambda m, b: cross_entropy(m, (b[0], b[1].sort().values))])
+@pytest.mark.fault("B24", "loss.data")
+def test_labels_of_other_rows_are_found_where_the_network_is_sure(wrong: Loss, how: str) -> None:
+    """B24: a trained network is sure of its classes: rows that are pulled toward another one are pulled strongly."""
+    network, model, data = sure(how)
+    found = measure_loss_data(model, teacher=network, loss=with_kl(wrong), **data)
+    assert found.verdict is Verdict.FAIL, found.explain()
+    assert "labels of other rows" in found.headline
+
+
+@pytest.mark.parametrize(
+    "name", ["cross-entropy", "class weights", "ignored rows", "shuffled together", "smoothed labels"]
+)
+def test_a_sure_network_is_not_accused(name: str) -> None:
+    network, model, data = sure("Reparameterization")
+    found = measure_loss_data(model, teacher=network, loss=with_kl(HEALTHY[name]), **data)
+    assert found.verdict is Verdict.PASS, found.explain()
+
+
+def test_a_sure_network_with_some_wrong_labels_is_not_accused() -> None:
+    network, model, data = sure("Reparameterization")
+    data["labels"][::4] = (data["labels"][::4] + 1) % CLASSES
+    found = measure_loss_data(model, teacher=network, loss=with_kl(cross_entropy), **data)
+    assert found.verdict is Verdict.PASS, found.explain()
+
+
+def squared(model: nn.Module, batch: Batch) -> Tensor:
+    return functional.mse_loss(model(batch[0]), batch[1])
+
+
+def sides(model: nn.Module, batch: Batch) -> Tensor:
+    return functional.binary_cross_entropy_with_logits(model(batch[0]), batch[1])
+
+
+def in_another_order(term: Loss, of: int) -> Loss:
+    """A loss whose inputs (0) or labels (1) are rolled by one place."""
+    return lambda m, b: term(m, (b[0].roll(1, 0) if of == 0 else b[0], b[1].roll(1, 0) if of == 1 else b[1]))
+
+
+def broadcast(model: nn.Module, batch: Batch) -> Tensor:
+    return (model(batch[0]) - batch[1].squeeze(1)).square().mean()
+
+
+MISPAIRED: dict[str, tuple[Loss, str, str]] = {
+    "squared distance, labels rolled": (in_another_order(squared, 1), "numbers", "labels of other rows"),
+    "squared distance, inputs rolled": (in_another_order(squared, 0), "numbers", "labels of other rows"),
+    "sides, labels rolled": (in_another_order(sides, 1), "sides", "labels of other rows"),
+    "sides, inputs rolled": (in_another_order(sides, 0), "sides", "labels of other rows"),
+    "labels broadcast": (broadcast, "numbers", "toward the mean of all labels"),
+    "labels broadcast, summed": (lambda m, b: 32 * broadcast(m, b), "numbers", "toward the mean of all labels"),
+    "sides exchanged": (lambda m, b: sides(m, (b[0], 1 - b[1])), "sides", "0 and 1 are exchanged"),
+    "sides, maximised": (lambda m, b: -sides(m, b), "sides", "maximised"),
+    "distance, maximised": (lambda m, b: -squared(m, b), "numbers", "maximised"),
+}
+
+
+@pytest.mark.parametrize("how", ["Reparameterization", "Flipout"])
+@pytest.mark.parametrize("name", MISPAIRED)
+@pytest.mark.fault("B24", "loss.data")
+def test_labels_of_other_rows_are_found_among_numbers(name: str, how: str) -> None:
+    """B24: numbers and sides that are paired with the labels of other rows, or with all of them at once."""
+    term, labels, words = MISPAIRED[name]
+    found = judged(term, labels=labels, how=how)
+    assert found.verdict is Verdict.FAIL, found.explain()
+    assert words in found.headline
+
+
+RIGHT: dict[str, tuple[Loss, str]] = {
+    "squared distance": (squared, "numbers"),
+    "shuffled together": (lambda m, b: squared(m, (b[0].flip(0), b[1].flip(0))), "numbers"),
+    "absolute distance": (lambda m, b: functional.l1_loss(m(b[0]), b[1]), "numbers"),
+    "Huber": (lambda m, b: functional.huber_loss(m(b[0]), b[1], delta=0.1), "numbers"),
+    "standardised labels": (lambda m, b: squared(m, (b[0], (b[1] - 1) / 3)), "numbers"),
+    "labels far away": (lambda m, b: squared(m, (b[0], b[1] + 1e4)), "numbers"),
+    "weights of rows": (lambda m, b: ((m(b[0]) - b[1]).square() * b[1].exp()).mean(), "numbers"),
+    "sides": (sides, "sides"),
+    "sides shuffled together": (lambda m, b: sides(m, (b[0].flip(0), b[1].flip(0))), "sides"),
+    "some sides wrong": (lambda m, b: sides(m, (b[0], torch.cat([1 - b[1][:4], b[1][4:]]))), "sides"),
+    "sides, weighted": (
+        lambda m, b: functional.binary_cross_entropy_with_logits(m(b[0]), b[1], pos_weight=torch.tensor(3.0)),
+        "sides",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", RIGHT)
+def test_numbers_with_their_own_labels_are_not_accused(name: str) -> None:
+    term, labels = RIGHT[name]
+    found = judged(term, labels=labels)
+    assert found.verdict is Verdict.PASS, found.explain()
+
+
+def test_one_straight_line_through_centred_numbers_is_not_accused() -> None:
+    """Labels that are twice the outputs pull as their mean would, save that each pull is toward the row's own."""
+    images = torch.linspace(-1, 1, ROWS)[:, None]
+    network = nn.Sequential(nn.Linear(1, 1, bias=False))
+    model = convert(network, moped_delta=0.1)
+    labels = 2 * network(images).detach()
+    found = measure_loss_data(model, teacher=network, loss=with_kl(squared), images=images, labels=labels)
+    assert found.verdict is Verdict.PASS, found.explain()
+
+
 @pytest.mark.parametrize("temperature", [2.0, 4.0])
 def test_distillation_without_its_factor_is_a_warning(temperature: float) -> None:
     found = judged(distilled(temperature, squared=False))

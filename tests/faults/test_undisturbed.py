@@ -233,6 +233,58 @@ def test_nothing_changes_when_the_loss_switches_to_train_mode(
     assert evidence.verdict is Verdict.PASS, evidence.explain()
 
 
+OF_THE_LOSS = ("kl.loss", "gradient.samples", "loss.data")
+
+
+@pytest.mark.parametrize("id", OF_THE_LOSS)
+def test_nothing_changes_when_a_loss_that_writes_raises_at_its_end(
+    id: str, model: nn.Module, teacher: nn.Module, batch: Batch, measures: Measures
+) -> None:
+    """It has trained the teacher's statistics, run backward and written into its batch by then."""
+    images, labels = batch[0].clone(), batch[1].clone()
+
+    def loss(subject: nn.Module, given: Batch) -> Tensor:
+        teacher.train()
+        value = _loss(subject, given) + teacher(given[0]).square().mean()
+        value.backward()
+        given[0].zero_(), given[1].zero_()
+        raise _Broken("no such label")
+
+    snapshot = Snapshot(model, teacher)
+    with pytest.raises(InputError, match="no such label"):
+        measures[id](model, teacher=teacher, images=images, labels=labels, loss=loss)
+    snapshot.assert_unchanged()
+    assert torch.equal(images, batch[0])
+    assert torch.equal(labels, batch[1])
+
+
+@pytest.mark.parametrize("own_backward", [False, True])
+@pytest.mark.parametrize("id", OF_THE_LOSS)
+def test_what_a_loss_trains_beside_the_model_keeps_its_gradients(
+    id: str, own_backward: bool, model: nn.Module, teacher: nn.Module, batch: Batch, measures: Measures
+) -> None:
+    """A second network, which has a gradient already, and a tensor of no module, which has none."""
+    classes = teacher(batch[0]).shape[1]
+    beside = nn.Sequential(nn.Linear(classes, classes), nn.BatchNorm1d(classes)).train()
+    scale = torch.ones((), requires_grad=True)
+    for parameter in beside.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    state = deepcopy(beside.state_dict())
+
+    def loss(subject: nn.Module, given: Batch) -> Tensor:
+        kl: Tensor = get_kl_loss(subject)
+        value = functional.cross_entropy(scale * beside(subject(given[0])), given[1]) + kl / 10
+        if own_backward:
+            value.backward()
+        return value
+
+    measures[id](model, teacher=teacher, images=batch[0], labels=batch[1], loss=loss)
+    assert scale.grad is None
+    assert all(torch.equal(p.grad, torch.ones_like(p)) for p in beside.parameters() if p.grad is not None)
+    assert all(p.grad is not None for p in beside.parameters())
+    assert all(torch.equal(value, state[name]) for name, value in beside.state_dict().items())
+
+
 @pytest.mark.parametrize("id", CHECKS)
 def test_check_between_forward_and_backward_keeps_the_gradient(
     id: str, model: nn.Module, teacher: nn.Module, batch: Batch, measures: Measures

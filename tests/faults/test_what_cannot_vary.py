@@ -102,6 +102,13 @@ def reseed(model: Any) -> None:
     model.register_forward_pre_hook(seeded)
 
 
+def restore(model: Any) -> None:
+    """Put the random generator back when a forward is done, as `torch.random.fork_rng` around it does."""
+    before: list[Tensor] = []
+    model.register_forward_pre_hook(lambda *_: before.append(torch.get_rng_state()))
+    model.register_forward_hook(lambda *_: torch.set_rng_state(before.pop()))
+
+
 FAULTS: dict[str, tuple[Callable[[Any], None], str]] = {
     "noise is cached": (lambda model: cache(model, "body", "head"), "cached or never drawn"),
     "sigma collapsed": (lambda model: collapse(model, "body", "head"), "sigma has collapsed"),
@@ -119,6 +126,26 @@ def test_missing_noise_is_found(name: str, ends: str) -> None:
     evidence = measure_noise_varies(model, images=images())
     assert evidence.verdict is Verdict.FAIL, evidence.headline
     assert words in evidence.headline
+
+
+@pytest.mark.parametrize("how", ["Reparameterization", "Flipout"])
+def test_a_generator_that_a_forward_puts_back_is_named(how: str) -> None:
+    """Passes that are seeded one by one differ; two in a row do not, though nothing is cached."""
+    model = convert(Net(), moped_delta=0.1, type=how)  # type: ignore[arg-type]
+    restore(model)
+    evidence = measure_noise_source(model, images=images())
+    assert evidence.verdict is Verdict.FAIL, evidence.headline
+    assert "puts the random generator back" in evidence.headline
+    assert "cached" not in evidence.headline
+
+
+def test_no_version_changes_where_outputs_do_not_vary() -> None:
+    """What a posterior should do is computed with other values of mu: a backward pass that waits must not notice."""
+    model = convert(Net(), moped_delta=0.1)
+    collapse(model, "body", "head")
+    before = [parameter._version for parameter in model.parameters()]
+    assert measure_noise_varies(model, images=images()).verdict is Verdict.FAIL
+    assert [parameter._version for parameter in model.parameters()] == before
 
 
 @pytest.mark.parametrize("break_", [collapse, cache])

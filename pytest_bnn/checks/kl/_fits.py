@@ -31,7 +31,7 @@ _SHARE: dict[Convention, str] = {
 
 
 def tolerance_of(*tensors: PosteriorTensor) -> float:
-    """Give the relative error that is allowed in the coarsest dtype among some tensors."""
+    """Return the relative error that is allowed in the coarsest dtype among some tensors."""
     full = all(tensor.mu.dtype in (torch.float32, torch.float64) for tensor in tensors)
     return TOLERANCE if full else _HALF_TOLERANCE
 
@@ -191,7 +191,7 @@ def _fit(
 
 
 def in_convention(weight: Weight, fit: Fit, total: int) -> float:
-    """Give the weight of a tensor's KL in a convention; ``total`` is the number of all weights."""
+    """Return the weight of a tensor's KL in a convention; ``total`` is the number of all weights."""
     return fit.weight * _factor(weight.convention, fit, total)
 
 
@@ -200,7 +200,7 @@ def _factor(convention: Convention, fit: Fit, total: int) -> int:
 
 
 def weight_of(fits: Sequence[Fit], conventions: Sequence[Convention], expected: float | None, total: int) -> Weight:
-    """Give the convention under which the weights of most tensors agree, their median, and their spread.
+    """Return the convention under which the weights of most tensors agree, their median, and their spread.
 
     The expected weight stands for the median where some tensor has it.
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pytest_bnn.checks._objective import FINITE_DERIVATIVE, Evaluation, unproven, without_a_gradient
 from pytest_bnn.checks.finding import Finding, LossError, accused, not_applicable
-from pytest_bnn.checks.kl._beside import data_term_of
+from pytest_bnn.checks.kl._expected import of_the_weight
 from pytest_bnn.checks.kl._fits import notes_on
-from pytest_bnn.checks.kl._judgement import Judgement, Reading, calls_of
-from pytest_bnn.checks.kl._mean import MeanFit
+from pytest_bnn.checks.kl._held import of_the_means
+from pytest_bnn.checks.kl._judgement import Judgement, calls_of
+from pytest_bnn.checks.kl._reading import Reading
 from pytest_bnn.errors import InputError
-from pytest_bnn.libraries.cut import key_of
 from pytest_bnn.libraries.posterior import counted_twice
 from pytest_bnn.records.evidence import Measurement, Threshold, Verdict
 
@@ -18,9 +18,6 @@ _FINITE_KL = (
     "kl_divergence divides by the square of sigma, which overflows in float32 below 5e-20; where no sigma is so small, "
     f"{FINITE_DERIVATIVE}"
 )
-
-#: How far mu moves where the value of a KL term has to notice, in units in which its gradient is read off at 1.
-_FAR = 100.0
 
 
 def judge(judgement: Judgement) -> Finding:
@@ -117,7 +114,7 @@ def _judged(judgement: Judgement, reading: Reading, mode: str) -> Finding:
     layers = [accused(fit.tensor, f"{fit.tensor.role}: {words}") for fit, words in offenders]
     notes = [note for note in (mode if mode != "in eval mode alone" else "",) if note]
     if not problem:
-        verdict, problem, remedy, bad = _of_the_means(judgement, reading)
+        verdict, problem, remedy, bad = of_the_means(judgement, reading)
         layers += [accused(mean.tensor, f"{mean.tensor.role}: {words}") for mean, words in bad]
     notes += _notes_on_means(judgement, reading)
     headline = f"the KL term has weight {found.value:.6g} {found.share}"
@@ -193,50 +190,7 @@ def _problem(judgement: Judgement, reading: Reading, mode: str) -> tuple[str, st
         )
     if reading.uneven:
         return _uneven(judgement, reading)
-    return _of_the_weight(judgement, reading)
-
-
-def _of_the_weight(judgement: Judgement, reading: Reading) -> tuple[str, str]:
-    """Compare the weight with what was declared, in units of the data term where its size shows."""
-    value, declared, expected = reading.found.value, judgement.declared, judgement.expected
-    if expected is None and declared.num_data is None:
-        return "", ""
-    beside = data_term_of(judgement.subject, judgement.layers, reading.first)
-    plain = expected is None or judgement.near(value, expected)
-    if beside is None or (declared.kl_weight is not None and plain):
-        return ("", "") if plain or expected is None else _another_weight(value, expected)
-    ratio = value / beside.times
-    data = f"a data term that is a {beside.over} over examples" + (
-        "" if judgement.near(beside.times, 1) else f", times {beside.times:.4g}"
-    )
-    if declared.kl_weight is not None:
-        return ("", "") if judgement.near(ratio, declared.kl_weight) else _another_weight(value, declared.kl_weight)
-    summed_beside_mean = reading.found.convention == "sum" and beside.over == "mean"
-    if summed_beside_mean and declared.num_data is not None:
-        wanted, of = 1 / declared.num_data, f"1 / {declared.num_data} examples"
-    elif summed_beside_mean and declared.num_batches is not None:
-        if ratio * declared.num_batches <= 0.5 + 1e-6:
-            return "", ""  # 1 / number of examples, for batches of two or more
-        wanted, of = 0.0, "1 / number of examples, far below 1 / number of batches"
-    elif declared.num_batches is not None:
-        wanted, of = 1 / declared.num_batches, f"1 / {declared.num_batches} batches"
-    else:
-        return "", ""
-    if wanted and judgement.near(ratio, wanted):
-        return "", ""
-    times = f"{ratio / wanted:.4g} times the expected {of}" if wanted else f"expected {of}"
-    return (
-        f"the KL term has weight {value:.6g} {reading.found.share}, beside {data}: {times}",
-        "divide a KL that is summed over weights by the number of examples beside a mean over examples, and by the "
-        "number of batches beside a sum; multiply both terms alike where gradients are accumulated",
-    )
-
-
-def _another_weight(value: float, expected: float) -> tuple[str, str]:
-    return (
-        f"the KL term has weight {value:.6g}, {value / expected:.4g} times the expected {expected:.6g}",
-        "divide the KL term by the number of batches (or examples) that the data term is averaged over",
-    )
+    return of_the_weight(judgement, reading)
 
 
 def _reaches_data(first: Evaluation) -> bool:
@@ -263,59 +217,6 @@ def _uneven(judgement: Judgement, reading: Reading) -> tuple[str, str]:
             "take pytest_bnn.kl(model), which counts each layer once"
         )
     return headline, "weigh every layer's KL alike"
-
-
-def _of_the_means(judgement: Judgement, reading: Reading) -> tuple[Verdict, str, str, list[tuple[MeanFit, str]]]:
-    """Judge how the KL holds the means, where its gradient to rho is as it should be."""
-    means = reading.means
-    loose = [mean for mean in means if not mean.reaches]
-    of = f"{len(loose)} of {len(means)} tensors"
-    if loose and (change := _noticed(judgement, loose, reading)):
-        return (
-            Verdict.WARN,
-            f"the KL term's gradient does not reach mu in {of}: the term changes with mu, which is detached in it",
-            "take mu into the term as it is, without .detach(); where the means are meant to be held by nothing, "
-            'accept it: severity "off" for kl.loss',
-            [(mean, f"mu is detached in the KL term (it changes by {change:.3g} when mu moves)") for mean in loose],
-        )
-    if loose:
-        return (
-            Verdict.FAIL,
-            f"the KL term does not depend on mu in {of}: nothing pulls the means toward the prior",
-            "add (mu - prior_mu)**2 / (2 * prior_sigma**2), or take "
-            f"{judgement.layers[0].adapter.words.kl}; a prior that is mu itself is no prior: clone it",
-            [(mean, "the loss beside the data does not depend on mu") for mean in loose],
-        )
-    if reading.of == "estimate":
-        return Verdict.PASS, "", "", []
-    # Toward a prior of the loss's own, rho and mu were judged together.
-    bad = [mean for mean in means if not mean.like_the_prior] if reading.seen_by_prior else []
-    if not bad:
-        return Verdict.PASS, "", "", []
-    return (
-        Verdict.FAIL,
-        f"something else than the KL term pulls on mu in {len(bad)} of {len(means)} tensors, "
-        f"{bad[0].tensor.name} first",
-        "look for weight decay (an L1 or L2 penalty) on mu inside the loss, or for mu used as a weight outside of its "
-        "layer",
-        [
-            (mean, f"the pull on mu changes {mean.slope:.4g} times as much with mu as the KL term's does")
-            for mean in bad
-        ],
-    )
-
-
-def _noticed(judgement: Judgement, loose: list[MeanFit], reading: Reading) -> float:
-    """Return how much the loss changes when mu moves far and the weights that the data meet do not; 0 for rounding."""
-    after = judgement.run(mu_shift=_FAR, backward=False)
-    weights = {key_of(fit.tensor): fit.weight for fit in reading.fits}
-    expected = 0.0
-    for tensor in (mean.tensor for mean in loose):
-        apart = tensor.mu.detach().double() - tensor.prior_mu.detach().double()
-        moved = (apart + after.moved[key_of(tensor)]) ** 2 - apart**2
-        expected += weights[key_of(tensor)] * float((moved / (2 * tensor.prior_sigma.detach().double() ** 2)).sum())
-    change = after.value - reading.first.value
-    return change if abs(change) > 1e-2 * abs(expected) > 0 else 0.0
 
 
 def _notes_on_means(judgement: Judgement, reading: Reading) -> list[str]:

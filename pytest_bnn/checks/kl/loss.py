@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from pytest_bnn.checks.check import check
 from pytest_bnn.checks.finding import Finding, not_applicable
-from pytest_bnn.checks.kl._judgement import Declared, Judgement
+from pytest_bnn.checks.kl._judgement import Judgement
+from pytest_bnn.checks.kl._reading import Declared
 from pytest_bnn.checks.kl._sick import NOT_FINITE, not_finite
 from pytest_bnn.checks.kl._verdict import judge
 from pytest_bnn.checks.values import Count, Positive

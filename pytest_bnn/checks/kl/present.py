@@ -67,7 +67,7 @@ class _ClosedForm:
 
 
 def closed_form(layers: Sequence[BayesianLayer]) -> _ClosedForm:
-    """Give the KL of some layers: summed, averaged over each tensor, averaged over all weights."""
+    """Return the KL of some layers: summed, averaged over each tensor, averaged over all weights."""
     tensors = tensors_of(layers)
     sums = [tensor.kl_sum() for tensor in tensors]
     values: dict[Convention, float] = {
@@ -179,7 +179,7 @@ def _find(subject: Subject) -> Finding:
 
 
 def _own_sum(model: nn.Module) -> nn.Module | None:
-    """Give the model itself where it brings a ``kl_loss()`` of its own that adds up its layers'.
+    """Return the model itself where it brings a ``kl_loss()`` of its own that adds up its layers'.
 
     ``get_kl_loss`` would count each of them again.
     """

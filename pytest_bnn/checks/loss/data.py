@@ -85,8 +85,8 @@ def _judged(
 ) -> Finding:
     outputs = at_the_outputs(subject, left)
     problem = outputs.problem()
-    still, trained = _without_noise_in_training(subject, layers, left)
-    notes = list(outputs.notes)
+    still, trained, broken = _without_noise_in_training(subject, layers, left)
+    notes = [*outputs.notes, *broken]
     unseen = [layer.path for layer in layers if layer.path in left.not_cut]
     if unseen:
         notes.append(f"not judged: {unseen[0]}" + (f" and {len(unseen) - 1} more" if len(unseen) > 1 else ""))
@@ -143,22 +143,23 @@ def _finding(
 
 def _without_noise_in_training(
     subject: Subject, layers: tuple[BayesianLayer, ...], left: Evaluation
-) -> tuple[list[BayesianLayer], bool]:
-    """Return the layers that draw in eval mode and not in train mode, and whether the loss ran in train mode."""
+) -> tuple[list[BayesianLayer], bool, list[str]]:
+    """Return the layers that draw in eval mode and not in train mode, whether the loss ran in train mode, and notes."""
     noisy = {call.layer.path for call in left.calls if _is_noisy(call)}
     if not noisy:
-        return [], False  # noise.source says so
+        return [], False, []  # noise.source says so
     try:
         trained = cut_of(subject, layers, train=True)
-    except Exception:  # what it cannot do in train mode says nothing of its noise
-        return [], False
+    except Exception as error:  # what it cannot do in train mode says nothing of its noise
+        why = str(error).splitlines()[0] if str(error) else type(error).__name__
+        return [], False, [f"the noise in train mode is not judged, since the loss does not run there: {why}"]
     drawn = {call.layer.path for call in trained.calls if _is_noisy(call)}
     called = {call.layer.path for call in trained.calls if call.noise()}
     at_mu = {tensor.path for tensor in trained.undrawn}
     before = {key_of(tensor) for tensor in left.undrawn}
     at_mu -= {path for path, _ in before}
     still = [layer for layer in layers if layer.path in noisy - drawn and layer.path in called | at_mu]
-    return [layer for layer in still if any(bool(t.sigma.any()) for t in layer.tensors)], True
+    return [layer for layer in still if any(bool(t.sigma.any()) for t in layer.tensors)], True, []
 
 
 def _is_noisy(call: LayerCall) -> bool:

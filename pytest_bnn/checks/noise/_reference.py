@@ -45,7 +45,8 @@ def posterior_passes(subject: Subject, *, passes: int = PASSES, relative: float 
                 generator = torch.Generator().manual_seed(pass_seed(subject.seed, index))
                 for tensor, mean, sigma in zip(tensors, means, sigmas, strict=True):
                     eps = torch.randn(mean.shape, generator=generator).to(mean)
-                    tensor.mu_parameter.copy_(mean + sigma * eps)
+                    # Through .data: a backward pass that waits outside must not take it for changed.
+                    tensor.mu_parameter.data.copy_(mean + sigma * eps)
                 found.append(forward(subject.model, subject.require_images()))
     return torch.stack(found)
 
@@ -81,7 +82,7 @@ def cannot_vary(subject: Subject, floor: float) -> Tensor:
 
 
 def _nearly_always(passes: Tensor, scale: Scale) -> Tensor:
-    """Give what the spreads of each image exceed in all pairs of passes but an eighth."""
+    """Return what the spreads of each image exceed in all pairs of passes but an eighth."""
     found = spreads(passes, scale).sort(0).values
     return found[len(found) // 8]
 

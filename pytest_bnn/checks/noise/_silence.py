@@ -20,7 +20,7 @@ MIN_SPREAD = 1e-4
 
 
 def floor_of(outputs: Tensor, min_spread: float) -> float:
-    """Give the spread below which outputs count as equal: as asked for, but never less than one rounding.
+    """Return the spread below which outputs count as equal: as asked for, but never less than one rounding.
 
     Two passes with equal weights give equal bits, so what is left is weights that hardly leave their rounding.
     """
@@ -28,7 +28,7 @@ def floor_of(outputs: Tensor, min_spread: float) -> float:
 
 
 def not_finite(subject: Subject, passes: int, bad: int) -> Finding:
-    """Give the finding of outputs that are NaN or infinite, with the layers that have such parameters."""
+    """Return the finding of outputs that are NaN or infinite, with the layers that have such parameters."""
     culprits = [
         LayerFinding(path=tensor.path, kind=layer.kind, ok=False, finding=f"{tensor.role}: {problem}")
         for layer in bayesian_layers(subject.model)
@@ -69,8 +69,8 @@ def causes_of_silence(subject: Subject, spread: float) -> list[str]:
             return [f"mu and rho at {orphans[0] or 'the model itself'} belong to no layer that draws"]
         return [nobody_knows(subject.model) or "the model has no Bayesian layer"]
     causes = []
-    if _reseeds(subject):
-        causes.append("the forward seeds the random generator itself, so every pass draws the same noise")
+    if generator := _what_the_forward_does_to_the_generator(subject):
+        causes.append(generator)
     widest = max(float((t.sigma / t.mu.detach().abs().clamp_min(1e-12)).median()) for la in layers for t in la.tensors)
     if widest < MIN_SPREAD:
         causes.append(f"sigma has collapsed: its median is at most {widest:.1g} of abs(mu) in every layer")
@@ -79,13 +79,21 @@ def causes_of_silence(subject: Subject, spread: float) -> list[str]:
     return causes
 
 
-def _reseeds(subject: Subject) -> bool:
-    states = []
+def _what_the_forward_does_to_the_generator(subject: Subject) -> str:
+    """Say whether a forward pass seeds the random generator, or puts it back; empty where it does neither."""
+    ends, kept, outputs = [], [], []
     for seed in (subject.seed, subject.seed + 1):
         with undisturbed(subject.model, seed=subject.seed):
             seed_everything(seed)
             before = torch.get_rng_state()
-            forward(subject.model, subject.require_images()[:1])
-            after = torch.get_rng_state()
-            states.append((after, not torch.equal(before, after)))
-    return states[0][1] and torch.equal(states[0][0], states[1][0])
+            outputs.append(forward(subject.model, subject.require_images()[:1]))
+            ends.append(torch.get_rng_state())
+            kept.append(torch.equal(before, ends[-1]))
+    if not kept[0] and torch.equal(ends[0], ends[1]):
+        return "the forward seeds the random generator itself, so every pass draws the same noise"
+    if all(kept) and not torch.equal(outputs[0], outputs[1]):
+        return (
+            "the forward puts the random generator back to where it was when it is done (fork_rng, set_rng_state), so "
+            "that passes in a row draw the same noise"
+        )
+    return ""
