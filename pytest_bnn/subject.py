@@ -17,20 +17,19 @@ from pytest_bnn.data.given import (
     does_not_accept,
     given_samples,
     labels_in,
+    require_finite_answers,
     require_finite_inputs,
     require_weights,
-    rows_not_finite,
 )
 from pytest_bnn.data.loss import BATCH, Loss
 from pytest_bnn.data.probing import Probed, probe
-from pytest_bnn.errors import InputError
 from pytest_bnn.libraries.alignment import Alignment, Standing, align, standing_of
 from pytest_bnn.libraries.history import Trace, traces
 from pytest_bnn.network.calling import Field, ForwardError
 from pytest_bnn.records.evidence import Stage
 from pytest_bnn.records.recorder import default_subject_name
 from pytest_bnn.sampling.bank import PassBank
-from pytest_bnn.tasks.deciding import decide
+from pytest_bnn.tasks.deciding import decide, decide_each
 from pytest_bnn.tasks.reached import gradients_at_outputs
 from pytest_bnn.tasks.task import Task, TaskOption
 
@@ -238,28 +237,15 @@ class Subject:
 
         Where the user names an output it is the only one.
         """
-        main, found = self.task, []
+        main = self.task
         if self._output is not None or len(self.fields) < 2 or self.teacher is None:
             return (main,)
         if self.teacher_output().shape[-1] != sum(field.size for field in self.fields):
             return (main,)
         reached = cache(lambda: gradients_at_outputs(self.model, self.loss, self.loss_batch, self.seed))
-        for field in self.fields:
-            if main.kind == "unknown" or field.name != main.field:
-                task = decide(
-                    "auto",
-                    output=field.name,
-                    fields=self.fields,
-                    example=self.forward_once(),
-                    labels=self.labels_of(field.name),
-                    classes=0,
-                    reached=reached,
-                )
-                found += [task] if task.proven and task.kind != "unknown" else []
-        if main.kind != "unknown":
-            return (main, *found)
-        # One output alone is no answer to which of several decides.
-        return tuple(found) if len(found) > 1 else (main,)
+        return decide_each(
+            main, fields=self.fields, example=self.forward_once(), labels=self.labels_of, reached=reached
+        )
 
     def labels_of(self, output: str) -> Any:
         """Give the labels of one output: those of its name, where they have names; all where there is one output."""
@@ -343,7 +329,7 @@ class Subject:
                 output = PassBank(self.teacher, images, self.seed, sampler="own").first(1)[0]
             except ForwardError as error:
                 raise does_not_accept("teacher", self.teacher, images, error) from error
-            _require_finite(self.teacher, output)
+            require_finite_answers(self.teacher, output)
             self._teacher_output = output.to(device_of(self.require_images()))
         return self._teacher_output
 
@@ -370,24 +356,3 @@ HOW_TO_GIVE = {
     "images": "no images were given: --data MODULE:FACTORY, or images= in Python",
     "loss": "no training loss was given: --loss MODULE:FUNCTION, or loss= in Python",
 }
-
-
-def _require_finite(teacher: nn.Module, output: Tensor) -> None:
-    """Refuse a teacher that no network could agree with."""
-    # Minus infinity beside finite scores is a mask, such as of classes that are left out.
-    scores = output.reshape(len(output), -1)
-    masked = torch.isneginf(scores) & torch.isfinite(scores).any(1, keepdim=True)
-    rows = rows_not_finite(torch.where(masked, 0.0, scores))
-    if not rows:
-        return
-    # Infinity in a buffer may be a mask's.
-    sick = [name for name, value in teacher.named_parameters() if not bool(torch.isfinite(value).all())]
-    sick += [name for name, value in teacher.named_buffers() if bool(torch.isnan(value).any())]
-    raise InputError(
-        f"the outputs of the teacher {type(teacher).__name__} are NaN or infinite for {len(rows)} of {len(output)} "
-        f"images, number {rows[0]} first" + (f", and so is its {sick[0]}" if sick else ""),
-        fix="load its weights again; where the model shares memory with it, as after bayesian-torch's utils.MOPED(), "
-        "training the model changed it"
-        if sick
-        else "leave these images out, or look where its forward divides, takes a logarithm or overflows",
-    )

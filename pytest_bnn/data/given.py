@@ -106,6 +106,27 @@ def rows_not_finite(values: Tensor) -> list[int]:
     return found
 
 
+def require_finite_answers(teacher: nn.Module, output: Tensor) -> None:
+    """Refuse a teacher that no network could agree with."""
+    # Minus infinity beside finite scores is a mask, such as of classes that are left out.
+    scores = output.reshape(len(output), -1)
+    masked = torch.isneginf(scores) & torch.isfinite(scores).any(1, keepdim=True)
+    rows = rows_not_finite(torch.where(masked, 0.0, scores))
+    if not rows:
+        return
+    # Infinity in a buffer may be a mask's.
+    sick = [name for name, value in teacher.named_parameters() if not bool(torch.isfinite(value).all())]
+    sick += [name for name, value in teacher.named_buffers() if bool(torch.isnan(value).any())]
+    raise InputError(
+        f"the outputs of the teacher {type(teacher).__name__} are NaN or infinite for {len(rows)} of {len(output)} "
+        f"images, number {rows[0]} first" + (f", and so is its {sick[0]}" if sick else ""),
+        fix="load its weights again; where the model shares memory with it, as after bayesian-torch's utils.MOPED(), "
+        "training the model changed it"
+        if sick
+        else "leave these images out, or look where its forward divides, takes a logarithm or overflows",
+    )
+
+
 def batch_for_loss(samples: Samples, probed: Probed, labels: Any, model: nn.Module, most: int) -> Any:
     """Give a copy of the batch that a training loss gets, in the structure in which the examples were given.
 

@@ -76,6 +76,37 @@ def decide(
     return Task(kind=kind, field=field, why=why, proven=found.proven, shares=share, classes_last=classes_last)
 
 
+def decide_each(
+    main: Task,
+    *,
+    fields: tuple[Field, ...],
+    example: Tensor,
+    labels: Callable[[str], Any],
+    reached: Callable[[], dict[str, Tensor]],
+) -> tuple[Task, ...]:
+    """Return what each of several outputs means: ``main`` first, then those of which labels, loss or names tell it.
+
+    Args:
+        main: What was decided for all of them together.
+        fields: The network's outputs, as in `pytest_bnn.network.calling.layout`.
+        example: Outputs on all examples.
+        labels: Gives the labels of an output, by its name.
+        reached: Gives the loss's gradient at the outputs that it uses.
+    """
+    found = []
+    for field in fields:
+        if main.kind == "unknown" or field.name != main.field:
+            task = decide(
+                "auto", output=field.name, fields=fields, example=example, labels=labels(field.name), classes=0,
+                reached=reached,
+            )  # fmt: skip
+            found += [task] if task.proven and task.kind != "unknown" else []
+    if main.kind != "unknown":
+        return (main, *found)
+    # One output alone is no answer to which of several decides.
+    return tuple(found) if len(found) > 1 else (main,)
+
+
 def _field(output: str | None, fields: tuple[Field, ...], reached: Callable[[], dict[str, Tensor]]) -> tuple[str, str]:
     """Give the output that claims of a task are about, or why it is not known."""
     names = [field.name for field in fields]

@@ -64,12 +64,16 @@ class LeavesWithGradients(nn.Sequential):
 BROKEN = "error or fail"
 
 
-@case("exits", verdicts={"kl.loss": BROKEN, "gradient.samples": BROKEN + " or not_applicable"}, push=True)
+@case(
+    "exits",
+    verdicts={"kl.loss": BROKEN, "gradient.samples": BROKEN + " or not_applicable", "loss.data": BROKEN},
+    push=True,
+)
 def network_that_exits_where_gradients_are_on() -> Input:
     return _as(LeavesWithGradients)
 
 
-@case("exits", verdicts={"kl.loss": BROKEN, "gradient.samples": BROKEN + " or not_applicable"})
+@case("exits", verdicts={"kl.loss": BROKEN, "gradient.samples": BROKEN + " or not_applicable", "loss.data": BROKEN})
 def loss_that_exits() -> Input:
     def leaves(model: nn.Module, batch: Any) -> Tensor:
         sys.exit(0)

@@ -130,13 +130,17 @@ def audit(measures: Mapping[str, Callable[..., Evidence]]) -> Callable[..., dict
         *,
         only: tuple[str, ...] = (),
         num_batches: int | None = None,
+        kl_weight: float | None = None,
         band: tuple[float, float] = BAND,
         **given: Any,
     ) -> dict[str, Evidence]:
         subject = Subject(model, **given)
         # It warns of every Flipout convolution of the library, and has a file of its own: test_flipout.py.
         by_default = [id for id in measures if id != "estimator.flipout"]
-        options: dict[str, dict[str, Any]] = {"kl.loss": {"num_batches": num_batches}, "noise.spread": {"band": band}}
+        options: dict[str, dict[str, Any]] = {
+            "kl.loss": {"num_batches": num_batches, "kl_weight": kl_weight},
+            "noise.spread": {"band": band},
+        }
         return {id: measures[id](subject, **options.get(id, {})) for id in only or by_default}
 
     return run

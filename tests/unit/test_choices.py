@@ -170,6 +170,7 @@ def test_settings_follow_into_every_check_that_they_belong_to() -> None:
             "max_passes": 4,
             "population": True,
             "tolerance": 0.5,
+            "distance": 0.25,
         }
         assert filled(declared("noise.spread"), {}) == {"band": (0.1, 0.2), "max_passes": 4}
 

@@ -102,8 +102,9 @@ def _said(subject: Subject, columns: list[int]) -> list[Tensor]:
     """Give what the teacher and the labels say about the same numbers, ``[N, numbers]``, where it can be compared."""
     found = []
     if subject.teacher is not None:
-        answers = subject.teacher_output().detach().double().flatten(1) if len(columns) else torch.zeros(0)
-        if answers.shape[1] > max(columns):
+        answers = subject.teacher_output().detach().double()
+        answers = answers.reshape(len(answers), -1)
+        if columns and answers.shape[1] > max(columns):
             found.append(answers[:, columns])
     labels = subject.labels
     if isinstance(labels, Tensor) and not labels.is_complex() and len(labels):
