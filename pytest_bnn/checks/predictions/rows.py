@@ -84,8 +84,8 @@ def _find(subject: Subject, allow: dict[str, str]) -> Finding:
     if found.dependent is None:
         if found.equal:
             return not_applicable(
-                "all examples have the same outputs, so that they could not show what others in a batch do: give others "
-                "with --data MODULE:FACTORY, or images= in Python"
+                "all examples have the same outputs, so that they could not show what others in a batch do: give "
+                "others with --data MODULE:FACTORY, or images= in Python"
             )
         return _independent(found)
     return _depends(subject, looked, found.dependent, allow)
