@@ -97,7 +97,7 @@ def _work_on_clones(modules: list[nn.Module], spared: set[int]) -> None:
 
 
 def _unfilled(parameter: Any) -> Any:
-    """Give a parameter; of a lazy one, which a pass gives its shape for good, another that is as empty."""
+    """Return a parameter; of a lazy one, which a pass gives its shape for good, another that is as empty."""
     if parameter is None or not is_lazy(parameter):
         return parameter
     make: Any = UninitializedParameter

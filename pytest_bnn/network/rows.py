@@ -1,4 +1,4 @@
-"""Whether a network answers each example by itself: the same one in other company, at another place, in another number.
+"""Whether a network answers each example by itself: the same one among others, at another place, in another number.
 
 Knows no Bayesian word: whoever asks makes sure that the network draws nothing.
 """
@@ -154,7 +154,7 @@ class _Measure:
         return cls(flat, unit, torch.maximum(NEGLIGIBLE * spread, _ROUNDINGS * eps * largest).clamp_min(1e-300), eps)
 
     def gaps(self, outputs: Tensor, numbers: Tensor, *, whole: Tensor | None = None) -> Tensor:
-        """Give the difference of outputs from those of the same examples in the whole batch."""
+        """Return the difference of outputs from those of the same examples in the whole batch."""
         return _gaps(_flat(outputs), (self.whole if whole is None else whole)[numbers])
 
 
@@ -168,7 +168,7 @@ def _gaps(one: Tensor, other: Tensor) -> Tensor:
 
 
 def _batches(whole: Tensor, count: int, size: int | None) -> Iterator[Tensor]:
-    """Give the numbers of the examples of each batch that is compared with the whole."""
+    """Return the numbers of the examples of each batch that is compared with the whole."""
     order = torch.arange(count)
     # Half of them, each twice, from the back: other company at other places.
     yield (order % -(-count // 2)).flip(0)
@@ -188,7 +188,7 @@ def _sizes(whole: Tensor, count: int) -> list[int]:
 def _settled(
     network: nn.Module, run: Run, measure: _Measure, numbers: Tensor, place: int, column: int
 ) -> tuple[float, float]:
-    """Give the difference of a number that rounding leaves, and what rounding explains of it.
+    """Return the difference of a number that rounding leaves, and what rounding explains of it.
 
     The difference is the least of three: as it is, and with the weights moved by one rounding in two ways. A sum in
     another order moves an output about as much as these do.
@@ -261,7 +261,7 @@ def _kinds(network: nn.Module) -> Iterator[set[torch.dtype]]:
 
 
 def _rounding(network: nn.Module, outputs: Tensor, kinds: set[torch.dtype]) -> float:
-    """Give the relative rounding of the coarsest numbers that a network computes with."""
+    """Return the relative rounding of the coarsest numbers that a network computes with."""
     weights = [p.dtype for p in network.parameters() if p.is_floating_point()]
     found = {kind for kind in (*kinds, *weights, outputs.dtype) if kind.is_floating_point} or {torch.float32}
     eps = max(torch.finfo(kind).eps for kind in found)

@@ -301,13 +301,13 @@ def sure(how: str) -> tuple[nn.Module, nn.Module, dict[str, Any]]:
     """A network that is sure of its answers, its conversion, and examples with the labels that it gives."""
     network = teacher()
     with torch.no_grad():
-        network[-1].weight.mul_(200)  # type: ignore[operator]
+        network.get_submodule("2").get_parameter("weight").mul_(200)
     images = given()["images"]
     return (
         network,
-        convert(network, type=how, moped_delta=0.01),
+        convert(network, type=how, moped_delta=0.01),  # type: ignore[arg-type]
         {"images": images, "labels": network(images).argmax(1)},
-    )  # type: ignore[arg-type]
+    )
 
 
 @pytest.mark.parametrize("how", ["Reparameterization", "Flipout"])
@@ -351,7 +351,8 @@ def in_another_order(term: Loss, of: int) -> Loss:
 
 
 def broadcast(model: nn.Module, batch: Batch) -> Tensor:
-    return (model(batch[0]) - batch[1].squeeze(1)).square().mean()
+    value: Tensor = (model(batch[0]) - batch[1].squeeze(1)).square().mean()
+    return value
 
 
 MISPAIRED: dict[str, tuple[Loss, str, str]] = {

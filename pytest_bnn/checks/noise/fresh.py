@@ -1,4 +1,4 @@
-"""``noise.fresh``: is every draw one of its own, and nobody's repetition?"""
+"""``noise.fresh``: is every draw new, and none the repetition of another?"""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ _RESETS = "where a forward pass resets the generator, each model repeats the oth
 
 
 def _copies(subject: Subject, few: Inputs) -> Copies | None:
-    """Give the copies of examples whose mean a call gives, where they share a draw."""
+    """Return the copies of examples whose mean a call gives, where they share a draw."""
     distinct = _told_apart(subject, few)
     if distinct is None:
         return None
@@ -145,7 +145,7 @@ def _copies(subject: Subject, few: Inputs) -> Copies | None:
 
 
 def _told_apart(subject: Subject, few: Inputs) -> Inputs | None:
-    """Give examples whose parts differ, so that what is equal inside of a network are copies; None without any."""
+    """Return examples whose parts differ, so that what is equal inside of a network are copies; None without any."""
     if len(few) < 2:
         return None
     if isinstance(few, Tensor) and few.is_floating_point():

@@ -68,7 +68,8 @@ def _find(subject: Subject, allow: dict[str, str]) -> Finding:
     images = subject.require_images()
     if len(images) < 2:
         return not_applicable(
-            "one example has no company: the claim needs at least two (--data MODULE:FACTORY, or images= in Python)"
+            "there is one example, and the claim compares batches: give at least two (--data MODULE:FACTORY, or "
+            "images= in Python)"
         )
     looked = _look(subject.model, images, subject, zero_sigma)
     found = looked.rows
@@ -83,8 +84,8 @@ def _find(subject: Subject, allow: dict[str, str]) -> Finding:
     if found.dependent is None:
         if found.equal:
             return not_applicable(
-                "all examples have the same outputs, so that no company could be seen in them: give others with "
-                "--data MODULE:FACTORY, or images= in Python"
+                "all examples have the same outputs, so that they could not show what others in a batch do: give "
+                "others with --data MODULE:FACTORY, or images= in Python"
             )
         return _independent(found)
     return _depends(subject, looked, found.dependent, allow)
@@ -108,7 +109,7 @@ def _look(
 
 
 def _count(given: int, size: int | None, subject: Subject) -> int:
-    """Give how many examples to take: as many as no other dimension of the outputs could be mistaken for."""
+    """Return how many examples to take: as many as no other dimension of the outputs could be mistaken for."""
     other = {d for field in subject.fields for d in field.shape[:-1] if d > 1}
     count = min(given, MOST if size is None else max(MOST // size, 2) * size)
     if size is not None:
