@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
@@ -111,6 +111,7 @@ def evaluate(
     seed: int | None = None,
     backward: bool = True,
     batch: Any = None,
+    replaced: Callable[[Any], Any] | None = None,
 ) -> Evaluation:
     """Evaluate the loss and its gradient on one batch; the loss may run backward itself.
 
@@ -126,6 +127,7 @@ def evaluate(
         seed: Of the random generators; the subject's when None.
         backward: Take the gradient too.
         batch: What the loss gets; the subject's when None.
+        replaced: Gives what the loss gets in place of each output of the model.
 
     Raises:
         InputError: The loss raised, or returned no scalar tensor.
@@ -159,7 +161,7 @@ def evaluate(
             operands = stack.enter_context(cut_operands(model, found.moved, push))
         else:
             operands = stack.enter_context(watched_operands(model))
-        model.register_forward_hook(_keeping(model, found.outputs), with_kwargs=True)
+        model.register_forward_hook(_keeping(model, found.outputs, replaced), with_kwargs=True)
         backwards = _Backwards()
         with backwards:
             value = loss_of(subject, seed=seed, batch=batch)
@@ -192,7 +194,7 @@ def cut_of(subject: Subject, layers: Sequence[BayesianLayer], *, train: bool = F
     return found
 
 
-def _keeping(model: nn.Module, calls: list[OutputCall]) -> Any:
+def _keeping(model: nn.Module, calls: list[OutputCall], replaced: Callable[[Any], Any] | None) -> Any:
     """Make a hook that collects calls, and lets their outputs keep the gradients that come to them."""
 
     def keep(module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
@@ -206,7 +208,7 @@ def _keeping(model: nn.Module, calls: list[OutputCall]) -> Any:
             leaf.retain_grad()
             return leaf
 
-        output = mapped(output, kept)
+        output = mapped(output if replaced is None else replaced(output), kept)
         if not in_backward():
             calls.append(OutputCall((args, kwargs), output))
         return output

@@ -104,7 +104,7 @@ def at_the_outputs(subject: Subject, left: Evaluation, batch: Any = None) -> Out
     labels = subject.loss_labels(batch)
     given = next(iter(tensors(batch)), None)
     for call in left.outputs:
-        leaf = _output(call, task.field)
+        leaf = output_of(call.output, task.field)
         if leaf is None or leaf.grad is None or not leaf.ndim:
             continue
         beside = labels if labels is not None and len(labels) == len(leaf) else None
@@ -117,8 +117,9 @@ def at_the_outputs(subject: Subject, left: Evaluation, batch: Any = None) -> Out
     return found
 
 
-def _output(call: OutputCall, name: str) -> Tensor | None:
-    held = [(n, leaf) for n, leaf in leaves(call.output) if isinstance(leaf, Tensor) and leaf.ndim]
+def output_of(tree: Any, name: str) -> Tensor | None:
+    """Return the output that a task is about, by its name where it has one; None where it cannot be told."""
+    held = [(n, leaf) for n, leaf in leaves(tree) if isinstance(leaf, Tensor) and leaf.ndim]
     named = [leaf for n, leaf in held if n == name] if name else []
     if named:
         return named[0]

@@ -35,6 +35,9 @@ _FULL, _HALF = 1e-3, 5e-2
 #: How far the largest share is from 1 where a row's pull is more than rounding.
 _SURE = 1e-3
 
+#: Allowed relative difference of the factors of rows that a likelihood weighs alike.
+_FACTOR = 1e-2
+
 _TEMPERATURES = (1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 16.0, 20.0)
 
 
@@ -126,6 +129,8 @@ def _of_classes(
             if targets is not labels and outputs.shape[1] == 2:
                 continue  # of two classes the pull toward one is the push away from the other
             sign = 1 if float(scale[usable][0]) > 0 else -1
+            if sign == -1 and not (targets is labels and _is_one_factor(scale[usable], targets[usable])):
+                return Pull()  # away from what a row is not, as complementary labels and bad rewards push
             nothing = torch.full_like(scale, torch.nan)
             return Pull(
                 form="cross-entropy",
@@ -150,12 +155,21 @@ def _one_sign(scale: Tensor) -> bool:
     return bool((scale > 0).all()) or bool((scale < 0).all())
 
 
+def _is_one_factor(scale: Tensor, classes: Tensor) -> bool:
+    """Say whether all rows, or all rows of each class, have one factor, as in a likelihood and not in a reward."""
+    if len(scale) < 2:
+        return False
+    groups = [scale] if len(classes.unique()) == len(classes) else [scale[classes == c] for c in classes.unique()]
+    return all(float((group - group[0]).abs().max()) <= _FACTOR * float(group[0].abs()) for group in groups)
+
+
 def _of_one_entry(task: Task, outputs: Tensor, slope: Tensor, live: Tensor, labels: Tensor | None) -> Pull:
     """Tell pulls on one entry of each row: the logarithm was taken already, or it was forgotten."""
     implied = torch.where(live, slope.abs().argmax(1), torch.full_like(slope.argmax(1), -1))
     value = slope.gather(1, implied.clamp_min(0)[:, None])[:, 0][live]
     sign = 1 if bool((value < 0).all()) else -1 if bool((value > 0).all()) else 0
-    if labels is None or not torch.equal(implied[live], labels[live]):
+    factor = value * outputs.gather(1, implied.clamp_min(0)[:, None])[:, 0][live] if task.shares else value
+    if labels is None or not torch.equal(implied[live], labels[live]) or not _is_one_factor(factor, implied[live]):
         # Where a row is sure of its label, another score may be the only one that is still pulled on.
         sign = max(sign, 0)
     if task.shares:
@@ -237,13 +251,16 @@ def _of_sides(task: Task, outputs: Tensor, slope: Tensor, target: Tensor, allowe
     )
     sign = 1 if bool((scale[live] > 0).all()) else -1 if bool((scale[live] < 0).all()) else 0
     if not fits:
-        return Pull(sign=sign)
+        return Pull(sign=max(sign, 0))  # away from each label is toward the other one, in another convention
     scale = torch.where(live, scale, torch.nan)
     return Pull(form="binary cross-entropy", sign=sign, scale=scale, rows=len(outputs))
 
 
 def _of_numbers(outputs: Tensor, slope: Tensor, target: Tensor) -> Pull:
-    """Tell only whether every number is pulled toward its label, as any distance does."""
+    """Tell only whether every number is pulled toward its label, as any distance does.
+
+    A sign of -1 is no proof of a wrong sign: what a loss compares with an output may be a function of its label.
+    """
     apart = outputs - target
     live = (slope != 0) & (apart != 0)
     if not bool(live.any()):
