@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from pytest_bnn.checks.finding import Finding, LossError, accused
+from pytest_bnn.checks.finding import Finding, LossError, NoCutError, accused
 from pytest_bnn.data.batch import Batch, rows_of
 from pytest_bnn.data.loss import BATCH
 from pytest_bnn.errors import InputError
@@ -29,6 +29,9 @@ from pytest_bnn.network.isolation import seed_everything, undisturbed
 from pytest_bnn.network.tree import mapped
 from pytest_bnn.records.evidence import Verdict
 from pytest_bnn.subject import Subject
+
+#: What to do about a loss that takes steps in the parameters.
+STEPS = "give a loss that returns one scalar, and leave such steps to the training loop"
 
 #: What to do about a loss that has a value and no gradient.
 FINITE_DERIVATIVE = (
@@ -68,6 +71,7 @@ class Evaluation:
         moved: How far each mu was moved, float64.
         outputs: The calls of the model as a whole; their outputs keep their gradients.
         foreign: Modules beside the model that ran in train mode, so that their buffers changed; they were put back.
+        stepped: Whether the loss wrote into a mu or rho, as SAM and an optimizer's step do.
     """
 
     value: float = 0.0
@@ -81,6 +85,7 @@ class Evaluation:
     moved: dict[Key, Tensor] = field(default_factory=dict)
     outputs: list[OutputCall] = field(default_factory=list)
     foreign: tuple[nn.Module, ...] = ()
+    stepped: bool = False
 
 
 class _Backwards(TorchFunctionMode):
@@ -112,6 +117,7 @@ def evaluate(
     backward: bool = True,
     batch: Any = None,
     replaced: Callable[[Any], Any] | None = None,
+    times: float = 1.0,
 ) -> Evaluation:
     """Evaluate the loss and its gradient on one batch; the loss may run backward itself.
 
@@ -128,6 +134,7 @@ def evaluate(
         backward: Take the gradient too.
         batch: What the loss gets; the subject's when None.
         replaced: Gives what the loss gets in place of each output of the model.
+        times: A factor on the gradients, which a loss that runs backward itself does not have.
 
     Raises:
         InputError: The loss raised, or returned no scalar tensor.
@@ -163,11 +170,13 @@ def evaluate(
             operands = stack.enter_context(watched_operands(model))
         model.register_forward_hook(_keeping(model, found.outputs, replaced), with_kwargs=True)
         backwards = _Backwards()
+        before = _versions(layers)
         with backwards:
             value = loss_of(subject, seed=seed, batch=batch)
+        found.stepped = before != _versions(layers)
         leaves = [parameter for parameter in model.parameters() if parameter.is_leaf]  # a shifted prior is none
         if backward:
-            _run_backward(value, backwards, leaves)
+            _run_backward(value * times if times != 1.0 else value, backwards, leaves)
         found.value = float(value.detach())
         for tensor in tensors_of(layers):
             found.gradients[key_of(tensor)] = _copy(tensor.mu_parameter.grad), _copy(tensor.rho_parameter.grad)
@@ -179,18 +188,42 @@ def evaluate(
     return found
 
 
+def _versions(layers: Sequence[BayesianLayer]) -> list[tuple[int, int]]:
+    """Return what changes when a mu or rho is written to, or gets other memory."""
+    parameters = [p for t in tensors_of(tuple(layers)) for p in (t.mu_parameter, t.rho_parameter)]
+    return [(parameter._version, parameter.data_ptr()) for parameter in parameters]
+
+
 def cut_of(subject: Subject, layers: Sequence[BayesianLayer], *, train: bool = False) -> Evaluation:
     """Return the evaluation in the cut, with every rho trained; done once for all checks of a subject.
 
     Raises:
         InputError: The loss raised, or returned no scalar tensor.
         LossError: It is NaN or infinite.
+        NoCutError: It does so in the cut alone.
     """
     key = f"cut, {'train' if train else 'eval'} mode"
     if key not in subject.evaluations:
-        subject.evaluations[key] = evaluate(subject, layers, noise="cut", train=train, free_rho=True)
+        subject.evaluations[key] = _cut(subject, layers, train)
     found = subject.evaluations[key]
     assert isinstance(found, Evaluation)
+    return found
+
+
+def _cut(subject: Subject, layers: Sequence[BayesianLayer], train: bool) -> Evaluation:
+    try:
+        found = evaluate(subject, layers, noise="cut", train=train, free_rho=True)
+    except (InputError, LossError) as error:
+        evaluate(subject, layers, train=train, free_rho=True)
+        problem = error.problem if isinstance(error, InputError) else str(error)
+        raise NoCutError(
+            "the loss works as it is, and not where the weights that are drawn are cut off from mu and rho, as one "
+            f"that takes gradients to the parameters itself does ({problem}); {STEPS}"
+        ) from error
+    if found.stepped:
+        raise NoCutError(
+            f"the loss writes into mu or rho itself, as SAM does, so that its passes see different weights; {STEPS}"
+        )
     return found
 
 
