@@ -328,7 +328,7 @@ def loss_of(subject: Subject, *, seed: int | None = None, batch: Any = None) -> 
         raise InputError(
             f"the loss {name}(model, batch) raised {type(error).__name__}: {_first_line(error)}",
             fix="give a function that takes the model and one batch, in the structure of the data"
-            + (", and data with labels" if subject.labels is None else "")
+            + _about_the_labels(subject, batch)
             + _about_the_size(subject, batch),
         ) from error
     if isinstance(value, float) and any(parameter.grad is not None for parameter in subject.model.parameters()):
@@ -339,6 +339,15 @@ def loss_of(subject: Subject, *, seed: int | None = None, batch: Any = None) -> 
     if not bool(torch.isfinite(value)):
         raise LossError(f"the training loss ({name}) is {float(value.detach())}")
     return value.reshape(())
+
+
+def _about_the_labels(subject: Subject, batch: Any) -> str:
+    """Say what the loss was given in place of labels that there are none of."""
+    if subject.labels is not None:
+        return ""
+    if isinstance(batch, tuple) and len(batch) == 2 and batch[1] is None:
+        return ": here that is (inputs, None), as no labels were given; take batch[0], or give data with labels"
+    return ", and data with labels"
 
 
 def _about_the_size(subject: Subject, batch: Any) -> str:

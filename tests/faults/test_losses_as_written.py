@@ -25,6 +25,7 @@ from pytest_bnn.checks import (
 )
 from pytest_bnn.checks._objective import Evaluation
 from pytest_bnn.checks.gradient._identity import Row, beyond_rounding
+from pytest_bnn.errors import InputError
 from pytest_bnn.libraries.cut import key_of
 from pytest_bnn.libraries.posterior import bayesian_layers
 from pytest_bnn.records.evidence import Evidence, Verdict
@@ -295,6 +296,12 @@ def test_a_remedy_is_possible(loss: Loss, separable: bool) -> None:
     assert weighed.verdict is not Verdict.FAIL, weighed.explain()
     right = measure_gradient_samples(with_fresh_buffers(), loss=loss, **given())
     assert right.verdict is Verdict.PASS, right.explain()
+
+
+def test_a_loss_without_labels_is_told_what_it_gets() -> None:
+    """It takes the batch for the inputs themselves."""
+    with pytest.raises(InputError, match=r"take batch\[0\]"):
+        measure_kl_loss(model(), loss=lambda m, b: m(b).square().mean() + get_kl_loss(m), images=given()["images"])
 
 
 # --- causes -------------------------------------------------------------------------------------------------------
