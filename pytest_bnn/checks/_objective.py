@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pytest_bnn.checks._watching import Backwards, OutputCall, keeping, moved_mu, run_backward
-from pytest_bnn.checks.finding import Finding, LossError, accused
+from pytest_bnn.checks.finding import Finding, LossError, NoCutError, accused
 from pytest_bnn.data.batch import Batch, rows_of
 from pytest_bnn.data.loss import BATCH
 from pytest_bnn.errors import InputError
@@ -27,6 +27,9 @@ from pytest_bnn.network.foreign import foreign_left_alone
 from pytest_bnn.network.isolation import seed_everything, undisturbed
 from pytest_bnn.records.evidence import Verdict
 from pytest_bnn.subject import Subject
+
+#: What to do about a loss that takes steps in the parameters.
+STEPS = "give a loss that returns one scalar, and leave such steps to the training loop"
 
 #: What to do about a loss that has a value and no gradient.
 FINITE_DERIVATIVE = (
@@ -58,6 +61,7 @@ class Evaluation:
         moved: How far each mu was moved, float64.
         outputs: The calls of the model as a whole; their outputs keep their gradients.
         foreign: Modules beside the model that ran in train mode, so that their buffers changed; they were put back.
+        stepped: Whether the loss wrote into a mu or rho, as SAM and an optimizer's step do.
     """
 
     value: float = 0.0
@@ -71,6 +75,7 @@ class Evaluation:
     moved: dict[Key, Tensor] = field(default_factory=dict)
     outputs: list[OutputCall] = field(default_factory=list)
     foreign: tuple[nn.Module, ...] = ()
+    stepped: bool = False
 
 
 def evaluate(
@@ -86,6 +91,8 @@ def evaluate(
     seed: int | None = None,
     backward: bool = True,
     batch: Any = None,
+    replaced: Callable[[Any], Any] | None = None,
+    times: float = 1.0,
 ) -> Evaluation:
     """Evaluate the loss and its gradient on one batch; the loss may run backward itself.
 
@@ -101,6 +108,8 @@ def evaluate(
         seed: Of the random generators; the subject's when None.
         backward: Take the gradient too.
         batch: What the loss gets; the subject's when None.
+        replaced: Gives what the loss gets in place of each output of the model.
+        times: A factor on the gradients, which a loss that runs backward itself does not have.
 
     Raises:
         InputError: The loss raised, or returned no scalar tensor.
@@ -134,13 +143,15 @@ def evaluate(
             operands = stack.enter_context(cut_operands(model, found.moved, push))
         else:
             operands = stack.enter_context(watched_operands(model))
-        model.register_forward_hook(keeping(model, found.outputs), with_kwargs=True)
+        model.register_forward_hook(keeping(model, found.outputs, replaced), with_kwargs=True)
         backwards = Backwards()
+        before = _versions(layers)
         with backwards:
             value = loss_of(subject, seed=seed, batch=batch)
+        found.stepped = before != _versions(layers)
         leaves = [parameter for parameter in model.parameters() if parameter.is_leaf]  # a shifted prior is none
         if backward:
-            run_backward(value, backwards, leaves)
+            run_backward(value * times if times != 1.0 else value, backwards, leaves)
         found.value = float(value.detach())
         for tensor in tensors_of(layers):
             found.gradients[key_of(tensor)] = _copy(tensor.mu_parameter.grad), _copy(tensor.rho_parameter.grad)
@@ -152,18 +163,42 @@ def evaluate(
     return found
 
 
+def _versions(layers: Sequence[BayesianLayer]) -> list[tuple[int, int]]:
+    """Return what changes when a mu or rho is written to, or gets other memory."""
+    parameters = [p for t in tensors_of(tuple(layers)) for p in (t.mu_parameter, t.rho_parameter)]
+    return [(parameter._version, parameter.data_ptr()) for parameter in parameters]
+
+
 def cut_of(subject: Subject, layers: Sequence[BayesianLayer], *, train: bool = False) -> Evaluation:
     """Return the evaluation in the cut, with every rho trained; done once for all checks of a subject.
 
     Raises:
         InputError: The loss raised, or returned no scalar tensor.
         LossError: It is NaN or infinite.
+        NoCutError: It does so in the cut alone.
     """
     key = f"cut, {'train' if train else 'eval'} mode"
     if key not in subject.evaluations:
-        subject.evaluations[key] = evaluate(subject, layers, noise="cut", train=train, free_rho=True)
+        subject.evaluations[key] = _cut(subject, layers, train)
     found = subject.evaluations[key]
     assert isinstance(found, Evaluation)
+    return found
+
+
+def _cut(subject: Subject, layers: Sequence[BayesianLayer], train: bool) -> Evaluation:
+    try:
+        found = evaluate(subject, layers, noise="cut", train=train, free_rho=True)
+    except (InputError, LossError) as error:
+        evaluate(subject, layers, train=train, free_rho=True)
+        problem = error.problem if isinstance(error, InputError) else str(error)
+        raise NoCutError(
+            "the loss works as it is, and not where the weights that are drawn are cut off from mu and rho, as one "
+            f"that takes gradients to the parameters itself does ({problem}); {STEPS}"
+        ) from error
+    if found.stepped:
+        raise NoCutError(
+            f"the loss writes into mu or rho itself, as SAM does, so that its passes see different weights; {STEPS}"
+        )
     return found
 
 
@@ -198,7 +233,7 @@ def loss_of(subject: Subject, *, seed: int | None = None, batch: Any = None) -> 
         raise InputError(
             f"the loss {name}(model, batch) raised {type(error).__name__}: {_first_line(error)}",
             fix="give a function that takes the model and one batch, in the structure of the data"
-            + (", and data with labels" if subject.labels is None else "")
+            + _about_the_labels(subject, batch)
             + _about_the_size(subject, batch),
         ) from error
     if isinstance(value, float) and any(parameter.grad is not None for parameter in subject.model.parameters()):
@@ -209,6 +244,15 @@ def loss_of(subject: Subject, *, seed: int | None = None, batch: Any = None) -> 
     if not bool(torch.isfinite(value)):
         raise LossError(f"the training loss ({name}) is {float(value.detach())}")
     return value.reshape(())
+
+
+def _about_the_labels(subject: Subject, batch: Any) -> str:
+    """Say what the loss was given in place of labels that there are none of."""
+    if subject.labels is not None:
+        return ""
+    if isinstance(batch, tuple) and len(batch) == 2 and batch[1] is None:
+        return ": here that is (inputs, None), as no labels were given; take batch[0], or give data with labels"
+    return ", and data with labels"
 
 
 def _about_the_size(subject: Subject, batch: Any) -> str:

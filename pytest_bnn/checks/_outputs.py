@@ -60,7 +60,7 @@ class Outputs:
         """Return what is wrong, in words, with the remedy; None where nothing is shown to be."""
         if self.sign == -1 and self.form == "binary cross-entropy" and (self.scale or 0.0) > 0:
             return (
-                Verdict.FAIL,
+                Verdict.WARN,
                 "the loss pulls every output toward the other side than its label's: 0 and 1 are exchanged in it",
                 "take the labels as they are, or exchange them in the data as well where 1 - label is meant",
             )
@@ -119,7 +119,7 @@ def at_the_outputs(subject: Subject, left: Evaluation, batch: Any = None) -> Out
     labels = subject.loss_labels(batch)
     given = next(iter(tensors(batch)), None)
     for call in left.outputs:
-        leaf = _output(call, task.field)
+        leaf = output_of(call.output, task.field)
         if leaf is None or leaf.grad is None or not leaf.ndim:
             continue
         beside = labels if labels is not None and len(labels) == len(leaf) else None
@@ -132,8 +132,9 @@ def at_the_outputs(subject: Subject, left: Evaluation, batch: Any = None) -> Out
     return found
 
 
-def _output(call: OutputCall, name: str) -> Tensor | None:
-    held = [(n, leaf) for n, leaf in leaves(call.output) if isinstance(leaf, Tensor) and leaf.ndim]
+def output_of(tree: Any, name: str) -> Tensor | None:
+    """Return the output that a task is about, by its name where it has one; None where it cannot be told."""
+    held = [(n, leaf) for n, leaf in leaves(tree) if isinstance(leaf, Tensor) and leaf.ndim]
     named = [leaf for n, leaf in held if n == name] if name else []
     if named:
         return named[0]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,8 +40,14 @@ class Backwards(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def keeping(model: nn.Module, calls: list[OutputCall]) -> Any:
-    """Make a hook that collects calls, and lets their outputs keep the gradients that come to them."""
+def keeping(model: nn.Module, calls: list[OutputCall], replaced: Callable[[Any], Any] | None = None) -> Any:
+    """Return a hook that collects calls, and lets their outputs keep the gradients that come to them.
+
+    Args:
+        model: Whose calls count; no copy's.
+        calls: Where they go.
+        replaced: Gives what the caller gets in place of an output; the output itself when None.
+    """
 
     def keep(module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
         if module is not model:  # a copy that was made inside, with its hooks
@@ -54,7 +60,7 @@ def keeping(model: nn.Module, calls: list[OutputCall]) -> Any:
             leaf.retain_grad()
             return leaf
 
-        output = mapped(output, kept)
+        output = mapped(output if replaced is None else replaced(output), kept)
         if not in_backward():
             calls.append(OutputCall((args, kwargs), output))
         return output

@@ -15,6 +15,10 @@ class LossError(Exception):
     """The training loss is NaN or infinite, so that nothing can be said about its gradient."""
 
 
+class NoCutError(Exception):
+    """The training loss works, and not where the drawn weights are cut off, so that a claim is not applicable."""
+
+
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
     """What a check found on one subject; with the check's claim it becomes Evidence."""

@@ -44,7 +44,7 @@ def pull_on_sides(task: Task, outputs: Tensor, slope: Tensor, target: Tensor, al
                 implied=sides if bool(live.all()) else None,
                 rows=len(outputs),
             )
-    return Pull(sign=sign)
+    return Pull(sign=max(sign, 0))  # away from each label is toward the other one, in another convention
 
 
 def pull_on_numbers(outputs: Tensor, slope: Tensor, target: Tensor, allowed: float) -> Pull:
@@ -53,6 +53,8 @@ def pull_on_numbers(outputs: Tensor, slope: Tensor, target: Tensor, allowed: flo
     A squared distance pulls by ``k * (output - label)``. Where these are not the rows' own labels, k is the number for
     which ``output - slope / k`` has the labels' sum of squares; where the labels come out, in another order, they are
     implied. Outputs ``[N, 1]`` beside labels ``[N]`` are broadcast: each is pulled toward the mean of all labels.
+
+    A sign of -1 is no proof of a wrong sign: what a loss compares with an output may be a function of its label.
 
     Args:
         outputs: ``[rows, ...]``, float64.

@@ -23,6 +23,9 @@ _SURE = 1e-3
 #: Above which share of the other rows' factor the pull on a row that is sure is no rounding, or another class's.
 _PULLED = 0.1
 
+#: Allowed relative difference of the factors of rows that a likelihood weighs alike.
+_FACTOR = 1e-2
+
 _TEMPERATURES = (1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 16.0, 20.0)
 
 
@@ -103,6 +106,8 @@ def _of_classes(
                 return Pull()
             targets, usable, scale = better[0]
             sign = 1
+        if sign < 0 and not (targets is labels and _is_one_factor(scale[usable], targets[usable])):
+            return Pull()  # away from what a row is not, as complementary labels and bad rewards push
         nothing = torch.full_like(scale, torch.nan)
         implied = torch.where(usable, targets, torch.full_like(targets, -1))
         resting = sure & ~usable if labels is None else sure & ~usable & (labels >= 0)
@@ -173,12 +178,21 @@ def _one_sign(scale: Tensor) -> bool:
     return bool((scale > 0).all()) or bool((scale < 0).all())
 
 
+def _is_one_factor(scale: Tensor, classes: Tensor) -> bool:
+    """Say whether all rows, or all rows of each class, have one factor, as in a likelihood and not in a reward."""
+    if len(scale) < 2:
+        return False
+    groups = [scale] if len(classes.unique()) == len(classes) else [scale[classes == c] for c in classes.unique()]
+    return all(float((group - group[0]).abs().max()) <= _FACTOR * float(group[0].abs()) for group in groups)
+
+
 def _of_one_entry(task: Task, outputs: Tensor, slope: Tensor, live: Tensor, labels: Tensor | None) -> Pull:
     """Tell pulls on one entry of each row: the logarithm was taken already, or it was forgotten."""
     implied = torch.where(live, slope.abs().argmax(1), torch.full_like(slope.argmax(1), -1))
     value = slope.gather(1, implied.clamp_min(0)[:, None])[:, 0][live]
     sign = 1 if bool((value < 0).all()) else -1 if bool((value > 0).all()) else 0
-    if labels is None or not torch.equal(implied[live], labels[live]):
+    factor = value * outputs.gather(1, implied.clamp_min(0)[:, None])[:, 0][live] if task.shares else value
+    if labels is None or not torch.equal(implied[live], labels[live]) or not _is_one_factor(factor, implied[live]):
         # Where a row is sure of its label, another score may be the only one that is still pulled on.
         sign = max(sign, 0)
     if task.shares:

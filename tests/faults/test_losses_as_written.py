@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from bayesian_torch.layers import LinearReparameterization
+from bayesian_torch.layers import LinearReparameterization, LSTMReparameterization
 from bayesian_torch.models.dnn_to_bnn import get_kl_loss
 from torch import Tensor, nn
 from torch.distributions import Normal
@@ -20,8 +20,13 @@ from pytest_bnn.checks import (
     measure_gradient_samples,
     measure_kl_loss,
     measure_kl_present,
+    measure_loss_data,
     measure_memory_separate,
 )
+from pytest_bnn.checks._objective import Evaluation
+from pytest_bnn.checks.gradient._identity import Row, beyond_rounding
+from pytest_bnn.errors import InputError
+from pytest_bnn.libraries.cut import key_of
 from pytest_bnn.libraries.posterior import bayesian_layers
 from pytest_bnn.records.evidence import Evidence, Verdict
 
@@ -293,6 +298,12 @@ def test_a_remedy_is_possible(loss: Loss, separable: bool) -> None:
     assert right.verdict is Verdict.PASS, right.explain()
 
 
+def test_a_loss_without_labels_is_told_what_it_gets() -> None:
+    """It takes the batch for the inputs themselves."""
+    with pytest.raises(InputError, match=r"take batch\[0\]"):
+        measure_kl_loss(model(), loss=lambda m, b: m(b).square().mean() + get_kl_loss(m), images=given()["images"])
+
+
 # --- causes -------------------------------------------------------------------------------------------------------
 
 
@@ -429,6 +440,23 @@ def test_an_estimated_kl_is_weighed_at_the_drawn_weights(name: str) -> None:
     assert "2 times the expected" in wrong.headline
 
 
+def test_terms_that_cancel_are_rounded_at_their_own_size() -> None:
+    """Of what is off, that stays which is more than another rounding of the terms beside the data's part explains."""
+    tensor = bayesian_layers(model())[0].tensors[0]
+    exact = torch.ones_like(tensor.mu, dtype=torch.float64)
+
+    def found(gradient: Tensor) -> Evaluation:
+        return Evaluation(gradients={key_of(tensor): (gradient, gradient)})
+
+    def row(off: float) -> Row:
+        return Row(tensor, off, 1e-5, 1.0, 1.0, lost=False, missing=False, of="mu", size=float(exact.norm()))
+
+    rows = [row(2e-5), row(1e-2)]
+    rounded = found(exact * (1 + 1e-5) / 3)
+    assert beyond_rounding(rows, found(exact), rounded) == rows[1:]
+    assert beyond_rounding(rows, found(exact), found(exact / 3)) == rows
+
+
 def by_hand(term: Callable[[Tensor, Tensor], Tensor], weight: float = 1 / 1400) -> Loss:
     """A KL that the loss writes itself, as a function of mu and sigma."""
 
@@ -450,6 +478,11 @@ def to_laplace(mu: Tensor, sigma: Tensor, scale: float = 0.3) -> Tensor:
     return value
 
 
+def to_width(mu: Tensor, sigma: Tensor, variance: Tensor) -> Tensor:
+    """Empirical Bayes: the prior's variance is the best one for the tensor, and moves along with it."""
+    return variance.log() / 2 - sigma.log() + (sigma**2 + mu**2) / (2 * variance)
+
+
 Term = Callable[[Tensor, Tensor], Tensor]
 
 CLOSED: dict[str, Term] = {
@@ -457,6 +490,8 @@ CLOSED: dict[str, Term] = {
     "another width": lambda mu, sigma: -sigma.log() + (sigma**2 + mu**2) / (2 * 0.3**2),
     "another mean": lambda mu, sigma: -sigma.log() + (sigma**2 + (mu - 0.2) ** 2) / 2,
     "Laplace": to_laplace,
+    "a width of each tensor": lambda mu, sigma: to_width(mu, sigma, (mu**2 + sigma**2).mean().detach()),
+    "a width of each tensor, in the graph": lambda mu, sigma: to_width(mu, sigma, (mu**2 + sigma**2).mean()),
 }
 
 
@@ -467,6 +502,20 @@ def test_a_kl_to_any_prior_is_weighed(name: str, delta: float) -> None:
     assert weighed.verdict is Verdict.PASS, weighed.explain()
     assert weighed["weight"] == pytest.approx(1 / 1400, rel=1e-3)
     assert judged(model(moped_delta=delta), by_hand(CLOSED[name]), weight=1 / 700)[0].verdict is Verdict.FAIL
+
+
+class Opposed(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([x, -x, 0 * x], 1)
+
+
+def test_a_width_of_one_numbers_own_is_no_contradiction() -> None:
+    torch.manual_seed(0)
+    made = convert(nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 1)), moped_delta=0.2)
+    term = by_hand(CLOSED["a width of each tensor"])
+    loss: Loss = lambda m, b: term(nn.Sequential(m, Opposed()), b)  # noqa: E731
+    weighed = measure_kl_loss(made, loss=loss, kl_weight=1 / 1400, **given())
+    assert weighed.verdict is Verdict.PASS, weighed.explain()
 
 
 WRONG: dict[str, Term] = {
@@ -559,6 +608,89 @@ def test_weight_decay_on_rho_still_is_found() -> None:
     weighed, _ = judged(model(), loss)
     assert weighed.verdict is Verdict.FAIL
     assert "pulls on rho" in weighed.headline
+
+
+class Remembering(nn.Module):
+    """A loss with a state: centred scores, and a pull on mu that grows with the number of calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, model: nn.Module, batch: Batch) -> Tensor:
+        self.calls += 1
+        pull = torch.stack([t.mu.square().sum() for layer in bayesian_layers(model) for t in layer.tensors]).sum()
+        return plain(model, batch) + 1e-3 * self.calls * pull
+
+
+def test_a_state_of_the_loss_is_not_taken_for_another_pull_on_mu() -> None:
+    weighed, _ = judged(model(), Remembering())
+    assert weighed.verdict is Verdict.NOT_APPLICABLE, weighed.explain()
+    assert "from call to call" in weighed.headline
+
+
+def climbed(model: nn.Module, batch: Batch, *, first: Loss, rebind: bool = False) -> Tensor:
+    """Sharpness-aware minimisation: the gradient is taken where a step up has led."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    slopes = torch.autograd.grad(first(model, batch), parameters)
+    length = torch.stack([slope.square().sum() for slope in slopes]).sum().sqrt()
+    before = [p.detach().clone() for p in parameters]
+    with torch.no_grad():
+        for p, slope in zip(parameters, slopes, strict=True):
+            if rebind:
+                p.data = p + 0.05 * slope / length
+            else:
+                p.add_(0.05 * slope / length)
+    value = plain(model, batch)
+    value.backward()
+    with torch.no_grad():
+        for p, old in zip(parameters, before, strict=True):
+            p.copy_(old)
+    return value.detach()
+
+
+STEPPING: dict[str, Loss] = {
+    "SAM": lambda m, b: climbed(m, b, first=plain),
+    "SAM of the data term": lambda m, b: climbed(m, b, first=data_term),
+    "SAM with other memory": lambda m, b: climbed(m, b, first=plain, rebind=True),
+    "a penalty on the gradient": lambda m, b: (
+        plain(m, b)
+        + 1e-2
+        * torch.stack(
+            [g.square().sum() for g in torch.autograd.grad(data_term(m, b), list(m.parameters()), create_graph=True)]
+        ).sum()
+    ),
+}
+
+
+@pytest.mark.parametrize("name", STEPPING)
+def test_a_loss_that_steps_itself_is_not_judged(name: str) -> None:
+    """Where the drawn weights are cut off it cannot run, or its passes see weights that are not the model's."""
+    made = model()
+    before = [p.detach().clone() for p in made.parameters()]
+    found = [*judged(made, STEPPING[name]), measure_loss_data(made, loss=STEPPING[name], **given())]
+    assert {evidence.verdict for evidence in found[1:]} == {Verdict.NOT_APPLICABLE}
+    assert found[0].verdict in (Verdict.NOT_APPLICABLE, Verdict.PASS), found[0].explain()
+    assert "training loop" in found[1].headline
+    assert all(torch.equal(one, other) for one, other in zip(before, made.parameters(), strict=True))
+
+
+def test_layers_counted_twice_are_named_where_they_are_the_most() -> None:
+    """A recurrent layer of the library sums its parts' KL, which get_kl_loss adds to the parts' own."""
+
+    class Recurrent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.cell, self.head = LSTMReparameterization(6, 8, prior_variance=1), convert(nn.Linear(8, 3))
+
+        def forward(self, x: Tensor) -> Any:
+            return self.head(self.cell(x[:, None].expand(-1, 2, -1))[0][:, -1])
+
+    torch.manual_seed(0)
+    weighed, _ = judged(Recurrent().eval(), plain, weight=None)
+    assert weighed.verdict is Verdict.FAIL
+    assert "get_kl_loss counts it again" in weighed.headline
+    assert {layer.path for layer in weighed.layers} == {"cell.ih", "cell.hh"}
 
 
 # --- kl.present ---------------------------------------------------------------------------------------------------

@@ -18,6 +18,9 @@ from pytest_bnn.network.calling import output_tensor
 #: the second share of its own length is left.
 _VISIBLE, _MISSING = 1e-4, 1e-2
 
+#: How much larger than one measured rounding another may be.
+_TIMES = 8
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Row:
@@ -34,6 +37,7 @@ class Row:
     lost: bool
     missing: bool
     of: str = "rho"
+    size: float = 1.0
 
 
 @dataclass(slots=True, eq=False)
@@ -106,12 +110,32 @@ def _row(
             cosine=float((one * part).sum()) / both if both else 1.0,
             lost=lost,
             missing=visible and not lost and float(one.norm()) < _MISSING * size,
-            of=of,
+            of=of, size=size,
         )  # fmt: skip
         # To rho only where nothing is wrong with either: that is what noise has a part in.
         if (of == "rho" and worst.off <= worst.allowed) or row.off / row.allowed > worst.off / worst.allowed:
             worst = row
     return worst
+
+
+def beyond_rounding(rows: Sequence[Row], left: Evaluation, third: Evaluation) -> list[Row]:
+    """Keep the rows that are further off than the rounding of what is not the data's part.
+
+    Terms that cancel, as those of an estimated KL do, are rounded at their own size, which the sum does not show: a
+    third of all of it is rounded in another way.
+
+    Args:
+        rows: What is off.
+        left: The cut.
+        third: The same with a third of the loss.
+    """
+    kept = []
+    for row in rows:
+        one, other = (e.gradients[key_of(row.tensor)][row.of == "rho"] for e in (left, third))
+        apart = 0.0 if one is None or other is None else float((one - 3 * other).norm())
+        if row.off > row.allowed + _TIMES * apart / max(row.size, 1e-300):
+            kept.append(row)
+    return kept
 
 
 def _parts(found: Evaluation) -> dict[Key, _Part]:

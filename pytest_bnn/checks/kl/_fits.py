@@ -114,6 +114,37 @@ def by_own_prior(tensors: Sequence[PosteriorTensor], gradients: Sequence[Tensor 
     return [fit for fit in fits if fit is not None and fit.weight > 0 and fit.residual <= fit.allowed]
 
 
+def by_own_width(tensor: PosteriorTensor, to_mu: Tensor | None, to_rho: Tensor | None) -> Fit | None:
+    """Fit the gradients to mu and rho with those of the KL to one Gaussian prior of the tensor's own; None without fit.
+
+    Its width may follow the tensor's weights, as empirical Bayes has it, so that it is another one where mu moves.
+    """
+    if to_mu is None or to_rho is None or to_mu.shape != tensor.mu.shape or tensor.count < 3:
+        return None
+    sigma, mu = tensor.sigma.double().clamp_min(1e-300), tensor.mu.detach().double().flatten()
+    one = torch.ones_like(sigma)
+    basis = torch.stack([tensor.data_to_rho(part, one).flatten() for part in (-1 / sigma, sigma)], 1)
+    of_rho = _solved(basis, to_rho)
+    of_mu = _solved(torch.stack([mu, torch.ones_like(mu)], 1), to_mu)
+    if of_rho is None or of_mu is None:
+        return None
+    (weight, pull, off), (slope, _, off_mean) = of_rho, of_mu
+    allowed = tolerance_of(tensor)
+    if weight <= 0 or pull <= 0 or max(off, off_mean) > allowed or abs(slope - pull) > allowed * pull:
+        return None
+    return Fit(tensor, weight, max(off, off_mean))
+
+
+def _solved(basis: Tensor, gradient: Tensor) -> tuple[float, float, float] | None:
+    """Give the factors of two directions in a gradient, and the share of it that they leave, if they can be had."""
+    scale, found = basis.norm(dim=0), gradient.detach().double().flatten()
+    if not bool(torch.isfinite(basis).all()) or not bool((scale > 0).all()) or not bool(found.any()):
+        return None
+    factors = torch.linalg.lstsq(basis / scale, found[:, None]).solution[:, 0] / scale
+    first, second = (float(factor) for factor in factors)
+    return first, second, float((found - basis @ factors).norm() / found.norm())
+
+
 def by_sample(tensor: PosteriorTensor, to_mu: Tensor | None, to_rho: Tensor | None, noise: Tensor) -> Fit | None:
     """Fit the gradient to rho with that of a KL which is estimated from the drawn weights, log q(w) - log p(w).
 

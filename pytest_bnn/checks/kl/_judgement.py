@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -15,6 +16,7 @@ from pytest_bnn.checks.kl._fits import (
     by_any_prior,
     by_entropy,
     by_own_prior,
+    by_own_width,
     by_prior,
     by_rho,
     by_sample,
@@ -27,6 +29,7 @@ from pytest_bnn.checks.kl._reading import Declared, Reading
 from pytest_bnn.errors import InputError
 from pytest_bnn.libraries.cut import key_of
 from pytest_bnn.libraries.gaussian import PosteriorTensor
+from pytest_bnn.libraries.posterior import counted_twice
 from pytest_bnn.libraries.protocol import BayesianLayer, tensors_of
 from pytest_bnn.subject import Subject
 
@@ -105,6 +108,7 @@ class Judgement:
         reading.uneven = [f for f in fits if f.weight and target and not self.near(reading.weights[id(f)], target)]
         if reading.uneven and target != self.expected:
             self._counted_by_calls(reading)
+            self._counted_twice(reading)  # which is what several calls may look like
         if self.noise == "cut" and fits and not (reading.absent or reading.strangers) and fits[0].of == "rho":
             reading.means = self._means(reading)
         return reading
@@ -149,14 +153,23 @@ class Judgement:
             after, before = self.run(mu_shift=_LITTLE), self.run(mu_shift=-_LITTLE)
         except (InputError, LossError):
             return
-        fits = []
+        fits: list[Fit | None] = []
+        own: Fit | None = None
         for tensor in tensors:
             key = key_of(tensor)
             later, earlier = after.gradients[key][0], before.gradients[key][0]
             if later is None or earlier is None or not (bool(later.any()) or bool(earlier.any())):
                 return  # nothing holds mu, which is said by itself
             moved = after.moved[key] - before.moved[key]
-            fits.append(by_any_prior(tensor, reading.first.gradients[key][1], later - earlier, moved))
+            fit = by_any_prior(tensor, reading.first.gradients[key][1], later - earlier, moved)
+            if fit is not None and fit.residual > fit.allowed:
+                fit = by_own_width(tensor, *reading.first.gradients[key]) or fit
+                own = own or (fit if fit.of == "rho" and fit.at_most is None else None)
+            fits.append(fit)
+        if own is not None:  # one or two numbers have a width of their own with any weight
+            fits = [
+                replace(own, tensor=tensor) if tensor.count < 3 else f for tensor, f in zip(tensors, fits, strict=True)
+            ]
         found = [fit for fit in fits if fit is not None]
         if len(found) == len(tensors):
             of_the_layers = reading.of == "closed form" and all(fit.residual <= fit.allowed for fit in reading.fits)
@@ -196,6 +209,14 @@ class Judgement:
         if several and len(several) < len(fits) and all(self.near(value, one) for value in each.values()):
             reading.uneven, reading.target = several, one
 
+    def _counted_twice(self, reading: Reading) -> None:
+        """Name the tensors that `counted_twice` explains, also where they are the most."""
+        twice = counted_twice(self.subject.model)
+        double = [fit for fit in reading.fits if fit.tensor.path in twice]
+        once = [reading.weights[id(fit)] for fit in reading.fits if fit.tensor.path not in twice]
+        if once and double and all(self.near(reading.weights[id(f)], 2 * one) for f in double for one in once):
+            reading.uneven, reading.target = double, once[0]
+
     def undecided(self, reading: Reading) -> str:
         """Say why what was found does not show a fault: a loss that changes by itself, or estimates its KL."""
         again = self.run()
@@ -209,6 +230,17 @@ class Judgement:
                     f"the loss weighs the KL term differently from call to call ({now.weight:.3g}, then "
                     f"{later.weight:.3g} of the sum over {fit.tensor.name}), with everything else the same: freeze its "
                     "schedule for the audit"
+                )
+        for mean in reading.means:
+            one, other = reading.first.gradients[key_of(mean.tensor)][0], again.gradients[key_of(mean.tensor)][0]
+            if (
+                one is not None
+                and other is not None
+                and float((one - other).norm()) > self.tolerance * float(one.norm())
+            ):
+                return (
+                    f"the loss's pull on the mu of {mean.tensor.name} beside the data's changes from call to call, "
+                    "with everything else the same: freeze the state that the loss keeps for the audit"
                 )
         if not reading.strangers:
             return ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pytest_bnn.checks._objective import FINITE_DERIVATIVE, Evaluation, unproven, without_a_gradient
-from pytest_bnn.checks.finding import Finding, LossError, accused, not_applicable
+from pytest_bnn.checks.finding import Finding, LossError, NoCutError, accused, not_applicable
 from pytest_bnn.checks.kl._expected import of_the_weight
 from pytest_bnn.checks.kl._fits import notes_on
 from pytest_bnn.checks.kl._held import of_the_means
@@ -49,13 +49,18 @@ def _first(judgement: Judgement) -> tuple[Evaluation | None, str]:
         first = judgement.cut()
         if not first.not_cut:
             return first, ""
+        closed = f"{first.not_cut[0] or 'the model itself'} does not show the weights that it draws"
+    except NoCutError as error:
+        closed = str(error)
+    try:
         if why := unproven(judgement.subject):
             return None, (
-                f"{first.not_cut[0] or 'the model itself'} does not show the weights that it draws, and {why}; the "
-                "weight of the KL term is read off where the drawn weights are cut off or silent"
+                f"{closed}, and {why}; the weight of the KL term is read off where the drawn weights are cut off or "
+                "silent"
             )
         judgement.noise = "silent"
-        return judgement.run(), ""
+        first = judgement.run()
+        return (None, closed) if first.stepped else (first, "")
     except (InputError, LossError) as error:
         if judgement.noise == "silent" and judgement.works_with_noise():
             return None, f"with every noise at 0 the loss has no value, with noise it has one: {error}"
@@ -115,6 +120,8 @@ def _judged(judgement: Judgement, reading: Reading, mode: str) -> Finding:
     notes = [note for note in (mode if mode != "in eval mode alone" else "",) if note]
     if not problem:
         verdict, problem, remedy, bad = of_the_means(judgement, reading)
+        if problem and (why := judgement.undecided(reading)):
+            return not_applicable(why)
         layers += [accused(mean.tensor, f"{mean.tensor.role}: {words}") for mean, words in bad]
     notes += _notes_on_means(judgement, reading)
     headline = f"the KL term has weight {found.value:.6g} {found.share}"
@@ -207,14 +214,14 @@ def _uneven(judgement: Judgement, reading: Reading) -> tuple[str, str]:
         + ("as expected" if target == judgement.expected else "in the others")
     )
     ratios = [(reading.weights[id(f)] / target, calls.get(f.tensor.path, 0), f.tensor.path) for f in reading.uneven]
-    if all(number > 1 and judgement.near(ratio, number) for ratio, number, _ in ratios):
-        return f"{headline}: it is added once for each of {ratios[0][1]} calls", (
-            "add each layer's KL once, and not with each of its calls: pytest_bnn.kl(model), after the forward pass"
-        )
     twice = counted_twice(judgement.subject.model)
     if all(path in twice and judgement.near(ratio, 2) for ratio, _, path in ratios):
         return f"{headline}: get_kl_loss counts it again for the layer around it", (
             "take pytest_bnn.kl(model), which counts each layer once"
+        )
+    if all(number > 1 and judgement.near(ratio, number) for ratio, number, _ in ratios):
+        return f"{headline}: it is added once for each of {ratios[0][1]} calls", (
+            "add each layer's KL once, and not with each of its calls: pytest_bnn.kl(model), after the forward pass"
         )
     return headline, "weigh every layer's KL alike"
 

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from pytest_bnn.checks._objective import Evaluation, evaluate
 from pytest_bnn.checks.finding import Finding, LossError, not_applicable
+from pytest_bnn.checks.loss._replaced import moves_with_the_outputs
 from pytest_bnn.errors import InputError
 from pytest_bnn.libraries.cut import Key, key_of
 from pytest_bnn.libraries.posterior import BayesianLayer
@@ -77,6 +78,8 @@ def without_effect(subject: Subject, judged: list[BayesianLayer], left: Evaluati
     moved, repeats, before, after = _pushed(subject, judged, left)
     if moved or not repeats or not _differ(before, after):
         return None  # saturated, or an input from which nothing comes
+    if moves_with_the_outputs(subject, judged, left):
+        return None  # a hinge that is 0 on all that the network gives
     return Finding(
         verdict=Verdict.FAIL,
         headline="the loss does not change with the outputs of the model: the data's gradient is exactly 0 everywhere",

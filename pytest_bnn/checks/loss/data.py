@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from pytest_bnn.checks._objective import Evaluation, cut_of
 from pytest_bnn.checks._outputs import Outputs, at_the_outputs
 from pytest_bnn.checks.check import check
 from pytest_bnn.checks.finding import NOTHING_BAYESIAN, Finding, not_applicable
 from pytest_bnn.checks.kl._sick import not_finite
 from pytest_bnn.checks.loss._reach import arrived, unreached, without_effect
+from pytest_bnn.checks.loss._replaced import largest_at_the_labels
 from pytest_bnn.libraries.capture import LayerCall
 from pytest_bnn.libraries.cut import key_of
 from pytest_bnn.libraries.posterior import BayesianLayer, bayesian_layers
@@ -84,6 +87,8 @@ def _judged(
     subject: Subject, layers: tuple[BayesianLayer, ...], judged: list[BayesianLayer], left: Evaluation
 ) -> Finding:
     outputs = at_the_outputs(subject, left)
+    if outputs.form == "distance" and outputs.sign == -1 and not largest_at_the_labels(subject, layers, left):
+        outputs.pulls = [replace(pull, form="unknown", sign=0) for pull in outputs.pulls]
     problem = outputs.problem()
     still, trained, broken = _without_noise_in_training(subject, layers, left)
     notes = [*outputs.notes, *broken]
