@@ -118,6 +118,12 @@ def parser() -> argparse.ArgumentParser:
         "--kl-weight", metavar="W", type=_reading(positive), help="weight that the KL term of the loss should have"
     )
     weight.add_argument("--num-batches", metavar="M", type=_reading(whole(1)), help="expect the KL weight 1/M")
+    claims.add_argument(
+        "--num-data",
+        metavar="N",
+        type=_reading(whole(1)),
+        help="examples to train on: a summed KL has 1/N beside a mean",
+    )
     settings = audit.add_argument_group("settings", "also from the environment, as PYTEST_BNN_SEED and so on")
     for option in OPTIONS:
         text = f"{option.help} (default: {option.default})".replace("%", "%%")

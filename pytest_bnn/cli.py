@@ -102,7 +102,7 @@ def _audit(given: argparse.Namespace, arguments: list[str]) -> int:
         from pytest_bnn.audit.plan import shorthands
         from pytest_bnn.audit.provenance import provenance
 
-        run = _run(given, settings, shorthands(given.kl_weight, given.num_batches, allow), say)
+        run = _run(given, settings, shorthands(given.kl_weight, given.num_batches, allow, given.num_data), say)
         say("writing the report")
         run = _with_provenance(run, provenance(seed=settings.seed, command=["pytest-bnn", *arguments]))
         page, data = write_report(run, output)

@@ -66,10 +66,13 @@ class Thresholds:
 
 
 def shorthands(
-    kl_weight: float | None = None, num_batches: int | None = None, allow: Mapping[str, str] | None = None
+    kl_weight: float | None = None,
+    num_batches: int | None = None,
+    allow: Mapping[str, str] | None = None,
+    num_data: int | None = None,
 ) -> dict[str, dict[str, object]]:
-    """Give the options of single checks that ``--kl-weight``, ``--num-batches`` and ``--allow`` stand for."""
-    weight = {"kl_weight": kl_weight, "num_batches": num_batches}
+    """Return the options of single checks that ``--kl-weight``, ``--num-batches``, ``--num-data``, ``--allow`` mean."""
+    weight = {"kl_weight": kl_weight, "num_batches": num_batches, "num_data": num_data}
     found: dict[str, dict[str, object]] = {
         "kl.loss": {name: value for name, value in weight.items() if value is not None},
         "layers.replaced": {"allow": dict(allow)} if allow else {},

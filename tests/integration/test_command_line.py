@@ -355,6 +355,13 @@ def test_nothing_applies(run: Run) -> None:
     assert "--data MODULE:FACTORY" in said.out
 
 
+def test_the_number_of_examples_is_declared(run: Run) -> None:
+    """A mean per tensor has no weight that it says; the option comes to kl.loss and is in the report's command."""
+    said = run(*LOSS, "own_net:loss", "--num-data", "720")
+    (check,) = read()["checks"]
+    assert (said.code, check["verdict"]) == (cli.PASSED, "pass"), said
+
+
 def test_token_ids_instead_of_images(run: Run) -> None:
     """Nothing in an audit is about pictures, when the user brings the data."""
     said = run(
@@ -440,6 +447,7 @@ MISTAKES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "weight NaN": ((*OWN, "--kl-weight", "nan"), ("argument --kl-weight",)),
     "weight of words": ((*OWN, "--kl-weight", "small"), ("argument --kl-weight: 'small' is not a number above 0",)),
     "batches 1.5": ((*OWN, "--num-batches", "1.5"), ("argument --num-batches: '1.5' is not a whole number from 1",)),
+    "data 0": ((*OWN, "--num-data", "0"), ("argument --num-data: '0' is not a whole number from 1",)),
     "teacher alone": (("audit", "--teacher", "own_net:teacher"), ("--teacher without --model",)),
     "data alone": (("audit", "--data", "own_net:held_out"), ("--data without --model",)),
     "weights are missing": (("audit", "--weights", "nowhere.pt"), ("no weights 'nowhere.pt'",)),
@@ -596,8 +604,8 @@ def test_help_names_every_option_and_exit_code(run: Run) -> None:
     assert said.code == 0
     text = " ".join(said.out.split())
     for option in ("--model", "--teacher", "--data", "--images", "--loss", "--stage", "--checks", "--allow",
-                   "--kl-weight", "--num-batches", "--weights", "--type", "--delta", "--samples", "--seed",
-                   "--min-agreement", "--inconclusive", "--threads", "--sampler", "--output", "--verbose"):  # fmt: skip
+                   "--kl-weight", "--num-batches", "--num-data", "--weights", "--type", "--delta", "--samples",
+                   "--seed", "--min-agreement", "--inconclusive", "--threads", "--sampler", "--output", "--verbose"):  # fmt: skip
         assert option in text
     assert (
         "exit codes: 0 every claim holds; 1 a claim failed or stayed inconclusive; 2 the audit itself broke, or "
