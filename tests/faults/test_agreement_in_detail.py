@@ -436,3 +436,18 @@ def test_the_relation_of_a_regression_is_a_line(slope: float, offset: float) -> 
     items = Numbers(CLAIM, x, torch.tensor([0.5, 0.5], dtype=torch.float64))
     items.take(torch.randn(4, 50, 2, generator=generator), torch.arange(50))
     assert relation(items) == ("", False)
+
+
+@pytest.mark.parametrize(("delta", "words"), [(0.01, "the noise is not the cause"), (6.0, "smaller moped_delta")])
+def test_the_remedy_blames_the_noise_only_where_it_is_to_blame(delta: float, words: str) -> None:
+    """A network of other weights disagrees without noise as well; one of the teacher's own does not."""
+    torch.manual_seed(0)
+    teacher, other = (nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 8)).eval() for _ in range(2))
+    with torch.no_grad():
+        teacher.get_parameter("2.weight").mul_(8)  # sure of its classes
+    model = convert(other if delta == 0.01 else teacher, moped_delta=delta)
+    images = 3 * torch.randn(40, 6, generator=torch.Generator().manual_seed(1))
+    found = measure_teacher_agreement(model, teacher=teacher, images=images, task="classification")
+    # So much noise leaves every class open, with the same remedy.
+    assert found.verdict in (Verdict.FAIL, Verdict.INCONCLUSIVE), found.explain()
+    assert words in found.remedy

@@ -605,7 +605,8 @@ def test_help_names_every_option_and_exit_code(run: Run) -> None:
     text = " ".join(said.out.split())
     for option in ("--model", "--teacher", "--data", "--images", "--loss", "--stage", "--checks", "--allow",
                    "--kl-weight", "--num-batches", "--num-data", "--weights", "--type", "--delta", "--samples",
-                   "--seed", "--min-agreement", "--inconclusive", "--threads", "--sampler", "--output", "--verbose"):  # fmt: skip
+                   "--seed", "--min-agreement", "--inconclusive", "--threads", "--sampler", "--output",
+                   "--verbose"):  # fmt: skip
         assert option in text
     assert (
         "exit codes: 0 every claim holds; 1 a claim failed or stayed inconclusive; 2 the audit itself broke, or "

@@ -84,6 +84,13 @@ def distance_of(subject: Subject, items: Votes, teacher: Tensor, task: Task, lab
     )
 
 
+def agreement_without_noise(subject: Subject, items: Votes, task: Task) -> float:
+    """Return the share of items on which the network at its posterior mean has the teacher's leading class."""
+    outputs = judged_field(without_noise(subject), subject.fields, task.field).cpu()
+    leaders = shares_of(items.task, outputs, 0)[items.chosen].argmax(1)
+    return float((leaders == items.expected.argmax(1)).double().mean())
+
+
 def _total_variation(one: Tensor, other: Tensor) -> float:
     return float((one - other).abs().sum(1).mean() / 2)
 

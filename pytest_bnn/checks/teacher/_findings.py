@@ -9,9 +9,10 @@ from torch import Tensor
 
 from pytest_bnn.checks.finding import Finding, not_applicable
 from pytest_bnn.checks.teacher._classes import class_counts
-from pytest_bnn.checks.teacher._distances import Distance
+from pytest_bnn.checks.teacher._distances import Distance, agreement_without_noise
 from pytest_bnn.checks.teacher._items import Claim, Numbers, Votes, hopeless, undecided, verdict
 from pytest_bnn.checks.teacher._stories import of_classes, story_of
+from pytest_bnn.libraries.posterior import bayesian_layers
 from pytest_bnn.records.evidence import Certainty, Measurement, Threshold, Verdict
 from pytest_bnn.stats.betting import decidable_gap
 from pytest_bnn.stats.intervals import clopper_pearson_lower, trials_for_share
@@ -73,7 +74,10 @@ def finding_of(
     counts = class_counts(items) if isinstance(items, Votes) else []
     story = story_of(subject, items, found, counts, unit)
     found, headline = story.verdict, headline + story.headline
-    remedy = story.remedy or _remedy(items, found, len(open_), point / count, single, unit)
+    if found is Verdict.FAIL:
+        remedy = story.remedy or _against_disagreement(subject, items, task, unit)
+    else:
+        remedy = story.remedy or _remedy(items, found, len(open_), point / count, single, unit)
     if found in (Verdict.PASS, Verdict.INCONCLUSIVE) and claim.passes(point, count):
         if apart is not None and apart.calm > distance and not apart.surer:
             found = Verdict.WARN
@@ -179,12 +183,23 @@ def _about_the_population(claim: Claim, agree: int, images: int) -> tuple[str, .
     )
 
 
+def _against_disagreement(subject: Subject, items: Votes | Numbers, task: Task, unit: str) -> str:
+    """Say what to do about a model that disagrees: whether its noise is to blame shows where there is none."""
+    if isinstance(items, Votes) and bayesian_layers(subject.model):
+        calm = agreement_without_noise(subject, items, task)
+        if calm < items.claim.min_agreement:
+            return (
+                "fine-tune toward the teacher, or load the weights that were: the noise is not the cause, since "
+                f"without it the model agrees on {100 * calm:.3g} % of the {unit} only; look at the {unit} that "
+                "disagree"
+            )
+    return "convert with a smaller moped_delta, or fine-tune toward the teacher; look at the images that disagree"
+
+
 def _remedy(items: Votes | Numbers, found: Verdict, open_: int, point: float, single: float, unit: str) -> str:
     claim = items.claim
     if found is Verdict.PASS:
         return ""
-    if found is Verdict.FAIL:
-        return "convert with a smaller moped_delta, or fine-tune toward the teacher; look at the images that disagree"
     if hopeless(items):
         wanted = trials_for_share(claim.min_agreement, point, claim.of_passes.beta)
         more = "more images than can be counted: too few of them agree"
