@@ -246,7 +246,7 @@ USE = (
         id="B15",
         description="a fine-tuned network that disagrees with its teacher",
         inject=disagreeing,
-        fails={"teacher.agreement": ("agrees on 0 of", "in another order")},
+        fails={"teacher.agreement": ("agrees on 0 of",)},
         # The stage is found by mu against the weights: one rolled layer does not hide that it was fine-tuned.
         open=("mean.equals_teacher",),
     ),
