@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -66,7 +67,9 @@ def foreign_left_alone(model: nn.Module) -> Iterator[dict[int, nn.Module]]:
 
     handle = register_module_forward_pre_hook(enter)
     try:
-        with gradients:
+        with gradients, warnings.catch_warnings():
+            # A compiled module fires the hook twice, which changes nothing here.
+            warnings.filterwarnings("ignore", message=r"Using `torch\.compile\(module\)` when there are global hooks")
             yield changed
     finally:
         handle.remove()
