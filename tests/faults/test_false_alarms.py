@@ -71,7 +71,10 @@ def test_p_values_of_flipout_layers_are_not_too_small() -> None:
         assert stats.binom.sf(below - 1, len(found), level) > RATE, (level, below)
 
 
-@pytest.mark.parametrize("passes", [2, 4, 12])
+LATER = pytest.mark.nightly("hundreds of audits; every push has two passes, where dependence would show the most")
+
+
+@pytest.mark.parametrize("passes", [2, pytest.param(4, marks=LATER), pytest.param(12, marks=LATER)])
 def test_p_values_across_passes_are_uniform(passes: int) -> None:
     """noise.posterior's tests of a layer's noise against another's in the pass before: exact, whatever the sizes.
 

@@ -158,6 +158,7 @@ def looks(beta: float, step: int, last: int) -> list[int]:
     return [*range(first, last, step), last]
 
 
+@pytest.mark.nightly("hundreds of audits; every push has the hardest null of the other checks")
 def test_varies_fails_images_at_the_floor_no_more_often_than_alpha() -> None:
     """Every image is at the floor, and each may be the one that is accused, until it is cleared."""
     hold(
@@ -166,6 +167,7 @@ def test_varies_fails_images_at_the_floor_no_more_often_than_alpha() -> None:
     )
 
 
+@pytest.mark.nightly("hundreds of audits; every push has the hardest null of the other checks")
 def test_varies_passes_an_image_at_the_floor_no_more_often_than_beta() -> None:
     """The last image alone is there, and varies in one half of the pairs; the others vary beyond doubt."""
     hold(

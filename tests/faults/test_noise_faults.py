@@ -240,6 +240,7 @@ def test_attention_that_ignores_a_bias_passes() -> None:
         assert float(str(found["share of weights left out"])) > 0
 
 
+@pytest.mark.nightly("twenty audits; every push has one seed of each network")
 def test_another_seed_gives_the_same_verdict(teacher: nn.Module, estimator: str, batch: tuple[Tensor, Tensor]) -> None:
     """Twenty audits of a healthy network; at 1e-6 none may fail, and corrected p-values may not crowd near 0."""
     model = convert(teacher, type=estimator)  # type: ignore[arg-type]

@@ -222,6 +222,7 @@ def test_default_audit_s_files(default: tuple[subprocess.CompletedProcess[str], 
     assert (folder / "resnet18.html").read_text(encoding="utf-8") == render_html(AuditRun.from_json(text))
 
 
+@pytest.mark.nightly("half a minute; .ci/run has the whole default audit in every push")
 def test_default_audit_after_a_few_steps(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same in this process: converted, fine-tuned by the engine, both audited."""
     from pytest_bnn.training.finetune import finetune

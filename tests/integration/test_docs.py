@@ -90,10 +90,13 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 LONG = pytest.mark.nightly("a minute of generated networks; the property tests of every push draw the same")
 
-
-@pytest.mark.parametrize(
-    "name", [pytest.param(p, marks=LONG) if p in ("strategies", "properties") else p for p in PAGES]
+SESSIONS = pytest.mark.nightly(
+    "a session for each block; every push reads the same options in tests/unit/test_options.py"
 )
+LATER = {"strategies": LONG, "properties": LONG, "configuration": SESSIONS}
+
+
+@pytest.mark.parametrize("name", [pytest.param(page, marks=LATER.get(page, ())) for page in PAGES])
 def test_page_runs(name: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """One namespace and one folder a page; what a console block shows must be in the output, in this order."""
     namespace: dict[str, object] = {"__name__": "docs"}

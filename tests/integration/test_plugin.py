@@ -497,6 +497,7 @@ def test_equal_findings_of_different_tests_are_all_reported(tmp_path: Path, net_
     assert "3 checks: 3 pass" in found.text
 
 
+@pytest.mark.nightly("two workers of its own; every push has workers with plain text, and odd text in the report")
 def test_odd_text_does_not_kill_a_run_with_workers(tmp_path: Path, net_py: str) -> None:
     """execnet dies of a lone surrogate or a numpy scalar, and takes the whole session with it."""
     files = {"net.py": net_py, "test_odd.py": NASTY + NASTY_THRESHOLD, "test_failure.py": NASTY_FAILURE}

@@ -103,6 +103,9 @@ def tour(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.nightly(
+    "a session of its own; every push has the tour by the command line, and by pytest that of docs/tour.md"
+)
 def test_tour_with_pytest(tour: Path) -> None:
     """The tour's tests pass and leave a report."""
     command = next(b.text.strip() for b in blocks() if b.text.startswith("pytest --bnn-report"))

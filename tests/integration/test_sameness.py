@@ -201,6 +201,7 @@ def test_runs_are_equal_to_the_last_digit(plain: Any, run: Run, arguments: tuple
     assert list(values(run(*arguments, order=order))) == list(values(plain))
 
 
+@pytest.mark.nightly("two sessions; every push has workers and the reversed order, which change more")
 @pytest.mark.parametrize(
     "chosen",
     [

@@ -90,6 +90,7 @@ def test_the_moments_of_every_layer_are_the_posteriors(engine: tuple[Engine, nn.
             assert abs(score) < 1.5 * level, (plan.layer.path, power, score)
 
 
+@pytest.mark.nightly("sixty passes; every push has the moments of the weights that its layers use")
 @pytest.mark.parametrize(
     "engine",
     [

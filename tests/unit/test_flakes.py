@@ -75,6 +75,7 @@ def drawn(suite: Path) -> str:
     return text
 
 
+@pytest.mark.nightly("several sessions; every push has those of the seeds")
 def test_what_depends_on_the_order_is_found_and_can_be_repeated(
     suite: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -115,6 +116,7 @@ def test_examples_are_others_for_another_seed_and_the_same_for_the_same(
     assert found[0] == found[2] != found[1]
 
 
+@pytest.mark.nightly("several sessions; every push has those of the seeds")
 def test_more_examples_are_drawn_in_derandomized_tests_too(suite: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = []
     for options, examples in (([], 1), ([], 2), (["--times", "5"], 1), (["--times", "5"], 1), (["--times", "5"], 2)):
@@ -125,6 +127,7 @@ def test_more_examples_are_drawn_in_derandomized_tests_too(suite: Path, capsys: 
     assert found[2] == found[3] != found[4]
 
 
+@pytest.mark.nightly("several sessions; every push has those of the seeds")
 def test_a_failure_among_more_examples_can_be_repeated(suite: Path, capsys: pytest.CaptureFixture[str]) -> None:
     suite.write_text(suite.read_text(encoding="utf-8").replace("write(coins)\n", "assert sum(coins) < 36\n"))
     assert main(["--runs", "1", "--times", "10", str(suite), "-k", "same"], scripted(3, 1)) == 1
