@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 import pytest
@@ -282,6 +282,15 @@ class Recipe:
     loss: bool = True
 
 
+#: Networks that call their layers twice: with the library's shared noise buffers their gradient is not healthy (A1).
+TWICE = ("pair", "keywords", "dictionary")
+
+
+def _healthy(recipe: Recipe) -> Recipe:
+    own = recipe.noise == "fresh buffers" or (recipe.noise == "local" and recipe.type == "Reparameterization")
+    return recipe if own or recipe.shape not in TWICE else replace(recipe, noise="fresh buffers")
+
+
 RECIPES = st.builds(
     Recipe,
     shape=st.sampled_from(list(SHAPES)),
@@ -296,7 +305,7 @@ RECIPES = st.builds(
     teacher=st.booleans(),
     labels=st.booleans(),
     loss=st.booleans(),
-)
+).map(_healthy)
 
 
 def _cast(value: Any, dtype: torch.dtype) -> Any:
