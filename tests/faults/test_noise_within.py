@@ -13,7 +13,9 @@ from torch import Tensor, nn
 
 from pytest_bnn import convert
 from pytest_bnn.checks import measure_noise_posterior
+from pytest_bnn.checks.noise._draws import TensorDraws
 from pytest_bnn.checks.noise._within import Within
+from pytest_bnn.libraries.posterior import bayesian_layers
 from pytest_bnn.records.evidence import Verdict
 from pytest_bnn.stats.normal import any_dependence, masked_cosines, squares_p
 
@@ -147,3 +149,24 @@ def test_attention_that_draws_once_for_three_blocks(kind: Any) -> None:
     assert found.headline.endswith("of 3 blocks of rows correlates with the first: 1")
     assert {(layer.path, "within the tensor" in layer.finding) for layer in found.layers} == {("0", True)}
     assert "repeat" in found.remedy
+
+
+def test_short_draws_on_a_coarse_grid_may_repeat_a_direction() -> None:
+    """A bias of two numbers in bfloat16: exact parallels among 32 draws are chance, and a draw kept for good is not."""
+    model = convert(nn.Sequential(nn.Linear(6, 2)).bfloat16(), type="Flipout", moped_delta=0.05)
+    tensor = next(t for layer in bayesian_layers(model) for t in layer.tensors if t.role == "bias")
+    least = 1.0
+    for seed in range(40):
+        generator = torch.Generator().manual_seed(seed)
+        draws = TensorDraws.of(tensor, torch.ones(2), about_mu=False)
+        for number in range(32):
+            noise = tensor.sigma.float() * torch.randn(2, generator=generator)
+            draws.take(noise.bfloat16().float(), number)
+        least = min(least, draws.reused()[0])
+    assert least > 1e-4
+    wide = convert(nn.Sequential(nn.Linear(64, 2)).bfloat16(), type="Flipout", moped_delta=0.05)
+    weight = next(t for layer in bayesian_layers(wide) for t in layer.tensors if t.role == "weight")
+    kept = TensorDraws.of(weight, torch.ones(2, 64), about_mu=False)
+    for number in range(4):
+        kept.take(weight.sigma.float(), number)
+    assert kept.reused()[0] < 1e-6

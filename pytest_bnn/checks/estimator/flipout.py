@@ -121,7 +121,8 @@ def _find(subject: Subject, budget: Budget) -> Finding:
         hidden = f": that of {left_out} output channels is below {1 / ROUNDING:.0f} times their rounding"
         return not_applicable(
             f"no Flipout layer with noise is called{hidden if left_out else ''}; give images on which the network runs "
-            "through one, and a sigma that is not 0"
+            "through one, and a sigma that shows: audit it in a wider dtype (model.float()), or make it with "
+            "convert(teacher, moped_delta=...) of a larger delta"
         )
     tested = [row for row in rows if row.per_example or not row.finite]
     wrong = [(row, *row.p()) for row in tested]
