@@ -33,6 +33,11 @@ class LayerCall:
     signs: list[Tensor] = field(default_factory=list)
     again: bool = False
 
+    @property
+    def operands(self) -> list[Tensor]:
+        """The weights and biases that its functional calls used, in their order."""
+        return [used for call in self.functional for used in (call.weight, call.bias) if used is not None]
+
     def noise(self) -> list[tuple[PosteriorTensor, Tensor]]:
         """Give the noise that the call really used, ``w - mu``, in units of the weights, for each posterior tensor.
 

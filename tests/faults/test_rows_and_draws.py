@@ -17,6 +17,7 @@ from torch.nn import functional
 from pytest_bnn.conversion import convert
 from pytest_bnn.libraries.posterior import bayesian_layers
 from pytest_bnn.records.evidence import Evidence, Verdict
+from tests.around import Around
 
 Measures = Mapping[str, Callable[..., Evidence]]
 
@@ -30,15 +31,6 @@ def images(*shape: int) -> Tensor:
 
 def network() -> nn.Module:
     return nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 4)).eval()
-
-
-class Around(nn.Module):
-    def __init__(self, network: nn.Module, forward: Callable[..., Any]) -> None:
-        super().__init__()
-        self.network, self._forward = network, forward
-
-    def forward(self, x: Tensor) -> Any:
-        return self._forward(self.network, x)
 
 
 def accusing(measures: Measures, model: nn.Module, **given: Any) -> dict[str, Evidence]:

@@ -83,7 +83,7 @@ def _in_both_modes(judgement: Judgement, reading: Reading) -> tuple[Reading, str
     if reading.missing:
         return found, "the loss adds the KL term in train mode alone, and was judged there"
     if found.missing:
-        return found, "in eval mode alone"
+        return found, ""
     return found, (
         f"the KL term has weight {reading.found.value:.6g} in eval mode, and was judged in train mode, where training "
         "runs"
@@ -104,7 +104,7 @@ def _same(judgement: Judgement, reading: Reading, trained: Evaluation) -> bool:
 
 def _judged(judgement: Judgement, reading: Reading, mode: str) -> Finding:
     found, fits, expected = reading.found, reading.fits, judgement.expected
-    problem, remedy = _problem(judgement, reading, mode)
+    problem, remedy = _problem(judgement, reading)
     verdict = Verdict.FAIL if problem else Verdict.PASS
     if problem and (why := judgement.undecided(reading)):
         return not_applicable(why)
@@ -117,7 +117,7 @@ def _judged(judgement: Judgement, reading: Reading, mode: str) -> Finding:
     offenders += [(f, f"{f.residual:.2g} of the gradient to its rho is not the KL term's") for f in reading.strangers]
     offenders += [(f, f"the KL term has weight {reading.weights[id(f)]:.6g} here") for f in reading.uneven]
     layers = [accused(fit.tensor, f"{fit.tensor.role}: {words}") for fit, words in offenders]
-    notes = [note for note in (mode if mode != "in eval mode alone" else "",) if note]
+    notes = [mode] if mode else []
     if not problem:
         verdict, problem, remedy, bad = of_the_means(judgement, reading)
         if problem and (why := judgement.undecided(reading)):
@@ -149,11 +149,11 @@ def _judged(judgement: Judgement, reading: Reading, mode: str) -> Finding:
     )
 
 
-def _problem(judgement: Judgement, reading: Reading, mode: str) -> tuple[str, str]:
+def _problem(judgement: Judgement, reading: Reading) -> tuple[str, str]:
     """Return what is wrong with the gradient to rho, in words, and the remedy; empty strings when nothing is."""
     first, fits = reading.first, reading.fits
     kl = judgement.layers[0].adapter.words.kl
-    if mode == "in eval mode alone":
+    if judgement.train and reading.missing:
         return (
             "the KL term is in the loss in eval mode and missing in train mode, where training runs",
             f"add weight * {kl} where model.training is True as well",
@@ -201,8 +201,7 @@ def _problem(judgement: Judgement, reading: Reading, mode: str) -> tuple[str, st
 
 
 def _reaches_data(first: Evaluation) -> bool:
-    used = (t for call in first.calls for f in call.functional for t in (f.weight, f.bias) if t is not None)
-    return any(tensor.grad is not None for tensor in used)
+    return any(used.grad is not None for call in first.calls for used in call.operands)
 
 
 def _uneven(judgement: Judgement, reading: Reading) -> tuple[str, str]:

@@ -23,8 +23,7 @@ def arrived(left: Evaluation, layer: BayesianLayer) -> bool:
 
 
 def _used(left: Evaluation, layer: BayesianLayer) -> list[Tensor]:
-    calls = [call for call in left.calls if call.layer.path == layer.path]
-    return [t for call in calls for f in call.functional for t in (f.weight, f.bias) if t is not None]
+    return [used for call in left.calls if call.layer.path == layer.path for used in call.operands]
 
 
 def unreached(subject: Subject, judged: list[BayesianLayer], left: Evaluation) -> Finding | None:
@@ -32,7 +31,7 @@ def unreached(subject: Subject, judged: list[BayesianLayer], left: Evaluation) -
     lost = [layer for layer in judged if not arrived(left, layer)]
     if not lost:
         return None
-    moved, repeats = _effect(subject, judged, lost, left)
+    moved, repeats, _, _ = _pushed(subject, lost, left)
     if not repeats:
         return not_applicable(
             f"no gradient of the data comes to {lost[0].path or 'the model itself'}, and the loss changes from call to "
@@ -92,25 +91,17 @@ def without_effect(subject: Subject, judged: list[BayesianLayer], left: Evaluati
     )
 
 
-def _effect(
-    subject: Subject, judged: list[BayesianLayer], lost: list[BayesianLayer], left: Evaluation
-) -> tuple[bool, bool]:
-    """Say whether the weights of some layers change the loss, and whether it repeats itself where they do not."""
-    moved, repeats, _, _ = _pushed(subject, lost, left)
-    return moved, repeats
-
-
 def _pushed(
     subject: Subject, layers: list[BayesianLayer], left: Evaluation
 ) -> tuple[bool, bool, list[Tensor], list[Tensor]]:
     """Evaluate the loss with other weights in some layers: whether it changes, and repeats itself; outputs of both."""
     try:
         again = evaluate(subject, layers, noise="cut", backward=False, free_rho=True)
-        pushed = evaluate(subject, layers, noise="cut", backward=False, free_rho=True, push=_push(layers))
-        for times in (10.0, -10.0, 100.0):  # what counts whole classes may need more
-            if pushed.value == again.value:
-                push = _push(layers, times)
-                pushed = evaluate(subject, layers, noise="cut", backward=False, free_rho=True, push=push)
+        for times in (1.0, 10.0, -10.0, 100.0):  # what counts whole classes may need more
+            push = _push(layers, times)
+            pushed = evaluate(subject, layers, noise="cut", backward=False, free_rho=True, push=push)
+            if pushed.value != again.value:
+                break
     except (InputError, LossError):
         return True, True, [], []
     rounding = 1e-5 * max(abs(left.value), abs(again.value))
@@ -119,7 +110,7 @@ def _pushed(
     return moved, repeats, _outputs(again), _outputs(pushed)
 
 
-def _push(layers: list[BayesianLayer], times: float = 1.0) -> dict[Key, Tensor]:
+def _push(layers: list[BayesianLayer], times: float) -> dict[Key, Tensor]:
     generator = torch.Generator().manual_seed(2)
     found = {}
     for tensor in tensors_of(layers):

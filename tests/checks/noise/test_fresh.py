@@ -20,6 +20,7 @@ from pytest_bnn.checks.noise import _builds
 from pytest_bnn.data.factory import Factory
 from pytest_bnn.libraries.posterior import bayesian_layers
 from pytest_bnn.records.evidence import Evidence, Verdict
+from tests.around import Around
 
 
 def images(rows: int = 12) -> Tensor:
@@ -30,17 +31,6 @@ def bayesian(estimator: Any = "Reparameterization") -> nn.Module:
     torch.manual_seed(1)
     network = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 4)).eval()
     return pytest_bnn.convert(network, type=estimator, moped_delta=0.2).eval()
-
-
-class Around(nn.Module):
-    """A network with something of its own around it."""
-
-    def __init__(self, network: nn.Module, forward: Callable[..., Any]) -> None:
-        super().__init__()
-        self.network, self._forward = network, forward
-
-    def forward(self, x: Tensor) -> Any:
-        return self._forward(self.network, x)
 
 
 def judged(forward: Callable[..., Any], *, estimator: str = "Reparameterization", **given: Any) -> Evidence:
