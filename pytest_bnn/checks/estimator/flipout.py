@@ -118,11 +118,15 @@ def _find(subject: Subject, budget: Budget) -> Finding:
     left_out = sum(row.left_out for row in rows)
     rows = [row for row in rows if row.deviations.numel()]
     if not rows:
-        hidden = f": that of {left_out} output channels is below {1 / ROUNDING:.0f} times their rounding"
+        if left_out:
+            return not_applicable(
+                f"no Flipout layer with noise that shows is called: that of {left_out} output channels is below "
+                f"{1 / ROUNDING:.0f} times their rounding; give a sigma that shows: audit it in a wider dtype "
+                "(model.float()), or make it with convert(teacher, moped_delta=...) of a larger delta"
+            )
         return not_applicable(
-            f"no Flipout layer with noise is called{hidden if left_out else ''}; give images on which the network runs "
-            "through one, and a sigma that shows: audit it in a wider dtype (model.float()), or make it with "
-            "convert(teacher, moped_delta=...) of a larger delta"
+            "no Flipout layer with noise is called; give images on which the network runs through one, and a sigma "
+            "that is not 0"
         )
     tested = [row for row in rows if row.per_example or not row.finite]
     wrong = [(row, *row.p()) for row in tested]
