@@ -84,6 +84,17 @@ def parser() -> argparse.ArgumentParser:
         metavar="MODULE:FUNCTION",
         help="the training loss, called as loss(model, batch); the batch has the structure of the data",
     )
+    own.add_argument(
+        "--evaluation",
+        metavar="MODULE:FACTORY",
+        help="returns labelled examples on which claims about the predictions are judged, where --data are too easy "
+        "for that (default: the data)",
+    )
+    own.add_argument(
+        "--ood",
+        metavar="MODULE:FACTORY",
+        help="returns examples that are none of the model's task, or several such sets by name",
+    )
     own.add_argument("--stage", choices=("auto", "converted", "finetuned"),
                      help="what the model is; auto reads it from its weights and the teacher's")  # fmt: skip
     own.add_argument(

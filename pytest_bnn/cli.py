@@ -137,7 +137,7 @@ def _chosen(given: argparse.Namespace) -> choices.Choices:
 def _require_fitting_options(given: argparse.Namespace) -> None:
     """Refuse what would be ignored without a word: options of the one kind of audit in the other."""
     if given.model is None:
-        for name in ("teacher", "data", "loss", "images", "stage", "task", "output", "batch_dim"):
+        for name in ("teacher", "data", "evaluation", "ood", "loss", "images", "stage", "task", "output", "batch_dim"):
             if getattr(given, name) is not None:
                 option = name.replace("_", "-")
                 raise InputError(f"--{option} without --model", fix="name your own network with --model MODULE:FACTORY")
@@ -173,11 +173,13 @@ def _run(given: argparse.Namespace, settings: Settings, options: Explicit, say: 
     with _reading_what_was_named():
         model, factory = sources.load_model_and_factory(given.model, "--model")
         teacher_network = None if given.teacher is None else sources.load_model(given.teacher, "--teacher")
-        data = (
+        data, evaluation = (
             None
-            if given.data is None
-            else sources.load_data(given.data, "--data", max_images, seed=settings.seed, dim=given.batch_dim or 0)
+            if name is None
+            else sources.load_data(name, option, max_images, seed=settings.seed, dim=given.batch_dim or 0)
+            for name, option in ((given.data, "--data"), (given.evaluation, "--evaluation"))
         )
+        ood = None if given.ood is None else sources.load_named(given.ood, "--ood")
         loss = None if given.loss is None else sources.load_loss(given.loss, "--loss")
     return audit_model(
         model,
@@ -194,6 +196,8 @@ def _run(given: argparse.Namespace, settings: Settings, options: Explicit, say: 
         output=given.output,
         batch_dim=given.batch_dim or 0,
         factory=factory,
+        evaluation=evaluation,
+        ood=ood,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any, Literal, TypeAlias, TypedDict, get_args
@@ -17,8 +18,10 @@ from pytest_bnn.data.given import (
     does_not_accept,
     given_samples,
     labels_in,
+    named_sets,
     require_finite_answers,
     require_finite_inputs,
+    require_functions,
     require_weights,
 )
 from pytest_bnn.data.loss import BATCH, Loss
@@ -50,6 +53,8 @@ class Given(TypedDict, total=False):
     task: TaskOption
     output: str | None
     factory: Callable[[], nn.Module] | None
+    evaluation: Any
+    ood: Any
 
 
 class Subject:
@@ -73,6 +78,9 @@ class Subject:
         output: The name of the output that the task's claims are about, where the network gives several.
         factory: What made the model, a function without arguments. It is called again, where that is quick, by claims
             about what another model of it does.
+        evaluation: Labelled examples ``(images, labels)`` on which claims about the predictions are judged, where those
+            in ``images`` are too easy for it; these when None.
+        ood: Examples that are none of the model's task, or several such sets by name.
 
     Raises:
         TypeError: An argument is of the wrong type.
@@ -94,15 +102,14 @@ class Subject:
         task: TaskOption = "auto",
         output: str | None = None,
         factory: Callable[[], nn.Module] | None = None,
+        evaluation: Any = None,
+        ood: Any = None,
     ) -> None:
         for role, value in (("model", model), ("teacher", teacher)):
             if not isinstance(value, nn.Module) and not (value is None and role == "teacher"):
                 raise TypeError(f"{role} must be a torch.nn.Module, not {type(value).__name__}")
             require_weights(role, value)
-        if loss is not None and not callable(loss):
-            raise TypeError(f"loss must be a function loss(model, batch), not {type(loss).__name__}")
-        if factory is not None and (not callable(factory) or isinstance(factory, nn.Module)):
-            raise TypeError(f"factory must be a function without arguments, not {type(factory).__name__}")
+        require_functions(loss, factory)
         if stage not in ("auto", "converted", "finetuned"):
             raise ValueError(f"stage must be 'auto', 'converted' or 'finetuned', not {stage!r}")
         if task not in get_args(TaskOption):
@@ -129,6 +136,8 @@ class Subject:
         self._probed: Probed | None = None
         self._inputs: Inputs | None = None
         self._task: Task | None = None
+        self._evaluation, self._ood = evaluation, named_sets(ood, images)
+        self._beside: dict[str, Subject] = {}
         #: What checks of the loss found out about it, for each other.
         self.evaluations: dict[str, object] = {}
 
@@ -140,6 +149,33 @@ class Subject:
         if given:
             raise TypeError(f"a Subject already says what {', '.join(sorted(given))} is; give it there")
         return model
+
+    def on(self, images: Any, labels: Any = None) -> Subject:
+        """Return the same model and teacher with other examples, and with passes of their own."""
+        other = copy.copy(self)
+        other._samples, other._labels = given_samples(images, labels)
+        other._bank = other._teacher_output = other._probed = other._inputs = None
+        other._task = None if self.images is None or labels is not None else self.task
+        other._evaluation, other._ood, other._beside, other.evaluations = None, {}, {}, {}
+        return other
+
+    @property
+    def evaluated(self) -> Subject:
+        """The examples with labels on which claims about the predictions are judged: this subject's own, or others."""
+        if self._evaluation is None:
+            return self
+        if "" not in self._beside:
+            self._beside[""] = self.on(self._evaluation)
+            self._beside[""]._task = None
+        return self._beside[""]
+
+    @property
+    def outside(self) -> dict[str, Subject]:
+        """The sets of examples that are none of the model's task, by name."""
+        for name, examples in self._ood.items():
+            if name not in self._beside:
+                self._beside[name] = self.on(examples)
+        return {name: self._beside[name] for name in self._ood}
 
     @property
     def stage(self) -> Stage:

@@ -12,8 +12,9 @@ from pytest_bnn.audit.plan import Explicit, Step, Thresholds, merged, plan
 from pytest_bnn.audit.provenance import provenance
 from pytest_bnn.checks import choices, registry
 from pytest_bnn.checks.declaration import Declaration
+from pytest_bnn.data.given import named_sets
 from pytest_bnn.data.loss import Loss
-from pytest_bnn.data.samples import MAX_EXAMPLES, samples_of
+from pytest_bnn.data.samples import MAX_EXAMPLES, Samples, samples_of
 from pytest_bnn.options import budget_in_force, in_force
 from pytest_bnn.records.evidence import Evidence
 from pytest_bnn.records.recorder import record
@@ -50,6 +51,8 @@ def audit_model(
     output: str | None = None,
     batch_dim: int = 0,
     factory: Callable[[], nn.Module] | None = None,
+    evaluation: Any = None,
+    ood: Any = None,
 ) -> AuditRun:
     """Run every applicable check on a model, which is judged as it is and never changed.
 
@@ -77,6 +80,9 @@ def audit_model(
         output: The output that the task's claims are about, by name, where the network gives several.
         batch_dim: The dimension of the inputs that counts the examples: 1 where time comes first.
         factory: What made the model, a function without arguments; see `Subject`.
+        evaluation: Labelled examples on which claims about the predictions are judged, in a form that ``data`` may
+            have; the data when None.
+        ood: Examples that are none of the model's task, in a form that ``data`` may have, or several such by name.
 
     Raises:
         InputError: An argument cannot be used: data that neither network accepts, unknown check ids.
@@ -84,10 +90,18 @@ def audit_model(
     """
     steps = planned(checks, thresholds, options, budget)
     chosen_seed = int(in_force().seed) if seed is None else seed
+
+    def taken(examples: Any) -> Samples | None:
+        if examples is None:
+            return None
+        return samples_of(examples, limit=max_images, seed=chosen_seed, dim=batch_dim)
+
     subject = Subject(
         model,
         teacher=teacher,
-        images=None if data is None else samples_of(data, limit=max_images, seed=chosen_seed, dim=batch_dim),
+        images=taken(data),
+        evaluation=taken(evaluation),
+        ood={name: taken(one) for name, one in named_sets(ood, data).items()} or None,
         loss=loss,
         name=name,
         stage=stage,

@@ -125,6 +125,7 @@ def check(
     can: tuple[str, ...] = (),
     sampled: bool = False,
     after: str = "",
+    of_data: bool = False,
     either: tuple[str, ...] = (),
 ) -> Callable[[Callable[..., Finding]], Check]:
     """Make a check of a function ``name(subject, *, option=default, ...) -> Finding``.
@@ -142,6 +143,8 @@ def check(
         can: What the library's adapter must be able to do with the model, such as ``"mean_field"``.
         sampled: Whether sampling decides the claim, so that it takes a share of the run's error rates.
         after: The id of the check that it follows in a report.
+        of_data: Whether the claim is about data of which there may be too few to decide it: undecided it counts as a
+            warning, unless ``--inconclusive fail`` was asked for.
         either: Names of options of which at most one is given.
 
     Raises:
@@ -157,6 +160,7 @@ def check(
             can=tuple(can),
             sampled=sampled,
             after=after,
+            of_data=of_data,
             options=_options_of(function, name),
             either=tuple(either),
             where=function.__module__,

@@ -39,6 +39,8 @@ class Declaration:
         can: What the library's adapter must be able to do with the model.
         sampled: Whether sampling decides it: such checks share the run's error rates, the others are exact.
         after: The check that it follows in a report.
+        of_data: Whether the claim is about data of which there may be too few: undecided it counts as a warning, unless
+            ``--inconclusive fail`` was asked for.
         options: Its keyword arguments.
         either: Options of which one at most is given.
         where: The module or file that declares it.
@@ -50,6 +52,7 @@ class Declaration:
     can: tuple[str, ...] = ()
     sampled: bool = False
     after: str = ""
+    of_data: bool = False
     options: tuple[CheckOption, ...] = ()
     either: tuple[str, ...] = ()
     where: str = ""
@@ -121,7 +124,7 @@ def _declaration(function: ast.FunctionDef, call: ast.Call, path: Path, id: str,
     name = _value(call.args[0], path) if call.args else said.pop("id", id)
     if not isinstance(name, str) or not name or not isinstance(said.get("claim"), str):
         raise _UnknownError
-    known = {key: said[key] for key in ("claim", "needs", "can", "sampled", "after", "either") if key in said}
+    known = {key: said[key] for key in ("claim", "needs", "can", "sampled", "after", "of_data", "either") if key in said}
     return Declaration(id=name, options=tuple(_options(function, path)), where=where, **known)
 
 

@@ -15,6 +15,7 @@ from pytest_bnn.errors import PytestBnnError
 from pytest_bnn.libraries.posterior import KlError
 from pytest_bnn.libraries.registry import lacking
 from pytest_bnn.network.calling import ForwardError
+from pytest_bnn.options import in_force, sources_in_force
 from pytest_bnn.records.evidence import Evidence, Verdict
 from pytest_bnn.records.recorder import record, recorder_in_force
 from pytest_bnn.sampling.threads import limited
@@ -44,6 +45,9 @@ def judged(
     """
     start, asked = time.perf_counter(), subject.asked
     finding = _premise(check, subject, severity) or _found(subject, find, inside_an_audit)
+    if check.of_data and finding.verdict is Verdict.INCONCLUSIVE and not _must_decide():
+        note = "there are too few labels or examples to decide it, which counts as a warning: --inconclusive fail forbids it"
+        finding = replace(finding, verdict=Verdict.WARN, notes=(*finding.notes, note))
     if severity == "warn" and finding.verdict in (Verdict.FAIL, Verdict.INCONCLUSIVE):
         word = {"fail": "a failure", "inconclusive": "an undecided claim"}[finding.verdict.value]
         note = f"the severity of {check.id} is warn: {word} counts as a warning"
@@ -68,6 +72,11 @@ def judged(
     )
     record(evidence)
     return evidence
+
+
+def _must_decide() -> bool:
+    """Say whether someone asked that claims about data which stay undecided fail."""
+    return in_force().inconclusive == "fail" and "inconclusive" in sources_in_force()
 
 
 def _notes(check: Declaration, subject: Subject, finding: Finding) -> tuple[str, ...]:

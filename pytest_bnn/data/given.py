@@ -218,3 +218,30 @@ def require_weights(role: str, network: nn.Module | None) -> None:
                 f"the {role}'s {name} was made in inference mode: no gradient can reach it",
                 fix="build, convert or load the network outside of torch.inference_mode()",
             )
+
+
+def require_functions(loss: object, factory: object) -> None:
+    """Refuse a loss or a factory that cannot be called.
+
+    Raises:
+        TypeError: It is something else.
+    """
+    if loss is not None and not callable(loss):
+        raise TypeError(f"loss must be a function loss(model, batch), not {type(loss).__name__}")
+    if factory is not None and (not callable(factory) or isinstance(factory, nn.Module)):
+        raise TypeError(f"factory must be a function without arguments, not {type(factory).__name__}")
+
+
+def named_sets(given: Any, like: Any) -> dict[str, Any]:
+    """Return sets of examples by name: those of a mapping, or one that is called "outside".
+
+    Args:
+        given: A mapping of names to examples, or examples; None for no set.
+        like: Examples of the model's own task: a mapping with the same keys is one set of such examples.
+    """
+    if given is None:
+        return {}
+    item = like.item if isinstance(like, Samples) else like
+    if isinstance(given, dict) and not (isinstance(item, dict) and set(given) <= set(item)):
+        return {str(name): examples for name, examples in given.items()}
+    return {"outside": given}

@@ -100,12 +100,20 @@ def load_data(name: str, option: str, limit: int = MAX_EXAMPLES, *, seed: int = 
     Raises:
         InputError: As in `load` and `samples_of`.
     """
-    factory = load(name, option)
-    data = factory
-    if callable(factory) and not _is_data(factory):
-        _require_factory(factory, name, option)
-        data = _call(factory, name, option)
-    return samples_of(data, f"{option}: {name}", limit, seed=seed, dim=dim)
+    return samples_of(load_named(name, option), f"{option}: {name}", limit, seed=seed, dim=dim)
+
+
+def load_named(name: str, option: str) -> Any:
+    """Call ``MODULE:FACTORY`` without arguments and give what it returns, or the data of that name.
+
+    Raises:
+        InputError: As in `load`.
+    """
+    found = load(name, option)
+    if not callable(found) or _is_data(found):
+        return found
+    _require_factory(found, name, option)
+    return _call(found, name, option)
 
 
 def load_loss(name: str, option: str) -> Loss:

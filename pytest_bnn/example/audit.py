@@ -9,7 +9,7 @@ from pytest_bnn.audit.plan import Thresholds, merged
 from pytest_bnn.audit.run import Progress, audit_model, planned
 from pytest_bnn.checks import choices, registry
 from pytest_bnn.conversion import Conversion, convert_with
-from pytest_bnn.example.images import suitable
+from pytest_bnn.example.images import digits, outside_digits, suitable
 from pytest_bnn.example.weights import Teacher
 from pytest_bnn.options import budget_in_force, in_force
 from pytest_bnn.records.run import AuditRun
@@ -62,6 +62,8 @@ def audit_resnet18(
             model,
             teacher=teacher.model,
             data=data,
+            evaluation=digits("hard") if teacher.images == "digits" else None,
+            ood=outside_digits() if teacher.images == "digits" else None,
             loss=loss,
             checks=chosen,
             name=name,

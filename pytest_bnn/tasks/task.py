@@ -56,6 +56,22 @@ class Task:
             raise ValueError("dense outputs have places: use `at_places`")
         raise ValueError(f"a {self.kind} task has no classes")
 
+    def log_probabilities(self, outputs: Tensor) -> Tensor:
+        """Return the logs of `probabilities`, exact where these are too small for a float.
+
+        Of outputs that are probabilities already, those below the least normal number of their dtype count as it.
+
+        Raises:
+            ValueError: The task has no classes, or places.
+        """
+        if self.shares or self.kind not in ("classification", "binary"):
+            return self.probabilities(outputs).clamp_min(torch.finfo(torch.float32).tiny).log()
+        values = outputs if outputs.dtype not in (torch.float16, torch.bfloat16) else outputs.float()
+        if self.kind == "classification":
+            return torch.log_softmax(values, -1)
+        values = values.squeeze(-1) if values.ndim and values.shape[-1] == 1 else values
+        return torch.nn.functional.logsigmoid(torch.stack([-values, values], -1))
+
     def places(self, outputs: Tensor, passes: int) -> Tensor:
         """Turn dense outputs into ``[..., items, classes]`` scores; ``passes`` is the number of leading dimensions."""
         values = outputs if self.classes_last else outputs.movedim(passes + 1, -1)

@@ -1,0 +1,224 @@
+"""What a subject predicts: the mixture of its passes over classes, its teacher's answer, and labels beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from pytest_bnn.data.repeats import repeats
+from pytest_bnn.network.calling import judged_field
+from pytest_bnn.sampling.mixture import Mixing, Mixture
+from pytest_bnn.stats.intervals import clopper_pearson_lower
+from pytest_bnn.subject import Subject
+from pytest_bnn.tasks.answers import class_labels
+from pytest_bnn.tasks.task import Task, are_shares
+
+#: Passes of claims about predictions: enough for a mean whose error is a fraction of that of some hundred labels.
+PASSES = 32
+
+#: Numbers of the outputs that are drawn at a time.
+_BLOCK = 16_000_000
+
+#: The chance at which labels that nobody knows would count as known.
+_CHANCE = 1e-3
+
+_NO_CLASSES = (
+    "the claim is about classes, and the task is {kind}: regression has claims of its own; say --task classification "
+    "where the outputs are scores of classes"
+)
+_NOT_FINITE = "outputs are NaN or infinite in some passes: see noise.varies; load or train the weights again"
+
+
+class NotHereError(Exception):
+    """Why the predictions cannot be judged, and what it would take."""
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Predicted:
+    """The predictions for ``N`` decisions: one an example, or for dense outputs one place of each, by a seeded choice.
+
+    Attributes:
+        mixture: The passes of the model.
+        teacher: Log probabilities of the teacher, ``[N, C]``; None without a teacher.
+        rows: The number of the example that each belongs to.
+    """
+
+    mixture: Mixture
+    teacher: Tensor | None
+    rows: Tensor
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Labelled:
+    """`Predicted` beside the classes ``[N]`` that occurred, each example once."""
+
+    predicted: Predicted
+    labels: Tensor
+    left_out: int
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def mixture(self) -> Mixture:
+        return self.predicted.mixture
+
+
+def predicted(subject: Subject, passes: int) -> Predicted:
+    """Return what the model predicts for all examples; computed once for each number of passes.
+
+    Raises:
+        NotHereError: The task has no classes, or outputs are not finite.
+    """
+    known = subject.evaluations.get(f"predicted {passes}")
+    if isinstance(known, NotHereError):
+        raise known
+    if not isinstance(known, Predicted):
+        try:
+            known = _predicted(subject, passes)
+        except NotHereError as error:
+            known = error
+        subject.evaluations[f"predicted {passes}"] = known
+    if isinstance(known, NotHereError):
+        raise known
+    return known
+
+
+def _predicted(subject: Subject, passes: int) -> Predicted:
+    task = subject.task
+    if task.kind == "unknown":
+        raise NotHereError(task.why)
+    if task.kind == "regression":
+        raise NotHereError(_NO_CLASSES.format(kind=task.kind))
+    mixing, places, own = Mixing(), None, None
+    numbers = max(1, subject.forward_once().numel())
+    step = max(1, _BLOCK // numbers)
+    for start in range(0, passes, step):
+        block = subject.bank.draw(start, min(start + step, passes)).detach().cpu()
+        block = judged_field(block, subject.fields, task.field)
+        if bool(torch.isnan(block).any()) or bool(torch.isposinf(block).any()):
+            raise NotHereError(_NOT_FINITE)
+        if own is None:
+            places = _places(task, block[0], subject.seed)
+            own = _task_of(task, _chosen(task, block, places))
+        for one in block:
+            mixing.take(own.log_probabilities(_chosen(task, one[None], places)[0]))
+    teacher = None
+    if subject.teacher is not None:
+        outputs = judged_field(subject.teacher_output().detach().cpu(), subject.fields, task.field)
+        outputs = _chosen(task, outputs[None], places)[0]
+        mixture_shape = mixing._log_sum.shape
+        found = _task_of(task, outputs).log_probabilities(outputs).double()
+        teacher = found if found.shape == mixture_shape else None
+    return Predicted(mixture=mixing.result(), teacher=teacher, rows=torch.arange(len(subject.require_images())))
+
+
+def _task_of(task: Task, outputs: Tensor) -> Task:
+    """Return the task of one decision an example; whoever gives probabilities is read so."""
+    if task.kind == "dense":
+        one: Task = replace(task, kind="binary" if outputs.shape[-1] == 1 else "classification")
+        return replace(one, shares=task.shares)
+    return replace(task, shares=are_shares(outputs)) if task.kind == "classification" else task
+
+
+def _places(task: Task, outputs: Tensor, seed: int) -> Tensor | None:
+    """Choose one place of each example of dense outputs: those of one example do not err independently."""
+    if task.kind != "dense":
+        return None
+    count = task.places(outputs[None], 1).shape[-2] // len(outputs)
+    return torch.randint(count, (len(outputs),), generator=torch.Generator().manual_seed(seed))
+
+
+def _chosen(task: Task, outputs: Tensor, places: Tensor | None) -> Tensor:
+    """Return ``[passes, N, ...]`` of one decision an example."""
+    if places is None:
+        return outputs
+    scores = task.places(outputs, 1).unflatten(1, (len(places), -1))
+    return scores[:, torch.arange(len(places)), places]
+
+
+def labelled(subject: Subject, passes: int) -> Labelled:
+    """Return the predictions beside the labels of the examples on which claims about the truth are judged.
+
+    Each distinct example counts once, and labels that are no class of the model's not at all.
+
+    Raises:
+        NotHereError: There are no labels of classes, or nobody knows these better than by chance.
+    """
+    judged = subject.evaluated
+    if judged.images is None:
+        raise NotHereError("the claim is about labelled examples: give them with --data or --evaluation")
+    task = judged.task
+    given = judged.labels_of(task.field)
+    if given is None:
+        raise NotHereError(
+            "the claim is about the truth, and no labels were given: let --data or --evaluation return (images, labels)"
+        )
+    found = predicted(judged, passes)
+    labels = _classes(judged, given, task)
+    if labels is None:
+        raise NotHereError("the labels are no class for each example: let --data return (images, class indices [N])")
+    kept = repeats(judged.require_images()).first
+    classes = found.mixture.log_shares.shape[1]
+    kept = kept[(labels[kept] >= 0) & (labels[kept] < classes)]
+    if not len(kept):
+        raise NotHereError("no label is a class of the model: give class indices from 0, with --data or labels=")
+    left_out = len(labels) - len(kept)
+    _require_known(found, labels, kept)
+    mixture = Mixture(
+        passes=found.mixture.passes,
+        log_shares=found.mixture.log_shares[kept],
+        expected_entropy=found.mixture.expected_entropy[kept],
+        squares=found.mixture.squares[kept],
+    )
+    teacher = None if found.teacher is None else found.teacher[kept]
+    return Labelled(
+        predicted=Predicted(mixture=mixture, teacher=teacher, rows=kept), labels=labels[kept], left_out=left_out
+    )
+
+
+def _classes(subject: Subject, given: object, task: Task) -> Tensor | None:
+    rows = len(subject.require_images())
+    if task.kind != "dense":
+        return class_labels(given, rows)
+    if not isinstance(given, Tensor) or len(given) != rows or given.is_floating_point() or given.is_complex():
+        return None
+    places = _places(task, judged_field(subject.forward_once().detach().cpu(), subject.fields, task.field), subject.seed)
+    flat = given.detach().cpu().reshape(rows, -1)
+    if places is None or flat.shape[1] <= int(places.max()):
+        return None
+    return flat[torch.arange(rows), places].long()
+
+
+def _require_known(found: Predicted, labels: Tensor, kept: Tensor) -> None:
+    """Refuse labels that neither model nor teacher was trained for: what is not known cannot be known rightly sure."""
+    counts = torch.bincount(labels[kept])
+    best = float(counts.max()) / len(kept)
+    for log_shares in (found.mixture.log_shares, found.teacher):
+        if log_shares is None:
+            continue
+        said = log_shares[kept].argmax(1)
+        right = int((said == labels[kept]).sum())
+        # By chance, answers given in these shares meet labels in those; nobody beats the commonest class by it.
+        met = float((torch.bincount(said, minlength=len(counts))[: len(counts)] * counts).sum()) / len(kept) ** 2
+        guess = max(met, best if len(said.unique()) == 1 else met)
+        if clopper_pearson_lower(right, len(kept), _CHANCE) > guess:
+            return
+    raise NotHereError(
+        "neither the model nor its teacher is right on the labels more often than by chance, so that there is nothing "
+        "learned to be sure of: see data.sane, and give labels that the model was trained for (--data, --evaluation)"
+    )
+
+
+def more_labels(count: int, reach: float, wanted: float) -> int | None:
+    """Return how many labels would decide, where ``count`` reach so far and ``wanted`` would do; None for no number."""
+    return None if wanted <= 0 else max(count + 1, round(count * (reach / wanted) ** 2))
+
+
+def of_classes(numbers: Sequence[int], names: Sequence[str]) -> str:
+    """Name some classes."""
+    shown = [f"{number} ({names[number]})" if number < len(names) else str(number) for number in numbers[:4]]
+    return ", ".join(shown) + (f" and {len(numbers) - 4} more" if len(numbers) > 4 else "")

@@ -1,0 +1,167 @@
+"""Which members of a family labels may follow: confidence sets by a mixture of likelihoods, at any error rate.
+
+Under the member that labels do follow, the likelihood of a mixture of the family's members, relative to that member's
+own, is a test martingale: it starts at 1, and that it ever reaches ``1 / error_rate`` has a chance of at most
+``error_rate`` (Ville's inequality), whatever the number of labels. Members against which it has reached that are left
+out of the set.
+
+Source: Robbins 1970, "Statistical methods related to the law of the iterated logarithm"; Wasserman, Ramdas and
+Balakrishnan 2020, "Universal inference".
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+#: Members of the mixture, and how far out they lie, in standard deviations of its normal prior.
+_MEMBERS, _REACH = 81, 4.0
+
+#: Standard deviation of the mixture's prior: in log temperature, in log scale, in log odds.
+PRIOR = 1.0
+
+#: How far beyond the mixture's members the ends of an interval are looked for.
+_FARTHEST = 24.0
+
+#: Numbers held at a time.
+_BLOCK = 8_000_000
+
+#: Gives the log likelihoods ``[M]`` of all labels together under members ``[M]`` of a family, in float64.
+LogLikelihood = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Interval:
+    """A confidence interval of a parameter: ``best`` has the largest likelihood, an end that is open is infinite."""
+
+    low: float
+    best: float
+    high: float
+
+    def within(self, low: float, high: float) -> bool:
+        """Say whether all of it lies between two ends."""
+        return low <= self.low and self.high <= high
+
+    def outside(self, low: float, high: float) -> bool:
+        """Say whether none of it lies between two ends."""
+        return self.high < low or high < self.low
+
+    def mapped(self, change: Callable[[float], float]) -> Interval:
+        """Return the interval of an increasing function of the parameter."""
+        return Interval(low=change(self.low), best=change(self.best), high=change(self.high))
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """A family with one real parameter, 0 for what was predicted, and what some labels say of it."""
+
+    log_likelihood: LogLikelihood
+    log_mixture: float
+    best: float
+
+    @classmethod
+    def of(cls, log_likelihood: LogLikelihood, prior: float = PRIOR) -> Family:
+        """Mix the members by a normal prior around 0.
+
+        Args:
+            log_likelihood: Of members; it has one maximum, and falls on both sides of it.
+            prior: The prior's standard deviation.
+        """
+        members = torch.linspace(-_REACH * prior, _REACH * prior, _MEMBERS, dtype=torch.float64)
+        weights = torch.log_softmax(-(members / prior).square() / 2, 0)
+        found = log_likelihood(members)
+        return cls(log_likelihood, float(torch.logsumexp(found + weights, 0)), _peak(log_likelihood, members, found))
+
+    def log_evidence(self, member: float = 0.0) -> float:
+        """Return the log of the martingale against a member: ``log(1 / error_rate)`` or more rejects it."""
+        return self.log_mixture - float(self.log_likelihood(torch.tensor([member], dtype=torch.float64)))
+
+    def interval(self, error_rate: float) -> Interval:
+        """Return all members that are not rejected: it holds the one that labels follow but for ``error_rate``."""
+        ends = [self._end(side, error_rate) for side in (-1.0, 1.0)]
+        return Interval(low=ends[0], best=min(max(self.best, ends[0]), ends[1]), high=ends[1])
+
+    def _end(self, side: float, error_rate: float) -> float:
+        least = self.log_mixture + math.log(error_rate)  # below it a member is rejected
+        inside, outside = self.best, self.best + side
+        while not self._rejects(outside, least):
+            if abs(outside) > _FARTHEST:
+                return side * math.inf
+            inside, outside = outside, outside + 2 * (outside - self.best)
+        # Nine points a round: few rounds, each of which reads all labels once.
+        while abs(outside - inside) > 1e-4:
+            points = torch.linspace(inside, outside, 9, dtype=torch.float64)
+            gone = (self.log_likelihood(points) <= least).tolist()
+            first = gone.index(True) if True in gone else 8
+            inside, outside = float(points[max(0, first - 1)]), float(points[first])
+        return outside  # the wider answer of the two
+
+    def _rejects(self, member: float, least: float) -> bool:
+        return float(self.log_likelihood(torch.tensor([member], dtype=torch.float64))) <= least
+
+
+def _peak(log_likelihood: LogLikelihood, members: Tensor, found: Tensor) -> float:
+    """Return the member of the largest likelihood, by narrowing a grid around it."""
+    for _ in range(6):
+        at = int(found.argmax())
+        low, high = float(members[max(0, at - 1)]), float(members[min(len(members) - 1, at + 1)])
+        members = torch.linspace(low, high, 9, dtype=torch.float64)
+        found = log_likelihood(members)
+    return float(members[int(found.argmax())])
+
+
+def temperature(log_shares: Tensor, labels: Tensor) -> Family:
+    """Return the family softmax(log p / t) of distributions that labels may follow; its parameter is log t.
+
+    Above 0 the predictions are too sure of themselves, below 0 not sure enough.
+
+    Args:
+        log_shares: Log probabilities of the classes ``[N, C]``; minus infinity where a class is ruled out.
+        labels: The class of each example ``[N]``.
+    """
+    own = log_shares.gather(1, labels[:, None])[:, 0].double()
+    rows = max(1, _BLOCK // max(1, log_shares.shape[1]))
+
+    def of(members: Tensor) -> Tensor:
+        sums = []
+        for member in members.tolist():
+            inverse = math.exp(-member)
+            parts = (torch.logsumexp(block.double() * inverse, 1).sum() for block in log_shares.split(rows))
+            sums.append(float(own.sum()) * inverse - float(sum(parts)))
+        return torch.tensor(sums, dtype=torch.float64)
+
+    return Family.of(of)
+
+
+def odds(log_shares: Tensor, happened: Tensor) -> Family:
+    """Return the family in which the odds of an event are ``exp(b)`` times those predicted; its parameter is b.
+
+    Args:
+        log_shares: Log probabilities that it does not happen and that it does, ``[N, 2]``.
+        happened: Whether it did, ``[N]``.
+    """
+    logits = (log_shares[:, 1] - log_shares[:, 0]).double()
+    signs = torch.where(happened, 1.0, -1.0).double()
+
+    def of(members: Tensor) -> Tensor:
+        return torch.nn.functional.logsigmoid(signs * (logits + members[:, None])).sum(1)
+
+    return Family.of(of)
+
+
+def scale(standardised: Tensor) -> Family:
+    """Return the family of normal distributions ``k`` times as wide as predicted; its parameter is log k.
+
+    Args:
+        standardised: What was observed, less its predicted mean, in units of its predicted standard deviation ``[N]``.
+    """
+    squares, count = float(standardised.double().square().sum()), standardised.numel()
+
+    def of(members: Tensor) -> Tensor:
+        return -count * members - squares / 2 * torch.exp(-2 * members)
+
+    return Family.of(of)
