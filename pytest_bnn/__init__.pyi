@@ -3,6 +3,8 @@
 from pytest_bnn.audit.plan import Thresholds as Thresholds
 from pytest_bnn.audit.run import audit_model as audit_model
 from pytest_bnn.checks import (
+    assert_calibration_classes as assert_calibration_classes,
+    assert_calibration_temperature as assert_calibration_temperature,
     assert_data_sane as assert_data_sane,
     assert_estimator_flipout as assert_estimator_flipout,
     assert_gradient_samples as assert_gradient_samples,
@@ -19,8 +21,12 @@ from pytest_bnn.checks import (
     assert_noise_varies as assert_noise_varies,
     assert_posterior_start as assert_posterior_start,
     assert_predictions_rows as assert_predictions_rows,
+    assert_scores_against_teacher as assert_scores_against_teacher,
     assert_teacher_agreement as assert_teacher_agreement,
     assert_teacher_tensors as assert_teacher_tensors,
+    assert_uncertainty_ood as assert_uncertainty_ood,
+    measure_calibration_classes as measure_calibration_classes,
+    measure_calibration_temperature as measure_calibration_temperature,
     measure_data_sane as measure_data_sane,
     measure_estimator_flipout as measure_estimator_flipout,
     measure_gradient_samples as measure_gradient_samples,
@@ -37,8 +43,10 @@ from pytest_bnn.checks import (
     measure_noise_varies as measure_noise_varies,
     measure_posterior_start as measure_posterior_start,
     measure_predictions_rows as measure_predictions_rows,
+    measure_scores_against_teacher as measure_scores_against_teacher,
     measure_teacher_agreement as measure_teacher_agreement,
     measure_teacher_tensors as measure_teacher_tensors,
+    measure_uncertainty_ood as measure_uncertainty_ood,
 )
 from pytest_bnn.checks.check import Finding as Finding, check as check
 from pytest_bnn.conversion import Conversion as Conversion, convert as convert, convert_with as convert_with

@@ -138,6 +138,7 @@ class Subject:
         self._task: Task | None = None
         self._evaluation, self._ood = evaluation, named_sets(ood, images)
         self._beside: dict[str, Subject] = {}
+        self._origin: Subject | None = None
         #: What checks of the loss found out about it, for each other.
         self.evaluations: dict[str, object] = {}
 
@@ -157,6 +158,7 @@ class Subject:
         other._bank = other._teacher_output = other._probed = other._inputs = None
         other._task = None if self.images is None or labels is not None else self.task
         other._evaluation, other._ood, other._beside, other.evaluations = None, {}, {}, {}
+        other._origin = self
         return other
 
     @property
@@ -298,7 +300,8 @@ class Subject:
     def bank(self) -> PassBank:
         """The Monte-Carlo passes over the images, shared by all checks."""
         if self._bank is None:
-            self._bank = PassBank(self.model, self.require_images(), self.seed)
+            like = None if self._origin is None or self._origin.images is None else self._origin.bank
+            self._bank = PassBank(self.model, self.require_images(), self.seed, like=like)
         return self._bank
 
     @property

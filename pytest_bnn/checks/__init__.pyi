@@ -10,6 +10,22 @@ from pytest_bnn.subject import Given, Subject
 
 NAMES: dict[str, str]
 
+def assert_calibration_classes(
+    model: nn.Module | Subject,
+    *,
+    most: float = ...,
+    max_passes: int = ...,
+    budget: Budget | None = ...,
+    **given: Unpack[Given],
+) -> Evidence: ...
+def assert_calibration_temperature(
+    model: nn.Module | Subject,
+    *,
+    band: tuple[float, float] = ...,
+    max_passes: int = ...,
+    budget: Budget | None = ...,
+    **given: Unpack[Given],
+) -> Evidence: ...
 def assert_data_sane(
     model: nn.Module | Subject,
     *,
@@ -85,6 +101,14 @@ def assert_predictions_rows(
     allow: Mapping[str, str] | None = ...,
     **given: Unpack[Given],
 ) -> Evidence: ...
+def assert_scores_against_teacher(
+    model: nn.Module | Subject,
+    *,
+    margin: float = ...,
+    max_passes: int = ...,
+    budget: Budget | None = ...,
+    **given: Unpack[Given],
+) -> Evidence: ...
 def assert_teacher_agreement(
     model: nn.Module | Subject,
     *,
@@ -97,6 +121,30 @@ def assert_teacher_agreement(
     **given: Unpack[Given],
 ) -> Evidence: ...
 def assert_teacher_tensors(model: nn.Module | Subject, **given: Unpack[Given]) -> Evidence: ...
+def assert_uncertainty_ood(
+    model: nn.Module | Subject,
+    *,
+    min_auroc: float = ...,
+    max_passes: int = ...,
+    budget: Budget | None = ...,
+    **given: Unpack[Given],
+) -> Evidence: ...
+def measure_calibration_classes(
+    model: nn.Module | Subject,
+    *,
+    most: float = ...,
+    max_passes: int = ...,
+    budget: Budget | None = ...,
+    **given: Unpack[Given],
+) -> Evidence: ...
+def measure_calibration_temperature(
+    model: nn.Module | Subject,
+    *,
+    band: tuple[float, float] = ...,
+    max_passes: int = ...,
+    budget: Budget | None = ...,
+    **given: Unpack[Given],
+) -> Evidence: ...
 def measure_data_sane(
     model: nn.Module | Subject,
     *,
@@ -172,6 +220,14 @@ def measure_predictions_rows(
     allow: Mapping[str, str] | None = ...,
     **given: Unpack[Given],
 ) -> Evidence: ...
+def measure_scores_against_teacher(
+    model: nn.Module | Subject,
+    *,
+    margin: float = ...,
+    max_passes: int = ...,
+    budget: Budget | None = ...,
+    **given: Unpack[Given],
+) -> Evidence: ...
 def measure_teacher_agreement(
     model: nn.Module | Subject,
     *,
@@ -184,3 +240,11 @@ def measure_teacher_agreement(
     **given: Unpack[Given],
 ) -> Evidence: ...
 def measure_teacher_tensors(model: nn.Module | Subject, **given: Unpack[Given]) -> Evidence: ...
+def measure_uncertainty_ood(
+    model: nn.Module | Subject,
+    *,
+    min_auroc: float = ...,
+    max_passes: int = ...,
+    budget: Budget | None = ...,
+    **given: Unpack[Given],
+) -> Evidence: ...

@@ -124,7 +124,9 @@ def _declaration(function: ast.FunctionDef, call: ast.Call, path: Path, id: str,
     name = _value(call.args[0], path) if call.args else said.pop("id", id)
     if not isinstance(name, str) or not name or not isinstance(said.get("claim"), str):
         raise _UnknownError
-    known = {key: said[key] for key in ("claim", "needs", "can", "sampled", "after", "of_data", "either") if key in said}
+    known = {
+        key: said[key] for key in ("claim", "needs", "can", "sampled", "after", "of_data", "either") if key in said
+    }
     return Declaration(id=name, options=tuple(_options(function, path)), where=where, **known)
 
 

@@ -46,7 +46,7 @@ def judged(
     start, asked = time.perf_counter(), subject.asked
     finding = _premise(check, subject, severity) or _found(subject, find, inside_an_audit)
     if check.of_data and finding.verdict is Verdict.INCONCLUSIVE and not _must_decide():
-        note = "there are too few labels or examples to decide it, which counts as a warning: --inconclusive fail forbids it"
+        note = "too few labels or examples to decide it count as a warning; --inconclusive fail makes it a failure"
         finding = replace(finding, verdict=Verdict.WARN, notes=(*finding.notes, note))
     if severity == "warn" and finding.verdict in (Verdict.FAIL, Verdict.INCONCLUSIVE):
         word = {"fail": "a failure", "inconclusive": "an undecided claim"}[finding.verdict.value]

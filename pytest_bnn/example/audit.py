@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Literal
 
 from pytest_bnn.audit.plan import Thresholds, merged
 from pytest_bnn.audit.run import Progress, audit_model, planned
@@ -14,6 +15,12 @@ from pytest_bnn.example.weights import Teacher
 from pytest_bnn.options import budget_in_force, in_force
 from pytest_bnn.records.run import AuditRun
 from pytest_bnn.training.finetune import batch_size, distillation_loss, finetune, number_of_batches
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+#: Images of each set from outside of the task.
+_OUTSIDE = 96
 
 
 def audit_resnet18(
@@ -63,7 +70,7 @@ def audit_resnet18(
             teacher=teacher.model,
             data=data,
             evaluation=digits("hard") if teacher.images == "digits" else None,
-            ood=outside_digits() if teacher.images == "digits" else None,
+            ood=outside(teacher.images),
             loss=loss,
             checks=chosen,
             name=name,
@@ -86,6 +93,11 @@ def audit_resnet18(
         "conversion": ", ".join(f"{key}={getattr(conversion, key)}" for key in Conversion.__dataclass_fields__),
     }
     return AuditRun.merged(runs, provenance={**runs[0].provenance, **details})
+
+
+def outside(images: Literal["digits", "photographs"]) -> dict[str, Tensor] | None:
+    """Return sets of images that are none of the teacher's task, each of as many as a verdict takes."""
+    return {name: some[:_OUTSIDE] for name, some in outside_digits().items()} if images == "digits" else None
 
 
 def _weight_is_expected(thresholds: Thresholds | None, explicit: Mapping[str, Mapping[str, object]]) -> bool:

@@ -53,12 +53,22 @@ class PassBank:
         images: Inputs ``[N, ...]``, or a batch of other arguments.
         seed: Of the passes.
         sampler: ``"auto"``, ``"own"`` or ``"engine"``; the setting in force when None.
+        like: The bank of the same model on other images; where these have the shape of its own, what draws its passes
+            draws these too.
 
     Raises:
         ValueError: There is no such sampler.
     """
 
-    def __init__(self, model: nn.Module, images: Inputs, seed: int, *, sampler: str | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        images: Inputs,
+        seed: int,
+        *,
+        sampler: str | None = None,
+        like: PassBank | None = None,
+    ) -> None:
         if sampler not in (None, "auto", "own", "engine"):
             raise ValueError(f"sampler must be 'auto', 'own' or 'engine', not {sampler!r}")
         self.model = model
@@ -66,6 +76,7 @@ class PassBank:
         self.seed = seed
         self.asked = 0
         self._choice = sampler
+        self._like = like if like is not None and _alike(images, like.images) else None
         self._stored: list[Tensor] = []
         self._engine: Engine | None = None
         self._decided_for: object = None
@@ -134,6 +145,10 @@ class PassBank:
         if state == self._decided_for:
             return
         self._decided_for, self._engine = state, None
+        if self._like is not None:
+            self._like._decide()
+            self._engine, self._sampler = self._like._engine, self._like._sampler
+            return
         if choice == "own":
             self._sampler = "own forward (chosen)"
             return
@@ -156,6 +171,14 @@ class PassBank:
         self._sampler = f"own forward ({reason})"
         if (self._choice or in_force().sampler) == "engine":
             raise InputError(f"the sampling engine cannot be used: {reason}", fix="leave the sampler at auto")
+
+
+def _alike(images: Inputs, others: Inputs) -> bool:
+    """Say whether images are tensors of one shape, dtype and place, however many there are."""
+    if not isinstance(images, Tensor) or not isinstance(others, Tensor):
+        return False
+    one, other = (images.shape[1:], images.dtype, images.device), (others.shape[1:], others.dtype, others.device)
+    return one == other
 
 
 def chunks(images: Inputs) -> list[Inputs]:

@@ -34,12 +34,14 @@ class Mixture:
     @property
     def shares(self) -> Tensor:
         """The mean probabilities, ``[N, C]``."""
-        return self.log_shares.exp()
+        shares: Tensor = self.log_shares.exp()
+        return shares
 
     @property
     def entropy(self) -> Tensor:
         """Entropy of the mean probabilities in nats, ``[N]``: the total uncertainty."""
-        return torch.special.entr(self.shares).sum(1).double()
+        entropy: Tensor = torch.special.entr(self.shares).sum(1).double()
+        return entropy
 
     @property
     def mutual_information(self) -> Tensor:

@@ -86,3 +86,48 @@ def trials_for_share(share: float, observed: float, error_rate: float) -> int | 
         middle = (low + high) // 2
         low, high = (low, middle) if carries(middle) else (middle + 1, high)
     return high
+
+
+def hoeffding_radius(ranges: Tensor, error_rate: float) -> float:
+    """Return by how much the mean of independent variables exceeds its expectation with at most ``error_rate``.
+
+    Args:
+        ranges: How far each of them can go, ``[N]``; fixed before it is seen.
+        error_rate: Of one side.
+
+    Source: Hoeffding 1963, "Probability inequalities for sums of bounded random variables", theorem 2.
+    """
+    return math.sqrt(-math.log(error_rate) * float(ranges.double().square().sum()) / 2) / len(ranges)
+
+
+def pairs_bounds(share: float, pairs: int, error_rate: float) -> tuple[float, float]:
+    """Return bounds of the chance behind a U-statistic with values in [0, 1], each wrong with ``error_rate``.
+
+    Args:
+        share: The mean over all pairs of an example of one sample and one of another.
+        pairs: How many of them are independent: the size of the smaller sample.
+        error_rate: Of one side.
+
+    Source: Hoeffding 1963, section 5b: such a mean is one of means of independent pairs; theorem 1 in its first form.
+    """
+    allowed = -math.log(error_rate) / max(1, pairs)
+
+    def end(outside: float) -> float:
+        if _divergence(share, outside) <= allowed:
+            return outside
+        inside = share
+        for _ in range(60):
+            middle = (inside + outside) / 2
+            inside, outside = (middle, outside) if _divergence(share, middle) <= allowed else (inside, middle)
+        return outside
+
+    return end(0.0), end(1.0)
+
+
+def _divergence(one: float, other: float) -> float:
+    """Return the Kullback-Leibler divergence of two coins, in nats."""
+    total = 0.0
+    for p, q in ((one, other), (1 - one, 1 - other)):
+        if p > 0:
+            total += math.inf if q <= 0 else p * math.log(p / q)
+    return total

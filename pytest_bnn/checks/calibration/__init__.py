@@ -1,0 +1,1 @@
+"""Do the labels follow the predicted distribution?"""

@@ -1,0 +1,186 @@
+"""``calibration.classes``: does each class occur as often as it is predicted?"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from pytest_bnn.checks._predictions import PASSES, Labelled, NotHereError, labelled, more_labels, of_classes
+from pytest_bnn.checks.check import check
+from pytest_bnn.checks.finding import Finding, not_applicable
+from pytest_bnn.checks.values import FewPasses, Positive
+from pytest_bnn.records.evidence import Certainty, Measurement, Threshold, Verdict
+from pytest_bnn.stats.budget import Budget
+from pytest_bnn.stats.likelihoods import Interval, odds
+from pytest_bnn.subject import Subject
+
+#: Up to so many times the odds that were predicted.
+MOST = 10.0
+
+#: Classes of a probability below it in every example say nothing, and are left out.
+_LEAST = 1e-12
+
+
+@check(
+    claim="Each class occurs as often as it is predicted: the odds of its labels are at most a declared factor away.",
+    needs=("images",),
+    sampled=True,
+    after="calibration.temperature",
+    of_data=True,
+)
+def classes(subject: Subject, *, most: Positive = MOST, max_passes: FewPasses = PASSES, budget: Budget) -> Finding:
+    """Measure whether each class occurs as often as it is predicted.
+
+    For each class the labels say by which factor its odds differ from those predicted, in all examples alike: a model
+    that is right on average and wrong in one class, which a temperature does not show. The interval of the factors
+    that the labels allow holds for any number of labels, and for all classes together. One that lies beyond the
+    declared factor, either way, fails; a class for which it reaches across has too few labels. A class that the teacher
+    misjudges in the same way is inherited, which is a warning.
+
+    Args:
+        subject: images with labels, at least; see `Subject`.
+        most: The largest factor, above 1; its inverse is the least.
+        max_passes: The passes that the prediction is the mean of.
+        budget: Error rates; those in force when None.
+
+    Source: `pytest_bnn.stats.likelihoods`.
+    """
+    try:
+        found = labelled(subject, max_passes)
+    except NotHereError as error:
+        return not_applicable(str(error))
+    return _judge(found, max(most, 1 / most), budget, subject.class_names)
+
+
+measure_calibration_classes, assert_calibration_classes = classes.measure, classes.assert_
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Class:
+    """What the labels say of one class: the factors of its odds that they allow, surely and likely."""
+
+    number: int
+    labels: int
+    predicted: float
+    surely: Interval
+    likely: Interval
+
+
+def _judge(found: Labelled, most: float, budget: Budget, names: tuple[str, ...]) -> Finding:
+    logs = found.mixture.log_shares
+    judged = [
+        c for c in range(logs.shape[1]) if float(logs[:, c].max()) > math.log(_LEAST) or (found.labels == c).any()
+    ]
+    each = budget.split(len(judged))
+    rows = [_of(found, number, each) for number in judged]
+    limit = math.log(most)
+    wrong = [row for row in rows if row.surely.outside(-limit, limit)]
+    open_ = [row for row in rows if not row.likely.within(-limit, limit)]
+    teacher = found.predicted.teacher
+    inherited = bool(wrong) and teacher is not None and all(_inherited(found, row, each, limit) for row in wrong)
+    verdict = Verdict.FAIL if wrong else Verdict.INCONCLUSIVE if open_ else Verdict.PASS
+    worst = max(wrong or rows, key=lambda row: abs(row.surely.best))
+    bound = min(abs(worst.surely.low), abs(worst.surely.high)) if wrong else max(_reach(row) for row in rows)
+    return Finding(
+        verdict=Verdict.WARN if inherited else verdict,
+        headline=_headline(found, rows, wrong, open_, names, inherited=inherited),
+        measurements=tuple(
+            Measurement(
+                name=f"class {of_classes([row.number], names)}",
+                value=float(f"{math.exp(row.likely.best):.3g}"),
+                unit="times the odds",
+                note=f"{row.labels} labels, {row.predicted:.3g} predicted",
+            )
+            for row in sorted(rows, key=lambda row: -abs(row.likely.best))[:12]
+        ),
+        threshold=Threshold(
+            quantity=f"factor of the odds of class {worst.number}, either way",
+            observed=float(f"{math.exp(min(abs(worst.surely.best), 700)):.3g}"),
+            relation="<=",
+            allowed=most,
+        ),
+        remedy=_remedy(found, wrong, open_, limit),
+        samples=found.mixture.passes,
+        certainty=Certainty(
+            alpha=budget.alpha,
+            beta=budget.beta,
+            statistic=f"largest factor of the odds of {len(rows)} classes that {len(found)} labels allow",
+            low=math.exp(min(bound, 700)) if wrong else None,
+            high=math.exp(bound) if not wrong and bound < 700 else None,
+        ),
+    )
+
+
+def _of(found: Labelled, number: int, budget: Budget) -> _Class:
+    happened = found.labels == number
+    family = odds(_two_sides(found.mixture.log_shares, number), happened)
+    return _Class(
+        number=number,
+        labels=int(happened.sum()),
+        predicted=float(found.mixture.log_shares[:, number].double().exp().sum()),
+        surely=family.interval(budget.alpha),
+        likely=family.interval(budget.beta),
+    )
+
+
+def _two_sides(log_shares: torch.Tensor, number: int) -> torch.Tensor:
+    """Return the log probabilities that it is another class, and that it is this one."""
+    others = log_shares.double().clone()
+    own = others[:, number].clone().clamp_min(-700.0)
+    others[:, number] = -math.inf
+    return torch.stack([torch.logsumexp(others, 1).clamp_min(-700.0), own], 1)
+
+
+def _inherited(found: Labelled, row: _Class, budget: Budget, limit: float) -> bool:
+    assert found.predicted.teacher is not None
+    own = odds(_two_sides(found.predicted.teacher, row.number), found.labels == row.number).interval(budget.alpha)
+    return own.outside(-limit, limit) and (own.best > 0) == (row.surely.best > 0)
+
+
+def _reach(row: _Class) -> float:
+    return max(abs(row.likely.low), abs(row.likely.high))
+
+
+def _headline(
+    found: Labelled, rows: list[_Class], wrong: list[_Class], open_: list[_Class], names: tuple[str, ...], *,
+    inherited: bool,
+) -> str:  # fmt: skip
+    if wrong:
+        row = max(wrong, key=lambda one: abs(one.surely.best))
+        way = "too rarely" if row.surely.best > 0 else "too often"
+        many = f", and of {len(wrong) - 1} more classes" if len(wrong) > 1 else ""
+        whose = "; so does the teacher, from which it is inherited" if inherited else ""
+        return (
+            f"the model predicts class {of_classes([row.number], names)} {way}: {row.labels} of {len(found)} labels, "
+            f"where it says {row.predicted:.3g}; its odds are {math.exp(min(abs(row.surely.best), 700)):.3g} times "
+            f"off{many}{whose}"
+        )
+    if open_:
+        numbers = [row.number for row in sorted(open_, key=lambda row: row.labels)]
+        return f"{len(found)} labels do not decide it for {len(open_)} of {len(rows)} classes: {of_classes(numbers, names)}"
+    worst = max(rows, key=_reach)
+    return (
+        f"all {len(rows)} classes occur as often as they are predicted: their odds are at most "
+        f"{math.exp(_reach(worst)):.3g} times off ({len(found)} labels, {found.mixture.passes} passes)"
+    )
+
+
+def _remedy(found: Labelled, wrong: list[_Class], open_: list[_Class], limit: float) -> str:
+    if wrong:
+        return (
+            "look at the examples of this class: labels that were exchanged, a column of the head that was not loaded, "
+            "a class that was rare in training; shares of classes that differ from training's call for another prior"
+        )
+    if not open_:
+        return ""
+    needed = [
+        more_labels(len(found), max(abs(row.likely.low - row.likely.best), abs(row.likely.high - row.likely.best)),
+                    limit - abs(row.likely.best))
+        for row in open_
+        if math.isfinite(_reach(row))
+    ]  # fmt: skip
+    if len(needed) < len(open_) or None in needed:
+        return "give more labels of these classes: --evaluation MODULE:FACTORY"
+    return f"about {max(n for n in needed if n)} labels like these would decide it: --evaluation MODULE:FACTORY"

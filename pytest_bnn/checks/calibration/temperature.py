@@ -1,0 +1,156 @@
+"""``calibration.temperature``: do the labels follow the predicted distribution, neither sharper nor flatter?"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from pytest_bnn.checks._predictions import PASSES, Labelled, NotHereError, labelled, more_labels
+from pytest_bnn.checks.check import check
+from pytest_bnn.checks.finding import Finding, not_applicable
+from pytest_bnn.checks.values import Band, FewPasses
+from pytest_bnn.records.evidence import Certainty, Measurement, Threshold, Verdict
+from pytest_bnn.stats.budget import Budget
+from pytest_bnn.stats.likelihoods import Interval
+from pytest_bnn.stats.likelihoods import temperature as family_of
+from pytest_bnn.subject import Subject
+
+BAND = (0.5, 2.0)
+
+
+@check(
+    claim="The labels follow the predicted distribution: the temperature at which they do lies in the declared band.",
+    needs=("images",),
+    sampled=True,
+    after="teacher.agreement",
+    of_data=True,
+)
+def temperature(subject: Subject, *, band: Band = BAND, max_passes: FewPasses = PASSES, budget: Budget) -> Finding:
+    """Measure whether the labels follow the predicted distribution.
+
+    The labels are compared with ``softmax(log p / t)`` for all temperatures t at once, where p is the mean of the
+    passes' probabilities: 1 is what the model says, more is a model that is too sure of itself, less one that is not
+    sure enough. The interval of the temperatures that the labels allow holds for any number of labels. It must lie in
+    the band; outside of it the claim fails, and where it reaches both sides there are too few labels. Where the
+    teacher is outside of the band on the same side, the model has inherited it, which is a warning. Where neither
+    of the two knows the labels better than chance the claim is not applicable.
+
+    Args:
+        subject: images with labels, at least; see `Subject`.
+        band: The least and the largest temperature.
+        max_passes: The passes that the prediction is the mean of.
+        budget: Error rates; those in force when None.
+
+    Source: `pytest_bnn.stats.likelihoods`; Guo et al. 2017, "On calibration of modern neural networks".
+    """
+    try:
+        found = labelled(subject, max_passes)
+    except NotHereError as error:
+        return not_applicable(str(error))
+    return _judge(found, band, budget)
+
+
+measure_calibration_temperature, assert_calibration_temperature = temperature.measure, temperature.assert_
+
+
+def _judge(found: Labelled, band: tuple[float, float], budget: Budget) -> Finding:
+    impossible = int(torch.isneginf(found.mixture.log_shares.gather(1, found.labels[:, None])).sum())
+    if impossible:
+        return Finding(
+            verdict=Verdict.FAIL,
+            headline=f"{impossible} of {len(found)} labels are of classes to which the model gives a probability of 0",
+            threshold=Threshold(quantity="labels that are ruled out", observed=impossible, relation="==", allowed=0),
+            remedy="look for scores of minus infinity: a mask that leaves out classes which occur",
+            samples=found.mixture.passes,
+        )
+    family = family_of(found.mixture.log_shares, found.labels)
+    surely, likely = (family.interval(rate).mapped(_exp) for rate in (budget.alpha, budget.beta))
+    verdict = Verdict.INCONCLUSIVE
+    if surely.outside(*band):
+        verdict = Verdict.FAIL
+    elif likely.within(*band):
+        verdict = Verdict.PASS
+    shown = surely if verdict is Verdict.FAIL else likely
+    inherited = verdict is Verdict.FAIL and _inherited(found, surely, band, budget)
+    confidence = float(found.mixture.log_shares.amax(1).exp().mean())
+    right = float((found.mixture.log_shares.argmax(1) == found.labels).double().mean())
+    return Finding(
+        verdict=Verdict.WARN if inherited else verdict,
+        headline=_headline(found, verdict, surely, likely, band, inherited=inherited),
+        measurements=(
+            Measurement(name="temperature", value=shown.best, note="at which the labels are likeliest"),
+            Measurement(name="temperature, lowest", value=_shown(shown.low)),
+            Measurement(name="temperature, highest", value=_shown(shown.high)),
+            Measurement(name="mean confidence", value=confidence),
+            Measurement(name="accuracy", value=right),
+            Measurement(name="labels", value=len(found)),
+            *([Measurement(name="examples left out", value=found.left_out)] if found.left_out else []),
+        ),
+        threshold=Threshold(
+            quantity="temperature",
+            observed=shown.best,
+            relation="<=" if shown.best > 1 else ">=",
+            allowed=band[1] if shown.best > 1 else band[0],
+        ),
+        remedy=_remedy(found, verdict, likely, band),
+        samples=found.mixture.passes,
+        certainty=Certainty(
+            alpha=budget.alpha,
+            beta=budget.beta,
+            statistic=f"temperature that {len(found)} labels allow (a mixture of likelihoods)",
+            low=shown.low if shown.low > 0 else None,
+            high=shown.high if math.isfinite(shown.high) else None,
+        ),
+    )
+
+
+def _inherited(found: Labelled, surely: Interval, band: tuple[float, float], budget: Budget) -> bool:
+    """Say whether the teacher is outside of the band too, on the same side."""
+    if found.predicted.teacher is None:
+        return False
+    teacher = family_of(found.predicted.teacher, found.labels).interval(budget.alpha).mapped(_exp)
+    return teacher.outside(*band) and (teacher.best > 1) == (surely.best > 1)
+
+
+def _headline(
+    found: Labelled, verdict: Verdict, surely: Interval, likely: Interval, band: tuple[float, float], *, inherited: bool
+) -> str:
+    of = f"({len(found)} labels, {found.mixture.passes} passes)"
+    if verdict is Verdict.FAIL:
+        sure = "too sure of itself" if surely.best > 1 else "not as sure as it may be"
+        bound = f"at least {surely.low:.3g}" if surely.best > 1 else f"at most {surely.high:.3g}"
+        whose = ", and so does its teacher's, from which it is inherited" if inherited else ""
+        return (
+            f"the model is {sure}: the labels follow its predictions at the temperature {surely.best:.3g}, "
+            f"{bound}, where 1 is what it says {of}; that leaves the band of {band[0]:g} to {band[1]:g}{whose}"
+        )
+    ends = f"{_shown(likely.low)} to {_shown(likely.high)}"
+    if verdict is Verdict.PASS:
+        return f"the labels follow the predictions: their temperature is {likely.best:.3g}, certainly {ends} {of}"
+    return f"{len(found)} labels do not decide it: they allow temperatures of {ends}"
+
+
+def _remedy(found: Labelled, verdict: Verdict, likely: Interval, band: tuple[float, float]) -> str:
+    if verdict is Verdict.PASS:
+        return ""
+    if verdict is Verdict.FAIL:
+        return (
+            f"dividing the scores by {likely.best:.3g} would mend it on average (temperature scaling, on data of its "
+            "own); look first at what else sets their scale: a temperature left in the head, a softmax that is applied "
+            "twice, a spread that is too wide"
+        )
+    wanted = min(math.log(likely.best / band[0]), math.log(band[1] / likely.best)) if likely.best > 0 else 0.0
+    reach = max(math.log(likely.best / likely.low) if likely.low > 0 else math.inf, math.log(likely.high / likely.best))
+    needed = more_labels(len(found), reach, wanted) if math.isfinite(reach) else None
+    if needed is None:
+        return "give more labels, or such as the model is less sure of: --evaluation MODULE:FACTORY"
+    return f"about {needed} labels like these would decide it, or fewer of which the model is less sure: --evaluation"
+
+
+def _exp(value: float) -> float:
+    return math.exp(min(value, 700.0)) if value < math.inf else math.inf
+
+
+def _shown(value: float) -> float | str:
+    return float(f"{value:.3g}") if math.isfinite(value) else "any"

@@ -1,0 +1,1 @@
+"""Are the predictions as good as the teacher's?"""

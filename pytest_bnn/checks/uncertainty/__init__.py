@@ -1,0 +1,1 @@
+"""Is the model uncertain where it should be?"""
