@@ -268,9 +268,12 @@ def test_every_verdict_is_documented() -> None:
 def test_model_card_is_documented() -> None:
     """Every figure of the card, as it is written there."""
     card = pytest_bnn.model_card()
-    training = card["training"]
+    training, corruption = card["training"], card["corruption"]
     assert isinstance(training, dict)
-    figures = [card["held_out_accuracy"], card["held_out_images"], card["sha256"], *training.values()]
+    assert isinstance(corruption, dict)
+    figures = [card[name] for name in card if name.startswith(("held_out_", "hard_"))]
+    figures += [card["sha256"], *training.values()]
+    figures += [value for value in corruption.values() if isinstance(value, int | float)]
     for figure in figures:
         words = str(figure).replace("optimizer", "").split(", ")
         assert all(
