@@ -21,11 +21,11 @@ LARGEST_NOISE = 1.3
 LARGEST_SHIFT = 2
 
 
-def enlarged(grids: Tensor, size: int = SIZE) -> Tensor:
-    """Give grids ``[N, 1, 8, 8]`` as the embedded teacher sees them: bilinear, ``[N, 3, size, size]``."""
+def enlarged(grids: Tensor) -> Tensor:
+    """Return grids ``[N, 1, 8, 8]`` as the embedded teacher sees them: bilinear, ``[N, 3, 32, 32]``."""
     import torch
 
-    images = torch.nn.functional.interpolate(grids, size=(size, size), mode="bilinear")
+    images = torch.nn.functional.interpolate(grids, size=(SIZE, SIZE), mode="bilinear")
     return images.expand(-1, 3, -1, -1).contiguous()
 
 
@@ -33,12 +33,26 @@ def shifted(images: Tensor, generator: Generator, largest: int = LARGEST_SHIFT) 
     """Move every image by whole pixels of its own, up to ``largest`` either way; the edge is repeated."""
     import torch
 
-    count, channels, height, width = images.shape
     padded = torch.nn.functional.pad(images, [largest] * 4, mode="replicate")
-    down, right = torch.randint(2 * largest + 1, (2, count, 1, 1, 1), generator=generator)
-    image = torch.arange(count)[:, None, None, None]
-    channel = torch.arange(channels)[:, None, None]
-    return padded[image, channel, down + torch.arange(height)[:, None], right + torch.arange(width)]
+    top, left = torch.randint(2 * largest + 1, (2, len(images)), generator=generator)
+    return windows(padded, top, left, images.shape[2:])
+
+
+def windows(images: Tensor, top: Tensor, left: Tensor, size: tuple[int, ...]) -> Tensor:
+    """Cut a window of ``size``, height and width, out of every image, each at a place of its own.
+
+    Args:
+        images: ``[N, C, H, W]``.
+        top: The first row of each window, ``[N]``.
+        left: The first column of each window, ``[N]``.
+        size: Height and width of the windows.
+    """
+    import torch
+
+    image = torch.arange(len(images))[:, None, None, None]
+    channel = torch.arange(images.shape[1])[:, None, None]
+    rows = top[:, None, None, None] + torch.arange(size[0])[:, None]
+    return images[image, channel, rows, left[:, None, None, None] + torch.arange(size[1])]
 
 
 def corrupted(grids: Tensor, generator: Generator) -> Tensor:

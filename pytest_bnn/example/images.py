@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from pytest_bnn.errors import InputError
-from pytest_bnn.example.corruption import SIZE, corrupted, enlarged
+from pytest_bnn.example.corruption import SIZE, corrupted, enlarged, windows
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -25,7 +25,8 @@ DIGIT_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "e
 PHOTO_NAMES = ("china.jpg", "flower.jpg")
 
 
-#: The seeds of the hard digits and of the images that are no digits; neither touches torch's global random state.
+#: The seeds of the hard digits and of the images that are no digits; neither touches torch's global random state. The
+#: first was chosen among 0 to 7: with it the embedded teacher's confidence is nearest to its accuracy.
 HARD_SEED = 4
 OUTSIDE_SEED = 20
 OUTSIDE_COUNT = 360
@@ -114,13 +115,9 @@ def _halves(images: Tensor, generator: Generator) -> Tensor:
 
     half = SIZE // 2
     padded = torch.nn.functional.pad(images, [half] * 4, value=-1.0)
-    corners = [(0, half), (2 * half, half), (half, 0), (half, 2 * half)]
-    ways = torch.randint(len(corners), (len(images),), generator=generator).tolist()
-    moved = []
-    for image, way in zip(padded, ways, strict=True):
-        top, left = corners[way]
-        moved.append(image[:, top : top + SIZE, left : left + SIZE])
-    return torch.stack(moved)
+    corners = torch.tensor([(0, half), (2 * half, half), (half, 0), (half, 2 * half)])
+    top, left = corners[torch.randint(len(corners), (len(images),), generator=generator)].T
+    return windows(padded, top, left, (SIZE, SIZE))
 
 
 def _generator(seed: int) -> Generator:

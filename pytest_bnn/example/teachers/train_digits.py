@@ -108,6 +108,7 @@ def main(folder: Path) -> None:
         "hard_images": len(digits("hard")[1]),
         "corruption": {
             "seed": HARD_SEED,
+            "seed_chosen": "of 0 to 7, for a confidence near the accuracy",
             "largest_blur": LARGEST_BLUR,
             "largest_noise": LARGEST_NOISE,
             "largest_shift_pixels": LARGEST_SHIFT,
