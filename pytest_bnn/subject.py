@@ -10,25 +10,21 @@ from typing import Any, Literal, TypeAlias, TypedDict, get_args
 import torch
 from torch import Tensor, nn
 
-from pytest_bnn.data.batch import Batch, Inputs, device_of
+from pytest_bnn.data.batch import device_of
+from pytest_bnn.data.examples import Examples
 from pytest_bnn.data.factory import Factory
 from pytest_bnn.data.fitting import fitted as fitted
 from pytest_bnn.data.given import (
-    batch_for_loss,
     does_not_accept,
-    given_samples,
-    labels_in,
     named_sets,
     require_finite_answers,
-    require_finite_inputs,
     require_functions,
     require_weights,
 )
-from pytest_bnn.data.loss import BATCH, Loss
-from pytest_bnn.data.probing import Probed, probe
+from pytest_bnn.data.loss import Loss
 from pytest_bnn.libraries.alignment import Alignment, Standing, align, standing_of
 from pytest_bnn.libraries.history import Trace, traces
-from pytest_bnn.network.calling import Field, ForwardError
+from pytest_bnn.network.calling import ForwardError
 from pytest_bnn.records.evidence import Stage
 from pytest_bnn.records.recorder import default_subject_name
 from pytest_bnn.sampling.bank import PassBank
@@ -57,7 +53,7 @@ class Given(TypedDict, total=False):
     ood: Any
 
 
-class Subject:
+class Subject(Examples):
     """A model under audit.
 
     Args:
@@ -116,13 +112,10 @@ class Subject:
             raise ValueError(f"task must be one of {', '.join(get_args(TaskOption))}, not {task!r}")
         if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
             raise ValueError(f"seed must be a whole number from 0, not {seed!r}")
-        self._samples, self._labels = given_samples(images, labels)
-        self.model = model
-        self.teacher = teacher
+        super().__init__(model, teacher, images, labels, seed)
         self.loss = loss
         self.factory = factory if factory is None or isinstance(factory, Factory) else Factory(factory)
         self.name = name or default_subject_name()
-        self.seed = seed
         self.class_names = tuple(class_names)
         self._stage_option = stage
         self._task_option: TaskOption = task
@@ -133,8 +126,6 @@ class Subject:
         self._traces: tuple[Trace, ...] | None = None
         self._bank: PassBank | None = None
         self._teacher_output: Tensor | None = None
-        self._probed: Probed | None = None
-        self._inputs: Inputs | None = None
         self._task: Task | None = None
         self._evaluation, self._ood = evaluation, named_sets(ood, images)
         self._beside: dict[str, Subject] = {}
@@ -154,8 +145,8 @@ class Subject:
     def on(self, images: Any, labels: Any = None) -> Subject:
         """Return the same model and teacher with other examples, and with passes of their own."""
         other = copy.copy(self)
-        other._samples, other._labels = given_samples(images, labels)
-        other._bank = other._teacher_output = other._probed = other._inputs = None
+        other._give(images, labels)
+        other._bank = other._teacher_output = None
         other._task = None if self.images is None or labels is not None else self.task
         other._evaluation, other._ood, other._beside, other.evaluations = None, {}, {}, {}
         other._origin = self
@@ -214,45 +205,6 @@ class Subject:
         if self._alignment is None:
             self._alignment = align(self.model, self.teacher)
         return self._alignment
-
-    @property
-    def probed(self) -> Probed | None:
-        """How the networks take the examples; None where none were given."""
-        if self._probed is None and self._samples is not None:
-            found = probe(self._samples, self.model, self.teacher, seed=self.seed)
-            require_finite_inputs(found.inputs)
-            self._inputs = fitted(found.inputs, self.model)
-            self._probed = found
-        return self._probed
-
-    @property
-    def images(self) -> Inputs | None:
-        """What the networks are called with, on the model's device and in its dtype; None where there is nothing."""
-        found = self.probed
-        return None if found is None or found.rowless else self._inputs
-
-    @property
-    def labels(self) -> Any:
-        """The labels: a tensor with a row for each example, another tree, or None."""
-        found = None if self._labels is not None else self.probed
-        return self._labels if found is None else found.labels
-
-    @property
-    def places(self) -> Tensor:
-        """The number of each example in the user's data."""
-        return torch.arange(0) if self._samples is None else self._samples.places
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """What the evidence should say about how the networks take the examples."""
-        found = self.probed
-        return () if found is None else found.notes
-
-    @property
-    def fields(self) -> tuple[Field, ...]:
-        """The tensors of the model's output, in the order in which `forward` puts them side by side."""
-        found = self.probed
-        return () if found is None else found.fields
 
     @property
     def task(self) -> Task:
@@ -319,41 +271,6 @@ class Subject:
         if need == "images" and self.probed is not None and self.probed.rowless:
             return f"{self.probed.rowless}: its outputs belong to no single example"
         return "" if getattr(self, need) is not None else HOW_TO_GIVE[need]
-
-    def require_images(self) -> Inputs:
-        """Give the images; `Check.run` has made sure that there are some."""
-        images = self.images
-        assert images is not None
-        return images
-
-    def loss_batch(self) -> Any:
-        """Give the batch that the training loss gets: a copy, anew for each call.
-
-        It is the loader's own first batch, or of examples without a loader at most `BATCH` (as many as the network
-        takes at once, where it takes no other), in the structure in which they were given: ``(images, labels)`` for
-        tensors, with None where no labels were given. Inputs are on the model's device and in its dtype.
-        """
-        assert self._samples is not None
-        assert self.probed is not None
-        return batch_for_loss(self._samples, self.probed, self._labels, self.model, BATCH)
-
-    def loss_labels(self, batch: Any) -> Tensor | None:
-        """Return the labels in a batch of `loss_batch`, a row for each example; None where there are none."""
-        assert self._samples is not None
-        assert self.probed is not None
-        if self._labels is not None:
-            return batch[1] if isinstance(batch[1], Tensor) else None
-        return labels_in(batch, self._samples, self.probed)
-
-    def loss_notes(self) -> tuple[str, ...]:
-        """Say which examples the training loss gets."""
-        if self.probed is None or self._samples is None:
-            return ()
-        inputs, rows = self.probed.inputs, self._samples.rows
-        size = inputs.size if isinstance(inputs, Batch) else None
-        if self._samples.first is not None and size is None:
-            return (f"the loss got the loader's own first batch, of {self._samples.batch_rows} examples",)
-        return (f"the loss got the first {min(size or BATCH, rows)} of {rows} examples",)
 
     def teacher_output(self) -> Tensor:
         """Give the teacher's output on all images, computed once, on the model's device.

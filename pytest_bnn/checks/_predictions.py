@@ -138,7 +138,7 @@ def _chosen(task: Task, outputs: Tensor, places: Tensor | None) -> Tensor:
     """Return ``[passes, N, ...]`` of one decision an example."""
     if places is None:
         return outputs
-    scores = task.places(outputs, 1).unflatten(1, (len(places), -1))
+    scores: Tensor = task.places(outputs, 1).unflatten(1, (len(places), -1))
     return scores[:, torch.arange(len(places)), places]
 
 

@@ -159,7 +159,8 @@ def _headline(
         )
     if open_:
         numbers = [row.number for row in sorted(open_, key=lambda row: row.labels)]
-        return f"{len(found)} labels do not decide it for {len(open_)} of {len(rows)} classes: {of_classes(numbers, names)}"
+        which = of_classes(numbers, names)
+        return f"{len(found)} labels do not decide it for {len(open_)} of {len(rows)} classes: {which}"
     worst = max(rows, key=_reach)
     return (
         f"all {len(rows)} classes occur as often as they are predicted: their odds are at most "

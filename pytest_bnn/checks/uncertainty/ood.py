@@ -111,7 +111,8 @@ def auroc(inside: Tensor, outside: Tensor) -> float:
 
 
 def _entropy(log_shares: Tensor) -> Tensor:
-    return torch.special.entr(log_shares.exp()).sum(1)
+    entropy: Tensor = torch.special.entr(log_shares.exp()).sum(1)
+    return entropy
 
 
 def _judge(sets: list[_Set], least: float, budget: Budget, passes: int) -> Finding:
