@@ -1,0 +1,117 @@
+"""The examples that a model and its teacher are called with: how these take them, and what the training loss gets."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pytest_bnn.data.batch import Batch, Inputs
+from pytest_bnn.data.fitting import fitted
+from pytest_bnn.data.given import batch_for_loss, given_samples, labels_in, require_finite_inputs
+from pytest_bnn.data.loss import BATCH
+from pytest_bnn.data.probing import Probed, probe
+from pytest_bnn.data.samples import Samples
+from pytest_bnn.network.calling import Field
+
+
+class Examples:
+    """Examples as they were given, and as two networks take them, which is found out when it is first asked for.
+
+    Args:
+        model: Whose device and dtype they get.
+        teacher: Decides, where there is one, which parts of them are inputs.
+        images: A tensor with a row for each example, or any tree, Dataset or DataLoader of such; None for no examples.
+        labels: Beside them; else those in ``images``.
+        seed: Of what is tried on the networks.
+
+    Raises:
+        InputError: The images or the labels cannot be used.
+    """
+
+    def __init__(self, model: nn.Module, teacher: nn.Module | None, images: Any, labels: Any, seed: int) -> None:
+        self.model = model
+        self.teacher = teacher
+        self.seed = seed
+        self._give(images, labels)
+
+    def _give(self, images: Any, labels: Any) -> None:
+        self._samples: Samples | None
+        self._samples, self._labels = given_samples(images, labels)
+        self._probed: Probed | None = None
+        self._inputs: Inputs | None = None
+
+    @property
+    def probed(self) -> Probed | None:
+        """How the networks take the examples; None where none were given."""
+        if self._probed is None and self._samples is not None:
+            found = probe(self._samples, self.model, self.teacher, seed=self.seed)
+            require_finite_inputs(found.inputs)
+            self._inputs = fitted(found.inputs, self.model)
+            self._probed = found
+        return self._probed
+
+    @property
+    def images(self) -> Inputs | None:
+        """What the networks are called with, on the model's device and in its dtype; None where there is nothing."""
+        found = self.probed
+        return None if found is None or found.rowless else self._inputs
+
+    @property
+    def labels(self) -> Any:
+        """The labels: a tensor with a row for each example, another tree, or None."""
+        found = None if self._labels is not None else self.probed
+        return self._labels if found is None else found.labels
+
+    @property
+    def places(self) -> Tensor:
+        """The number of each example in the user's data."""
+        return torch.arange(0) if self._samples is None else self._samples.places
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the evidence should say about how the networks take the examples."""
+        found = self.probed
+        return () if found is None else found.notes
+
+    @property
+    def fields(self) -> tuple[Field, ...]:
+        """The tensors of the model's output, in the order in which `forward` puts them side by side."""
+        found = self.probed
+        return () if found is None else found.fields
+
+    def require_images(self) -> Inputs:
+        """Give the images; `Check.run` has made sure that there are some."""
+        images = self.images
+        assert images is not None
+        return images
+
+    def loss_batch(self) -> Any:
+        """Give the batch that the training loss gets: a copy, anew for each call.
+
+        It is the loader's own first batch, or of examples without a loader at most `BATCH` (as many as the network
+        takes at once, where it takes no other), in the structure in which they were given: ``(images, labels)`` for
+        tensors, with None where no labels were given. Inputs are on the model's device and in its dtype.
+        """
+        assert self._samples is not None
+        assert self.probed is not None
+        return batch_for_loss(self._samples, self.probed, self._labels, self.model, BATCH)
+
+    def loss_labels(self, batch: Any) -> Tensor | None:
+        """Return the labels in a batch of `loss_batch`, a row for each example; None where there are none."""
+        assert self._samples is not None
+        assert self.probed is not None
+        if self._labels is not None:
+            return batch[1] if isinstance(batch[1], Tensor) else None
+        return labels_in(batch, self._samples, self.probed)
+
+    def loss_notes(self) -> tuple[str, ...]:
+        """Say which examples the training loss gets."""
+        if self.probed is None or self._samples is None:
+            return ()
+        inputs, rows = self.probed.inputs, self._samples.rows
+        size = inputs.size if isinstance(inputs, Batch) else None
+        if self._samples.first is not None and size is None:
+            return (f"the loss got the loader's own first batch, of {self._samples.batch_rows} examples",)
+        return (f"the loss got the first {min(size or BATCH, rows)} of {rows} examples",)
