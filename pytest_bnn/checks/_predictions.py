@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from pytest_bnn.data.repeats import repeats
+from pytest_bnn.errors import InputError
 from pytest_bnn.network.calling import judged_field
 from pytest_bnn.sampling.mixture import Mixing, Mixture
 from pytest_bnn.stats.intervals import clopper_pearson_lower
@@ -26,8 +28,13 @@ _BLOCK = 16_000_000
 _CHANCE = 1e-3
 
 _NO_CLASSES = (
-    "the claim is about classes, and the task is {kind}: regression has claims of its own; say --task classification "
-    "where the outputs are scores of classes"
+    "the claim is about the probabilities of classes, and the task is regression: say --task classification where the "
+    "outputs are scores of classes, or --output NAME where another output has them"
+)
+_PRESUMED = "{why}, which is no more than presumed: give labels, the loss, --task or --output"
+_ROUNDED = (
+    "{count} of {of} labels are of classes to which the outputs give a probability of exactly 0, and it cannot be told "
+    "from rounding: let the network return the scores before its softmax or sigmoid, or name that output with --output"
 )
 _NOT_FINITE = "outputs are NaN or infinite in some passes: see noise.varies; load or train the weights again"
 
@@ -43,12 +50,17 @@ class Predicted:
     Attributes:
         mixture: The passes of the model.
         teacher: Log probabilities of the teacher, ``[N, C]``; None without a teacher.
-        rows: The number of the example that each belongs to.
+        task: What the outputs mean. Where they are probabilities already, one of 0 may have been rounded to it.
     """
 
     mixture: Mixture
     teacher: Tensor | None
-    rows: Tensor
+    task: Task
+
+    @property
+    def presumed(self) -> str:
+        """Why no model may fail on these: that they are about classes is a presumption; empty where it is known."""
+        return "" if self.task.proven else _PRESUMED.format(why=self.task.why)
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -92,7 +104,7 @@ def _predicted(subject: Subject, passes: int) -> Predicted:
     if task.kind == "unknown":
         raise NotHereError(task.why)
     if task.kind == "regression":
-        raise NotHereError(_NO_CLASSES.format(kind=task.kind))
+        raise NotHereError(_NO_CLASSES)
     mixing, places, own = Mixing(), None, None
     numbers = max(1, subject.forward_once().numel())
     step = max(1, _BLOCK // numbers)
@@ -112,10 +124,10 @@ def _predicted(subject: Subject, passes: int) -> Predicted:
     if subject.teacher is not None:
         outputs = judged_field(subject.teacher_output().detach().cpu(), subject.fields, task.field)
         outputs = _chosen(task, outputs[None], places)[0]
-        mixture_shape = mixing._log_sum.shape
-        found = _task_of(task, outputs).log_probabilities(outputs).double()
-        teacher = found if found.shape == mixture_shape else None
-    return Predicted(mixture=mixing.result(), teacher=teacher, rows=torch.arange(len(subject.require_images())))
+        teacher = _task_of(task, outputs).log_probabilities(outputs).double()
+    mixture = mixing.result()
+    known = teacher is not None and teacher.shape == mixture.log_shares.shape
+    return Predicted(mixture=mixture, teacher=teacher if known else None, task=own or task)
 
 
 def _task_of(task: Task, outputs: Tensor) -> Task:
@@ -150,16 +162,22 @@ def labelled(subject: Subject, passes: int) -> Labelled:
     Raises:
         NotHereError: There are no labels of classes, or nobody knows these better than by chance.
     """
-    judged = subject.evaluated
-    if judged.images is None:
+    with naming("--evaluation"):
+        judged = subject.evaluated
+        missing = judged.images is None
+    if missing:
         raise NotHereError("the claim is about labelled examples: give them with --data or --evaluation")
-    task = judged.task
+    with naming("" if judged is subject else "--evaluation"):
+        task = judged.task
     given = judged.labels_of(task.field)
     if given is None:
         raise NotHereError(
             "the claim is about the truth, and no labels were given: let --data or --evaluation return (images, labels)"
         )
-    found = predicted(judged, passes)
+    with naming("" if judged is subject else "--evaluation"):
+        found = predicted(judged, passes)
+    if found.presumed:
+        raise NotHereError(found.presumed)
     labels = _classes(judged, given, task)
     if labels is None:
         raise NotHereError("the labels are no class for each example: let --data return (images, class indices [N])")
@@ -169,6 +187,7 @@ def labelled(subject: Subject, passes: int) -> Labelled:
     if not len(kept):
         raise NotHereError("no label is a class of the model: give class indices from 0, with --data or labels=")
     left_out = len(labels) - len(kept)
+    _require_exact(found, labels[kept], kept)
     _require_known(found, labels, kept)
     mixture = Mixture(
         passes=found.mixture.passes,
@@ -178,8 +197,20 @@ def labelled(subject: Subject, passes: int) -> Labelled:
     )
     teacher = None if found.teacher is None else found.teacher[kept]
     return Labelled(
-        predicted=Predicted(mixture=mixture, teacher=teacher, rows=kept), labels=labels[kept], left_out=left_out
+        predicted=Predicted(mixture=mixture, teacher=teacher, task=found.task), labels=labels[kept], left_out=left_out
     )
+
+
+@contextmanager
+def naming(option: str) -> Iterator[None]:
+    """Say of examples that cannot be used by which option they were given; those of --data speak for themselves."""
+    try:
+        yield
+    except InputError as error:
+        if not option:
+            raise
+        fix = f"{option} MODULE:FACTORY has to give examples of the form of --data, such as the networks accept"
+        raise InputError(f"{option}: {error.problem}", fix=fix) from error
 
 
 def _classes(subject: Subject, given: object, task: Task) -> Tensor | None:
@@ -195,6 +226,18 @@ def _classes(subject: Subject, given: object, task: Task) -> Tensor | None:
     if places is None or flat.shape[1] <= int(places.max()):
         return None
     return flat[torch.arange(rows), places].long()
+
+
+def ruled_out(log_shares: Tensor, labels: Tensor) -> int:
+    """Return how many labels are of classes that have no probability at all."""
+    return int(torch.isneginf(log_shares.gather(1, labels[:, None])).sum())
+
+
+def _require_exact(found: Predicted, labels: Tensor, kept: Tensor) -> None:
+    """Refuse labels of a probability that may be 0 for want of digits."""
+    count = ruled_out(found.mixture.log_shares[kept], labels) if found.task.shares else 0
+    if count:
+        raise NotHereError(_ROUNDED.format(count=count, of=len(kept)))
 
 
 def _require_known(found: Predicted, labels: Tensor, kept: Tensor) -> None:

@@ -59,13 +59,13 @@ class Task:
     def log_probabilities(self, outputs: Tensor) -> Tensor:
         """Return the logs of `probabilities`, exact where these are too small for a float.
 
-        Of outputs that are probabilities already, those below the least normal number of their dtype count as it.
+        Of outputs that are probabilities already, those that are 0, exactly or by rounding, have minus infinity.
 
         Raises:
             ValueError: The task has no classes, or places.
         """
         if self.shares or self.kind not in ("classification", "binary"):
-            return self.probabilities(outputs).clamp_min(torch.finfo(torch.float32).tiny).log()
+            return self.probabilities(outputs).log()
         values = outputs if outputs.dtype not in (torch.float16, torch.bfloat16) else outputs.float()
         if self.kind == "classification":
             return torch.log_softmax(values, -1)

@@ -22,6 +22,9 @@ MOST = 10.0
 #: Classes of a probability below it in every example say nothing, and are left out.
 _LEAST = 1e-12
 
+#: In the place of the log of 0: a label of a class that was ruled out counts as one of all but no chance.
+_FLOOR = -700.0
+
 
 @check(
     claim="Each class occurs as often as it is predicted: the odds of its labels are at most a declared factor away.",
@@ -74,7 +77,8 @@ def _judge(found: Labelled, most: float, budget: Budget, names: tuple[str, ...])
         c for c in range(logs.shape[1]) if float(logs[:, c].max()) > math.log(_LEAST) or (found.labels == c).any()
     ]
     each = budget.split(len(judged))
-    rows = [_of(found, number, each) for number in judged]
+    sides = _Sides(logs)
+    rows = [_of(found, sides.of(number), number, each) for number in judged]
     limit = math.log(most)
     wrong = [row for row in rows if row.surely.outside(-limit, limit)]
     open_ = [row for row in rows if not row.likely.within(-limit, limit)]
@@ -113,9 +117,9 @@ def _judge(found: Labelled, most: float, budget: Budget, names: tuple[str, ...])
     )
 
 
-def _of(found: Labelled, number: int, budget: Budget) -> _Class:
+def _of(found: Labelled, sides: torch.Tensor, number: int, budget: Budget) -> _Class:
     happened = found.labels == number
-    family = odds(_two_sides(found.mixture.log_shares, number), happened)
+    family = odds(sides, happened)
     return _Class(
         number=number,
         labels=int(happened.sum()),
@@ -125,17 +129,26 @@ def _of(found: Labelled, number: int, budget: Budget) -> _Class:
     )
 
 
-def _two_sides(log_shares: torch.Tensor, number: int) -> torch.Tensor:
-    """Return the log probabilities that it is another class, and that it is this one."""
-    others = log_shares.double().clone()
-    own = others[:, number].clone().clamp_min(-700.0)
-    others[:, number] = -math.inf
-    return torch.stack([torch.logsumexp(others, 1).clamp_min(-700.0), own], 1)
+class _Sides:
+    """Log probabilities that it is another class, and that it is this one, ``[N, 2]``, class by class."""
+
+    def __init__(self, log_shares: torch.Tensor) -> None:
+        self._logs = log_shares
+        self._leading = log_shares.argmax(1)
+        # What is left beside a leading class is summed: one less a number next to 1 has no digits.
+        others = log_shares.scatter(1, self._leading[:, None], -math.inf)
+        self._rest = torch.logsumexp(others, 1).double()
+
+    def of(self, number: int) -> torch.Tensor:
+        own = self._logs[:, number].double()
+        others = torch.where(self._leading == number, self._rest, torch.log1p(-own.exp()))
+        return torch.stack([others, own], 1).clamp_min(_FLOOR)
 
 
 def _inherited(found: Labelled, row: _Class, budget: Budget, limit: float) -> bool:
     assert found.predicted.teacher is not None
-    own = odds(_two_sides(found.predicted.teacher, row.number), found.labels == row.number).interval(budget.alpha)
+    sides = _Sides(found.predicted.teacher).of(row.number)
+    own = odds(sides, found.labels == row.number).interval(budget.alpha)
     return own.outside(-limit, limit) and (own.best > 0) == (row.surely.best > 0)
 
 

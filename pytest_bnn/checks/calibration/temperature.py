@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import math
 
-import torch
-
-from pytest_bnn.checks._predictions import PASSES, Labelled, NotHereError, labelled, more_labels
+from pytest_bnn.checks._predictions import PASSES, Labelled, NotHereError, labelled, more_labels, ruled_out
 from pytest_bnn.checks.check import check
 from pytest_bnn.checks.finding import Finding, not_applicable
 from pytest_bnn.checks.values import Band, FewPasses
@@ -55,8 +53,7 @@ measure_calibration_temperature, assert_calibration_temperature = temperature.me
 
 
 def _judge(found: Labelled, band: tuple[float, float], budget: Budget) -> Finding:
-    impossible = int(torch.isneginf(found.mixture.log_shares.gather(1, found.labels[:, None])).sum())
-    if impossible:
+    if impossible := ruled_out(found.mixture.log_shares, found.labels):
         return Finding(
             verdict=Verdict.FAIL,
             headline=f"{impossible} of {len(found)} labels are of classes to which the model gives a probability of 0",
@@ -109,6 +106,8 @@ def _inherited(found: Labelled, surely: Interval, band: tuple[float, float], bud
     """Say whether the teacher is outside of the band too, on the same side."""
     if found.predicted.teacher is None:
         return False
+    if ruled_out(found.predicted.teacher, found.labels):
+        return surely.best > 1
     teacher = family_of(found.predicted.teacher, found.labels).interval(budget.alpha).mapped(_exp)
     return teacher.outside(*band) and (teacher.best > 1) == (surely.best > 1)
 

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from pytest_bnn.checks._predictions import PASSES, Labelled, NotHereError, labelled
+from pytest_bnn.checks._predictions import PASSES, Labelled, NotHereError, labelled, ruled_out
 from pytest_bnn.checks.check import check
 from pytest_bnn.checks.finding import Finding, not_applicable
 from pytest_bnn.checks.values import FewPasses, Positive
@@ -127,12 +127,15 @@ def _of_one_pass(found: Labelled) -> float:
 
 
 def _scores(whose: str, log_shares: Tensor, labels: Tensor) -> list[Measurement]:
+    right = float((log_shares.argmax(1) == labels).double().mean())
+    accuracy = Measurement(name=f"accuracy{whose}", value=right)
+    if count := ruled_out(log_shares, labels):
+        return [accuracy, Measurement(name=f"labels of a probability of 0{whose}", value=count)]
     own = log_shares.double().gather(1, labels[:, None])[:, 0]
     best = math.exp(temperature(log_shares, labels).best)
     cooled = torch.log_softmax(log_shares.double() / best, 1)
-    right = float((log_shares.argmax(1) == labels).double().mean())
     return [
-        Measurement(name=f"accuracy{whose}", value=right),
+        accuracy,
         Measurement(name=f"negative log likelihood{whose}", value=-float(own.mean()), unit="nats"),
         Measurement(
             name=f"Brier score{whose} at its best temperature", value=float(brier(cooled, labels).mean()),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pytest_bnn.checks._predictions import PASSES, NotHereError, Predicted, predicted
+from pytest_bnn.checks._predictions import PASSES, NotHereError, Predicted, naming, predicted
 from pytest_bnn.checks.check import check
 from pytest_bnn.checks.finding import Finding, not_applicable
 from pytest_bnn.checks.values import FewPasses, Share
@@ -48,18 +48,21 @@ def ood(subject: Subject, *, min_auroc: Share = LEAST, max_passes: FewPasses = P
     Source: Hendrycks and Gimpel 2017, "A baseline for detecting misclassified and out-of-distribution examples";
     `pytest_bnn.stats.intervals.pairs_bounds`.
     """
-    sets = subject.outside
+    with naming("--ood"):
+        sets = subject.outside
     if not sets:
         return not_applicable(
             "no examples from outside of the task were given: --ood MODULE:FACTORY, or ood= in Python"
         )
     try:
         own = predicted(subject, max_passes)
-        others = {name: predicted(other, max_passes) for name, other in sets.items()}
+        with naming("--ood"):
+            others = {name: predicted(other, max_passes) for name, other in sets.items()}
     except NotHereError as error:
         return not_applicable(str(error))
     each = budget.split(len(others))
-    return _judge([_of(name, own, other, each) for name, other in others.items()], min_auroc, budget, max_passes)
+    found = _judge([_of(name, own, other, each) for name, other in others.items()], min_auroc, budget, max_passes)
+    return not_applicable(own.presumed) if own.presumed and found.verdict is Verdict.FAIL else found
 
 
 measure_uncertainty_ood, assert_uncertainty_ood = ood.measure, ood.assert_
