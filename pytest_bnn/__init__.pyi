@@ -22,9 +22,13 @@ from pytest_bnn.checks import (
     assert_posterior_start as assert_posterior_start,
     assert_predictions_rows as assert_predictions_rows,
     assert_scores_against_teacher as assert_scores_against_teacher,
+    assert_slices_scores as assert_slices_scores,
+    assert_slices_temperature as assert_slices_temperature,
     assert_teacher_agreement as assert_teacher_agreement,
     assert_teacher_tensors as assert_teacher_tensors,
+    assert_uncertainty_errors as assert_uncertainty_errors,
     assert_uncertainty_ood as assert_uncertainty_ood,
+    assert_uncertainty_shift as assert_uncertainty_shift,
     measure_calibration_classes as measure_calibration_classes,
     measure_calibration_temperature as measure_calibration_temperature,
     measure_data_sane as measure_data_sane,
@@ -44,9 +48,13 @@ from pytest_bnn.checks import (
     measure_posterior_start as measure_posterior_start,
     measure_predictions_rows as measure_predictions_rows,
     measure_scores_against_teacher as measure_scores_against_teacher,
+    measure_slices_scores as measure_slices_scores,
+    measure_slices_temperature as measure_slices_temperature,
     measure_teacher_agreement as measure_teacher_agreement,
     measure_teacher_tensors as measure_teacher_tensors,
+    measure_uncertainty_errors as measure_uncertainty_errors,
     measure_uncertainty_ood as measure_uncertainty_ood,
+    measure_uncertainty_shift as measure_uncertainty_shift,
 )
 from pytest_bnn.checks.check import Finding as Finding, check as check
 from pytest_bnn.conversion import Conversion as Conversion, convert as convert, convert_with as convert_with

@@ -95,6 +95,17 @@ def parser() -> argparse.ArgumentParser:
         metavar="MODULE:FACTORY",
         help="returns examples that are none of the model's task, or several such sets by name",
     )
+    own.add_argument(
+        "--shifts",
+        metavar="MODULE:FACTORY",
+        help="returns the data at growing amounts of a shift, the least first: a list of data sets, or several lists "
+        "by name (default: corruptions made of the data, where these are images)",
+    )
+    own.add_argument(
+        "--slices",
+        metavar="MODULE:FUNCTION",
+        help="returns the group of an example by its number in the data; claims about predictions are judged by group",
+    )
     own.add_argument("--stage", choices=("auto", "converted", "finetuned"),
                      help="what the model is; auto reads it from its weights and the teacher's")  # fmt: skip
     own.add_argument(

@@ -137,7 +137,8 @@ def _chosen(given: argparse.Namespace) -> choices.Choices:
 def _require_fitting_options(given: argparse.Namespace) -> None:
     """Refuse what would be ignored without a word: options of the one kind of audit in the other."""
     if given.model is None:
-        for name in ("teacher", "data", "evaluation", "ood", "loss", "images", "stage", "task", "output", "batch_dim"):
+        for name in ("teacher", "data", "evaluation", "ood", "shifts", "slices", "loss", "images", "stage", "task",
+                     "output", "batch_dim"):  # fmt: skip
             if getattr(given, name) is not None:
                 option = name.replace("_", "-")
                 raise InputError(f"--{option} without --model", fix="name your own network with --model MODULE:FACTORY")
@@ -179,7 +180,11 @@ def _run(given: argparse.Namespace, settings: Settings, options: Explicit, say: 
             else sources.load_data(name, option, max_images, seed=settings.seed, dim=given.batch_dim or 0)
             for name, option in ((given.data, "--data"), (given.evaluation, "--evaluation"))
         )
-        ood = None if given.ood is None else sources.load_named(given.ood, "--ood")
+        ood, shifts = (
+            None if name is None else sources.load_named(name, option)
+            for name, option in ((given.ood, "--ood"), (given.shifts, "--shifts"))
+        )
+        slices = None if given.slices is None else sources.load_function(given.slices, "--slices")
         loss = None if given.loss is None else sources.load_loss(given.loss, "--loss")
     return audit_model(
         model,
@@ -198,6 +203,8 @@ def _run(given: argparse.Namespace, settings: Settings, options: Explicit, say: 
         factory=factory,
         evaluation=evaluation,
         ood=ood,
+        shifts=shifts,
+        slices=slices,
     )
 
 

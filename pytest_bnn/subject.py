@@ -16,6 +16,7 @@ from pytest_bnn.data.factory import Factory
 from pytest_bnn.data.fitting import fitted as fitted
 from pytest_bnn.data.given import (
     does_not_accept,
+    named_series,
     named_sets,
     require_finite_answers,
     require_functions,
@@ -51,6 +52,8 @@ class Given(TypedDict, total=False):
     factory: Callable[[], nn.Module] | None
     evaluation: Any
     ood: Any
+    shifts: Any
+    slices: Callable[[int], object] | None
 
 
 class Subject(Examples):
@@ -77,6 +80,10 @@ class Subject(Examples):
         evaluation: Labelled examples ``(images, labels)`` on which claims about the predictions are judged, where those
             in ``images`` are too easy for it; these when None.
         ood: Examples that are none of the model's task, or several such sets by name.
+        shifts: The examples in ``images``, in the same order, at growing amounts of a shift: a list of such sets, or
+            several lists by name.
+        slices: Returns the group of an example by its number in the data (in those of ``evaluation``, where they are
+            given); None leaves it out.
 
     Raises:
         TypeError: An argument is of the wrong type.
@@ -100,12 +107,14 @@ class Subject(Examples):
         factory: Callable[[], nn.Module] | None = None,
         evaluation: Any = None,
         ood: Any = None,
+        shifts: Any = None,
+        slices: Callable[[int], object] | None = None,
     ) -> None:
         for role, value in (("model", model), ("teacher", teacher)):
             if not isinstance(value, nn.Module) and not (value is None and role == "teacher"):
                 raise TypeError(f"{role} must be a torch.nn.Module, not {type(value).__name__}")
             require_weights(role, value)
-        require_functions(loss, factory)
+        require_functions(loss, factory, slices)
         if stage not in ("auto", "converted", "finetuned"):
             raise ValueError(f"stage must be 'auto', 'converted' or 'finetuned', not {stage!r}")
         if task not in get_args(TaskOption):
@@ -127,7 +136,8 @@ class Subject(Examples):
         self._bank: PassBank | None = None
         self._teacher_output: Tensor | None = None
         self._task: Task | None = None
-        self._evaluation, self._ood = evaluation, named_sets(ood, images)
+        self._evaluation, self._ood, self._shifts = evaluation, named_sets(ood, images), named_series(shifts)
+        self.slices = slices
         self._beside: dict[str, Subject] = {}
         self._origin: Subject | None = None
         #: What checks of the loss found out about it, for each other.
@@ -148,7 +158,8 @@ class Subject(Examples):
         other._give(images, labels)
         other._bank = other._teacher_output = None
         other._task = None if self.images is None or labels is not None else self.task
-        other._evaluation, other._ood, other._beside, other.evaluations = None, {}, {}, {}
+        other._evaluation, other._ood, other._shifts = None, {}, {}
+        other._beside, other.evaluations = {}, {}
         other._origin = self
         return other
 
@@ -169,6 +180,18 @@ class Subject(Examples):
             if name not in self._beside:
                 self._beside[name] = self.on(examples)
         return {name: self._beside[name] for name in self._ood}
+
+    @property
+    def shifted(self) -> dict[str, list[Subject]]:
+        """The same examples at growing amounts of a shift, by name; empty where no such series were given."""
+        for name, steps in self._shifts.items():
+            for number, examples in enumerate(steps):
+                if f"{name} {number}" not in self._beside:
+                    self._beside[f"{name} {number}"] = self.on(examples)
+        return {
+            name: [self._beside[f"{name} {number}"] for number in range(len(steps))]
+            for name, steps in self._shifts.items()
+        }
 
     @property
     def stage(self) -> Stage:

@@ -12,7 +12,7 @@ from pytest_bnn.audit.plan import Explicit, Step, Thresholds, merged, plan
 from pytest_bnn.audit.provenance import provenance
 from pytest_bnn.checks import choices, registry
 from pytest_bnn.checks.declaration import Declaration
-from pytest_bnn.data.given import named_sets
+from pytest_bnn.data.given import named_series, named_sets
 from pytest_bnn.data.loss import Loss
 from pytest_bnn.data.samples import MAX_EXAMPLES, Samples, samples_of
 from pytest_bnn.options import budget_in_force, in_force
@@ -53,6 +53,8 @@ def audit_model(
     factory: Callable[[], nn.Module] | None = None,
     evaluation: Any = None,
     ood: Any = None,
+    shifts: Any = None,
+    slices: Callable[[int], object] | None = None,
 ) -> AuditRun:
     """Run every applicable check on a model, which is judged as it is and never changed.
 
@@ -83,6 +85,9 @@ def audit_model(
         evaluation: Labelled examples on which claims about the predictions are judged, in a form that ``data`` may
             have; the data when None.
         ood: Examples that are none of the model's task, in a form that ``data`` may have, or several such by name.
+        shifts: The data at growing amounts of a shift, the least first: a list of sets in a form that ``data`` may
+            have, or several lists by name.
+        slices: Returns the group of an example by its number in the data; see `Subject`.
 
     Raises:
         InputError: An argument cannot be used: data that neither network accepts, unknown check ids.
@@ -102,6 +107,8 @@ def audit_model(
         images=taken(data),
         evaluation=taken(evaluation),
         ood={name: taken(one) for name, one in named_sets(ood, data).items()} or None,
+        shifts={name: [taken(step) for step in steps] for name, steps in named_series(shifts).items()} or None,
+        slices=slices,
         loss=loss,
         name=name,
         stage=stage,

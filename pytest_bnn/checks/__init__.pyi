@@ -109,6 +109,22 @@ def assert_scores_against_teacher(
     budget: Budget | None = ...,
     **given: Unpack[Given],
 ) -> Evidence: ...
+def assert_slices_scores(
+    model: nn.Module | Subject,
+    *,
+    margin: float = ...,
+    max_passes: int = ...,
+    budget: Budget | None = ...,
+    **given: Unpack[Given],
+) -> Evidence: ...
+def assert_slices_temperature(
+    model: nn.Module | Subject,
+    *,
+    band: tuple[float, float] = ...,
+    max_passes: int = ...,
+    budget: Budget | None = ...,
+    **given: Unpack[Given],
+) -> Evidence: ...
 def assert_teacher_agreement(
     model: nn.Module | Subject,
     *,
@@ -121,10 +137,27 @@ def assert_teacher_agreement(
     **given: Unpack[Given],
 ) -> Evidence: ...
 def assert_teacher_tensors(model: nn.Module | Subject, **given: Unpack[Given]) -> Evidence: ...
+def assert_uncertainty_errors(
+    model: nn.Module | Subject,
+    *,
+    margin: float = ...,
+    max_passes: int = ...,
+    budget: Budget | None = ...,
+    **given: Unpack[Given],
+) -> Evidence: ...
 def assert_uncertainty_ood(
     model: nn.Module | Subject,
     *,
     min_auroc: float = ...,
+    max_passes: int = ...,
+    budget: Budget | None = ...,
+    **given: Unpack[Given],
+) -> Evidence: ...
+def assert_uncertainty_shift(
+    model: nn.Module | Subject,
+    *,
+    min_trend: float = ...,
+    examples: int = ...,
     max_passes: int = ...,
     budget: Budget | None = ...,
     **given: Unpack[Given],
@@ -228,6 +261,22 @@ def measure_scores_against_teacher(
     budget: Budget | None = ...,
     **given: Unpack[Given],
 ) -> Evidence: ...
+def measure_slices_scores(
+    model: nn.Module | Subject,
+    *,
+    margin: float = ...,
+    max_passes: int = ...,
+    budget: Budget | None = ...,
+    **given: Unpack[Given],
+) -> Evidence: ...
+def measure_slices_temperature(
+    model: nn.Module | Subject,
+    *,
+    band: tuple[float, float] = ...,
+    max_passes: int = ...,
+    budget: Budget | None = ...,
+    **given: Unpack[Given],
+) -> Evidence: ...
 def measure_teacher_agreement(
     model: nn.Module | Subject,
     *,
@@ -240,10 +289,27 @@ def measure_teacher_agreement(
     **given: Unpack[Given],
 ) -> Evidence: ...
 def measure_teacher_tensors(model: nn.Module | Subject, **given: Unpack[Given]) -> Evidence: ...
+def measure_uncertainty_errors(
+    model: nn.Module | Subject,
+    *,
+    margin: float = ...,
+    max_passes: int = ...,
+    budget: Budget | None = ...,
+    **given: Unpack[Given],
+) -> Evidence: ...
 def measure_uncertainty_ood(
     model: nn.Module | Subject,
     *,
     min_auroc: float = ...,
+    max_passes: int = ...,
+    budget: Budget | None = ...,
+    **given: Unpack[Given],
+) -> Evidence: ...
+def measure_uncertainty_shift(
+    model: nn.Module | Subject,
+    *,
+    min_trend: float = ...,
+    examples: int = ...,
     max_passes: int = ...,
     budget: Budget | None = ...,
     **given: Unpack[Given],

@@ -65,10 +65,11 @@ class Predicted:
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Labelled:
-    """`Predicted` beside the classes ``[N]`` that occurred, each example once."""
+    """`Predicted` beside the classes ``[N]`` that occurred, each example once; ``rows`` are the examples' numbers."""
 
     predicted: Predicted
     labels: Tensor
+    rows: Tensor
     left_out: int
 
     def __len__(self) -> int:
@@ -189,16 +190,29 @@ def labelled(subject: Subject, passes: int) -> Labelled:
     left_out = len(labels) - len(kept)
     _require_exact(found, labels[kept], kept)
     _require_known(found, labels, kept)
-    mixture = Mixture(
-        passes=found.mixture.passes,
-        log_shares=found.mixture.log_shares[kept],
-        expected_entropy=found.mixture.expected_entropy[kept],
-        squares=found.mixture.squares[kept],
-    )
-    teacher = None if found.teacher is None else found.teacher[kept]
-    return Labelled(
-        predicted=Predicted(mixture=mixture, teacher=teacher, task=found.task), labels=labels[kept], left_out=left_out
-    )
+    return Labelled(predicted=part_of(found, kept), labels=labels[kept], rows=kept, left_out=left_out)
+
+
+def part_of(found: Predicted, rows: Tensor) -> Predicted:
+    """Return the predictions for some of the examples."""
+    teacher = None if found.teacher is None else found.teacher[rows]
+    return Predicted(mixture=found.mixture.part(rows), teacher=teacher, task=found.task)
+
+
+def known_classes(subject: Subject, passes: int) -> Tensor | None:
+    """Return the class of each of a subject's own examples ``[N]``, where labels say it that somebody has learned.
+
+    None where there are none, where one is no class of the model's, or where neither the model nor its teacher is right
+    on them more often than by chance.
+    """
+    given = subject.labels_of(subject.task.field)
+    labels = None if given is None else _classes(subject, given, subject.task)
+    if labels is None:
+        return None
+    found = predicted(subject, passes)
+    if bool((labels < 0).any()) or bool((labels >= found.mixture.log_shares.shape[1]).any()):
+        return None
+    return labels if _are_known(found, labels, repeats(subject.require_images()).first) else None
 
 
 @contextmanager
@@ -242,6 +256,15 @@ def _require_exact(found: Predicted, labels: Tensor, kept: Tensor) -> None:
 
 def _require_known(found: Predicted, labels: Tensor, kept: Tensor) -> None:
     """Refuse labels that neither model nor teacher was trained for: what is not known cannot be known rightly sure."""
+    if not _are_known(found, labels, kept):
+        raise NotHereError(
+            "neither the model nor its teacher is right on the labels more often than by chance, so that there is "
+            "nothing learned to be sure of: see data.sane, and give labels that the model was trained for (--data, "
+            "--evaluation)"
+        )
+
+
+def _are_known(found: Predicted, labels: Tensor, kept: Tensor) -> bool:
     counts = torch.bincount(labels[kept])
     best = float(counts.max()) / len(kept)
     for log_shares in (found.mixture.log_shares, found.teacher):
@@ -253,11 +276,8 @@ def _require_known(found: Predicted, labels: Tensor, kept: Tensor) -> None:
         met = float((torch.bincount(said, minlength=len(counts))[: len(counts)] * counts).sum()) / len(kept) ** 2
         guess = max(met, best if len(said.unique()) == 1 else met)
         if clopper_pearson_lower(right, len(kept), _CHANCE) > guess:
-            return
-    raise NotHereError(
-        "neither the model nor its teacher is right on the labels more often than by chance, so that there is nothing "
-        "learned to be sure of: see data.sane, and give labels that the model was trained for (--data, --evaluation)"
-    )
+            return True
+    return False
 
 
 def more_labels(count: int, reach: float, wanted: float) -> int | None:

@@ -220,8 +220,8 @@ def require_weights(role: str, network: nn.Module | None) -> None:
             )
 
 
-def require_functions(loss: object, factory: object) -> None:
-    """Refuse a loss or a factory that cannot be called.
+def require_functions(loss: object, factory: object, slices: object) -> None:
+    """Refuse a loss, a factory or slices that cannot be called.
 
     Raises:
         TypeError: It is something else.
@@ -230,6 +230,8 @@ def require_functions(loss: object, factory: object) -> None:
         raise TypeError(f"loss must be a function loss(model, batch), not {type(loss).__name__}")
     if factory is not None and (not callable(factory) or isinstance(factory, nn.Module)):
         raise TypeError(f"factory must be a function without arguments, not {type(factory).__name__}")
+    if slices is not None and not callable(slices):
+        raise TypeError(f"slices must be a function of an example's number, not {type(slices).__name__}")
 
 
 def named_sets(given: Any, like: Any) -> dict[str, Any]:
@@ -245,3 +247,24 @@ def named_sets(given: Any, like: Any) -> dict[str, Any]:
     if isinstance(given, dict) and not (isinstance(item, dict) and set(given) <= set(item)):
         return {str(name): examples for name, examples in given.items()}
     return {"outside": given}
+
+
+def named_series(given: Any) -> dict[str, list[Any]]:
+    """Return series of sets of examples by name: those of a mapping, or one that is called "shift".
+
+    Args:
+        given: A list of sets, or a mapping of names to such lists; None for no series.
+
+    Raises:
+        InputError: It is something else, or a list is empty.
+    """
+    if given is None:
+        return {}
+    found = given if isinstance(given, dict) else {"shift": given}
+    for name, steps in found.items():
+        if not isinstance(steps, list | tuple) or not steps:
+            raise InputError(
+                f"the series {name!r} of growing shifts is {type(steps).__name__ if steps else 'empty'}",
+                fix="give a list of data sets, the least shift first, or a dictionary of such lists (--shifts)",
+            )
+    return {str(name): list(steps) for name, steps in found.items()}

@@ -9,7 +9,7 @@ import inspect
 import os
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import numpy
@@ -126,6 +126,18 @@ def load_loss(name: str, option: str) -> Loss:
     if not callable(loss):
         raise InputError(f"{option}: {name} is {kind(loss)}", fix="name a function loss(model, batch)")
     return cast(Loss, loss)
+
+
+def load_function(name: str, option: str) -> Callable[[int], object]:
+    """Give the function ``MODULE:FUNCTION`` of an example's number.
+
+    Raises:
+        InputError: As in `load`, or it cannot be called.
+    """
+    function = load(name, option)
+    if not callable(function):
+        raise InputError(f"{option}: {name} is {kind(function)}", fix="name a function of an example's number")
+    return cast(Callable[[int], object], function)
 
 
 def _is_data(value: Any) -> bool:

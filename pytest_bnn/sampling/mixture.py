@@ -56,6 +56,15 @@ class Mixture:
         gap = self.squares - self.shares.double().square().sum(1)
         return gap.clamp_min(0) * (self.passes / (self.passes - 1))
 
+    def part(self, rows: Tensor) -> Mixture:
+        """Return the mixture for some of the examples."""
+        return Mixture(
+            passes=self.passes,
+            log_shares=self.log_shares[rows],
+            expected_entropy=self.expected_entropy[rows],
+            squares=self.squares[rows],
+        )
+
     def brier(self, labels: Tensor) -> Tensor:
         """Return the Brier score of each example, ``[N]``, without the bias of a finite number of passes.
 

@@ -114,3 +114,15 @@ def decidable_gap(draws: int, error_rate: float) -> float:
         middle = (low + high) / 2
         low, high = (low, middle) if decides(middle) else (middle, high)
     return high
+
+
+def log_capital_of(draws: Tensor) -> float:
+    """Return the log of the capital of a `BettingTest` after all of some draws in [-1, 1], ``[N]``.
+
+    ``log(1 / error_rate)`` or more says that their mean is positive, wrongly with at most ``error_rate``.
+    """
+    if not bool(((draws >= -1) & (draws <= 1)).all()):
+        raise ValueError("draws must lie in [-1, 1]; NaN does not")
+    bets = torch.tensor(_BETS, dtype=torch.float64)[:, None]
+    capital = torch.log1p(bets * draws.double()).sum(1)
+    return float(torch.logsumexp(capital, 0)) - math.log(len(_BETS))

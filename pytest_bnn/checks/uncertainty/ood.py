@@ -10,6 +10,7 @@ from torch import Tensor
 from pytest_bnn.checks._predictions import PASSES, NotHereError, Predicted, naming, predicted
 from pytest_bnn.checks.check import check
 from pytest_bnn.checks.finding import Finding, not_applicable
+from pytest_bnn.checks.uncertainty._order import auroc
 from pytest_bnn.checks.values import FewPasses, Share
 from pytest_bnn.records.evidence import Certainty, Measurement, Threshold, Verdict
 from pytest_bnn.stats.budget import Budget
@@ -103,14 +104,6 @@ def _of(name: str, own: Predicted, other: Predicted, budget: Budget) -> _Set:
         leading=auroc(-inside.log_shares.amax(1), -outside.log_shares.amax(1)),
         passed=float((outside.entropy <= inside.entropy.quantile(_ACCEPTED)).double().mean()),
     )
-
-
-def auroc(inside: Tensor, outside: Tensor) -> float:
-    """Return the share of pairs in which the value from outside is the larger; equal ones count half."""
-    ordered = inside.double().sort().values
-    below = torch.searchsorted(ordered, outside.double(), right=False)
-    upto = torch.searchsorted(ordered, outside.double(), right=True)
-    return float((below + upto).double().mean()) / 2 / len(inside)
 
 
 def _entropy(log_shares: Tensor) -> Tensor:

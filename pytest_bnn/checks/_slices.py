@@ -1,0 +1,173 @@
+"""Labelled predictions group by group, and which groups fail together (Holm)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from pytest_bnn.checks._predictions import Labelled, NotHereError, labelled, part_of
+from pytest_bnn.checks.finding import Finding
+from pytest_bnn.records.evidence import Certainty, Measurement, Threshold, Verdict
+from pytest_bnn.stats.budget import Budget
+from pytest_bnn.subject import Subject
+
+#: Groups that evidence shows.
+_SHOWN = 12
+
+#: Groups beyond which a group's name is taken for the number of an example.
+_MOST = 200
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judged:
+    """One group by one claim.
+
+    Attributes:
+        name: The group's.
+        labels: How many there are.
+        value: The claim's figure.
+        p: The chance of labels like these, or worse, where the claim holds.
+        holds: Whether the claim certainly holds, at the group's share of the error rate.
+        inherited: Whether the teacher certainly breaks it in this group, too.
+        words: The figure, in words.
+    """
+
+    name: str
+    labels: int
+    value: float
+    p: float
+    holds: bool
+    inherited: bool
+    words: str
+
+
+def groups_of(subject: Subject, passes: int) -> dict[str, Labelled]:
+    """Return the labelled predictions of each group, by name.
+
+    Raises:
+        NotHereError: There are no groups, the function fails, or the predictions cannot be judged.
+    """
+    slices = subject.slices
+    if slices is None:
+        raise NotHereError("no groups were given: --slices MODULE:FUNCTION, or slices= in Python")
+    found = labelled(subject, passes)
+    numbers = subject.evaluated.places[found.rows].tolist()
+    members: dict[str, list[int]] = {}
+    for row, number in enumerate(numbers):
+        group = _group(slices, number)
+        if group is not None:
+            members.setdefault(str(group), []).append(row)
+    if not members:
+        raise NotHereError("--slices gives no group for any example: let it return one for the number of an example")
+    if len(members) > _MOST:
+        raise NotHereError(
+            f"--slices gives {len(members)} groups for {len(numbers)} examples: let it return one of a few groups, not "
+            "something of each example's own"
+        )
+    return {name: _part(found, torch.tensor(rows)) for name, rows in sorted(members.items())}
+
+
+def _group(slices: Callable[[int], object], number: int) -> object:
+    try:
+        return slices(number)
+    except (Exception, SystemExit) as error:
+        raise NotHereError(
+            f"--slices raised {type(error).__name__} for example {number}: {error}; it gets the number of an example "
+            "in the data, from 0"
+        ) from error
+
+
+def _part(found: Labelled, rows: Tensor) -> Labelled:
+    return Labelled(
+        predicted=part_of(found.predicted, rows), labels=found.labels[rows], rows=found.rows[rows], left_out=0
+    )
+
+
+def failing(groups: Sequence[Judged], error_rate: float) -> list[Judged]:
+    """Return the groups that break the claim, any of them wrongly with at most ``error_rate``.
+
+    Source: Holm 1979, "A simple sequentially rejective multiple test procedure".
+    """
+    found = []
+    for place, group in enumerate(sorted(groups, key=lambda group: group.p)):
+        if group.p > error_rate / (len(groups) - place):
+            break
+        found.append(group)
+    return found
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claim:
+    """What is claimed of each group, in words."""
+
+    figure: str
+    holds: str
+    breaks: str
+    relation: Literal["<=", ">="]
+    allowed: float
+    remedy: str
+
+
+def together(groups: Sequence[Judged], claim: Claim, budget: Budget, passes: int) -> Finding:
+    """Say which groups break a claim, and whether all others certainly keep it."""
+    broken = failing(groups, budget.alpha)
+    open_ = [group for group in groups if not group.holds and group not in broken]
+    inherited = bool(broken) and all(group.inherited for group in broken)
+    verdict = Verdict.FAIL if broken else Verdict.INCONCLUSIVE if open_ else Verdict.PASS
+    shown = sorted(groups, key=lambda group: group.p)[:_SHOWN]
+    left = len(groups) - len(shown)
+    worst = shown[0]
+    return Finding(
+        verdict=Verdict.WARN if inherited else verdict,
+        headline=_headline(claim, len(groups), broken, open_, inherited=inherited),
+        measurements=tuple(
+            Measurement(
+                name=f"{claim.figure}, {group.name}", value=group.value,
+                note=f"{group.labels} labels; "
+                + ("broken" if group in broken else "kept" if group.holds else "undecided"),
+            )
+            for group in shown
+        ),
+        threshold=Threshold(
+            quantity=f"{claim.figure}, {worst.name}", observed=worst.value, relation=claim.relation,
+            allowed=claim.allowed,
+        ),
+        remedy={
+            Verdict.FAIL: claim.remedy,
+            Verdict.INCONCLUSIVE: "give more labelled examples of these groups (--data, --evaluation), or put small "
+            "groups together",
+        }.get(verdict, ""),
+        notes=(f"{left} more groups are not shown",) if left else (),
+        samples=passes,
+        certainty=Certainty(
+            alpha=budget.alpha, beta=budget.beta, statistic=f"{claim.figure} of {len(groups)} groups (Holm)"
+        ),
+    )  # fmt: skip
+
+
+def _headline(
+    claim: Claim, count: int, broken: Sequence[Judged], open_: Sequence[Judged], *, inherited: bool
+) -> str:  # fmt: skip
+    groups = "1 group" if count == 1 else f"{count} groups"
+    if broken:
+        more = f" and {len(broken) - 3} more" if len(broken) > 3 else ""
+        named = "; ".join(f"{group.name} ({group.labels} labels): {group.words}" for group in broken[:3])
+        whose = "; the teacher does so in the same groups, from which it is inherited" if inherited else ""
+        return f"{claim.breaks} in {len(broken)} of {groups}: {named}{more}{whose}"
+    if open_:
+        smallest = min(open_, key=lambda group: group.labels)
+        return (
+            f"the labels do not decide it in {len(open_)} of {groups}; the smallest is {smallest.name} with "
+            f"{smallest.labels} labels"
+        )
+    return f"{claim.holds} in {'each of ' if count > 1 else ''}{groups}"
+
+
+def chance(log_evidence: float) -> float:
+    """Return the p-value of a test martingale's log."""
+    return math.exp(-max(0.0, log_evidence))

@@ -1,0 +1,102 @@
+"""``slices.temperature``: do the labels of each group follow the predicted distribution?"""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor
+
+from pytest_bnn.checks._predictions import PASSES, Labelled, NotHereError, ruled_out
+from pytest_bnn.checks._slices import Claim, Judged, chance, groups_of, together
+from pytest_bnn.checks.check import check
+from pytest_bnn.checks.finding import Finding, not_applicable
+from pytest_bnn.checks.values import Band, FewPasses
+from pytest_bnn.stats.budget import Budget
+from pytest_bnn.stats.likelihoods import Family
+from pytest_bnn.stats.likelihoods import temperature as family_of
+from pytest_bnn.subject import Subject
+
+BAND = (1 / 3, 3.0)
+
+
+@check(
+    claim="In each group of examples the temperature at which labels follow the predictions lies in the declared band.",
+    needs=("images",),
+    sampled=True,
+    after="uncertainty.errors",
+    of_data=True,
+)
+def temperature(subject: Subject, *, band: Band = BAND, max_passes: FewPasses = PASSES, budget: Budget) -> Finding:
+    """Measure whether the labels of each group follow the predicted distribution.
+
+    It is the claim of ``calibration.temperature`` for each group that ``slices`` names, so that a model which is right
+    on average and wrong in one group is found. The band is wider, since groups are smaller than the whole. Any group
+    that fails is wrongly named with at most the check's share of the error rate, however many groups there are (Holm).
+    Groups that are too small to decide are named; where the teacher is outside of the band on the same side in each
+    group that fails, it is inherited, which is a warning.
+
+    Args:
+        subject: images with labels, and ``slices``; see `Subject`.
+        band: The least and the largest temperature.
+        max_passes: The passes that the prediction is the mean of.
+        budget: Error rates; those in force when None.
+
+    Source: as ``calibration.temperature``; Holm 1979.
+    """
+    try:
+        groups = groups_of(subject, max_passes)
+    except NotHereError as error:
+        return not_applicable(str(error))
+    each = budget.split(len(groups))
+    judged = [_of(name, found, band, each) for name, found in groups.items()]
+    hot = min(judged, key=lambda group: group.p).value > 1
+    claim = Claim(
+        figure="temperature",
+        holds=f"the labels follow the predictions, at temperatures from {band[0]:.3g} to {band[1]:.3g},",
+        breaks="the labels do not follow the predictions",
+        relation="<=" if hot else ">=",
+        allowed=band[1] if hot else band[0],
+        remedy="look at the examples of the groups: labels that are wrong there, inputs that were prepared in another "
+        "way, or a kind of example that the training had too little of; a temperature for all does not mend it",
+    )
+    return together(judged, claim, budget, max_passes)
+
+
+measure_slices_temperature, assert_slices_temperature = temperature.measure, temperature.assert_
+
+
+def _of(name: str, found: Labelled, band: tuple[float, float], budget: Budget) -> Judged:
+    if count := ruled_out(found.mixture.log_shares, found.labels):
+        words = f"{count} labels are of classes to which the model gives a probability of 0"
+        return Judged(
+            name=name, labels=len(found), value=math.inf, p=0.0, holds=False, inherited=False, words=words
+        )  # fmt: skip
+    family = family_of(found.mixture.log_shares, found.labels)
+    likely = family.interval(budget.beta)
+    ends = (math.log(band[0]), math.log(band[1]))
+    sure = "too sure" if family.best > 0 else "not sure enough"
+    return Judged(
+        name=name,
+        labels=len(found),
+        value=math.exp(family.best),
+        p=_outside(family, ends),
+        holds=likely.within(*ends),
+        inherited=_is_inherited(found.predicted.teacher, found.labels, family, ends, budget.alpha),
+        words=f"{sure}, temperature {math.exp(family.best):.3g}",
+    )
+
+
+def _outside(family: Family, ends: tuple[float, float]) -> float:
+    """Return the p-value of the hypothesis that the temperature lies in the band."""
+    if ends[0] <= family.best <= ends[1]:
+        return 1.0
+    return chance(family.log_evidence(ends[0] if family.best < ends[0] else ends[1]))
+
+
+def _is_inherited(
+    teacher: Tensor | None, labels: Tensor, own: Family, ends: tuple[float, float], error_rate: float
+) -> bool:
+    if teacher is None or ruled_out(teacher, labels):
+        return False
+    its = family_of(teacher, labels)
+    return _outside(its, ends) <= error_rate and (its.best > 0) == (own.best > 0)
