@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from pytest_bnn.checks.finding import Finding
 from pytest_bnn.data.repeats import repeats
 from pytest_bnn.errors import InputError
 from pytest_bnn.network.calling import judged_field
+from pytest_bnn.records.evidence import Verdict
 from pytest_bnn.sampling.mixture import Mixing, Mixture
 from pytest_bnn.stats.intervals import clopper_pearson_lower
 from pytest_bnn.subject import Subject
 from pytest_bnn.tasks.answers import class_labels
 from pytest_bnn.tasks.task import Task, are_shares
 
-#: Passes of claims about predictions: a mean of so many errs by a fraction of what some hundred labels leave open.
-PASSES = 8
+#: Passes of a first look at predictions: a mean of so many errs by a fraction of what some hundred labels leave open.
+FIRST = 8
+
+#: Passes before anything is accused: the mean of few is surer of itself than that of many, where passes differ.
+PASSES = 64
 
 #: Numbers of the outputs that are drawn at a time.
 _BLOCK = 16_000_000
@@ -258,6 +263,18 @@ def _require_known(found: Predicted, labels: Tensor, kept: Tensor) -> None:
         "neither the model nor its teacher is right on the labels more often than by chance, so that there is nothing "
         "learned to be sure of: see data.sane, and give labels that the model was trained for (--data, --evaluation)"
     )
+
+
+def in_two_looks(judge: Callable[[int], Finding], passes: int) -> Finding:
+    """Judge by the mean of few passes, and by that of ``passes`` before anything is accused.
+
+    Args:
+        judge: Judges by so many passes.
+        passes: The most.
+    """
+    found = judge(min(FIRST, passes))
+    accuses = found.verdict in (Verdict.FAIL, Verdict.WARN)
+    return judge(passes) if accuses and passes > FIRST else found
 
 
 def more_labels(count: int, reach: float, wanted: float) -> int | None:

@@ -123,16 +123,15 @@ def temperature(log_shares: Tensor, labels: Tensor) -> Family:
         log_shares: Log probabilities of the classes ``[N, C]``; minus infinity where a class is ruled out.
         labels: The class of each example ``[N]``.
     """
-    own = log_shares.gather(1, labels[:, None])[:, 0].double()
-    rows = max(1, _BLOCK // max(1, log_shares.shape[1]))
+    own = float(log_shares.gather(1, labels[:, None]).double().sum())
 
     def of(members: Tensor) -> Tensor:
-        sums = []
-        for member in members.tolist():
-            inverse = math.exp(-member)
-            parts = (torch.logsumexp(block.double() * inverse, 1).sum() for block in log_shares.split(rows))
-            sums.append(float(own.sum()) * inverse - float(sum(parts)))
-        return torch.tensor(sums, dtype=torch.float64)
+        inverse = torch.exp(-members.double())
+        rows = max(1, _BLOCK // max(1, log_shares.shape[1] * len(members)))
+        sums = torch.zeros_like(inverse)
+        for block in log_shares.split(rows):
+            sums += torch.logsumexp(block.double() * inverse[:, None, None], 2).sum(1)
+        return own * inverse - sums
 
     return Family.of(of)
 
