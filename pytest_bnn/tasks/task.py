@@ -11,7 +11,7 @@ from torch import Tensor
 TaskOption: TypeAlias = Literal["auto", "classification", "binary", "regression", "dense"]
 Kind: TypeAlias = Literal["classification", "binary", "regression", "dense", "unknown"]
 
-#: By how much the shares of a row may miss 1: what rounding to bfloat16 makes of a softmax, whatever their dtype is now.
+#: By how much the shares of a row may miss 1, whatever their dtype is now: what bfloat16 makes of a softmax.
 _SUM = 3e-2
 
 
