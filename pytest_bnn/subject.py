@@ -156,6 +156,7 @@ class Subject(Examples):
         """Return the same model and teacher with other examples, and with passes of their own."""
         other = copy.copy(self)
         other._give(images, labels)
+        other._take_as(self)
         other._bank = other._teacher_output = None
         other._task = None if self.images is None or labels is not None else self.task
         other._evaluation, other._ood, other._shifts = None, {}, {}
@@ -334,4 +335,5 @@ HOW_TO_GIVE = {
     "teacher": "no teacher was given: --teacher MODULE:FACTORY, or teacher= in Python",
     "images": "no images were given: --data MODULE:FACTORY, or images= in Python",
     "loss": "no training loss was given: --loss MODULE:FUNCTION, or loss= in Python",
+    "slices": "no groups of examples were given: --slices MODULE:FUNCTION, or slices= in Python",
 }

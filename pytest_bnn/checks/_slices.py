@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from pytest_bnn.checks._predictions import Labelled, NotHereError, labelled, part_of
+from pytest_bnn.checks._predictions import Labelled, NotHereError, part_of
 from pytest_bnn.checks.finding import Finding
 from pytest_bnn.records.evidence import Certainty, Measurement, Threshold, Verdict
 from pytest_bnn.stats.budget import Budget
@@ -46,16 +46,14 @@ class Judged:
     words: str
 
 
-def groups_of(subject: Subject, passes: int) -> dict[str, Labelled]:
+def groups_of(subject: Subject, found: Labelled) -> dict[str, Labelled]:
     """Return the labelled predictions of each group, by name.
 
     Raises:
-        NotHereError: There are no groups, the function fails, or the predictions cannot be judged.
+        NotHereError: The function fails, or its groups are none.
     """
     slices = subject.slices
-    if slices is None:
-        raise NotHereError("no groups were given: --slices MODULE:FUNCTION, or slices= in Python")
-    found = labelled(subject, passes)
+    assert slices is not None
     numbers = subject.evaluated.places[found.rows].tolist()
     members: dict[str, list[int]] = {}
     for row, number in enumerate(numbers):
@@ -84,7 +82,11 @@ def _group(slices: Callable[[int], object], number: int) -> object:
 
 def _part(found: Labelled, rows: Tensor) -> Labelled:
     return Labelled(
-        predicted=part_of(found.predicted, rows), labels=found.labels[rows], rows=found.rows[rows], left_out=0
+        predicted=part_of(found.predicted, rows),
+        labels=found.labels[rows],
+        rows=found.rows[rows],
+        left_out=0,
+        known=found.known,
     )
 
 

@@ -19,8 +19,8 @@ from pytest_bnn.training.finetune import batch_size, distillation_loss, finetune
 if TYPE_CHECKING:
     from torch import Tensor
 
-#: Images of each set from outside of the task.
-_OUTSIDE = 96
+#: Images of each set from outside of the task, and those that are corrupted: as many as a verdict takes.
+_OUTSIDE, _CORRUPTED = 96, 64
 
 
 def audit_resnet18(
@@ -47,6 +47,7 @@ def audit_resnet18(
     batch = batch_size(train)
     batches = number_of_batches(len(train), batch)
     explicit = merged(options or {})
+    explicit = merged({"uncertainty.shift": {"examples": _CORRUPTED}}, explicit)
     if not _weight_is_expected(thresholds, explicit):
         explicit = merged({"kl.loss": {"num_batches": batches}}, explicit)
     budget = budget_in_force() if thresholds is None else thresholds.budget

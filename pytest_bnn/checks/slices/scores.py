@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from pytest_bnn.checks._predictions import PASSES, Labelled, NotHereError
+from pytest_bnn.checks._predictions import PASSES, Labelled, NotHereError, in_two_looks, labelled
 from pytest_bnn.checks._slices import Claim, Judged, groups_of, together
 from pytest_bnn.checks.check import check
 from pytest_bnn.checks.finding import Finding, not_applicable
@@ -20,7 +20,7 @@ MARGIN = 0.05
 
 @check(
     claim="In each group of examples the Brier score is worse than the teacher's by at most a declared margin.",
-    needs=("teacher", "images"),
+    needs=("teacher", "images", "slices"),
     sampled=True,
     after="slices.temperature",
     of_data=True,
@@ -41,11 +41,18 @@ def scores(subject: Subject, *, margin: Positive = MARGIN, max_passes: FewPasses
     Source: as ``scores.against_teacher``; Holm 1979.
     """
     try:
-        groups = groups_of(subject, max_passes)
+        return in_two_looks(lambda passes: _judge(subject, labelled(subject, passes), margin, budget), max_passes)
     except NotHereError as error:
         return not_applicable(str(error))
-    if any(found.predicted.teacher is None for found in groups.values()):
+
+
+measure_slices_scores, assert_slices_scores = scores.measure, scores.assert_
+
+
+def _judge(subject: Subject, found: Labelled, margin: float, budget: Budget) -> Finding:
+    if found.predicted.teacher is None:
         return not_applicable("the teacher knows other classes than the model: see teacher.agreement, and --teacher")
+    groups = groups_of(subject, found)
     each = budget.split(len(groups))
     claim = Claim(
         figure="difference of the Brier scores",
@@ -56,10 +63,9 @@ def scores(subject: Subject, *, margin: Positive = MARGIN, max_passes: FewPasses
         remedy="look at the examples of the groups beside teacher.agreement: fine-tune toward the teacher on examples "
         "like these, or make the spread smaller",
     )
-    return together([_of(name, found, margin, each) for name, found in groups.items()], claim, budget, max_passes)
-
-
-measure_slices_scores, assert_slices_scores = scores.measure, scores.assert_
+    return together(
+        [_of(name, found, margin, each) for name, found in groups.items()], claim, budget, found.mixture.passes
+    )
 
 
 def _of(name: str, found: Labelled, margin: float, budget: Budget) -> Judged:

@@ -6,7 +6,7 @@ import math
 
 from torch import Tensor
 
-from pytest_bnn.checks._predictions import PASSES, Labelled, NotHereError, ruled_out
+from pytest_bnn.checks._predictions import PASSES, Labelled, NotHereError, calibrated, in_two_looks, ruled_out
 from pytest_bnn.checks._slices import Claim, Judged, chance, groups_of, together
 from pytest_bnn.checks.check import check
 from pytest_bnn.checks.finding import Finding, not_applicable
@@ -21,7 +21,7 @@ BAND = (1 / 3, 3.0)
 
 @check(
     claim="In each group of examples the temperature at which labels follow the predictions lies in the declared band.",
-    needs=("images",),
+    needs=("images", "slices"),
     sampled=True,
     after="uncertainty.errors",
     of_data=True,
@@ -44,9 +44,16 @@ def temperature(subject: Subject, *, band: Band = BAND, max_passes: FewPasses = 
     Source: as ``calibration.temperature``; Holm 1979.
     """
     try:
-        groups = groups_of(subject, max_passes)
+        return in_two_looks(lambda passes: _judge(subject, calibrated(subject, passes), band, budget), max_passes)
     except NotHereError as error:
         return not_applicable(str(error))
+
+
+measure_slices_temperature, assert_slices_temperature = temperature.measure, temperature.assert_
+
+
+def _judge(subject: Subject, found: Labelled, band: tuple[float, float], budget: Budget) -> Finding:
+    groups = groups_of(subject, found)
     each = budget.split(len(groups))
     judged = [_of(name, found, band, each) for name, found in groups.items()]
     hot = min(judged, key=lambda group: group.p).value > 1
@@ -59,10 +66,7 @@ def temperature(subject: Subject, *, band: Band = BAND, max_passes: FewPasses = 
         remedy="look at the examples of the groups: labels that are wrong there, inputs that were prepared in another "
         "way, or a kind of example that the training had too little of; a temperature for all does not mend it",
     )
-    return together(judged, claim, budget, max_passes)
-
-
-measure_slices_temperature, assert_slices_temperature = temperature.measure, temperature.assert_
+    return together(judged, claim, budget, found.mixture.passes)
 
 
 def _of(name: str, found: Labelled, band: tuple[float, float], budget: Budget) -> Judged:

@@ -7,8 +7,11 @@ from torch import Tensor
 
 
 def auroc(inside: Tensor, outside: Tensor) -> float:
-    """Return the share of pairs in which the value from outside is the larger; equal ones count half."""
-    ordered = inside.double().sort().values
-    below = torch.searchsorted(ordered, outside.double(), right=False)
-    upto = torch.searchsorted(ordered, outside.double(), right=True)
+    """Return the share of pairs in which the value from outside is the larger; equal ones count half.
+
+    Values from 0 are equal where a hundred-thousandth of them is between them, which rounding can make.
+    """
+    ordered, others = inside.double().clamp_min(0).sort().values, outside.double().clamp_min(0)
+    below = torch.searchsorted(ordered, others * (1 - 1e-5), right=False)
+    upto = torch.searchsorted(ordered, others * (1 + 1e-5), right=True)
     return float((below + upto).double().mean()) / 2 / len(inside)

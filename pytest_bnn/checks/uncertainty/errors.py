@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pytest_bnn.checks._predictions import PASSES, Labelled, NotHereError, labelled
+from pytest_bnn.checks._predictions import PASSES, Labelled, NotHereError, calibrated, in_two_looks
 from pytest_bnn.checks.check import check
 from pytest_bnn.checks.finding import Finding, not_applicable
 from pytest_bnn.checks.uncertainty._order import auroc
@@ -56,10 +56,9 @@ def errors(subject: Subject, *, margin: Positive = MARGIN, max_passes: FewPasses
     AUGRC; Hoeffding 1963, theorem 2 and section 5b, for the bounds.
     """
     try:
-        found = labelled(subject, max_passes)
+        return in_two_looks(lambda passes: _judge(calibrated(subject, passes), margin, budget), max_passes)
     except NotHereError as error:
         return not_applicable(str(error))
-    return _judge(found, margin, budget)
 
 
 measure_uncertainty_errors, assert_uncertainty_errors = errors.measure, errors.assert_
@@ -67,17 +66,20 @@ measure_uncertainty_errors, assert_uncertainty_errors = errors.measure, errors.a
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Order:
-    """How one network orders its answers: its errors ``[N]``, and the place of each in the order of confidence."""
+    """How one network orders its answers ``[N]``: which are wrong, how unsure it is of each, and each one's place.
+
+    The place is the share of all examples that it is less sure of.
+    """
 
     wrong: Tensor
+    unsure: Tensor
     places: Tensor
-    confidence: Tensor
     answers: Tensor
 
     @classmethod
     def of(cls, log_shares: Tensor, labels: Tensor) -> _Order:
-        confidence, answers = log_shares.double().max(1)
-        return cls(wrong=answers != labels, places=ranks(confidence), confidence=confidence, answers=answers)
+        leading, answers = log_shares.double().max(1)
+        return cls(wrong=answers != labels, unsure=-torch.expm1(leading), places=ranks(leading), answers=answers)
 
     @property
     def augrc(self) -> float:
@@ -88,7 +90,7 @@ class _Order:
         """The chance that an error is less confident than a right answer; NaN where there is only one of both."""
         if bool(self.wrong.all()) or not bool(self.wrong.any()):
             return math.nan
-        return auroc(-self.confidence[~self.wrong], -self.confidence[self.wrong])
+        return auroc(self.unsure[~self.wrong], self.unsure[self.wrong])
 
     @property
     def pairs(self) -> int:
@@ -180,7 +182,7 @@ def _by(uncertainty: Tensor, own: _Order) -> float:
 
 def _risks(own: _Order, error_rate: float) -> list[Measurement]:
     """Return the share of errors among the most confident examples, with exact upper bounds."""
-    wrong = own.wrong[own.confidence.argsort(descending=True, stable=True)]
+    wrong = own.wrong[own.unsure.argsort(stable=True)]
     rows = []
     for coverage in _COVERAGES:
         kept = max(1, math.ceil(coverage * len(wrong)))
