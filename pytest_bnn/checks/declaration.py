@@ -13,7 +13,7 @@ from typing import Any, Literal, Protocol, TypeAlias
 
 from pytest_bnn.checks.values import Kind, NoKindError, annotated, kind_of
 
-Need: TypeAlias = Literal["teacher", "images", "loss"]
+Need: TypeAlias = Literal["teacher", "images", "loss", "slices"]
 
 #: An argument of a check that no option fills: the share of the run's error rates, for checks that sample.
 BUDGET = "budget"

@@ -14,7 +14,7 @@ from pytest_bnn.data.probing import Probed
 from pytest_bnn.data.samples import Samples, as_tensors, require_dense
 from pytest_bnn.errors import InputError
 from pytest_bnn.network.calling import ForwardError, NoRowsError
-from pytest_bnn.network.tree import is_inner, leaves, mapped, tensors
+from pytest_bnn.network.tree import is_inner, kind, leaves, mapped, tensors
 
 
 def given_samples(images: Any, labels: Any) -> tuple[Samples | None, Any]:
@@ -264,7 +264,7 @@ def named_series(given: Any) -> dict[str, list[Any]]:
     for name, steps in found.items():
         if not isinstance(steps, list | tuple) or not steps:
             raise InputError(
-                f"the series {name!r} of growing shifts is {type(steps).__name__ if steps else 'empty'}",
+                f"the series {name!r} of growing shifts is {kind(steps) if not isinstance(steps, list | tuple) else 'empty'}",
                 fix="give a list of data sets, the least shift first, or a dictionary of such lists (--shifts)",
             )
     return {str(name): list(steps) for name, steps in found.items()}

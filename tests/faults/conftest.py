@@ -121,6 +121,10 @@ def measures() -> Mapping[str, Callable[..., Evidence]]:
         "calibration.classes": checks.measure_calibration_classes,
         "scores.against_teacher": checks.measure_scores_against_teacher,
         "uncertainty.ood": checks.measure_uncertainty_ood,
+        "uncertainty.errors": checks.measure_uncertainty_errors,
+        "uncertainty.shift": checks.measure_uncertainty_shift,
+        "slices.temperature": checks.measure_slices_temperature,
+        "slices.scores": checks.measure_slices_scores,
         "predictions.rows": checks.measure_predictions_rows,
         "teacher.tensors": checks.measure_teacher_tensors,
     }

@@ -44,6 +44,10 @@ CHECKS = (
     "calibration.classes",
     "scores.against_teacher",
     "uncertainty.ood",
+    "uncertainty.errors",
+    "uncertainty.shift",
+    "slices.temperature",
+    "slices.scores",
     "predictions.rows",
     "teacher.tensors",
 )
@@ -171,7 +175,7 @@ def test_nothing_changes(
     if mode == "mixed":
         model.get_submodule("norm").train()
     snapshot = Snapshot(model, teacher)
-    given = {"images": batch[0], "labels": batch[1], "loss": _loss, "ood": batch[0].flip(-1)}
+    given = {"images": batch[0], "labels": batch[1], "loss": _loss, "ood": batch[0].flip(-1), "slices": str}
     evidence = measures[id](model, teacher=teacher, **given)
     assert evidence.verdict is not Verdict.ERROR, evidence.explain()
     assert (evidence.verdict is Verdict.NOT_APPLICABLE) == _not_for(id, model), evidence.explain()
@@ -189,7 +193,7 @@ def test_nothing_changes_when_forward_raises_midway(
         deepcopy(model)(batch[0])
     snapshot = Snapshot(model, teacher)
     try:
-        given = {"images": batch[0], "labels": batch[1], "loss": _loss, "ood": batch[0].flip(-1)}
+        given = {"images": batch[0], "labels": batch[1], "loss": _loss, "ood": batch[0].flip(-1), "slices": str}
         evidence = measures[id](model, teacher=teacher, **given)
     finally:
         snapshot.assert_unchanged()
