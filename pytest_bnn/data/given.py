@@ -263,8 +263,9 @@ def named_series(given: Any) -> dict[str, list[Any]]:
     found = given if isinstance(given, dict) else {"shift": given}
     for name, steps in found.items():
         if not isinstance(steps, list | tuple) or not steps:
+            what = "empty" if isinstance(steps, list | tuple) else kind(steps)
             raise InputError(
-                f"the series {name!r} of growing shifts is {kind(steps) if not isinstance(steps, list | tuple) else 'empty'}",
+                f"the series {name!r} of growing shifts is {what}",
                 fix="give a list of data sets, the least shift first, or a dictionary of such lists (--shifts)",
             )
     return {str(name): list(steps) for name, steps in found.items()}
