@@ -1,0 +1,364 @@
+"""``regression.coverage``: are the predictive distributions of numbers as wide as they should be, and in their place?"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from pytest_bnn.checks._numbers import Numbers, numbers
+from pytest_bnn.checks._predictions import PASSES, NotHereError, more_labels
+from pytest_bnn.checks.check import check
+from pytest_bnn.checks.finding import Finding, not_applicable
+from pytest_bnn.checks.values import Band, FewPasses, NumbersHead, Positive, Share
+from pytest_bnn.records.evidence import Certainty, Measurement, Threshold, Verdict
+from pytest_bnn.stats.budget import Budget
+from pytest_bnn.stats.intervals import clopper_pearson_lower, clopper_pearson_upper, distance_radius
+from pytest_bnn.stats.likelihoods import Interval
+from pytest_bnn.stats.likelihoods import scale as family_of
+from pytest_bnn.subject import Subject
+
+BAND = (0.5, 2.0)
+
+#: Of distribution functions, which lie in [0, 1].
+MOST_DISTANT = 0.2
+
+LEVELS = (0.5, 0.8, 0.9, 0.95)
+
+#: Numbers beyond so many standard deviations are outliers, where they are no more than this share of all.
+_FAR, _FEW = 6.0, 0.01
+
+#: From this mean of the standard scores on, and this many of its standard errors, predictions lie to one side.
+_SHIFT, _ERRORS = 0.25, 4.0
+
+#: A value that is this share of all labels has a probability of its own, which no normal distribution gives it.
+_ATOM = 0.1
+
+_NO_NOISE = (
+    "the predictions have no spread beside that of the passes, and the claim is about what occurs: declare the noise of "
+    "the observations, a standard deviation in units of the outputs (--set regression.coverage.noise=0.3), or let the "
+    "network return it beside the mean, as {'mean': ..., 'log_variance': ...} or (mean, log variance)"
+)
+_ATOMS = (
+    "{count} of {of} labels are {value:g}, and a normal distribution gives no single value a probability: the claim is "
+    "about quantities that vary continuously"
+)
+
+
+@check(
+    claim="Numbers follow their predictive distributions: the factor by which their spread differs lies in the declared "
+    "band, and their distribution function is at most a declared distance away.",
+    needs=("images",),
+    sampled=True,
+    after="uncertainty.ood",
+    of_data=True,
+)
+def coverage(
+    subject: Subject,
+    *,
+    band: Band = BAND,
+    max_distance: Share = MOST_DISTANT,
+    noise: Positive | None = None,
+    head: NumbersHead = "auto",
+    max_passes: FewPasses = PASSES,
+    budget: Budget,
+) -> Finding:
+    """Measure whether the intervals that a regression predicts hold as much as they should.
+
+    What is predicted for an example is the mixture over passes of normal distributions, by the variance that the head
+    gives beside the mean, or by ``noise``. Where the label is drawn from it, the mixture's distribution function at the
+    label is uniform, and its normal quantile z is standard normal. The interval of the factor k by which z is wider
+    than that must lie in the band: above 1 the predicted intervals are too narrow, below 1 too wide. The largest
+    distance of the distribution function from the uniform one must certainly be at most ``max_distance``, which shifts
+    break. How many passes there are does not matter: what is judged is the prediction made of just these. A few labels
+    far outside, such as errors in the data, are a warning. Where the teacher with a variance of its own is off in the
+    same way, the model has inherited it, which is a warning, too.
+
+    Args:
+        subject: inputs with numbers as labels, at least; see `Subject`. Of several numbers a row one is judged.
+        band: The least and the largest factor of the spread.
+        max_distance: The largest distance between the distribution functions.
+        noise: The standard deviation of the observations, in units of the outputs, where the head gives none.
+        head: What the network gives beside the mean; ``"auto"`` lets the loss and the names of its outputs tell.
+        max_passes: The passes that the prediction is the mixture of.
+        budget: Error rates; those in force when None.
+
+    Source: Dawid 1984 for the transform; `pytest_bnn.stats.likelihoods.scale` and
+    `pytest_bnn.stats.intervals.distance_radius`.
+    """
+    try:
+        found = numbers(subject, "regression.coverage", max_passes, head, noise)
+    except NotHereError as error:
+        return not_applicable(str(error))
+    if not found.source:
+        return not_applicable(_NO_NOISE)
+    values, counts = found.labels.unique(return_counts=True)
+    most = int(counts.argmax())
+    if int(counts[most]) > max(2, _ATOM * len(found)):
+        return not_applicable(_ATOMS.format(count=int(counts[most]), of=len(found), value=float(values[most])))
+    return judge(found, band, max_distance, budget)
+
+
+measure_regression_coverage, assert_regression_coverage = coverage.measure, coverage.assert_
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class _Scores:
+    """What standard scores say: the factors of the spread that they allow, and the distance of their distribution."""
+
+    z: Tensor
+    far: int
+    surely: Interval
+    likely: Interval
+    distance: float
+    surely_apart: float
+    likely_apart: float
+
+    @classmethod
+    def of(cls, z: Tensor, budget: Budget) -> _Scores:
+        half = budget.split(2)
+        far = z.abs() > _FAR
+        few = 0 < int(far.sum()) <= max(1, int(_FEW * len(z)))
+        inner = family_of(z[~far] if few else z)
+        # Without the outliers the factor is the smaller: what is certain of it then is so with them.
+        surely, whole = inner.interval(half.alpha).mapped(_exp), family_of(z).interval(half.alpha).mapped(_exp)
+        apart = distance(z)
+        return cls(
+            z=z,
+            far=int(far.sum()) if few else 0,
+            surely=replace(surely, high=max(surely.high, whole.high)) if few else surely,
+            likely=inner.interval(half.beta).mapped(_exp),
+            distance=apart,
+            surely_apart=apart - distance_radius(len(z), half.alpha),
+            likely_apart=apart + distance_radius(len(z), half.beta),
+        )
+
+    @property
+    def shift(self) -> float:
+        """The mean, where it is certainly more than a little; else 0."""
+        mean, error = float(self.z.mean()), float(self.z.std()) / math.sqrt(len(self.z)) if len(self.z) > 1 else 0.0
+        return mean if abs(mean) > _SHIFT and abs(mean) > _ERRORS * error else 0.0
+
+    def spread_about_the_mean(self) -> float:
+        """Their standard deviation without the outliers: what a shift does not change."""
+        kept = self.z[self.z.abs() <= _FAR] if self.far else self.z
+        return float(kept.std()) if len(kept) > 1 else math.nan
+
+
+def distance(z: Tensor) -> float:
+    """Return the largest distance of the distribution function of numbers from the standard normal one."""
+    below = torch.special.ndtr(z.double().sort().values)
+    count = len(below)
+    steps = torch.arange(count + 1, dtype=torch.float64) / count
+    return float(torch.maximum(steps[1:] - below, below - steps[:-1]).max())
+
+
+def judge(found: Numbers, band: tuple[float, float], max_distance: float, budget: Budget) -> Finding:
+    """Judge predictions beside what occurred.
+
+    Args:
+        found: With a spread.
+        band: The least and the largest factor of the spread.
+        max_distance: The largest distance between the distribution functions.
+        budget: Error rates, which the two share.
+    """
+    own = _Scores.of(found.mixture.scores(found.labels), budget)
+    wide, apart = own.surely.outside(*band), own.surely_apart > max_distance
+    verdict = Verdict.INCONCLUSIVE
+    if wide or apart:
+        verdict = Verdict.FAIL
+    elif own.likely.within(*band) and own.likely_apart <= max_distance:
+        verdict = Verdict.WARN if own.far else Verdict.PASS
+    inherited = verdict is Verdict.FAIL and _inherited(found, own, band, max_distance, budget)
+    shown = own.surely if verdict is Verdict.FAIL else own.likely
+    by_distance = (apart and not wide) or (not wide and own.likely.within(*band) and own.likely_apart > max_distance)
+    return Finding(
+        verdict=Verdict.WARN if inherited else verdict,
+        headline=_headline(found, own, band, max_distance, verdict, inherited=inherited),
+        measurements=_measurements(found, own, shown, budget),
+        threshold=Threshold(
+            quantity="distance of the distribution functions",
+            observed=own.distance,
+            relation="<=",
+            allowed=max_distance,
+        )
+        if by_distance
+        else Threshold(
+            quantity="factor of the spread",
+            observed=shown.best,
+            relation="<=" if shown.best > 1 else ">=",
+            allowed=band[1] if shown.best > 1 else band[0],
+        ),
+        remedy=_remedy(found, own, band, max_distance, verdict, budget),
+        samples=found.mixture.passes,
+        certainty=Certainty(
+            alpha=budget.alpha,
+            beta=budget.beta,
+            statistic=f"factor of the spread that {len(found)} labels allow (a mixture of likelihoods), and with half of "
+            f"both rates the distance, {_certain_distance(own, verdict)}",
+            low=shown.low if shown.low > 0 else None,
+            high=shown.high if math.isfinite(shown.high) else None,
+        ),
+    )
+
+
+def _certain_distance(own: _Scores, verdict: Verdict) -> str:
+    if verdict is Verdict.FAIL:
+        return f"at least {max(0.0, own.surely_apart):.3g}"
+    return f"at most {min(1.0, own.likely_apart):.3g}"
+
+
+def _inherited(found: Numbers, own: _Scores, band: tuple[float, float], max_distance: float, budget: Budget) -> bool:
+    """Say whether the teacher, with a spread of its own, is off in all that the model is off in."""
+    if found.teacher is None or found.teacher_source != "the head" or found.source != "the head":
+        return False
+    its = _Scores.of(found.teacher.scores(found.labels), budget)
+    if own.surely.outside(*band) and not (its.surely.outside(*band) and (its.surely.best > 1) == (own.surely.best > 1)):
+        return False
+    if own.surely_apart > max_distance and not (its.surely_apart > max_distance and its.shift * own.shift >= 0):
+        return False
+    return True
+
+
+def _measurements(found: Numbers, own: _Scores, shown: Interval, budget: Budget) -> tuple[Measurement, ...]:
+    between, within = float(found.mixture.between.mean()), float(found.mixture.within.mean())
+    rows = [
+        Measurement(name="factor of the spread", value=shown.best, note="1 is as predicted, more is wider"),
+        Measurement(name="factor of the spread, lowest", value=_shown(shown.low)),
+        Measurement(name="factor of the spread, highest", value=_shown(shown.high)),
+        Measurement(name="distance", value=own.distance, note="of the distribution functions, from 0 to 1"),
+        Measurement(
+            name="mean", value=float(own.z.mean()), unit="predicted standard deviations", note="0 as predicted"
+        ),
+    ]
+    inside = (torch.special.ndtr(own.z) - 0.5).abs()
+    for level in LEVELS:
+        held, count, rate = int((inside <= level / 2).sum()), len(own.z), budget.beta / 2
+        low, high = clopper_pearson_lower(held, count, rate), clopper_pearson_upper(held, count, rate)
+        rows.append(
+            Measurement(
+                name=f"coverage at {level:g}", value=held / count, note=f"certainly {low:.3g} to {high:.3g} (exact)"
+            )
+        )
+    rows += [
+        Measurement(
+            name="share of the passes", value=between / (between + within) if between + within > 0 else 0.0,
+            note="of the predicted variance: what the passes disagree on",
+        ),
+        Measurement(name="predicted standard deviation", value=math.sqrt(between + within), note=f"by {found.source}"),
+        Measurement(name="labels", value=len(found)),
+    ]  # fmt: skip
+    rows += [Measurement(name="outliers", value=own.far, note=f"beyond {_FAR:g} deviations")] if own.far else []
+    return (*rows, *([Measurement(name="examples left out", value=found.left_out)] if found.left_out else []))
+
+
+def _headline(
+    found: Numbers, own: _Scores, band: tuple[float, float], most: float, verdict: Verdict, *, inherited: bool
+) -> str:
+    of = f"({len(found)} labels, {found.mixture.passes} passes, noise by {found.source})"
+    if verdict is Verdict.FAIL:
+        whose = ", and so it is with its teacher, from which it is inherited" if inherited else ""
+        return f"{_story(own, band, most)} {of}{whose}"
+    ends = f"{_shown(own.likely.low)} to {_shown(own.likely.high)}"
+    far = min(1.0, own.likely_apart)
+    if verdict is Verdict.PASS:
+        return (
+            f"the labels follow the predicted distributions: their spread is {own.likely.best:.3g} times the predicted "
+            f"one, certainly {ends}, and the distance {own.distance:.3g}, certainly at most {far:.3g} {of}"
+        )
+    if verdict is Verdict.WARN:
+        return (
+            f"{own.far} of {len(found)} labels lie far outside, up to {float(own.z.abs().max()):.3g} predicted standard "
+            f"deviations; the others follow the predictions: their spread is certainly {ends} times the predicted one"
+        )
+    return (
+        f"{len(found)} labels do not decide it: they allow spreads of {ends} times the predicted one, and a distance of "
+        f"up to {far:.3g} where {most:g} is allowed"
+    )
+
+
+def _story(own: _Scores, band: tuple[float, float], most: float) -> str:
+    wide = own.surely.outside(*band)
+    side = f"the labels lie {abs(own.shift):.3g} predicted standard deviations {'above' if own.shift > 0 else 'below'}"
+    if own.shift and (not wide or band[0] <= own.spread_about_the_mean() <= band[1]):
+        bound = f"; the distance is certainly more than {own.surely_apart:.3g}" if own.surely_apart > most else ""
+        return f"the predictions are shifted: on average {side} them{bound}"
+    if wide:
+        narrow = own.surely.best > 1
+        bound = f"at least {own.surely.low:.3g}" if narrow else f"at most {own.surely.high:.3g}"
+        rest = f", and {side} them on average" if own.shift else ""
+        return (
+            f"the predicted intervals are too {'narrow' if narrow else 'wide'}: the labels' spread is "
+            f"{own.surely.best:.3g} times the predicted one, {bound}{rest}"
+        )
+    return (
+        "the labels follow distributions of another form than the predicted ones: the distance is "
+        f"{own.distance:.3g}, certainly more than {own.surely_apart:.3g}, and their spread {own.surely.best:.3g} times "
+        "the predicted one"
+    )
+
+
+def _remedy(
+    found: Numbers, own: _Scores, band: tuple[float, float], most: float, verdict: Verdict, budget: Budget
+) -> str:
+    if verdict is Verdict.PASS:
+        return ""
+    if verdict is Verdict.WARN:
+        return "look at these labels for errors; where they are right the noise has heavier tails than a normal one"
+    if verdict is Verdict.INCONCLUSIVE:
+        needed = _needed(own, band, most, budget, len(found))
+        return (
+            "give more labels: --evaluation MODULE:FACTORY"
+            if needed is None
+            else f"about {needed} labels like these would decide it: --evaluation MODULE:FACTORY"
+        )
+    if own.shift and (not own.surely.outside(*band) or band[0] <= own.spread_about_the_mean() <= band[1]):
+        return (
+            "look for what moves all outputs: targets that were centred for the training and not here, a bias that was "
+            "not loaded, other units; see teacher.agreement"
+        )
+    if not own.surely.outside(*band):
+        return "plot the labels less their predictions: a likelihood of another form, or a mean that is wrong in places"
+    factor = f"{own.surely.best:.3g}"
+    if found.source != "the head":
+        return (
+            f"the declared noise with the spread of the passes is off by {factor}: declare the deviation of the "
+            "observations (regression.coverage.noise), not its square, in units of the outputs; for the passes see "
+            "noise.spread"
+        )
+    passes = float(found.mixture.between.mean()) > float(found.mixture.within.mean())
+    if own.surely.best < 1 and passes:
+        return (
+            "most of the predicted variance is what the passes disagree on: see noise.spread; take a narrower posterior"
+        )
+    return (
+        f"multiplying the predicted standard deviations by {factor} would mend it on average (on data of its own); look "
+        "first at what sets their scale: a variance taken for a deviation, or for its logarithm, and other units"
+    )
+
+
+def _needed(own: _Scores, band: tuple[float, float], most: float, budget: Budget, count: int) -> int | None:
+    """Return about how many labels would decide both; None where no number of them would."""
+    found = [count]
+    if not own.likely.within(*band):
+        best = own.likely.best
+        if not band[0] < best < band[1] or not own.likely.low > 0 or not math.isfinite(own.likely.high):
+            return None
+        reach = max(math.log(best / own.likely.low), math.log(own.likely.high / best))
+        found.append(more_labels(count, reach, min(math.log(best / band[0]), math.log(band[1] / best))) or count)
+    if own.likely_apart > most:
+        if own.distance >= most:
+            return None
+        radius = distance_radius(1, budget.split(2).beta)
+        found.append(math.ceil((radius / (most - own.distance)) ** 2))
+    return max(found) if max(found) > count else None
+
+
+def _exp(value: float) -> float:
+    return math.exp(min(value, 700.0)) if value < math.inf else math.inf
+
+
+def _shown(value: float) -> float | str:
+    return float(f"{value:.3g}") if math.isfinite(value) else "any"
