@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pytest_bnn.checks._predictions import NotHereError, naming
+from pytest_bnn.checks._units import require_known
 from pytest_bnn.checks.noise._pairs import without_noise
 from pytest_bnn.checks.values import NumbersHead
 from pytest_bnn.data.repeats import repeats
@@ -16,19 +17,12 @@ from pytest_bnn.libraries.posterior import bayesian_layers
 from pytest_bnn.network.calling import Field
 from pytest_bnn.network.comparing import difference, tolerance
 from pytest_bnn.sampling.normals import Normals
-from pytest_bnn.stats.intervals import clopper_pearson_lower
 from pytest_bnn.subject import Subject
 from pytest_bnn.tasks.reached import outputs_of_loss
 from pytest_bnn.tasks.spreads import Beside, Head, Pulled, UnclearError, deviation, head_of
 
 #: Numbers of the outputs that are drawn at a time.
 _BLOCK = 16_000_000
-
-#: The chance at which numbers that nobody knows would count as known.
-_CHANCE = 1e-3
-
-#: Labels this many times as far apart as outputs, or as outputs as labels, are in other units, but for these errors.
-_UNITS, _ERRORS = 2.0, 4.0
 
 _NOT_NUMBERS = (
     "the claim is about numbers, and the task is {kind}: say --task regression where the outputs are quantities, or "
@@ -48,17 +42,8 @@ _NEGATIVE = (
     "or log_std"
 )
 _ZERO = (
-    "the predicted standard deviation of {count} of {of} numbers is 0 or infinite, and it cannot be told from rounding: "
-    "add a least variance in the head, as torch's gaussian_nll_loss does with eps"
-)
-_UNKNOWN = (
-    "neither the model nor its teacher is nearer to the labels than their median is, more often than by chance, so that "
-    "there is nothing learned to be sure of{line}: give labels that the model was trained for, in the units of its "
-    "outputs (--data, --evaluation)"
-)
-_OTHER_UNITS = (
-    "the labels seem to be in other units than the outputs{line}: give labels in the units of the outputs (--data, "
-    "--evaluation)"
+    "the predicted standard deviation of {count} of {of} numbers is 0 or infinite, and it cannot be told from "
+    "rounding: add a least variance in the head, as torch's gaussian_nll_loss does with eps"
 )
 
 
@@ -159,7 +144,7 @@ def _numbers(subject: Subject, id: str, passes: int, head: NumbersHead, noise: f
         rows=rows,
         places=places[rows],
     )
-    _require_known(made, labels, places[rows])
+    require_known([mixture[rows], made.teacher], made.labels, labels, made.places)
     return made
 
 
@@ -275,56 +260,6 @@ def _teacher(
 
 def _all_means(outputs: Tensor, head: Head) -> Tensor:
     return outputs.detach().cpu().reshape(len(outputs), -1)[:, head.mean]
-
-
-def _require_known(found: Numbers, labels: Tensor, places: Tensor) -> None:
-    """Refuse labels that neither model nor teacher was trained for, or has in other units."""
-    middles = labels.nanmedian(0).values
-    centre = middles[places]
-    spread = (labels - middles).abs().nanmedian(0).values.clamp_min(1e-300)[places]
-    lines = []
-    for one in (found.mixture, found.teacher):
-        if one is None:
-            continue
-        apart, alone = (found.labels - one.mean).abs(), (found.labels - centre).abs()
-        won, lost = int((apart < alone).sum()), int((apart > alone).sum())
-        line = _Line.of((one.mean - centre) / spread, (found.labels - centre) / spread)
-        knows = won + lost > 0 and clopper_pearson_lower(won, won + lost, _CHANCE) > 0.5
-        if knows and not line.other_units:
-            return
-        lines.append((knows, line))
-    words = next((line.words for _, line in lines if line.explained >= 0.5), "")
-    raise NotHereError((_OTHER_UNITS if any(knows for knows, _ in lines) else _UNKNOWN).format(line=words))
-
-
-@dataclass(frozen=True, slots=True)
-class _Line:
-    """The line by which labels follow outputs, both relative to the labels' median and spread."""
-
-    slope: float
-    error: float
-    explained: float
-
-    @classmethod
-    def of(cls, outputs: Tensor, labels: Tensor) -> _Line:
-        x, y = outputs - outputs.mean(), labels - labels.mean()
-        squares, all_ = float(x.square().sum()), float(y.square().sum())
-        if len(x) < 3 or not squares > 0 or not all_ > 0:
-            return cls(1.0, 0.0, 0.0)
-        slope = float((x * y).sum()) / squares
-        left = float((y - slope * x).square().sum())
-        return cls(slope, (left / (len(x) - 2) / squares) ** 0.5, 1 - left / all_)
-
-    @property
-    def other_units(self) -> bool:
-        """Whether outputs and labels differ by a factor: predictions may be shrunk a little, or overdone."""
-        if self.slope - _ERRORS * self.error > _UNITS:
-            return True
-        return self.slope + _ERRORS * self.error < 1 / _UNITS and self.explained >= 0.5
-
-    @property
-    def words(self) -> str:
-        return f" (they follow the outputs with the slope {self.slope:.3g})"
 
 
 def without_the_noise(subject: Subject, found: Numbers) -> Normals | None:

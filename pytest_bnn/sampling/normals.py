@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-#: How far out each normal distribution is looked at, in its standard deviations, and at how many points together.
-_REACH, _POINTS = 8.0, 300
+#: How far out normal distributions are looked at, in their standard deviations, and predictions at how many points.
+_END, _REACH, _POINTS = 8.0, 6.0, 64
 
 #: Numbers held at a time.
 _BLOCK = 4_000_000
@@ -121,27 +121,33 @@ def ranges_of_difference(one: Normals, other: Normals) -> Tensor:
     Its derivative is ``2 (F - G)``, by the two distribution functions. It is never too small: between two points it is
     bounded by what the functions are at both.
     """
-    step = 2 * _REACH
-    each = max(5, _POINTS // (one.passes + other.passes))
-    rows = max(1, _BLOCK // (each * (one.passes + other.passes) ** 2))
-    found = [_ranges(one[part], other[part], each, step / (each - 1)) for part in torch.arange(len(one)).split(rows)]
+    rows = max(1, _BLOCK // ((2 * _POINTS + 2 * (one.passes + other.passes)) * (one.passes + other.passes)))
+    found = [_ranges(one[part], other[part]) for part in torch.arange(len(one)).split(rows)]
     return torch.cat(found) if found else torch.zeros(0, dtype=torch.float64)
 
 
-def _ranges(one: Normals, other: Normals, each: int, step: float) -> Tensor:
-    means = torch.cat([one.means, other.means])
-    deviations = torch.cat([one.deviations, other.deviations])
-    count = len(means)
-    # Each has its points between those of the others: where all are alike the grid is the finer.
-    places = torch.linspace(-_REACH, _REACH, each, dtype=torch.float64)
-    places = places + step * torch.arange(count, dtype=torch.float64)[:, None] / count
-    points = (means[:, None] + deviations[:, None] * places[:, :, None]).flatten(0, 1)
-    points = torch.cat([points, means]).sort(0).values
+def _points(one: Normals, other: Normals) -> Tensor:
+    """Return where the difference is looked at, in order, ``[points, N]``."""
+    means, deviations = torch.cat([one.means, other.means]), torch.cat([one.deviations, other.deviations])
+    points = [(means - _END * deviations).amin(0)[None], (means + _END * deviations).amax(0)[None]]
+    places = torch.linspace(-_REACH, _REACH, _POINTS, dtype=torch.float64)[:, None]
+    if bool(deviations.any()):
+        for number, each in enumerate((one, other)):
+            # Those of the one lie between those of the other: where the two are alike, the grid is the finer.
+            spread = (each.within + each.between).sqrt()
+            points.append(each.mean + spread * (places + number * _REACH / _POINTS))
+    if bool((deviations == 0).any()):
+        points.append(means)  # it bends there
+    return torch.cat(points).sort(0).values
+
+
+def _ranges(one: Normals, other: Normals) -> Tensor:
+    points = _points(one, other)
     gap = _near(one, points) - _near(other, points)
     f, g = _below(one, points), _below(other, points)
     width = points[1:] - points[:-1]
-    if not bool(deviations.any()):
-        width = torch.zeros_like(width)  # it bends at the points alone
+    if not bool(one.deviations.any() or other.deviations.any()):
+        width = torch.zeros_like(width)  # it is straight between the points
     rise = torch.maximum(
         gap[:-1] + width * (f[1:] - g[:-1]).clamp_min(0), gap[1:] + width * (g[1:] - f[:-1]).clamp_min(0)
     )
@@ -157,4 +163,5 @@ def _near(one: Normals, points: Tensor) -> Tensor:
 
 def _below(one: Normals, points: Tensor) -> Tensor:
     z = (points[None] - one.means[:, None]) / one.deviations[:, None].clamp_min(_POINT_MASS)
-    return torch.special.ndtr(z).mean(0)
+    share: Tensor = torch.special.ndtr(z).mean(0)
+    return share

@@ -99,7 +99,7 @@ def head_of(
         raise UnclearError(f"the outputs have {size} numbers for each example, and the labels {wanted}")
     if option == "mean" and size == wanted:
         return Head(kind="mean", mean=mean, beside=None, why="the option head says so")
-    if option not in ("auto", "mean"):
+    if option != "auto" and option != "mean":
         if len(candidates) != 1:
             words = "several outputs may be it" if candidates else "no other output has as many numbers as the mean"
             raise UnclearError(f"head={option} says what is beside the mean, and {words}")
@@ -163,7 +163,9 @@ def _fits(kind: Beside, second: Tensor, slope: Tensor, error: Tensor, weight: Te
     if kind in ("variance", "std") and bool((second[live] <= 0).any()):
         return False
     variance = deviation(kind, inner).square()
-    chain = {"log_variance": 0.5, "log_std": 1.0, "variance": 0.5 / inner, "std": 1.0 / inner}[kind]
+    chain = torch.full_like(inner, 1.0 if kind in ("std", "log_std") else 0.5)
+    if kind in ("variance", "std"):
+        chain = chain / inner
     gap = weight[live] * chain
     expected, size = gap * (variance - error[live].square()), gap * (variance + error[live].square())
     return bool(((slope[live] - expected).abs() <= FULL * size).all())

@@ -1,23 +1,21 @@
-"""``regression.coverage``: are the predictive distributions of numbers as wide as they should be, and in their place?"""
+"""``regression.coverage``: are predicted distributions of numbers as wide as they should be, and in their place?"""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
 
 from pytest_bnn.checks._numbers import Numbers, numbers
 from pytest_bnn.checks._predictions import PASSES, NotHereError, more_labels
 from pytest_bnn.checks.check import check
 from pytest_bnn.checks.finding import Finding, not_applicable
+from pytest_bnn.checks.regression._standard import FAR, Standard
 from pytest_bnn.checks.values import Band, FewPasses, NumbersHead, Positive, Share
 from pytest_bnn.records.evidence import Certainty, Measurement, Threshold, Verdict
 from pytest_bnn.stats.budget import Budget
 from pytest_bnn.stats.intervals import clopper_pearson_lower, clopper_pearson_upper, distance_radius
 from pytest_bnn.stats.likelihoods import Interval
-from pytest_bnn.stats.likelihoods import scale as family_of
 from pytest_bnn.subject import Subject
 
 BAND = (0.5, 2.0)
@@ -27,19 +25,13 @@ MOST_DISTANT = 0.2
 
 LEVELS = (0.5, 0.8, 0.9, 0.95)
 
-#: Numbers beyond so many standard deviations are outliers, where they are no more than this share of all.
-_FAR, _FEW = 6.0, 0.01
-
-#: From this mean of the standard scores on, and this many of its standard errors, predictions lie to one side.
-_SHIFT, _ERRORS = 0.25, 4.0
-
 #: A value that is this share of all labels has a probability of its own, which no normal distribution gives it.
 _ATOM = 0.1
 
 _NO_NOISE = (
-    "the predictions have no spread beside that of the passes, and the claim is about what occurs: declare the noise of "
-    "the observations, a standard deviation in units of the outputs (--set regression.coverage.noise=0.3), or let the "
-    "network return it beside the mean, as {'mean': ..., 'log_variance': ...} or (mean, log variance)"
+    "the predictions have no spread beside that of the passes, and the claim is about what occurs: declare the noise "
+    "of the observations, a standard deviation in units of the outputs (--set regression.coverage.noise=0.3), or let "
+    "the network return it beside the mean, as {'mean': ..., 'log_variance': ...} or (mean, log variance)"
 )
 _ATOMS = (
     "{count} of {of} labels are {value:g}, and a normal distribution gives no single value a probability: the claim is "
@@ -48,8 +40,8 @@ _ATOMS = (
 
 
 @check(
-    claim="Numbers follow their predictive distributions: the factor by which their spread differs lies in the declared "
-    "band, and their distribution function is at most a declared distance away.",
+    claim="Numbers follow their predictive distributions: the factor by which their spread differs lies in the "
+    "declared band, and their distribution function is at most a declared distance away.",
     needs=("images",),
     sampled=True,
     after="uncertainty.ood",
@@ -104,57 +96,6 @@ def coverage(
 measure_regression_coverage, assert_regression_coverage = coverage.measure, coverage.assert_
 
 
-@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
-class _Scores:
-    """What standard scores say: the factors of the spread that they allow, and the distance of their distribution."""
-
-    z: Tensor
-    far: int
-    surely: Interval
-    likely: Interval
-    distance: float
-    surely_apart: float
-    likely_apart: float
-
-    @classmethod
-    def of(cls, z: Tensor, budget: Budget) -> _Scores:
-        half = budget.split(2)
-        far = z.abs() > _FAR
-        few = 0 < int(far.sum()) <= max(1, int(_FEW * len(z)))
-        inner = family_of(z[~far] if few else z)
-        # Without the outliers the factor is the smaller: what is certain of it then is so with them.
-        surely, whole = inner.interval(half.alpha).mapped(_exp), family_of(z).interval(half.alpha).mapped(_exp)
-        apart = distance(z)
-        return cls(
-            z=z,
-            far=int(far.sum()) if few else 0,
-            surely=replace(surely, high=max(surely.high, whole.high)) if few else surely,
-            likely=inner.interval(half.beta).mapped(_exp),
-            distance=apart,
-            surely_apart=apart - distance_radius(len(z), half.alpha),
-            likely_apart=apart + distance_radius(len(z), half.beta),
-        )
-
-    @property
-    def shift(self) -> float:
-        """The mean, where it is certainly more than a little; else 0."""
-        mean, error = float(self.z.mean()), float(self.z.std()) / math.sqrt(len(self.z)) if len(self.z) > 1 else 0.0
-        return mean if abs(mean) > _SHIFT and abs(mean) > _ERRORS * error else 0.0
-
-    def spread_about_the_mean(self) -> float:
-        """Their standard deviation without the outliers: what a shift does not change."""
-        kept = self.z[self.z.abs() <= _FAR] if self.far else self.z
-        return float(kept.std()) if len(kept) > 1 else math.nan
-
-
-def distance(z: Tensor) -> float:
-    """Return the largest distance of the distribution function of numbers from the standard normal one."""
-    below = torch.special.ndtr(z.double().sort().values)
-    count = len(below)
-    steps = torch.arange(count + 1, dtype=torch.float64) / count
-    return float(torch.maximum(steps[1:] - below, below - steps[:-1]).max())
-
-
 def judge(found: Numbers, band: tuple[float, float], max_distance: float, budget: Budget) -> Finding:
     """Judge predictions beside what occurred.
 
@@ -164,7 +105,7 @@ def judge(found: Numbers, band: tuple[float, float], max_distance: float, budget
         max_distance: The largest distance between the distribution functions.
         budget: Error rates, which the two share.
     """
-    own = _Scores.of(found.mixture.scores(found.labels), budget)
+    own = Standard.of(found.mixture.scores(found.labels), budget)
     wide, apart = own.surely.outside(*band), own.surely_apart > max_distance
     verdict = Verdict.INCONCLUSIVE
     if wide or apart:
@@ -196,33 +137,33 @@ def judge(found: Numbers, band: tuple[float, float], max_distance: float, budget
         certainty=Certainty(
             alpha=budget.alpha,
             beta=budget.beta,
-            statistic=f"factor of the spread that {len(found)} labels allow (a mixture of likelihoods), and with half of "
-            f"both rates the distance, {_certain_distance(own, verdict)}",
+            statistic=f"the distance is {_certain_distance(own, verdict)}, and the factor of the spread that {len(found)} "
+            "labels allow (a mixture of likelihoods; half of both rates each)",
             low=shown.low if shown.low > 0 else None,
             high=shown.high if math.isfinite(shown.high) else None,
         ),
     )
 
 
-def _certain_distance(own: _Scores, verdict: Verdict) -> str:
+def _certain_distance(own: Standard, verdict: Verdict) -> str:
     if verdict is Verdict.FAIL:
         return f"at least {max(0.0, own.surely_apart):.3g}"
     return f"at most {min(1.0, own.likely_apart):.3g}"
 
 
-def _inherited(found: Numbers, own: _Scores, band: tuple[float, float], max_distance: float, budget: Budget) -> bool:
+def _inherited(found: Numbers, own: Standard, band: tuple[float, float], max_distance: float, budget: Budget) -> bool:
     """Say whether the teacher, with a spread of its own, is off in all that the model is off in."""
     if found.teacher is None or found.teacher_source != "the head" or found.source != "the head":
         return False
-    its = _Scores.of(found.teacher.scores(found.labels), budget)
+    its = Standard.of(found.teacher.scores(found.labels), budget)
     if own.surely.outside(*band) and not (its.surely.outside(*band) and (its.surely.best > 1) == (own.surely.best > 1)):
         return False
-    if own.surely_apart > max_distance and not (its.surely_apart > max_distance and its.shift * own.shift >= 0):
-        return False
-    return True
+    if own.surely_apart <= max_distance:
+        return True
+    return its.surely_apart > max_distance and its.shift * own.shift >= 0
 
 
-def _measurements(found: Numbers, own: _Scores, shown: Interval, budget: Budget) -> tuple[Measurement, ...]:
+def _measurements(found: Numbers, own: Standard, shown: Interval, budget: Budget) -> tuple[Measurement, ...]:
     between, within = float(found.mixture.between.mean()), float(found.mixture.within.mean())
     rows = [
         Measurement(name="factor of the spread", value=shown.best, note="1 is as predicted, more is wider"),
@@ -250,12 +191,13 @@ def _measurements(found: Numbers, own: _Scores, shown: Interval, budget: Budget)
         Measurement(name="predicted standard deviation", value=math.sqrt(between + within), note=f"by {found.source}"),
         Measurement(name="labels", value=len(found)),
     ]  # fmt: skip
-    rows += [Measurement(name="outliers", value=own.far, note=f"beyond {_FAR:g} deviations")] if own.far else []
-    return (*rows, *([Measurement(name="examples left out", value=found.left_out)] if found.left_out else []))
+    rows += [Measurement(name="outliers", value=own.far, note=f"beyond {FAR:g} deviations")] if own.far else []
+    rows += [Measurement(name="examples left out", value=found.left_out)] if found.left_out else []
+    return tuple(rows)
 
 
 def _headline(
-    found: Numbers, own: _Scores, band: tuple[float, float], most: float, verdict: Verdict, *, inherited: bool
+    found: Numbers, own: Standard, band: tuple[float, float], most: float, verdict: Verdict, *, inherited: bool
 ) -> str:
     of = f"({len(found)} labels, {found.mixture.passes} passes, noise by {found.source})"
     if verdict is Verdict.FAIL:
@@ -270,19 +212,26 @@ def _headline(
         )
     if verdict is Verdict.WARN:
         return (
-            f"{own.far} of {len(found)} labels lie far outside, up to {float(own.z.abs().max()):.3g} predicted standard "
-            f"deviations; the others follow the predictions: their spread is certainly {ends} times the predicted one"
+            f"{own.far} of {len(found)} labels lie far outside, up to {float(own.z.abs().max()):.3g} predicted "
+            f"standard deviations; the others follow the predictions: their spread is certainly {ends} times the "
+            "predicted one"
         )
     return (
-        f"{len(found)} labels do not decide it: they allow spreads of {ends} times the predicted one, and a distance of "
-        f"up to {far:.3g} where {most:g} is allowed"
+        f"{len(found)} labels do not decide it: they allow spreads of {ends} times the predicted one, and a distance "
+        f"of up to {far:.3g} where {most:g} is allowed"
     )
 
 
-def _story(own: _Scores, band: tuple[float, float], most: float) -> str:
+def _shifted(own: Standard, band: tuple[float, float]) -> bool:
+    """Say whether a shift alone explains what is wrong."""
+    wide = own.surely.outside(*band)
+    return own.shift != 0 and (not wide or band[0] <= own.spread_about_the_mean() <= band[1])
+
+
+def _story(own: Standard, band: tuple[float, float], most: float) -> str:
     wide = own.surely.outside(*band)
     side = f"the labels lie {abs(own.shift):.3g} predicted standard deviations {'above' if own.shift > 0 else 'below'}"
-    if own.shift and (not wide or band[0] <= own.spread_about_the_mean() <= band[1]):
+    if _shifted(own, band):
         bound = f"; the distance is certainly more than {own.surely_apart:.3g}" if own.surely_apart > most else ""
         return f"the predictions are shifted: on average {side} them{bound}"
     if wide:
@@ -301,7 +250,7 @@ def _story(own: _Scores, band: tuple[float, float], most: float) -> str:
 
 
 def _remedy(
-    found: Numbers, own: _Scores, band: tuple[float, float], most: float, verdict: Verdict, budget: Budget
+    found: Numbers, own: Standard, band: tuple[float, float], most: float, verdict: Verdict, budget: Budget
 ) -> str:
     if verdict is Verdict.PASS:
         return ""
@@ -314,7 +263,7 @@ def _remedy(
             if needed is None
             else f"about {needed} labels like these would decide it: --evaluation MODULE:FACTORY"
         )
-    if own.shift and (not own.surely.outside(*band) or band[0] <= own.spread_about_the_mean() <= band[1]):
+    if _shifted(own, band):
         return (
             "look for what moves all outputs: targets that were centred for the training and not here, a bias that was "
             "not loaded, other units; see teacher.agreement"
@@ -334,12 +283,12 @@ def _remedy(
             "most of the predicted variance is what the passes disagree on: see noise.spread; take a narrower posterior"
         )
     return (
-        f"multiplying the predicted standard deviations by {factor} would mend it on average (on data of its own); look "
-        "first at what sets their scale: a variance taken for a deviation, or for its logarithm, and other units"
+        f"multiplying the predicted standard deviations by {factor} would mend it on average (on data of its own); "
+        "look first at what sets their scale: a variance taken for a deviation, or for its logarithm, and other units"
     )
 
 
-def _needed(own: _Scores, band: tuple[float, float], most: float, budget: Budget, count: int) -> int | None:
+def _needed(own: Standard, band: tuple[float, float], most: float, budget: Budget, count: int) -> int | None:
     """Return about how many labels would decide both; None where no number of them would."""
     found = [count]
     if not own.likely.within(*band):
@@ -354,10 +303,6 @@ def _needed(own: _Scores, band: tuple[float, float], most: float, budget: Budget
         radius = distance_radius(1, budget.split(2).beta)
         found.append(math.ceil((radius / (most - own.distance)) ** 2))
     return max(found) if max(found) > count else None
-
-
-def _exp(value: float) -> float:
-    return math.exp(min(value, 700.0)) if value < math.inf else math.inf
 
 
 def _shown(value: float) -> float | str:

@@ -51,7 +51,7 @@ def scores(
     the bias of a finite number of passes. Errors are in units of the scale of the teacher's outputs, each by its own.
 
     Args:
-        subject: teacher and inputs with numbers as labels, at least; see `Subject`. Of several numbers a row one counts.
+        subject: teacher and inputs with numbers as labels, at least; see `Subject`. Of several a row one counts.
         margin: How much worse the mean score may be, as a share of the standard deviation of the teacher's outputs.
         noise: The standard deviation of the observations, in units of the outputs, where the head gives none.
         head: What the network gives beside the mean; ``"auto"`` lets the loss and the names of its outputs tell.
