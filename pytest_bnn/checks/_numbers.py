@@ -243,11 +243,11 @@ def _teacher(
         return None, "", None
     outputs = subject.teacher_output().detach().cpu()
     flat = outputs.reshape(len(outputs), -1)
-    alone = replace(head, kind="mean", mean=torch.arange(wanted), beside=None)
-    own = head if flat.shape[1] > int(head.mean.max()) and flat.shape[1] != wanted else alone
-    if own is head and head.beside is not None and flat.shape[1] <= int(head.beside.max()):
-        return None, "", None
-    if own is alone and flat.shape[1] != wanted:
+    if flat.shape[1] == subject.bank.first(1)[0][0].numel():
+        own = head
+    elif flat.shape[1] == wanted:
+        own = replace(head, kind="mean", mean=torch.arange(wanted), beside=None)
+    else:
         return None, "", None
     mean, beside = taken(flat[None], own, places)
     deviations, source = torch.full_like(mean, noise or 0.0), "" if noise is None else "the declared noise"

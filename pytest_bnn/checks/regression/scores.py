@@ -100,7 +100,8 @@ def judge(found: Numbers, teacher: Normals, margin: float, budget: Budget, calm:
         Verdict.INCONCLUSIVE: f"{n} labels do not decide whether it is as good as its teacher: {said}",
     }[verdict]
     apart = margin - gap
-    needed = math.ceil(n * (hoeffding_radius(ranges, budget.beta) / apart) ** 2) if apart > 0 else None
+    rate = budget.beta if apart > 0 else budget.alpha
+    needed = math.ceil(n * (hoeffding_radius(ranges, rate) / apart) ** 2) if apart else None
     remedy = {
         Verdict.PASS: "",
         Verdict.FAIL: "see teacher.agreement, noise.spread and regression.coverage: a smaller spread, or more "
