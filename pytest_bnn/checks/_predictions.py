@@ -12,7 +12,7 @@ from torch import Tensor
 from pytest_bnn.checks.finding import Finding
 from pytest_bnn.data.repeats import repeats
 from pytest_bnn.errors import InputError
-from pytest_bnn.network.calling import judged_field
+from pytest_bnn.network.calling import ForwardError, judged_field
 from pytest_bnn.records.evidence import Verdict
 from pytest_bnn.sampling.mixture import Mixing, Mixture
 from pytest_bnn.stats.intervals import clopper_pearson_lower
@@ -70,11 +70,15 @@ class Predicted:
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Labelled:
-    """`Predicted` beside the classes ``[N]`` that occurred, each example once."""
+    """`Predicted` beside the classes ``[N]`` that occurred, each example once.
+
+    ``known`` says whether the model, and not only its teacher, is right more often than by chance.
+    """
 
     predicted: Predicted
     labels: Tensor
     left_out: int
+    known: bool
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -193,7 +197,7 @@ def labelled(subject: Subject, passes: int) -> Labelled:
         raise NotHereError("no label is a class of the model: give class indices from 0, with --data or labels=")
     left_out = len(labels) - len(kept)
     _require_exact(found, labels[kept], kept)
-    _require_known(found, labels, kept)
+    known = _known(found, labels, kept)
     mixture = Mixture(
         passes=found.mixture.passes,
         log_shares=found.mixture.log_shares[kept],
@@ -202,8 +206,26 @@ def labelled(subject: Subject, passes: int) -> Labelled:
     )
     teacher = None if found.teacher is None else found.teacher[kept]
     return Labelled(
-        predicted=Predicted(mixture=mixture, teacher=teacher, task=found.task), labels=labels[kept], left_out=left_out
+        predicted=Predicted(mixture=mixture, teacher=teacher, task=found.task),
+        labels=labels[kept],
+        left_out=left_out,
+        known=known,
     )
+
+
+def calibrated(subject: Subject, passes: int) -> Labelled:
+    """Return `labelled` predictions of a model that knows the labels, so that it can be rightly sure of them.
+
+    Raises:
+        NotHereError: As `labelled` does, and where the teacher knows the labels and the model does not.
+    """
+    found = labelled(subject, passes)
+    if not found.known:
+        raise NotHereError(
+            "the model is right on the labels no more often than by chance, and its teacher is: that is no matter of "
+            "how sure it is, see teacher.agreement and scores.against_teacher"
+        )
+    return found
 
 
 @contextmanager
@@ -211,11 +233,12 @@ def naming(option: str) -> Iterator[None]:
     """Say of examples that cannot be used by which option they were given; those of --data speak for themselves."""
     try:
         yield
-    except InputError as error:
+    except (InputError, ForwardError) as error:
         if not option:
             raise
+        why = error.problem if isinstance(error, InputError) else f"the model does not accept them ({error})"
         fix = f"{option} MODULE:FACTORY has to give examples of the form of --data, such as the networks accept"
-        raise InputError(f"{option}: {error.problem}", fix=fix) from error
+        raise InputError(f"{option}: {why}", fix=fix) from error
 
 
 def _classes(subject: Subject, given: object, task: Task) -> Tensor | None:
@@ -245,8 +268,11 @@ def _require_exact(found: Predicted, labels: Tensor, kept: Tensor) -> None:
         raise NotHereError(_ROUNDED.format(count=count, of=len(kept)))
 
 
-def _require_known(found: Predicted, labels: Tensor, kept: Tensor) -> None:
-    """Refuse labels that neither model nor teacher was trained for: what is not known cannot be known rightly sure."""
+def _known(found: Predicted, labels: Tensor, kept: Tensor) -> bool:
+    """Say whether the model knows the labels, and refuse those that neither it nor its teacher does.
+
+    What is not known cannot be known rightly sure.
+    """
     counts = torch.bincount(labels[kept])
     best = float(counts.max()) / len(kept)
     for log_shares in (found.mixture.log_shares, found.teacher):
@@ -258,7 +284,7 @@ def _require_known(found: Predicted, labels: Tensor, kept: Tensor) -> None:
         met = float((torch.bincount(said, minlength=len(counts))[: len(counts)] * counts).sum()) / len(kept) ** 2
         guess = max(met, best if len(said.unique()) == 1 else met)
         if clopper_pearson_lower(right, len(kept), _CHANCE) > guess:
-            return
+            return log_shares is found.mixture.log_shares
     raise NotHereError(
         "neither the model nor its teacher is right on the labels more often than by chance, so that there is nothing "
         "learned to be sure of: see data.sane, and give labels that the model was trained for (--data, --evaluation)"

@@ -105,7 +105,10 @@ class Family:
 
 
 def _peak(log_likelihood: LogLikelihood, members: Tensor, found: Tensor) -> float:
-    """Return the member of the largest likelihood, by narrowing a grid around it."""
+    """Return the member of the largest likelihood, by narrowing a grid around it; it may lie twice as far out."""
+    if int(found.argmax()) in (0, len(members) - 1):
+        members = 2 * members
+        found = log_likelihood(members)
     for _ in range(6):
         at = int(found.argmax())
         low, high = float(members[max(0, at - 1)]), float(members[min(len(members) - 1, at + 1)])

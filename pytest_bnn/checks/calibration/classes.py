@@ -11,8 +11,8 @@ from pytest_bnn.checks._predictions import (
     PASSES,
     Labelled,
     NotHereError,
+    calibrated,
     in_two_looks,
-    labelled,
     more_labels,
     of_classes,
 )
@@ -60,7 +60,7 @@ def classes(subject: Subject, *, most: Positive = MOST, max_passes: FewPasses = 
     """
 
     def look(passes: int) -> Finding:
-        return _judge(labelled(subject, passes), max(most, 1 / most), budget, subject.class_names)
+        return _judge(calibrated(subject, passes), max(most, 1 / most), budget, subject.class_names)
 
     try:
         return in_two_looks(look, max_passes)

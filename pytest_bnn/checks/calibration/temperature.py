@@ -8,8 +8,8 @@ from pytest_bnn.checks._predictions import (
     PASSES,
     Labelled,
     NotHereError,
+    calibrated,
     in_two_looks,
-    labelled,
     more_labels,
     ruled_out,
 )
@@ -42,8 +42,8 @@ def temperature(subject: Subject, *, band: Band = BAND, max_passes: FewPasses = 
     passes' probabilities: 1 is what the model says, more is a model that is too sure of itself, less one that is not
     sure enough. The interval of the temperatures that the labels allow holds for any number of labels. It must lie in
     the band; outside of it the claim fails, and where it reaches both sides there are too few labels. Where the
-    teacher is outside of the band on the same side, the model has inherited it, which is a warning. Where neither
-    of the two knows the labels better than chance the claim is not applicable.
+    teacher is outside of the band on the same side, the model has inherited it, which is a warning. Where the model
+    does not know the labels better than chance the claim is not applicable.
 
     Args:
         subject: images with labels, at least; see `Subject`.
@@ -55,7 +55,7 @@ def temperature(subject: Subject, *, band: Band = BAND, max_passes: FewPasses = 
     """
 
     def look(passes: int) -> Finding:
-        return _judge(labelled(subject, passes), band, budget)
+        return _judge(calibrated(subject, passes), band, budget)
 
     try:
         return in_two_looks(look, max_passes)

@@ -105,16 +105,19 @@ def _of(name: str, own: Predicted, other: Predicted, budget: Budget) -> _Set:
         teacher=teacher,
         teacher_below=None if teacher is None else pairs_bounds(teacher, pairs, budget.alpha)[1],
         information=auroc(inside.mutual_information, outside.mutual_information),
-        leading=auroc(-inside.log_shares.amax(1), -outside.log_shares.amax(1)),
+        leading=auroc(-inside.log_shares.amax(1).double(), -outside.log_shares.amax(1).double()),
         passed=float((outside.entropy <= inside.entropy.quantile(_ACCEPTED)).double().mean()),
     )
 
 
 def auroc(inside: Tensor, outside: Tensor) -> float:
-    """Return the share of pairs in which the value from outside is the larger; equal ones count half."""
-    ordered = inside.double().sort().values
-    below = torch.searchsorted(ordered, outside.double(), right=False)
-    upto = torch.searchsorted(ordered, outside.double(), right=True)
+    """Return the share of pairs in which the value from outside is the larger; equal ones count half.
+
+    Values from 0 are equal where a hundred-thousandth of them is between them, which rounding can make.
+    """
+    ordered, others = inside.double().clamp_min(0).sort().values, outside.double().clamp_min(0)
+    below = torch.searchsorted(ordered, others * (1 - 1e-5), right=False)
+    upto = torch.searchsorted(ordered, others * (1 + 1e-5), right=True)
     return float((below + upto).double().mean()) / 2 / len(inside)
 
 
