@@ -37,11 +37,18 @@ def test_healthy() -> None:
     assert float(evidence["CRPS of one pass"]) > float(evidence["CRPS"])
 
 
-@pytest.mark.parametrize("wrong", [{"shift": 0.8}, {"wider": 8.0}, {"delta": 0.6}])
+@pytest.mark.parametrize("wrong", [{"shift": 0.8}, {"wider": 8.0}])
 def test_worse_than_the_teacher(wrong: dict[str, float]) -> None:
     evidence = judged(converted(**wrong))
     assert evidence.verdict is Verdict.FAIL, evidence.headline
     assert "the model is worse than its teacher" in evidence.headline
+
+
+def test_a_posterior_that_drowns_the_prediction() -> None:
+    """What it may lose is large, and so is the number of labels that shows that it does."""
+    inputs, labels = examples(1600)
+    evidence = judged(converted(delta=2.0), images=inputs, labels=labels, max_passes=16)
+    assert evidence.verdict is Verdict.FAIL, evidence.headline
 
 
 def test_numbers_alone() -> None:
