@@ -38,7 +38,7 @@ def pulled(loss: Loss, labels: Tensor | None = None) -> Pulled:
     mean, second, y = (torch.randn(30, 2, generator=random) for _ in range(3))
     second = 0.3 + second.abs()
     outputs = torch.cat([mean, second], 1).requires_grad_()
-    loss(outputs[:, :2], outputs[:, 2:], y).backward()  # type: ignore[no-untyped-call]
+    loss(outputs[:, :2], outputs[:, 2:], y).backward()
     assert outputs.grad is not None
     return Pulled(outputs=outputs.detach(), slope=outputs.grad, labels=y if labels is None else labels)
 

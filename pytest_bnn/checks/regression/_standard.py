@@ -16,6 +16,9 @@ from pytest_bnn.stats.likelihoods import Interval, scale
 #: Numbers beyond so many standard deviations are outliers, where they are no more than this share of all.
 FAR, FEW = 6.0, 0.01
 
+#: The mean of the distance by chance alone, times the square root of the number of labels (Kolmogorov 1933).
+CHANCE_DISTANCE = 0.87
+
 #: From this mean of the standard scores on, and this many of its standard errors, predictions lie to one side.
 _SHIFT, _ERRORS = 0.25, 4.0
 

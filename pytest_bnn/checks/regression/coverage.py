@@ -9,7 +9,7 @@ from pytest_bnn.checks._predictions import PASSES, NotHereError, more_labels
 from pytest_bnn.checks.check import check
 from pytest_bnn.checks.finding import Finding, not_applicable
 from pytest_bnn.checks.regression._figures import measurements, shown_end
-from pytest_bnn.checks.regression._standard import Standard
+from pytest_bnn.checks.regression._standard import CHANCE_DISTANCE, Standard
 from pytest_bnn.checks.values import Band, FewPasses, NumbersHead, Positive, Share
 from pytest_bnn.records.evidence import Certainty, Threshold, Verdict
 from pytest_bnn.stats.budget import Budget
@@ -262,8 +262,9 @@ def _needed(own: Standard, band: tuple[float, float], most: float, budget: Budge
         reach = max(math.log(best / own.likely.low), math.log(own.likely.high / best))
         found.append(more_labels(count, reach, min(math.log(best / band[0]), math.log(band[1] / best))) or count)
     if own.likely_apart > most:
-        if own.distance >= most:
+        beyond = max(0.0, own.distance - CHANCE_DISTANCE / math.sqrt(count))
+        if beyond >= most:
             return None
-        radius = distance_radius(1, budget.split(2).beta)
-        found.append(math.ceil((radius / (most - own.distance)) ** 2))
+        radius = CHANCE_DISTANCE + distance_radius(1, budget.split(2).beta)
+        found.append(math.ceil((radius / (most - beyond)) ** 2))
     return max(found) if max(found) > count else None

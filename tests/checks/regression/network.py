@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import pytest_bnn
+from pytest_bnn.records.evidence import Evidence
 
 Form = Literal["named", "pair", "columns"]
 
@@ -63,11 +64,11 @@ def weights() -> dict[str, Tensor]:
         torch.manual_seed(0)
         network = Heteroscedastic()
         data = examples(1000, 1)
-        optimizer = torch.optim.Adam(network.parameters(), 4e-2)
-        for _ in range(120):
+        optimizer = torch.optim.Adam(network.parameters(), 2e-2)
+        for _ in range(250):
             loss = likelihood(network, data)
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             optimizer.step()
     return network.state_dict()
 
@@ -80,6 +81,13 @@ def teacher(form: Form = "named", *, shift: float = 0.0, wider: float = 1.0) -> 
     return network.eval()
 
 
-def converted(form: Form = "named", *, delta: float = 0.03, **wrong: float) -> nn.Module:
+def converted(form: Form = "named", *, delta: float = 0.02, shift: float = 0.0, wider: float = 1.0) -> nn.Module:
     """Its conversion, healthy or wrong."""
-    return pytest_bnn.convert(teacher(form, **wrong), moped_delta=delta).eval()
+    return pytest_bnn.convert(teacher(form, shift=shift, wider=wider), moped_delta=delta).eval()
+
+
+def figure(evidence: Evidence, name: str) -> float:
+    """A measurement that is a number."""
+    value = evidence[name]
+    assert isinstance(value, int | float)
+    return float(value)

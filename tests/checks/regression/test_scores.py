@@ -11,9 +11,9 @@ from torch import Tensor, nn
 import pytest_bnn
 from pytest_bnn.checks import measure_regression_scores
 from pytest_bnn.records.evidence import Evidence, Verdict
-from tests.checks.regression.network import converted, examples, teacher
+from tests.checks.regression.network import converted, examples, figure, teacher
 
-INPUTS, LABELS = examples(400)
+INPUTS, LABELS = examples(600)
 
 
 def judged(model: nn.Module, **given: Any) -> Evidence:
@@ -34,11 +34,11 @@ def test_healthy() -> None:
     error = float((LABELS[:, 0].double() - mean).square().mean().sqrt()) / scale
     assert evidence["root mean square error of the teacher"] == pytest.approx(error, rel=1e-6)
     assert evidence["CRPS of the mean network"] == pytest.approx(its, rel=1e-4)
-    assert float(evidence["CRPS of one pass"]) > float(evidence["CRPS"])
+    assert figure(evidence, "CRPS of one pass") > figure(evidence, "CRPS")
 
 
 @pytest.mark.parametrize("wrong", [{"shift": 0.8}, {"wider": 8.0}])
-def test_worse_than_the_teacher(wrong: dict[str, float]) -> None:
+def test_worse_than_the_teacher(wrong: dict[str, Any]) -> None:
     evidence = judged(converted(**wrong))
     assert evidence.verdict is Verdict.FAIL, evidence.headline
     assert "the model is worse than its teacher" in evidence.headline
@@ -64,12 +64,13 @@ def test_numbers_alone() -> None:
     assert bare["CRPS of the teacher"] == pytest.approx(absolute, rel=1e-5)
     assert bare.verdict is Verdict.PASS, bare.headline
     noisy = judged(bnn, teacher=network, images=x, labels=y, noise=0.3)
-    assert float(noisy["CRPS of the teacher"]) < absolute
+    assert figure(noisy, "CRPS of the teacher") < absolute
     assert noisy.verdict is Verdict.PASS, noisy.headline
 
 
 def test_too_few_labels_say_how_many() -> None:
     """Whichever way it goes."""
+    wrong: dict[str, Any]
     for wrong in ({"delta": 0.15}, {"shift": 0.2}):
         evidence = judged(converted(**wrong), images=INPUTS[:60], labels=LABELS[:60])
         assert evidence.verdict is Verdict.WARN, evidence.headline
@@ -92,7 +93,7 @@ def test_a_teacher_without_a_variance() -> None:
     """Its score is its absolute error, which a head that knows its noise beats."""
     evidence = judged(converted(), teacher=OnlyMean(teacher()).eval())
     assert evidence.verdict is Verdict.PASS, evidence.headline
-    assert float(evidence["difference"]) < -0.05
+    assert figure(evidence, "difference") < -0.05
 
 
 def test_another_teacher() -> None:
@@ -104,6 +105,6 @@ def test_another_teacher() -> None:
 
 
 def test_classes() -> None:
-    evidence = judged(nn.Linear(2, 3), teacher=nn.Linear(2, 3), labels=torch.arange(400) % 3)
+    evidence = judged(nn.Linear(2, 3), teacher=nn.Linear(2, 3), labels=torch.arange(600) % 3)
     assert evidence.verdict is Verdict.NOT_APPLICABLE
     assert "the task is classification" in evidence.headline
