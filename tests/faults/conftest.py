@@ -121,6 +121,8 @@ def measures() -> Mapping[str, Callable[..., Evidence]]:
         "calibration.classes": checks.measure_calibration_classes,
         "scores.against_teacher": checks.measure_scores_against_teacher,
         "uncertainty.ood": checks.measure_uncertainty_ood,
+        "regression.coverage": checks.measure_regression_coverage,
+        "regression.scores": checks.measure_regression_scores,
         "predictions.rows": checks.measure_predictions_rows,
         "teacher.tensors": checks.measure_teacher_tensors,
     }

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import pytest_bnn
-from pytest_bnn.checks import measure_regression_coverage
+from pytest_bnn.checks import measure_regression_coverage, measure_regression_scores
 from pytest_bnn.records.evidence import Evidence, Verdict
 from tests.checks.regression.network import Form, converted, examples, figure, likelihood, teacher, weights
 
@@ -200,6 +200,32 @@ def test_a_healthy_model_in_an_audit() -> None:
     assert run["regression.coverage"].verdict == "pass", run["regression.coverage"].headline
     assert run["regression.scores"].verdict == "pass", run["regression.scores"].headline
     assert run["calibration.temperature"].verdict == "not_applicable"
+
+
+@pytest.mark.parametrize("breaks", [False, True])
+def test_nothing_is_disturbed(breaks: bool) -> None:
+    """Neither network, nor the examples, nor torch's random state; also where the loss raises."""
+
+    def loss(network: nn.Module, batch: Any) -> Tensor:
+        found = likelihood(network, batch)
+        found.backward()
+        if breaks:
+            raise RuntimeError("broken")
+        return likelihood(network, batch)
+
+    model, other = converted("columns").train(), teacher("columns").train()
+    before = [tensor.clone() for tensor in (*model.state_dict().values(), *other.state_dict().values())]
+    inputs, labels, state = INPUTS.clone(), LABELS.clone(), torch.get_rng_state()
+    for measure in (measure_regression_coverage, measure_regression_scores):
+        measure(model, teacher=other, images=inputs, labels=labels, loss=loss, task="regression", max_passes=4)
+    after = [*model.state_dict().values(), *other.state_dict().values()]
+    assert all(torch.equal(one, two) for one, two in zip(before, after, strict=True))
+    assert all(parameter.grad is None for parameter in (*model.parameters(), *other.parameters()))
+    assert torch.equal(inputs, INPUTS)
+    assert torch.equal(labels, LABELS)
+    assert torch.equal(state, torch.get_rng_state())
+    assert model.training
+    assert other.training
 
 
 def test_weights_are_known() -> None:

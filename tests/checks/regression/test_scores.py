@@ -70,9 +70,8 @@ def test_numbers_alone() -> None:
 
 def test_too_few_labels_say_how_many() -> None:
     """Whichever way it goes."""
-    wrong: dict[str, Any]
-    for wrong in ({"delta": 0.15}, {"shift": 0.2}):
-        evidence = judged(converted(**wrong), images=INPUTS[:60], labels=LABELS[:60])
+    for model in (converted(delta=0.15), converted(shift=0.2)):
+        evidence = judged(model, images=INPUTS[:60], labels=LABELS[:60])
         assert evidence.verdict is Verdict.WARN, evidence.headline
         assert "60 labels do not decide" in evidence.headline
         assert int(evidence.remedy.split()[1]) > 60
