@@ -99,7 +99,8 @@ class Kind:
     def annotation(self) -> str:
         """The type as Python writes it."""
         if self.choices:
-            plain = f"Literal[{', '.join(map(repr, self.choices))}]"
+            words = (f'"{one}"' if isinstance(one, str) else repr(one) for one in self.choices)
+            plain = f"Literal[{', '.join(words)}]"
         elif self.parts:
             plain = f"tuple[{', '.join(part.annotation for part in self.parts)}]"
         else:
