@@ -1,6 +1,6 @@
 # Written by python -m pytest_bnn.checks.stubs.
 from collections.abc import Mapping
-from typing import Unpack
+from typing import Literal, Unpack
 
 from torch import nn
 
@@ -99,6 +99,27 @@ def assert_predictions_rows(
     model: nn.Module | Subject,
     *,
     allow: Mapping[str, str] | None = ...,
+    **given: Unpack[Given],
+) -> Evidence: ...
+def assert_regression_coverage(
+    model: nn.Module | Subject,
+    *,
+    band: tuple[float, float] = ...,
+    max_distance: float = ...,
+    noise: float | None = ...,
+    head: Literal["auto", "mean", "variance", "log_variance", "std", "log_std"] = ...,
+    max_passes: int = ...,
+    budget: Budget | None = ...,
+    **given: Unpack[Given],
+) -> Evidence: ...
+def assert_regression_scores(
+    model: nn.Module | Subject,
+    *,
+    margin: float = ...,
+    noise: float | None = ...,
+    head: Literal["auto", "mean", "variance", "log_variance", "std", "log_std"] = ...,
+    max_passes: int = ...,
+    budget: Budget | None = ...,
     **given: Unpack[Given],
 ) -> Evidence: ...
 def assert_scores_against_teacher(
@@ -251,6 +272,27 @@ def measure_predictions_rows(
     model: nn.Module | Subject,
     *,
     allow: Mapping[str, str] | None = ...,
+    **given: Unpack[Given],
+) -> Evidence: ...
+def measure_regression_coverage(
+    model: nn.Module | Subject,
+    *,
+    band: tuple[float, float] = ...,
+    max_distance: float = ...,
+    noise: float | None = ...,
+    head: Literal["auto", "mean", "variance", "log_variance", "std", "log_std"] = ...,
+    max_passes: int = ...,
+    budget: Budget | None = ...,
+    **given: Unpack[Given],
+) -> Evidence: ...
+def measure_regression_scores(
+    model: nn.Module | Subject,
+    *,
+    margin: float = ...,
+    noise: float | None = ...,
+    head: Literal["auto", "mean", "variance", "log_variance", "std", "log_std"] = ...,
+    max_passes: int = ...,
+    budget: Budget | None = ...,
     **given: Unpack[Given],
 ) -> Evidence: ...
 def measure_scores_against_teacher(

@@ -55,10 +55,13 @@ FewPasses: TypeAlias = Annotated[int, _FROM_2, Follows("samples", lowers=True)]
 AgreementShare: TypeAlias = Annotated[Share, Follows("min_agreement")]
 SpreadBand: TypeAlias = Annotated[Band, Follows("spread")]
 OfPopulation: TypeAlias = Annotated[bool, Follows("population")]
+#: What the head of a regression gives: the mean alone, or what beside it; auto lets the loss and names tell.
+NumbersHead: TypeAlias = Literal["auto", "mean", "variance", "log_variance", "std", "log_std"]
 
 _ALIASES = {
     "Share": Share, "Positive": Positive, "Count": Count, "Band": Band, "Reasons": Reasons, "Passes": Passes,
     "FewPasses": FewPasses, "AgreementShare": AgreementShare, "SpreadBand": SpreadBand, "OfPopulation": OfPopulation,
+    "NumbersHead": NumbersHead,
     "Annotated": Annotated, "Literal": Literal, "Mapping": Mapping, "Rule": Rule, "Follows": Follows,
     "bool": bool, "int": int, "float": float, "str": str, "tuple": tuple, "dict": dict,
 }  # fmt: skip
@@ -96,7 +99,8 @@ class Kind:
     def annotation(self) -> str:
         """The type as Python writes it."""
         if self.choices:
-            plain = f"Literal[{', '.join(map(repr, self.choices))}]"
+            words = (f'"{one}"' if isinstance(one, str) else repr(one) for one in self.choices)
+            plain = f"Literal[{', '.join(words)}]"
         elif self.parts:
             plain = f"tuple[{', '.join(part.annotation for part in self.parts)}]"
         else:

@@ -100,6 +100,19 @@ def hoeffding_radius(ranges: Tensor, error_rate: float) -> float:
     return math.sqrt(-math.log(error_rate) * float(ranges.double().square().sum()) / 2) / len(ranges)
 
 
+def distance_radius(count: int, error_rate: float) -> float:
+    """Return how far an empirical distribution function is from the mean of the true ones, but for ``error_rate``.
+
+    Args:
+        count: How many independent numbers it is made of; each may have a distribution of its own.
+        error_rate: Of both sides together.
+
+    Source: Dvoretzky, Kiefer and Wolfowitz 1956, with the constant of Massart 1990, and Bretagnolle's factor e for
+    numbers that are not distributed alike (Shorack and Wellner 1986, inequality 25.1.2).
+    """
+    return math.sqrt((1 + math.log(2 / error_rate)) / 2 / count)
+
+
 def pairs_bounds(share: float, pairs: int, error_rate: float) -> tuple[float, float]:
     """Return bounds of the chance behind a U-statistic with values in [0, 1], each wrong with ``error_rate``.
 

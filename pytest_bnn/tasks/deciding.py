@@ -16,7 +16,6 @@ from pytest_bnn.tasks.task import Kind, Task, TaskOption, are_shares
 _SCORES = ("logits", "logit", "prediction", "predictions", "pred", "preds", "out", "output", "scores")
 _SHARES = ("probs", "probabilities", "proba")
 _MEANS = ("mean", "mu", "loc")
-_BESIDE = ("variance", "var", "log_variance", "logvar", "log_var", "std", "sigma", "scale", "log_std", "log_scale")
 
 _ASK = "say what they are: --task classification, binary, regression or dense (task= in Python), or give labels"
 

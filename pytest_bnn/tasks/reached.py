@@ -20,6 +20,18 @@ def gradients_at_outputs(model: nn.Module, loss: Loss | None, batch: Callable[[]
     The outputs are cut from the network, so that an output has no gradient where the loss uses only another one that is
     computed from it. Empty, too, for a loss that cannot be evaluated in this way.
     """
+    return {
+        name: leaf.grad
+        for name, leaf in outputs_of_loss(model, loss, batch, seed).items()
+        if leaf.grad is not None and bool(leaf.grad.any())
+    }
+
+
+def outputs_of_loss(model: nn.Module, loss: Loss | None, batch: Callable[[], Any], seed: int) -> dict[str, Tensor]:
+    """Return the outputs of a loss's first call of the model, each with the loss's gradient as its ``grad``.
+
+    Empty without a loss, and for one that cannot be evaluated with its outputs cut from the network.
+    """
     if loss is None:
         return {}
     cut: dict[str, Tensor] = {}
@@ -42,7 +54,7 @@ def gradients_at_outputs(model: nn.Module, loss: Loss | None, batch: Callable[[]
                 handle.remove()
     except (Exception, SystemExit):
         return {}
-    return {name: leaf.grad for name, leaf in cut.items() if leaf.grad is not None and bool(leaf.grad.any())}
+    return cut
 
 
 def _can_be_cut(leaf: Any) -> bool:

@@ -125,6 +125,8 @@ def measures() -> Mapping[str, Callable[..., Evidence]]:
         "uncertainty.shift": checks.measure_uncertainty_shift,
         "slices.temperature": checks.measure_slices_temperature,
         "slices.scores": checks.measure_slices_scores,
+        "regression.coverage": checks.measure_regression_coverage,
+        "regression.scores": checks.measure_regression_scores,
         "predictions.rows": checks.measure_predictions_rows,
         "teacher.tensors": checks.measure_teacher_tensors,
     }

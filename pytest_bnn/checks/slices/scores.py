@@ -8,7 +8,7 @@ from pytest_bnn.checks._predictions import PASSES, Labelled, NotHereError, in_tw
 from pytest_bnn.checks._slices import Claim, Judged, groups_of, together
 from pytest_bnn.checks.check import check
 from pytest_bnn.checks.finding import Finding, not_applicable
-from pytest_bnn.checks.scores.against_teacher import brier, ranges
+from pytest_bnn.checks.scores.against_teacher import brier, ranges_of
 from pytest_bnn.checks.values import FewPasses, Positive
 from pytest_bnn.stats.budget import Budget
 from pytest_bnn.stats.intervals import hoeffding_radius
@@ -72,7 +72,7 @@ def _of(name: str, found: Labelled, margin: float, budget: Budget) -> Judged:
     teacher = found.predicted.teacher
     assert teacher is not None
     gap = float((found.mixture.brier(found.labels) - brier(teacher, found.labels)).mean())
-    fixed = ranges(found.mixture.shares.double(), teacher.exp())
+    fixed = ranges_of(found.mixture.shares.double(), teacher.exp())
     beyond = gap - margin
     squares = float(fixed.double().square().sum())
     p = 1.0 if beyond <= 0 else math.exp(-2 * (beyond * len(found)) ** 2 / squares) if squares else 0.0

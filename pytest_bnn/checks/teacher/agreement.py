@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from pytest_bnn.checks._numbers import scales
 from pytest_bnn.checks.check import check
 from pytest_bnn.checks.finding import Finding, not_applicable
 from pytest_bnn.checks.noise._pairs import not_finite_in
@@ -135,7 +136,7 @@ def _judge(subject: Subject, task: Task, claim: Claim, max_passes: int, toleranc
     labels: Tensor | None = None
     if task.kind == "regression":
         items = Numbers(
-            claim, teacher.double().reshape(len(teacher), -1), tolerance * _scales(teacher), looks=_looks(max_passes)
+            claim, teacher.double().reshape(len(teacher), -1), tolerance * scales(teacher), looks=_looks(max_passes)
         )
     else:
         task, own, note = _as_shares(task, first)
@@ -211,11 +212,3 @@ def _as_shares(task: Task, passes: Tensor) -> tuple[Task, Task, list[str]]:
 def _looks(max_passes: int) -> int:
     """Give how often a doubling number of passes is looked at."""
     return 1 + max(0, math.ceil(math.log2(max_passes / _FIRST_BLOCK)))
-
-
-def _scales(teacher: Tensor) -> Tensor:
-    """Give the scale of each output of a regression: its standard deviation over images, or else its size."""
-    values = teacher.double().reshape(len(teacher), -1)
-    spread = values.std(0) if len(values) > 1 else torch.zeros(values.shape[1], dtype=torch.float64)
-    size = values.square().mean(0).sqrt()
-    return torch.where(spread > 1e-12 * size, spread, size).clamp_min(1e-300)
