@@ -79,7 +79,7 @@ def _judge(found: Labelled, teacher: Tensor, margin: float, budget: Budget) -> F
         Verdict.INCONCLUSIVE: f"{n} labels do not decide whether it is as good as its teacher: {said}",
     }[verdict]
     apart = margin - gap
-    needed = math.ceil(n * (hoeffding_radius(fixed, budget.beta) / apart) ** 2) if apart > 0 else None
+    needed = math.ceil(n * (hoeffding_radius(ranges, budget.beta) / apart) ** 2) if apart > 0 else None
     remedy = {
         Verdict.PASS: "",
         Verdict.FAIL: "see teacher.agreement and noise.spread: a smaller spread, more fine-tuning toward the teacher, "
