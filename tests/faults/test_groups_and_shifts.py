@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from pytest_bnn.checks import (
@@ -21,7 +23,7 @@ from tests.checks.uncertainty.test_shift import blind, noisy
 def test_a_group_that_is_broken() -> None:
     """Its scores are six times as large as they should be, or those of the next class."""
     images, labels = data()
-    given = {"images": images, "labels": labels, "slices": by_three}
+    given: dict[str, Any] = {"images": images, "labels": labels, "slices": by_three}
     evidence = measure_slices_temperature(Broken(lambda x: 6 * x), **given)
     assert evidence.verdict is Verdict.FAIL, evidence.explain()
     assert "in 1 of 3 groups: city" in evidence.headline
@@ -33,7 +35,7 @@ def test_a_group_that_is_broken() -> None:
 @pytest.mark.fault("B65", "uncertainty.shift")
 def test_an_entropy_that_does_not_notice_a_shift() -> None:
     inputs = scores(300)
-    given = {"images": inputs, "labels": following(inputs), "shifts": noisy(inputs)}
+    given: dict[str, Any] = {"images": inputs, "labels": following(inputs), "shifts": noisy(inputs)}
     evidence = measure_uncertainty_shift(Says(blind), examples=300, **given)
     assert evidence.verdict is Verdict.FAIL, evidence.explain()
     assert "the model does not notice" in evidence.headline
@@ -42,7 +44,7 @@ def test_an_entropy_that_does_not_notice_a_shift() -> None:
 @pytest.mark.fault("B66", "uncertainty.errors")
 def test_errors_of_which_the_model_is_surest_or_knows_nothing() -> None:
     inputs = scores(3000)
-    given = {"images": inputs, "labels": following(inputs)}
+    given: dict[str, Any] = {"images": inputs, "labels": following(inputs)}
     evidence = measure_uncertainty_errors(Says(turned_around), **given)
     assert evidence.verdict is Verdict.FAIL, evidence.explain()
     assert "the wrong answers are the confident ones" in evidence.headline

@@ -58,7 +58,8 @@ def test_an_entropy_that_grows_with_the_errors_passes() -> None:
 @pytest.mark.parametrize("labels", [True, False])
 def test_an_entropy_that_does_not_notice_fails(labels: bool) -> None:
     """With labels, and without them, where its own answers to the examples as they were take their place."""
-    evidence = judged(Says(blind), **({} if labels else {"labels": None}))
+    others: dict[str, Any] = {} if labels else {"labels": None}
+    evidence = judged(Says(blind), **others)
     assert evidence.verdict is Verdict.FAIL, evidence.explain()
     assert "the model does not notice" in evidence.headline
     assert evidence["trend of the entropy, shift"] == 0
@@ -66,7 +67,8 @@ def test_an_entropy_that_does_not_notice_fails(labels: bool) -> None:
 
 def test_an_entropy_that_falls_fails() -> None:
     def surer(logits: Tensor) -> Tensor:
-        return logits / logits.norm(dim=1, keepdim=True).square() * 12
+        found: Tensor = logits / logits.norm(dim=1, keepdim=True).square() * 12
+        return found
 
     evidence = judged(Says(surer))
     assert evidence.verdict is Verdict.FAIL, evidence.explain()
