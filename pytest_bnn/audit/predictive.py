@@ -189,9 +189,10 @@ def _ridges(sets: dict[str, _Set]) -> tuple[Ridges, ...]:
         ),
         _ridge(
             "Mutual information by set",
-            "entropy of the mean less mean entropy of a pass, nats",
+            "mutual information of class and weights, nats",
             {name: (one.predicted.mixture.mutual_information, one.inside) for name, one in sets.items()},
-            "The part of the entropy on which the passes disagree." + _alike(first, sets[first].predicted),
+            "The entropy of the mean prediction less the mean entropy of a pass: the part on which the passes disagree."
+            + _alike(first, sets[first].predicted),
         ),
     )
 

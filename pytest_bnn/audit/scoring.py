@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from contextlib import suppress
 
 import torch
 from torch import Tensor
@@ -21,20 +22,9 @@ from pytest_bnn.subject import Subject
 #: On so many examples a second pass shows that the network at its mean is a function.
 _SAME = 16
 
-_MODEL, _TEACHER = "BNN", "teacher"
+_MODEL, _TEACHER, _MEAN, _ONE = "BNN", "teacher", "mean network", "one pass"
 
-
-@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
-class _Scored:
-    """What one predictor is worth on each example, ``[N]``; None where a label has no probability at all."""
-
-    name: str
-    right: Tensor
-    brier: Tensor
-    loss: Tensor | None
-    temperature: float | None
-    cooled_brier: Tensor | None
-    cooled_loss: Tensor | None
+_TEMPERATURE = "best temperature"
 
 
 def scores(judged: Subject, found: Labelled) -> ScoreTable:
@@ -45,34 +35,45 @@ def scores(judged: Subject, found: Labelled) -> ScoreTable:
         found: What the model predicts for them.
     """
     labels = found.labels
-    scored = [_scored(name, log_shares, labels) for name, log_shares in _others(judged, found)]
-    scored.append(_scored(_MODEL, found.mixture.log_shares, labels, fair=found.mixture.brier(labels)))
-    names = tuple(one.name for one in scored)
-    intervals: dict[str, list[Tensor | None]] = {
-        "accuracy": [one.right for one in scored],
-        "Brier score": [one.brier for one in scored],
-        "negative log likelihood, nats": [one.loss for one in scored],
-        "Brier score at the best temperature": [one.cooled_brier for one in scored],
-        "negative log likelihood at the best temperature, nats": [one.cooled_loss for one in scored],
+    scored = {name: _scored(log_shares, labels) for name, log_shares in _others(judged, found)}
+    scored[_MODEL] = _scored(found.mixture.log_shares, labels, fair=found.mixture.brier(labels))
+    known = {
+        (row, who): values
+        for who, rows in scored.items()
+        for row, values in rows.items()
+        if values is not None and row != _TEMPERATURE
     }
-    rows = [_row(name, values, names, judged.seed) for name, values in intervals.items()]
-    best = tuple(None if one.temperature is None else Score(value=one.temperature) for one in scored)
-    rows.insert(3, ScoreRow(name="best temperature", scores=best))
-    return ScoreTable(predictors=names, rows=tuple(rows), note=_note(found, names))
+    drawn = resampled_means(torch.stack(list(known.values()), 1), seed=judged.seed).unbind(1)
+    resampled = dict(zip(known, drawn, strict=True))
+
+    def score(row: str, who: str) -> Score | None:
+        values = scored[who][row]
+        if values is None:
+            return None
+        return _score(values, resampled[row, who]) if row != _TEMPERATURE else Score(value=float(values))
+
+    def gap(row: str) -> Score | None:
+        one, other = (row, _MODEL), (row, _TEACHER)
+        both = one in known and other in known
+        return _score(known[one] - known[other], resampled[one] - resampled[other]) if both else None
+
+    rows = (
+        ScoreRow(name=row, scores=tuple(score(row, who) for who in scored), difference=gap(row))
+        for row in scored[_MODEL]
+    )
+    return ScoreTable(predictors=tuple(scored), rows=tuple(rows), note=_note(len(found), silent=_MEAN in scored))
 
 
 def _others(judged: Subject, found: Labelled) -> list[tuple[str, Tensor]]:
     """Return the other predictors by name, with their log probabilities of the labelled examples."""
     teacher = found.predicted.teacher
     others = [] if teacher is None else [(_TEACHER, teacher)]
-    try:
-        mean = _at_its_mean(judged)
-        one = judged.bank.first(1)[0] if judged.bank.drawn else judged.bank.draw(0, 1)[0]
-    except (ForwardError, PytestBnnError):
-        return others
-    for name, outputs in (("mean network", mean), ("one pass", one)):
-        if outputs is not None and bool(torch.isfinite(outputs).all()):
-            others.append((name, log_shares_of(judged, outputs)[found.rows]))
+    ways: tuple[tuple[str, Callable[[Subject], Tensor | None]], ...] = ((_MEAN, _at_its_mean), (_ONE, _of_one_pass))
+    for name, way in ways:
+        with suppress(ForwardError, PytestBnnError):  # a model may raise with every sigma at 0
+            outputs = way(judged)
+            if outputs is not None and bool(torch.isfinite(outputs).all()):
+                others.append((name, log_shares_of(judged, outputs)[found.rows]))
     return others
 
 
@@ -85,56 +86,39 @@ def _at_its_mean(judged: Subject) -> Tensor | None:
     return outputs if same else None
 
 
-def _scored(name: str, log_shares: Tensor, labels: Tensor, *, fair: Tensor | None = None) -> _Scored:
+def _of_one_pass(judged: Subject) -> Tensor:
+    return judged.bank.first(1)[0] if judged.bank.drawn else judged.bank.draw(0, 1)[0]
+
+
+def _scored(log_shares: Tensor, labels: Tensor, *, fair: Tensor | None = None) -> dict[str, Tensor | None]:
+    """Return the scores of one predictor by name, ``[N]``; None where a label has no probability at all."""
     log_shares = log_shares.double()
-    right = (log_shares.argmax(1) == labels).double()
-    own = brier(log_shares, labels) if fair is None else fair
-    if ruled_out(log_shares, labels):
-        return _Scored(
-            name=name, right=right, brier=own, loss=None, temperature=None, cooled_brier=None, cooled_loss=None
-        )
-    best = math.exp(temperature(log_shares, labels).best)
+    possible = not ruled_out(log_shares, labels)
+    best = math.exp(temperature(log_shares, labels).best) if possible else 1.0
     cooled = torch.log_softmax(log_shares / best, 1)
-    return _Scored(
-        name=name,
-        right=right,
-        brier=own,
-        loss=-log_shares.gather(1, labels[:, None])[:, 0],
-        temperature=best,
-        cooled_brier=brier(cooled, labels),
-        cooled_loss=-cooled.gather(1, labels[:, None])[:, 0],
-    )
+    return {
+        "accuracy": (log_shares.argmax(1) == labels).double(),
+        "Brier score": brier(log_shares, labels) if fair is None else fair,
+        "negative log likelihood (nats)": -_own(log_shares, labels) if possible else None,
+        _TEMPERATURE: torch.tensor(best) if possible else None,
+        "Brier score, best temperature": brier(cooled, labels) if possible else None,
+        "negative log likelihood (nats), best temperature": -_own(cooled, labels) if possible else None,
+    }
 
 
-def _row(name: str, values: list[Tensor | None], predictors: tuple[str, ...], seed: int) -> ScoreRow:
-    known = [value for value in values if value is not None]
-    if not known:
-        return ScoreRow(name=name, scores=(None,) * len(values))
-    means = iter(resampled_means(torch.stack(known, 1), seed=seed).unbind(1))
-    resampled = [None if value is None else next(means) for value in values]
-    found = [_score(value, means) for value, means in zip(values, resampled, strict=True)]
-    difference = None
-    if _TEACHER in predictors:
-        at, its = predictors.index(_MODEL), predictors.index(_TEACHER)
-        one, other, drawn, others = values[at], values[its], resampled[at], resampled[its]
-        if one is not None and other is not None and drawn is not None and others is not None:
-            difference = _score(one - other, drawn - others)
-    return ScoreRow(name=name, scores=tuple(found), difference=difference)
+def _own(log_shares: Tensor, labels: Tensor) -> Tensor:
+    return log_shares.gather(1, labels[:, None])[:, 0]
 
 
-def _score(values: Tensor | None, means: Tensor | None) -> Score | None:
-    if values is None or means is None:
-        return None
+def _score(values: Tensor, means: Tensor) -> Score:
     low, high = percentile_interval(means)
     return Score(value=float(values.mean()), low=low, high=high)
 
 
-def _note(found: Labelled, names: tuple[str, ...]) -> str:
+def _note(examples: int, *, silent: bool) -> str:
     said = (
         f"In brackets approximate {100 * INSIDE:.0f} % intervals: percentiles of {RESAMPLES:,} bootstrap resamples of "
-        f"the {len(found)} examples, the same for every column. Best temperatures are fitted to these very labels, so "
+        f"the {examples} examples, the same for every column. Best temperatures are fitted to these very labels, so "
         "that what stands at them is a little too good; their own error is not in the intervals."
     )
-    if found.predicted.task.kind in ("classification", "binary") and "mean network" not in names:
-        said += " The network at its mean is left out: its outputs vary with every sigma at 0, or it does not run."
-    return said
+    return said if silent else f"{said} With every sigma at 0 the model still varies, or does not run: no mean network."

@@ -63,6 +63,7 @@ def _environment() -> Environment:
         by_teacher=by_teacher,
         chart_tables=tables.chart_tables,
         curves=_markup(curves.curves),
+        difference=tables.difference,
         draw_ridges=_markup(curves.ridges),
         few=_few,
         interval=wording.interval,

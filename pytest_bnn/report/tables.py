@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from itertools import groupby, pairwise
 
@@ -57,13 +58,24 @@ def ridge_table(ridges: Ridges) -> Table:
     return Table(f"{ridges.title}: examples", (ridges.x_name, *(row.name for row in ridges.rows)), tuple(rows))
 
 
-def score(found: Score | None) -> tuple[str, str]:
-    """Write a score and its interval, empty where there is none."""
+def score(found: Score | None, *, digits: int = _DIGITS, sign: str = "-") -> tuple[str, str]:
+    """Write a score and its interval, empty where there is none, all with as many decimals; "+" writes every sign."""
+
+    def said(value: float) -> str:
+        if not math.isfinite(value):
+            return number(value)
+        return f"{round(value, digits) + 0.0:{sign},.{digits}f}".replace("-", "\N{MINUS SIGN}")
+
     if found is None:
         return "\N{EN DASH}", ""
     if found.low is None or found.high is None:
-        return _said(found.value), ""
-    return _said(found.value), f"{_said(found.low)} to {_said(found.high)}"
+        return said(found.value), ""
+    return said(found.value), f"{said(found.low)} to {said(found.high)}"
+
+
+def difference(found: Score) -> tuple[str, str]:
+    """Write a difference of scores with its sign."""
+    return score(found, digits=_DIGITS + 1, sign="+")
 
 
 def _bounded(line: ChartLine, index: int) -> str:
