@@ -43,19 +43,20 @@ def predictive(subject: Subject) -> Predictive | None:
     sets = _sets(subject)
     if not sets:
         return None
-    judged = "evaluation" if "evaluation" in sets else "data"
-    passes = sets[judged].predicted.mixture.passes if judged in sets else 0
     ridges = _ridges(sets)
     try:
-        if not passes:
+        judged = next((one for one in sets.values() if one.subject is subject.evaluated), None)
+        if judged is None:
             raise NotHereError("no check that ran looks at labels")
+        passes = judged.predicted.mixture.passes
         found = labelled(subject, passes)
     except (NotHereError, InputError) as error:
-        return Predictive(passes=passes or _most(sets), ridges=ridges, missing=str(error))
+        passes = max(one.predicted.mixture.passes for one in sets.values())
+        return Predictive(passes=passes, ridges=ridges, missing=str(error))
     own = _Answers.of(found.mixture.log_shares, found.labels)
     teacher = found.predicted.teacher
     its = None if teacher is None else _Answers.of(teacher, found.labels)
-    place = sets[judged].subject
+    place = judged.subject
     return Predictive(
         passes=passes,
         examples=len(found),
@@ -106,10 +107,6 @@ def _sets(subject: Subject) -> dict[str, _Set]:
             free = name if name not in found else f"{name} (--ood)"
             found[free] = _Set(subject=place, predicted=predicted(place, passes), inside=inside)
     return found
-
-
-def _most(sets: dict[str, _Set]) -> int:
-    return max(one.predicted.mixture.passes for one in sets.values())
 
 
 def _reliability(own: _Answers, teacher: _Answers | None, seed: int) -> Chart:
