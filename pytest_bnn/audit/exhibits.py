@@ -35,7 +35,7 @@ def describe(subject: Subject, training: Sequence[TrainingStep] = ()) -> Subject
         layers=tuple(_layer_rows(subject.model)),
         predictions=tuple(_predictions(subject)),
         training=tuple(training),
-        predictive=predictive(subject),
+        prediction_summary=predictive(subject),
         sampler=subject.sampler,
     )
 

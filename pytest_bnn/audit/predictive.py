@@ -19,7 +19,7 @@ from pytest_bnn.records.charts import (
     ChartCounts,
     ChartLine,
     Mistake,
-    Predictive,
+    PredictionSummary,
     Ridge,
     Ridges,
     Whose,
@@ -38,7 +38,7 @@ _BINS, _POINTS = 20, 60
 _ALIKE = 0.9
 
 
-def predictive(subject: Subject) -> Predictive | None:
+def predictive(subject: Subject) -> PredictionSummary | None:
     """Summarise the predictions that checks have computed already; None where no check has."""
     sets = _sets(subject)
     if not sets:
@@ -52,12 +52,12 @@ def predictive(subject: Subject) -> Predictive | None:
         found = labelled(subject, passes)
     except (NotHereError, InputError) as error:
         passes = max(one.predicted.mixture.passes for one in sets.values())
-        return Predictive(passes=passes, ridges=ridges, missing=str(error))
+        return PredictionSummary(passes=passes, ridges=ridges, missing=str(error))
     own = _Answers.of(found.mixture.log_shares, found.labels)
     teacher = found.predicted.teacher
     its = None if teacher is None else _Answers.of(teacher, found.labels)
     place = judged.subject
-    return Predictive(
+    return PredictionSummary(
         passes=passes,
         examples=len(found),
         left_out=found.left_out,

@@ -149,7 +149,7 @@ class Mistake:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Predictive:
+class PredictionSummary:
     """What the predictions of a model are worth.
 
     ``missing`` says why nothing stands here that takes labels; empty where it does. ``mistakes`` are the wrong

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pytest_bnn.errors import InputError
-from pytest_bnn.records.charts import Predictive
+from pytest_bnn.records.charts import PredictionSummary
 from pytest_bnn.records.codec import from_plain, schema_definitions, to_plain
 from pytest_bnn.records.evidence import SEVERITY, Evidence, Inconclusive, Stage, Verdict, is_failure
 from pytest_bnn.records.policy import inconclusive_policy
@@ -83,7 +83,7 @@ class TrainingStep:
 class SubjectRecord:
     """What was audited: a model, described so that the report can show it. ``sampler`` is that of its passes.
 
-    ``predictive`` is None where no check looked at the predictions.
+    ``prediction_summary`` is None where no check looked at the predictions.
     """
 
     name: str
@@ -96,7 +96,7 @@ class SubjectRecord:
     predictions: tuple[Prediction, ...] = ()
     training: tuple[TrainingStep, ...] = ()
     sampler: str = ""
-    predictive: Predictive | None = None
+    prediction_summary: PredictionSummary | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

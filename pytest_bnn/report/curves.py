@@ -123,7 +123,8 @@ def _ends(record: Chart) -> tuple[Point, Point]:
 
 
 def _given(ends: Point | None) -> Point | None:
-    return ends if ends and all(map(math.isfinite, ends)) and ends[0] < ends[1] else None
+    usable = ends is not None and all(abs(end) < 1e300 for end in ends) and ends[1] - ends[0] > 1e-300
+    return ends if usable else None
 
 
 def _x_axis(x: Scale, ends: Point, name: str, bottom: float, middle: float) -> list[str]:

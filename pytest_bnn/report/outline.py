@@ -62,7 +62,7 @@ class Group:
     @property
     def has_predictions(self) -> bool:
         """Whether there is anything to show of its predictions."""
-        described = any(record.predictive is not None for record in self.records)
+        described = any(record.prediction_summary is not None for record in self.records)
         return described or any(card.evidence.charts for card in self.cards)
 
 

@@ -66,7 +66,7 @@ curves = st.builds(
 )
 scores = st.builds(charts.Score, value=numbers, low=st.none() | numbers, high=st.none() | numbers)
 predictives = st.builds(
-    charts.Predictive,
+    charts.PredictionSummary,
     scores=st.none()
     | st.builds(
         charts.ScoreTable,
@@ -150,7 +150,7 @@ subjects = st.builds(
             percent=numbers,
         )
     ),
-    predictive=st.none() | predictives,
+    prediction_summary=st.none() | predictives,
 )
 runs = st.builds(
     AuditRun,
@@ -204,7 +204,7 @@ def test_the_schema_is_a_sound_schema_and_knows_every_field() -> None:
     schema = json_schema()
     jsonschema.Draft202012Validator.check_schema(schema)
     kinds = (AuditRun, Evidence, Measurement, Threshold, SubjectRecord, LayerRow, Prediction, TrainingStep)
-    for kind in (*kinds, charts.Predictive, charts.Chart, charts.ChartLine, charts.Ridges, charts.ScoreTable):
+    for kind in (*kinds, charts.PredictionSummary, charts.Chart, charts.ChartLine, charts.Ridges, charts.ScoreTable):
         properties = schema["$defs"][kind.__name__]["properties"]
         assert {field.name for field in fields(kind)} <= properties.keys()
     assert set(schema["$defs"]["Verdict"]["enum"]) == {verdict.value for verdict in Verdict}

@@ -14,9 +14,13 @@ from torch import Tensor, nn
 from pytest_bnn.audit.exhibits import describe
 from pytest_bnn.audit.predictive import MISTAKES, predictive
 from pytest_bnn.audit.run import audit_model
+from pytest_bnn.checks import registry
 from pytest_bnn.checks._predictions import labelled, predicted
+from pytest_bnn.checks.check import check
+from pytest_bnn.checks.finding import Finding
 from pytest_bnn.conversion import convert
-from pytest_bnn.records.charts import Predictive, Score
+from pytest_bnn.records.charts import Chart, ChartLine, PredictionSummary, Score
+from pytest_bnn.records.evidence import Verdict
 from pytest_bnn.subject import Subject
 
 PASSES = 4
@@ -65,13 +69,13 @@ def judged() -> Subject:
 
 
 @pytest.fixture(scope="module")
-def found(judged: Subject) -> Predictive:
+def found(judged: Subject) -> PredictionSummary:
     found = predictive(judged)
     assert found is not None
     return found
 
 
-def score(found: Predictive, row: str, who: str) -> Score:
+def score(found: PredictionSummary, row: str, who: str) -> Score:
     assert found.scores is not None
     [scores] = [one.scores for one in found.scores.rows if one.name == row]
     score = scores[found.scores.predictors.index(who)]
@@ -79,7 +83,7 @@ def score(found: Predictive, row: str, who: str) -> Score:
     return score
 
 
-def test_scores_by_scikit_learn(judged: Subject, found: Predictive) -> None:
+def test_scores_by_scikit_learn(judged: Subject, found: PredictionSummary) -> None:
     """Accuracy, log loss and Brier score of each predictor, from its own outputs."""
     assert found.scores is not None
     assert found.scores.predictors == ("teacher", "mean network", "one pass", "BNN")
@@ -106,7 +110,7 @@ def test_scores_by_scikit_learn(judged: Subject, found: Predictive) -> None:
         assert cooled == pytest.approx(losses[1], rel=1e-5)
 
 
-def test_intervals_hold_their_scores_and_differences_are_paired(found: Predictive) -> None:
+def test_intervals_hold_their_scores_and_differences_are_paired(found: PredictionSummary) -> None:
     """The difference to a teacher that errs on the same examples is known far better than either score."""
     assert found.scores is not None
     for row in found.scores.rows:
@@ -131,7 +135,7 @@ def test_intervals_hold_their_scores_and_differences_are_paired(found: Predictiv
     assert "bootstrap" in found.scores.note
 
 
-def test_curves_are_those_of_the_mean_prediction(judged: Subject, found: Predictive) -> None:
+def test_curves_are_those_of_the_mean_prediction(judged: Subject, found: PredictionSummary) -> None:
     reliability, risk = found.charts
     _, labels = examples()
     shares = torch.softmax(judged.bank.draw(0, PASSES).double(), -1).mean(0)
@@ -153,7 +157,7 @@ def test_curves_are_those_of_the_mean_prediction(judged: Subject, found: Predict
     assert f"AUGRC of the BNN {augrc:.3g}" in risk.caption
 
 
-def test_entropies_by_set_by_scipy(judged: Subject, found: Predictive) -> None:
+def test_entropies_by_set_by_scipy(judged: Subject, found: PredictionSummary) -> None:
     entropy, information = found.ridges
     assert [(row.name, row.inside) for row in entropy.rows] == [("data", True), ("far", False)]
     for place, row, other in zip((judged, judged.outside["far"]), entropy.rows, information.rows, strict=True):
@@ -173,7 +177,7 @@ def scipy_entropy(shares: Tensor) -> Tensor:
     return entropy
 
 
-def test_the_most_confident_errors_come_first(judged: Subject, found: Predictive) -> None:
+def test_the_most_confident_errors_come_first(judged: Subject, found: PredictionSummary) -> None:
     _, labels = examples()
     shares = torch.softmax(judged.bank.draw(0, PASSES).double(), -1).mean(0)
     confidence, said = shares.max(1)
@@ -195,10 +199,10 @@ def test_nothing_is_drawn_for_the_report_alone() -> None:
     images, labels = examples()
     model = convert(teacher(), moped_delta=0.5)
     run = audit_model(model, teacher=teacher(), data=(images, labels), checks=["layers.replaced"])
-    assert run.subjects[0].predictive is None
+    assert run.subjects[0].prediction_summary is None
     run = audit_model(model, teacher=teacher(), data=(images, labels), checks=["calibration.temperature"])
-    assert run.subjects[0].predictive is not None
-    assert run.subjects[0].predictive.scores is not None
+    assert run.subjects[0].prediction_summary is not None
+    assert run.subjects[0].prediction_summary.scores is not None
 
 
 def test_neither_the_model_nor_the_global_generator_is_disturbed() -> None:
@@ -346,4 +350,17 @@ def test_a_regression_has_none() -> None:
     """Its charts come from its own checks."""
     images, _ = examples()
     one = Subject(convert(teacher()), images=images, labels=torch.randn(90, CLASSES), task="regression")
-    assert describe(one).predictive is None
+    assert describe(one).prediction_summary is None
+
+
+def test_charts_of_a_finding_are_in_its_evidence() -> None:
+    """From there they reach the JSON and the report."""
+    chart = Chart(title="t", x_name="x", y_name="y", lines=(ChartLine(name="a", x=(0.0, 1.0), y=(1.0, 2.0)),))
+    with registry.kept():
+
+        @check("test.curve", claim="There is a curve.")
+        def curve(subject: Subject) -> Finding:
+            """Show a curve."""
+            return Finding(verdict=Verdict.PASS, headline="there is", charts=(chart,))
+
+        assert curve.measure(teacher()).charts == (chart,)
