@@ -13,6 +13,7 @@ from pytest_bnn.audit.pictures import class_name, thumbnail
 from pytest_bnn.audit.scoring import scores
 from pytest_bnn.checks._predictions import Labelled, NotHereError, Predicted, labelled, passes_known, predicted
 from pytest_bnn.errors import InputError
+from pytest_bnn.network.calling import ForwardError
 from pytest_bnn.records.charts import (
     Chart,
     ChartBand,
@@ -50,7 +51,7 @@ def predictive(subject: Subject) -> PredictionSummary | None:
             raise NotHereError("no check that ran looks at labels")
         passes = judged.predicted.mixture.passes
         found = labelled(subject, passes)
-    except (NotHereError, InputError) as error:
+    except (NotHereError, InputError, ForwardError) as error:
         passes = max(one.predicted.mixture.passes for one in sets.values())
         return PredictionSummary(passes=passes, ridges=ridges, missing=str(error))
     own = _Answers.of(found.mixture.log_shares, found.labels)
@@ -95,10 +96,10 @@ class _Answers:
 def _sets(subject: Subject) -> dict[str, _Set]:
     """Return the sets of examples for which predictions are known, by name; those of the model's task first."""
     places = [("data", subject, True)]
-    with suppress(InputError):  # what cannot be used, the checks have reported
+    with suppress(InputError, ForwardError):  # what cannot be used, the checks have reported
         if subject.evaluated is not subject:
             places.append(("evaluation", subject.evaluated, True))
-    with suppress(InputError):
+    with suppress(InputError, ForwardError):
         places += [(name, other, False) for name, other in subject.outside.items()]
     found = {}
     for name, place, inside in places:

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from pytest_bnn.checks.finding import Finding
 from pytest_bnn.data.repeats import repeats
 from pytest_bnn.errors import InputError
-from pytest_bnn.network.calling import judged_field
+from pytest_bnn.network.calling import ForwardError, judged_field
+from pytest_bnn.records.evidence import Verdict
 from pytest_bnn.sampling.mixture import Mixing, Mixture
 from pytest_bnn.stats.intervals import clopper_pearson_lower
 from pytest_bnn.subject import Subject
 from pytest_bnn.tasks.answers import class_labels
 from pytest_bnn.tasks.task import Task, are_shares
 
-#: Passes of claims about predictions: a mean of so many errs by a fraction of what some hundred labels leave open.
-PASSES = 8
+#: Passes of a first look at predictions: a mean of so many errs by a fraction of what some hundred labels leave open.
+FIRST = 8
+
+#: Passes before anything is accused: the mean of few is surer of itself than that of many, where passes differ.
+PASSES = 64
 
 #: Numbers of the outputs that are drawn at a time.
 _BLOCK = 16_000_000
@@ -65,12 +70,16 @@ class Predicted:
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Labelled:
-    """`Predicted` beside the classes ``[N]`` that occurred, each example once; ``rows`` are their numbers."""
+    """`Predicted` beside the classes ``[N]`` that occurred, each example once; ``rows`` are their numbers.
+
+    ``known`` says whether the model, and not only its teacher, is right more often than by chance.
+    """
 
     predicted: Predicted
     labels: Tensor
     rows: Tensor
     left_out: int
+    known: bool
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -187,7 +196,7 @@ def labelled(subject: Subject, passes: int) -> Labelled:
         raise NotHereError("no label is a class of the model: give class indices from 0, with --data or labels=")
     left_out = len(labels) - len(kept)
     _require_exact(found, labels[kept], kept)
-    _require_known(found, labels, kept)
+    known = _known(found, labels, kept)
     mixture = Mixture(
         passes=found.mixture.passes,
         log_shares=found.mixture.log_shares[kept],
@@ -200,7 +209,23 @@ def labelled(subject: Subject, passes: int) -> Labelled:
         labels=labels[kept],
         rows=kept,
         left_out=left_out,
+        known=known,
     )
+
+
+def calibrated(subject: Subject, passes: int) -> Labelled:
+    """Return `labelled` predictions of a model that knows the labels, so that it can be rightly sure of them.
+
+    Raises:
+        NotHereError: As `labelled` does, and where the teacher knows the labels and the model does not.
+    """
+    found = labelled(subject, passes)
+    if not found.known:
+        raise NotHereError(
+            "the model is right on the labels no more often than by chance, and its teacher is: that is no matter of "
+            "how sure it is, see teacher.agreement and scores.against_teacher"
+        )
+    return found
 
 
 def passes_known(subject: Subject) -> int | None:
@@ -222,11 +247,12 @@ def naming(option: str) -> Iterator[None]:
     """Say of examples that cannot be used by which option they were given; those of --data speak for themselves."""
     try:
         yield
-    except InputError as error:
+    except (InputError, ForwardError) as error:
         if not option:
             raise
+        why = error.problem if isinstance(error, InputError) else f"the model does not accept them ({error})"
         fix = f"{option} MODULE:FACTORY has to give examples of the form of --data, such as the networks accept"
-        raise InputError(f"{option}: {error.problem}", fix=fix) from error
+        raise InputError(f"{option}: {why}", fix=fix) from error
 
 
 def _classes(subject: Subject, given: object, task: Task) -> Tensor | None:
@@ -256,8 +282,11 @@ def _require_exact(found: Predicted, labels: Tensor, kept: Tensor) -> None:
         raise NotHereError(_ROUNDED.format(count=count, of=len(kept)))
 
 
-def _require_known(found: Predicted, labels: Tensor, kept: Tensor) -> None:
-    """Refuse labels that neither model nor teacher was trained for: what is not known cannot be known rightly sure."""
+def _known(found: Predicted, labels: Tensor, kept: Tensor) -> bool:
+    """Say whether the model knows the labels, and refuse those that neither it nor its teacher does.
+
+    What is not known cannot be known rightly sure.
+    """
     counts = torch.bincount(labels[kept])
     best = float(counts.max()) / len(kept)
     for log_shares in (found.mixture.log_shares, found.teacher):
@@ -269,11 +298,23 @@ def _require_known(found: Predicted, labels: Tensor, kept: Tensor) -> None:
         met = float((torch.bincount(said, minlength=len(counts))[: len(counts)] * counts).sum()) / len(kept) ** 2
         guess = max(met, best if len(said.unique()) == 1 else met)
         if clopper_pearson_lower(right, len(kept), _CHANCE) > guess:
-            return
+            return log_shares is found.mixture.log_shares
     raise NotHereError(
         "neither the model nor its teacher is right on the labels more often than by chance, so that there is nothing "
         "learned to be sure of: see data.sane, and give labels that the model was trained for (--data, --evaluation)"
     )
+
+
+def in_two_looks(judge: Callable[[int], Finding], passes: int) -> Finding:
+    """Judge by the mean of few passes, and by that of ``passes`` before anything is accused.
+
+    Args:
+        judge: Judges by so many passes.
+        passes: The most.
+    """
+    found = judge(min(FIRST, passes))
+    accuses = found.verdict in (Verdict.FAIL, Verdict.WARN)
+    return judge(passes) if accuses and passes > FIRST else found
 
 
 def more_labels(count: int, reach: float, wanted: float) -> int | None:

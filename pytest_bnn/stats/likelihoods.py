@@ -105,7 +105,10 @@ class Family:
 
 
 def _peak(log_likelihood: LogLikelihood, members: Tensor, found: Tensor) -> float:
-    """Return the member of the largest likelihood, by narrowing a grid around it."""
+    """Return the member of the largest likelihood, by narrowing a grid around it; it may lie twice as far out."""
+    if int(found.argmax()) in (0, len(members) - 1):
+        members = 2 * members
+        found = log_likelihood(members)
     for _ in range(6):
         at = int(found.argmax())
         low, high = float(members[max(0, at - 1)]), float(members[min(len(members) - 1, at + 1)])
@@ -123,16 +126,15 @@ def temperature(log_shares: Tensor, labels: Tensor) -> Family:
         log_shares: Log probabilities of the classes ``[N, C]``; minus infinity where a class is ruled out.
         labels: The class of each example ``[N]``.
     """
-    own = log_shares.gather(1, labels[:, None])[:, 0].double()
-    rows = max(1, _BLOCK // max(1, log_shares.shape[1]))
+    own = float(log_shares.gather(1, labels[:, None]).double().sum())
 
     def of(members: Tensor) -> Tensor:
-        sums = []
-        for member in members.tolist():
-            inverse = math.exp(-member)
-            parts = (torch.logsumexp(block.double() * inverse, 1).sum() for block in log_shares.split(rows))
-            sums.append(float(own.sum()) * inverse - float(sum(parts)))
-        return torch.tensor(sums, dtype=torch.float64)
+        inverse = torch.exp(-members.double())
+        rows = max(1, _BLOCK // max(1, log_shares.shape[1] * len(members)))
+        sums = torch.zeros_like(inverse)
+        for block in log_shares.split(rows):
+            sums += torch.logsumexp(block.double() * inverse[:, None, None], 2).sum(1)
+        return own * inverse - sums
 
     return Family.of(of)
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pytest_bnn import checks
+from pytest_bnn.checks import registry
 from pytest_bnn.checks.noise.spread import BAND
 from pytest_bnn.records.evidence import Evidence, Verdict
 from pytest_bnn.records.recorder import Recorder, recording
@@ -116,6 +117,10 @@ def measures() -> Mapping[str, Callable[..., Evidence]]:
         "loss.data": checks.measure_loss_data,
         "data.sane": checks.measure_data_sane,
         "teacher.agreement": checks.measure_teacher_agreement,
+        "calibration.temperature": checks.measure_calibration_temperature,
+        "calibration.classes": checks.measure_calibration_classes,
+        "scores.against_teacher": checks.measure_scores_against_teacher,
+        "uncertainty.ood": checks.measure_uncertainty_ood,
         "predictions.rows": checks.measure_predictions_rows,
         "teacher.tensors": checks.measure_teacher_tensors,
     }
@@ -135,8 +140,9 @@ def audit(measures: Mapping[str, Callable[..., Evidence]]) -> Callable[..., dict
         **given: Any,
     ) -> dict[str, Evidence]:
         subject = Subject(model, **given)
-        # It warns of every Flipout convolution of the library, and has a file of its own: test_flipout.py.
-        by_default = [id for id in measures if id != "estimator.flipout"]
+        # Each has a file of its own: it warns of every Flipout convolution of the library; a few images decide nothing
+        # about predictions.
+        by_default = [id for id in measures if id != "estimator.flipout" and not registry.load(id).declaration.of_data]
         options: dict[str, dict[str, Any]] = {
             "kl.loss": {"num_batches": num_batches, "kl_weight": kl_weight},
             "noise.spread": {"band": band},

@@ -14,7 +14,7 @@ from torch import nn
 
 from benchmarks.false_alarms import measure
 from pytest_bnn.audit.run import CHECK_IDS
-from pytest_bnn.checks import measure_estimator_flipout
+from pytest_bnn.checks import measure_estimator_flipout, registry
 from pytest_bnn.checks.noise._draws import TensorDraws, across_passes
 from pytest_bnn.conversion import convert
 from pytest_bnn.libraries.posterior import bayesian_layers
@@ -44,6 +44,8 @@ def test_healthy_models_are_accused_of_nothing(tally: Mapping[str, Any]) -> None
     assert audits >= 40
     assert tally["said"] == []
     for id in CHECK_IDS:
+        if registry.load(id).declaration.of_data:  # these few labels decide nothing; test_calibrated_models.py has more
+            continue
         judged = audits // 2 if id == "estimator.flipout" else audits
         assert tally["verdicts"][id].get("pass", 0) + tally["verdicts"][id].get("warn", 0) == judged, id
 

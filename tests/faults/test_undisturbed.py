@@ -40,6 +40,10 @@ CHECKS = (
     "loss.data",
     "data.sane",
     "teacher.agreement",
+    "calibration.temperature",
+    "calibration.classes",
+    "scores.against_teacher",
+    "uncertainty.ood",
     "predictions.rows",
     "teacher.tensors",
 )
@@ -167,7 +171,8 @@ def test_nothing_changes(
     if mode == "mixed":
         model.get_submodule("norm").train()
     snapshot = Snapshot(model, teacher)
-    evidence = measures[id](model, teacher=teacher, images=batch[0], labels=batch[1], loss=_loss)
+    given = {"images": batch[0], "labels": batch[1], "loss": _loss, "ood": batch[0].flip(-1)}
+    evidence = measures[id](model, teacher=teacher, **given)
     assert evidence.verdict is not Verdict.ERROR, evidence.explain()
     assert (evidence.verdict is Verdict.NOT_APPLICABLE) == _not_for(id, model), evidence.explain()
     snapshot.assert_unchanged()
@@ -184,7 +189,8 @@ def test_nothing_changes_when_forward_raises_midway(
         deepcopy(model)(batch[0])
     snapshot = Snapshot(model, teacher)
     try:
-        evidence = measures[id](model, teacher=teacher, images=batch[0], labels=batch[1], loss=_loss)
+        given = {"images": batch[0], "labels": batch[1], "loss": _loss, "ood": batch[0].flip(-1)}
+        evidence = measures[id](model, teacher=teacher, **given)
     finally:
         snapshot.assert_unchanged()
     assert evidence.verdict is not Verdict.ERROR, evidence.explain()

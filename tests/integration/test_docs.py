@@ -281,7 +281,7 @@ def test_model_card_is_documented() -> None:
         ), figure
 
 
-CATALOGUE = [f"A{number}" for number in range(1, 36)] + [f"B{number}" for number in range(1, 54)]
+CATALOGUE = [f"A{number}" for number in range(1, 36)] + [f"B{number}" for number in range(1, 64)]
 
 
 def test_catalogue_is_whole() -> None:

@@ -7,8 +7,10 @@ from collections.abc import Callable
 
 import numpy
 import pytest
+import scipy.stats
 import sklearn.metrics
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pytest_bnn.audit.exhibits import describe
@@ -22,6 +24,8 @@ from pytest_bnn.conversion import convert
 from pytest_bnn.records.charts import Chart, ChartLine, PredictionSummary, Score
 from pytest_bnn.records.evidence import Verdict
 from pytest_bnn.subject import Subject
+
+Floats = NDArray[numpy.float64]
 
 PASSES = 4
 CLASSES = 5
@@ -170,11 +174,8 @@ def test_entropies_by_set_by_scipy(judged: Subject, found: PredictionSummary) ->
         assert numpy.abs(expected - row.counts).sum() <= 2, "what rounding puts into the next bin"
 
 
-def scipy_entropy(shares: Tensor) -> Tensor:
-    import scipy.stats
-
-    entropy: Tensor = scipy.stats.entropy(shares, axis=-1)
-    return entropy
+def scipy_entropy(shares: Floats) -> Floats:
+    return numpy.asarray(scipy.stats.entropy(shares, axis=-1))
 
 
 def test_the_most_confident_errors_come_first(judged: Subject, found: PredictionSummary) -> None:
@@ -191,7 +192,7 @@ def test_the_most_confident_errors_come_first(judged: Subject, found: Prediction
         assert one.predicted == "abcde"[int(said[one.index])]
         assert one.confidence == pytest.approx(float(confidence[one.index]), rel=1e-5)
         assert one.of_label == pytest.approx(float(shares[one.index, labels[one.index]]), rel=1e-4)
-        assert one.teacher in "abcde"
+        assert one.teacher in tuple("abcde")
 
 
 def test_nothing_is_drawn_for_the_report_alone() -> None:

@@ -7,7 +7,15 @@ from dataclasses import dataclass
 
 import torch
 
-from pytest_bnn.checks._predictions import PASSES, Labelled, NotHereError, labelled, more_labels, of_classes
+from pytest_bnn.checks._predictions import (
+    PASSES,
+    Labelled,
+    NotHereError,
+    calibrated,
+    in_two_looks,
+    more_labels,
+    of_classes,
+)
 from pytest_bnn.checks.check import check
 from pytest_bnn.checks.finding import Finding, not_applicable
 from pytest_bnn.checks.values import FewPasses, Positive
@@ -45,16 +53,19 @@ def classes(subject: Subject, *, most: Positive = MOST, max_passes: FewPasses = 
     Args:
         subject: images with labels, at least; see `Subject`.
         most: The largest factor, above 1; its inverse is the least.
-        max_passes: The passes that the prediction is the mean of.
+        max_passes: The passes that the prediction is the mean of, at most: few show that all is well.
         budget: Error rates; those in force when None.
 
     Source: `pytest_bnn.stats.likelihoods`.
     """
+
+    def look(passes: int) -> Finding:
+        return _judge(calibrated(subject, passes), max(most, 1 / most), budget, subject.class_names)
+
     try:
-        found = labelled(subject, max_passes)
+        return in_two_looks(look, max_passes)
     except NotHereError as error:
         return not_applicable(str(error))
-    return _judge(found, max(most, 1 / most), budget, subject.class_names)
 
 
 measure_calibration_classes, assert_calibration_classes = classes.measure, classes.assert_

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import math
 
-from pytest_bnn.checks._predictions import PASSES, Labelled, NotHereError, labelled, more_labels, ruled_out
+from pytest_bnn.checks._predictions import (
+    PASSES,
+    Labelled,
+    NotHereError,
+    calibrated,
+    in_two_looks,
+    more_labels,
+    ruled_out,
+)
 from pytest_bnn.checks.check import check
 from pytest_bnn.checks.finding import Finding, not_applicable
 from pytest_bnn.checks.values import Band, FewPasses
@@ -15,6 +23,9 @@ from pytest_bnn.stats.likelihoods import temperature as family_of
 from pytest_bnn.subject import Subject
 
 BAND = (0.5, 2.0)
+
+#: Likeliest temperatures are looked for from there on.
+_LEAST = 0.02
 
 
 @check(
@@ -31,22 +42,25 @@ def temperature(subject: Subject, *, band: Band = BAND, max_passes: FewPasses = 
     passes' probabilities: 1 is what the model says, more is a model that is too sure of itself, less one that is not
     sure enough. The interval of the temperatures that the labels allow holds for any number of labels. It must lie in
     the band; outside of it the claim fails, and where it reaches both sides there are too few labels. Where the
-    teacher is outside of the band on the same side, the model has inherited it, which is a warning. Where neither
-    of the two knows the labels better than chance the claim is not applicable.
+    teacher is outside of the band on the same side, the model has inherited it, which is a warning. Where the model
+    does not know the labels better than chance the claim is not applicable.
 
     Args:
         subject: images with labels, at least; see `Subject`.
         band: The least and the largest temperature.
-        max_passes: The passes that the prediction is the mean of.
+        max_passes: The passes that the prediction is the mean of, at most: few show that all is well.
         budget: Error rates; those in force when None.
 
     Source: `pytest_bnn.stats.likelihoods`; Guo et al. 2017, "On calibration of modern neural networks".
     """
+
+    def look(passes: int) -> Finding:
+        return _judge(calibrated(subject, passes), band, budget)
+
     try:
-        found = labelled(subject, max_passes)
+        return in_two_looks(look, max_passes)
     except NotHereError as error:
         return not_applicable(str(error))
-    return _judge(found, band, budget)
 
 
 measure_calibration_temperature, assert_calibration_temperature = temperature.measure, temperature.assert_
@@ -121,7 +135,7 @@ def _headline(
         bound = f"at least {surely.low:.3g}" if surely.best > 1 else f"at most {surely.high:.3g}"
         whose = ", and so does its teacher's, from which it is inherited" if inherited else ""
         return (
-            f"the model is {sure}: the labels follow its predictions at the temperature {surely.best:.3g}, "
+            f"the model is {sure}: the labels follow its predictions at the temperature {_best(surely)}, "
             f"{bound}, where 1 is what it says {of}; that leaves the band of {band[0]:g} to {band[1]:g}{whose}"
         )
     ends = f"{_shown(likely.low)} to {_shown(likely.high)}"
@@ -135,7 +149,7 @@ def _remedy(found: Labelled, verdict: Verdict, likely: Interval, band: tuple[flo
         return ""
     if verdict is Verdict.FAIL:
         return (
-            f"dividing the scores by {likely.best:.3g} would mend it on average (temperature scaling, on data of its "
+            f"dividing the scores by {_best(likely)} would mend it on average (temperature scaling, on data of its "
             "own); look first at what else sets their scale: a temperature left in the head, a softmax that is applied "
             "twice, a spread that is too wide"
         )
@@ -145,6 +159,11 @@ def _remedy(found: Labelled, verdict: Verdict, likely: Interval, band: tuple[flo
     if needed is None:
         return "give more labels, or such as the model is less sure of: --evaluation MODULE:FACTORY"
     return f"about {needed} labels like these would decide it, or fewer of which the model is less sure: --evaluation"
+
+
+def _best(found: Interval) -> str:
+    """Word the likeliest temperature: where all labels are what was said, there is none but 0."""
+    return f"{found.best:.3g}" if found.best > _LEAST else f"{_LEAST:.2g} or less"
 
 
 def _exp(value: float) -> float:

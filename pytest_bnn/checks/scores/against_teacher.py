@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from pytest_bnn.checks._predictions import PASSES, Labelled, NotHereError, labelled, ruled_out
+from pytest_bnn.checks._predictions import PASSES, Labelled, NotHereError, in_two_looks, labelled, ruled_out
 from pytest_bnn.checks.check import check
 from pytest_bnn.checks.finding import Finding, not_applicable
 from pytest_bnn.checks.values import FewPasses, Positive
@@ -42,18 +42,22 @@ def against_teacher(
     Args:
         subject: teacher and images with labels, at least; see `Subject`.
         margin: How much worse the mean Brier score may be.
-        max_passes: The passes that the prediction is the mean of.
+        max_passes: The passes that the prediction is the mean of, at most: few show that all is well.
         budget: Error rates; those in force when None.
 
     Source: Hoeffding 1963, theorem 2; Ferro 2014 for the fair score.
     """
+
+    def look(passes: int) -> Finding:
+        found = labelled(subject, passes)
+        if found.predicted.teacher is None:
+            raise NotHereError("the teacher knows other classes than the model: see teacher.agreement, and --teacher")
+        return _judge(found, found.predicted.teacher, margin, budget)
+
     try:
-        found = labelled(subject, max_passes)
+        return in_two_looks(look, max_passes)
     except NotHereError as error:
         return not_applicable(str(error))
-    if found.predicted.teacher is None:
-        return not_applicable("the teacher knows other classes than the model: see teacher.agreement, and --teacher")
-    return _judge(found, found.predicted.teacher, margin, budget)
 
 
 measure_scores_against_teacher, assert_scores_against_teacher = against_teacher.measure, against_teacher.assert_

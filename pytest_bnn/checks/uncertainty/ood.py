@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pytest_bnn.checks._predictions import PASSES, NotHereError, Predicted, naming, predicted
+from pytest_bnn.checks._predictions import PASSES, NotHereError, Predicted, in_two_looks, naming, predicted
 from pytest_bnn.checks.check import check
 from pytest_bnn.checks.finding import Finding, not_applicable
 from pytest_bnn.checks.values import FewPasses, Share
@@ -42,7 +42,7 @@ def ood(subject: Subject, *, min_auroc: Share = LEAST, max_passes: FewPasses = P
     Args:
         subject: images, and sets of other examples (``ood``); see `Subject`.
         min_auroc: The least chance.
-        max_passes: The passes that the prediction is the mean of.
+        max_passes: The passes that the prediction is the mean of, at most: few show that all is well.
         budget: Error rates; those in force when None.
 
     Source: Hendrycks and Gimpel 2017, "A baseline for detecting misclassified and out-of-distribution examples";
@@ -54,15 +54,20 @@ def ood(subject: Subject, *, min_auroc: Share = LEAST, max_passes: FewPasses = P
         return not_applicable(
             "no examples from outside of the task were given: --ood MODULE:FACTORY, or ood= in Python"
         )
-    try:
-        own = predicted(subject, max_passes)
+
+    def look(passes: int) -> Finding:
+        own, each = predicted(subject, passes), budget.split(len(sets))
         with naming("--ood"):
-            others = {name: predicted(other, max_passes) for name, other in sets.items()}
+            others = {name: predicted(other, passes) for name, other in sets.items()}
+        found = _judge([_of(name, own, other, each) for name, other in others.items()], min_auroc, budget, passes)
+        if own.presumed and found.verdict is Verdict.FAIL:
+            raise NotHereError(own.presumed)
+        return found
+
+    try:
+        return in_two_looks(look, max_passes)
     except NotHereError as error:
         return not_applicable(str(error))
-    each = budget.split(len(others))
-    found = _judge([_of(name, own, other, each) for name, other in others.items()], min_auroc, budget, max_passes)
-    return not_applicable(own.presumed) if own.presumed and found.verdict is Verdict.FAIL else found
 
 
 measure_uncertainty_ood, assert_uncertainty_ood = ood.measure, ood.assert_
@@ -100,16 +105,19 @@ def _of(name: str, own: Predicted, other: Predicted, budget: Budget) -> _Set:
         teacher=teacher,
         teacher_below=None if teacher is None else pairs_bounds(teacher, pairs, budget.alpha)[1],
         information=auroc(inside.mutual_information, outside.mutual_information),
-        leading=auroc(-inside.log_shares.amax(1), -outside.log_shares.amax(1)),
+        leading=auroc(-inside.log_shares.amax(1).double(), -outside.log_shares.amax(1).double()),
         passed=float((outside.entropy <= inside.entropy.quantile(_ACCEPTED)).double().mean()),
     )
 
 
 def auroc(inside: Tensor, outside: Tensor) -> float:
-    """Return the share of pairs in which the value from outside is the larger; equal ones count half."""
-    ordered = inside.double().sort().values
-    below = torch.searchsorted(ordered, outside.double(), right=False)
-    upto = torch.searchsorted(ordered, outside.double(), right=True)
+    """Return the share of pairs in which the value from outside is the larger; equal ones count half.
+
+    Values from 0 are equal where a hundred-thousandth of them is between them, which rounding can make.
+    """
+    ordered, others = inside.double().clamp_min(0).sort().values, outside.double().clamp_min(0)
+    below = torch.searchsorted(ordered, others * (1 - 1e-5), right=False)
+    upto = torch.searchsorted(ordered, others * (1 + 1e-5), right=True)
     return float((below + upto).double().mean()) / 2 / len(inside)
 
 
