@@ -150,11 +150,11 @@ def _blocks(name: str, whose: Whose, answers: _Answers) -> ChartLine:
 
 def _risk(own: _Answers, teacher: _Answers | None) -> Chart:
     curve = risk_coverage(own.confidence, own.right)
-    lines = [_risk_line("BNN", "model", curve)]
+    lines = [_risk_line("BNN", "model", curve, len(own.right))]
     said = f"AUGRC of the BNN {curve.augrc:.3g}"
     if teacher is not None:
         its = risk_coverage(teacher.confidence, teacher.right)
-        lines.insert(0, _risk_line("teacher", "teacher", its))
+        lines.insert(0, _risk_line("teacher", "teacher", its, len(own.right)))
         said += f", of the teacher {its.augrc:.3g}"
     return Chart(
         title="Risk and coverage",
@@ -169,10 +169,12 @@ def _risk(own: _Answers, teacher: _Answers | None) -> Chart:
     )
 
 
-def _risk_line(name: str, whose: Whose, curve: RiskCoverage) -> ChartLine:
-    coverage, risk = curve.coverage[1:], curve.risk[1:]
-    wanted = torch.linspace(0, len(coverage) - 1, min(_POINTS, len(coverage))).round().long()
-    return ChartLine(name=name, whose=whose, x=_floats(coverage[wanted]), y=_floats(risk[wanted]))
+def _risk_line(name: str, whose: Whose, curve: RiskCoverage, examples: int) -> ChartLine:
+    """Show the risk at even coverages; of examples that are equally confident some are accepted, by chance."""
+    points = min(_POINTS, examples)
+    coverage = numpy.arange(1, points + 1) / points
+    accepted_and_wrong = numpy.interp(coverage, curve.coverage.numpy(), curve.errors.numpy())
+    return ChartLine(name=name, whose=whose, x=_floats(coverage), y=_floats(accepted_and_wrong / coverage))
 
 
 def _ridges(sets: dict[str, _Set]) -> tuple[Ridges, ...]:

@@ -155,6 +155,12 @@ def test_curves_are_those_of_the_mean_prediction(judged: Subject, found: Predict
     assert all(low <= high for low, high in zip(reliability.band.low, reliability.band.high, strict=True))
     assert risk.lines[-1].x[-1] == 1.0
     assert risk.lines[-1].y[-1] == pytest.approx(float((said != labels).double().mean()))
+    order = confidence.argsort(descending=True)
+    wrong = (said != labels)[order].double().cumsum(0)
+    for coverage, at in zip(risk.lines[-1].x[1::2], risk.lines[-1].y[1::2], strict=True):  # a multiple of 1 / 30
+        accepted = round(coverage * 90)
+        assert at == pytest.approx(float(wrong[accepted - 1]) / accepted)
+    assert risk.lines[0].x == risk.lines[1].x, "one table holds both"
     auroc = sklearn.metrics.roc_auc_score((said == labels).numpy(), confidence.numpy())
     accuracy = float((said == labels).double().mean())
     augrc = (1 - auroc) * accuracy * (1 - accuracy) + (1 - accuracy) ** 2 / 2
