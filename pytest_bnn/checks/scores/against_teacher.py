@@ -67,7 +67,7 @@ def _judge(found: Labelled, teacher: Tensor, margin: float, budget: Budget) -> F
     mixture, labels = found.mixture, found.labels
     own = mixture.brier(labels)
     its = brier(teacher, labels)
-    gap, ranges = float((own - its).mean()), _ranges(mixture.shares.double(), teacher.exp())
+    gap, ranges = float((own - its).mean()), ranges_of(mixture.shares.double(), teacher.exp())
     low = gap - hoeffding_radius(ranges, budget.alpha)
     high = gap + hoeffding_radius(ranges, budget.beta)
     verdict = Verdict.FAIL if low > margin else Verdict.PASS if high <= margin else Verdict.INCONCLUSIVE
@@ -119,7 +119,7 @@ def brier(log_shares: Tensor, labels: Tensor) -> Tensor:
     return shares.square().sum(1) - 2 * shares.gather(1, labels[:, None])[:, 0] + 1
 
 
-def _ranges(one: Tensor, other: Tensor) -> Tensor:
+def ranges_of(one: Tensor, other: Tensor) -> Tensor:
     """Return how far the difference of the Brier scores can go, by the label alone, ``[N]``."""
     gaps = one - other
     return 2 * (gaps.amax(1) - gaps.amin(1))
