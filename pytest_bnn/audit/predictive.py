@@ -6,7 +6,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy
-import torch
 from torch import Tensor
 
 from pytest_bnn.audit.pictures import class_name, thumbnail
@@ -89,8 +88,8 @@ class _Answers:
 
     @classmethod
     def of(cls, log_shares: Tensor, labels: Tensor) -> _Answers:
-        confidence, said = log_shares.double().exp().max(1)
-        return cls(said, confidence.clamp_max(1), said == labels)
+        confidence, said = log_shares.max(1)
+        return cls(said, confidence.double().exp().clamp_max(1), said == labels)
 
 
 def _sets(subject: Subject) -> dict[str, _Set]:
@@ -246,7 +245,7 @@ def _mistakes(judged: Subject, found: Labelled, own: _Answers, teacher: _Answers
                 label=class_name(judged, label),
                 predicted=class_name(judged, int(own.said[at])),
                 confidence=float(own.confidence[at]),
-                of_label=float(found.mixture.shares[at, label]),
+                of_label=float(found.mixture.log_shares[at, label].exp()),
                 teacher=None if teacher is None else class_name(judged, int(teacher.said[at])),
             )
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 
 import torch
@@ -25,6 +25,12 @@ _SAME = 16
 _MODEL, _TEACHER, _MEAN, _ONE = "BNN", "teacher", "mean network", "one pass"
 
 _TEMPERATURE = "best temperature"
+
+#: The most numbers in the outputs of a pass for which passes are drawn again: beyond it they take too long.
+_MOST = 16_000_000
+
+#: Numbers worked on at a time.
+_BLOCK = 2_000_000
 
 
 def scores(judged: Subject, found: Labelled) -> ScoreTable:
@@ -61,13 +67,15 @@ def scores(judged: Subject, found: Labelled) -> ScoreTable:
         ScoreRow(name=row, scores=tuple(score(row, who) for who in scored), difference=gap(row))
         for row in scored[_MODEL]
     )
-    return ScoreTable(predictors=tuple(scored), rows=tuple(rows), note=_note(found, silent=_MEAN in scored))
+    return ScoreTable(predictors=tuple(scored), rows=tuple(rows), note=_note(found, scored))
 
 
 def _others(judged: Subject, found: Labelled) -> list[tuple[str, Tensor]]:
     """Return the other predictors by name, with their log probabilities of the labelled examples."""
     teacher = found.predicted.teacher
     others = [] if teacher is None else [(_TEACHER, teacher)]
+    if judged.forward_once().numel() > _MOST:
+        return others
     ways: tuple[tuple[str, Callable[[Subject], Tensor | None]], ...] = ((_MEAN, _at_its_mean), (_ONE, _of_one_pass))
     for name, way in ways:
         with suppress(ForwardError, PytestBnnError):  # a model may raise with every sigma at 0
@@ -92,22 +100,29 @@ def _of_one_pass(judged: Subject) -> Tensor:
 
 def _scored(log_shares: Tensor, labels: Tensor, *, fair: Tensor | None = None) -> dict[str, Tensor | None]:
     """Return the scores of one predictor by name, ``[N]``; None where a label has no probability at all."""
-    log_shares = log_shares.double()
     possible = not ruled_out(log_shares, labels)
     best = math.exp(temperature(log_shares, labels).best) if possible else 1.0
-    cooled = torch.log_softmax(log_shares / best, 1)
+    rows = max(1, _BLOCK // max(1, log_shares.shape[1]))
+    parts = [_at_temperature(*part, best) for part in zip(log_shares.split(rows), labels.split(rows), strict=True)]
+    its, cooled, cooled_loss = (torch.cat(values) for values in zip(*parts, strict=True))
     return {
         "accuracy": (log_shares.argmax(1) == labels).double(),
-        "Brier score": brier(log_shares, labels) if fair is None else fair,
+        "Brier score": its if fair is None else fair,
         "negative log likelihood (nats)": -_own(log_shares, labels) if possible else None,
         _TEMPERATURE: torch.tensor(best) if possible else None,
-        "Brier score, best temperature": brier(cooled, labels) if possible else None,
-        "negative log likelihood (nats), best temperature": -_own(cooled, labels) if possible else None,
+        "Brier score, best temperature": cooled if possible else None,
+        "negative log likelihood (nats), best temperature": cooled_loss if possible else None,
     }
 
 
+def _at_temperature(log_shares: Tensor, labels: Tensor, best: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the Brier score, and at another temperature that score and the negative log likelihood, ``[N]``."""
+    cooled = torch.log_softmax(log_shares.double() / best, 1)
+    return brier(log_shares, labels), brier(cooled, labels), -_own(cooled, labels)
+
+
 def _own(log_shares: Tensor, labels: Tensor) -> Tensor:
-    return log_shares.gather(1, labels[:, None])[:, 0]
+    return log_shares.gather(1, labels[:, None])[:, 0].double()
 
 
 def _score(values: Tensor, means: Tensor) -> Score:
@@ -115,11 +130,15 @@ def _score(values: Tensor, means: Tensor) -> Score:
     return Score(value=float(values.mean()), low=low, high=high)
 
 
-def _note(found: Labelled, *, silent: bool) -> str:
+def _note(found: Labelled, names: Collection[str]) -> str:
     said = (
         f"In brackets approximate {100 * INSIDE:.0f} % intervals: percentiles of {RESAMPLES:,} bootstrap resamples of "
         f"the {len(found)} examples, the same for every column. The BNN's Brier score is without the bias of a mean of "
         f"{found.mixture.passes} passes. Best temperatures are fitted to these very labels, so "
         "that what stands at them is a little too good; their own error is not in the intervals."
     )
-    return said if silent else f"{said} With every sigma at 0 the model still varies, or does not run: no mean network."
+    if _MEAN in names:
+        return said
+    if _ONE in names:
+        return f"{said} With every sigma at 0 the model still varies, or does not run: no mean network."
+    return f"{said} Of so many outputs no pass was drawn again: neither a mean network nor a single pass."

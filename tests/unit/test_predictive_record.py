@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from pytest_bnn.audit import scoring
 from pytest_bnn.audit.exhibits import describe
 from pytest_bnn.audit.predictive import MISTAKES, predictive
 from pytest_bnn.audit.run import audit_model
@@ -278,6 +279,23 @@ def test_a_network_that_varies_at_its_mean_has_no_mean_network() -> None:
     assert found.scores is not None
     assert found.scores.predictors == ("teacher", "one pass", "BNN")
     assert "no mean network" in found.scores.note
+
+
+def test_of_many_outputs_none_is_drawn_again_and_blocks_are_one(
+    judged: Subject, found: PredictionSummary, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A million predictions are neither computed three times more nor held in double precision at once."""
+    monkeypatch.setattr(scoring, "_BLOCK", 7 * CLASSES)
+    assert repr(predictive(judged)) == repr(found)
+    monkeypatch.setattr(scoring, "_MOST", 90 * CLASSES - 1)
+    monkeypatch.setattr(judged.bank, "draw", None)
+    few = predictive(judged)
+    assert few is not None
+    assert few.scores is not None
+    assert few.scores.predictors == ("teacher", "BNN")
+    assert "no pass was drawn again" in few.scores.note
+    assert found.scores is not None
+    assert few.scores.rows[0].difference == found.scores.rows[0].difference
 
 
 class _Hard(nn.Module):
