@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
-import io
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from pytest_bnn.audit.pictures import class_name, thumbnail
+from pytest_bnn.audit.predictive import predictive
 from pytest_bnn.checks.layers.replaced import is_convolution_or_linear
-from pytest_bnn.data.batch import Batch, Inputs
 from pytest_bnn.libraries.posterior import bayesian_layers
 from pytest_bnn.records.run import ClassShare, LayerRow, Prediction, SubjectRecord, TrainingStep
 from pytest_bnn.sampling.bank import probabilities
@@ -22,7 +21,6 @@ from pytest_bnn.subject import Subject
 #: How many images are shown: those with the most uncertain mean prediction, by its entropy.
 IMAGES = 8
 CLASSES = 5
-THUMBNAIL = 96
 
 
 def describe(subject: Subject, training: Sequence[TrainingStep] = ()) -> SubjectRecord:
@@ -37,6 +35,7 @@ def describe(subject: Subject, training: Sequence[TrainingStep] = ()) -> Subject
         layers=tuple(_layer_rows(subject.model)),
         predictions=tuple(_predictions(subject)),
         training=tuple(training),
+        prediction_summary=predictive(subject),
         sampler=subject.sampler,
     )
 
@@ -109,14 +108,14 @@ def _predictions(subject: Subject) -> list[Prediction]:
         rows.append(
             Prediction(
                 index=index,
-                image=_thumbnail(subject.images, index),
-                label=None if labels is None else _label(subject, labels[index]),
+                image=thumbnail(subject.images, index),
+                label=None if labels is None else class_name(subject, labels[index]),
                 passes=len(passes),
                 entropy=entropy,
                 mutual_information=max(0.0, entropy - expected_entropy),
                 classes=tuple(
                     ClassShare(
-                        name=_label(subject, leader),
+                        name=class_name(subject, leader),
                         teacher=None if teacher is None else float(teacher[index, leader]),
                         mean=float(mean[leader]),
                         low=float(low[leader]),
@@ -150,24 +149,3 @@ def _class_indices(labels: Any) -> list[int] | None:
         return None
     values = labels.flatten().double()
     return [int(value) for value in values] if bool((values % 1 == 0).all()) else None
-
-
-def _label(subject: Subject, index: int) -> str:
-    return subject.class_names[index] if 0 <= index < len(subject.class_names) else f"class {index}"
-
-
-def _thumbnail(images: Inputs, index: int) -> str:
-    """Give a PNG of an image tensor as a data URI, stretched to its full range; empty where it is no picture."""
-    from PIL import Image
-
-    pictures = images.tensors[0] if isinstance(images, Batch) else images
-    image = pictures[index].detach().cpu().double() if len(pictures) == len(images) else torch.zeros(0)
-    if image.ndim != 3 or image.shape[0] not in (1, 3) or min(image.shape[1:]) < 2:
-        return ""
-    low, high = float(image.min()), float(image.max())
-    pixels = (255 * (image - low) / max(high - low, 1e-12)).round().to(torch.uint8)
-    picture = Image.fromarray(pixels.expand(3, -1, -1).permute(1, 2, 0).contiguous().numpy())
-    picture.thumbnail((THUMBNAIL, THUMBNAIL))
-    buffer = io.BytesIO()
-    picture.save(buffer, format="PNG")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

@@ -71,7 +71,7 @@ class Predicted:
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Labelled:
-    """`Predicted` beside the classes ``[N]`` that occurred, each example once.
+    """`Predicted` beside the classes ``[N]`` that occurred, each example once; ``rows`` are their numbers.
 
     ``rows`` are the numbers of the examples; ``known`` says whether the model, and not only its teacher, is right more
     often than by chance.
@@ -134,9 +134,7 @@ def _predicted(subject: Subject, passes: int) -> Predicted:
             mixing.take(own.log_probabilities(_chosen(task, one[None], places)[0]))
     teacher = None
     if subject.teacher is not None:
-        outputs = judged_field(subject.teacher_output().detach().cpu(), subject.fields, task.field)
-        outputs = _chosen(task, outputs[None], places)[0]
-        teacher = _task_of(task, outputs).log_probabilities(outputs).double()
+        teacher = log_shares_of(subject, subject.teacher_output())
     mixture = mixing.result()
     known = teacher is not None and teacher.shape == mixture.log_shares.shape
     return Predicted(mixture=mixture, teacher=teacher if known else None, task=own or task)
@@ -245,6 +243,20 @@ def calibrated(subject: Subject, passes: int) -> Labelled:
             "how sure it is, see teacher.agreement and scores.against_teacher"
         )
     return found
+
+
+def passes_known(subject: Subject) -> int | None:
+    """Return of how many passes the predictions are known already, the most there are; None where none are."""
+    keys = [key.removeprefix("predicted ") for key, kept in subject.evaluations.items() if isinstance(kept, Predicted)]
+    return max((int(key) for key in keys), default=None)
+
+
+def log_shares_of(subject: Subject, outputs: Tensor) -> Tensor:
+    """Return the log probabilities ``[N, C]`` in other outputs on all examples, of the decisions of `predicted`."""
+    task = subject.task
+    outputs = judged_field(outputs.detach().cpu(), subject.fields, task.field)
+    chosen = _chosen(task, outputs[None], _places(task, outputs, subject.seed))[0]
+    return _task_of(task, chosen).log_probabilities(chosen).double()
 
 
 @contextmanager

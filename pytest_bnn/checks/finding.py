@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
+from pytest_bnn.records.charts import Chart
 from pytest_bnn.records.evidence import Certainty, LayerFinding, Measurement, Threshold, Verdict
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ class Finding:
     notes: tuple[str, ...] = ()
     samples: int = 0
     certainty: Certainty | None = None
+    charts: tuple[Chart, ...] = ()
 
 
 def accused(tensor: PosteriorTensor, finding: str) -> LayerFinding:

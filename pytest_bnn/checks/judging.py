@@ -69,6 +69,7 @@ def judged(
         seconds=round(time.perf_counter() - start, 3),
         sampler=subject.sampler if subject.asked > asked else "",
         certainty=finding.certainty,
+        charts=finding.charts,
     )
     record(evidence)
     return evidence

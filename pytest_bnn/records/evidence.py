@@ -6,6 +6,7 @@ import enum
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+from pytest_bnn.records.charts import Chart
 from pytest_bnn.records.codec import Scalar, clean, show
 
 Stage: TypeAlias = Literal["converted", "finetuned", "unrelated", "unknown"]
@@ -92,7 +93,10 @@ class LayerFinding:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evidence:
-    """One check's verdict on one subject, with what it rests on; ``sampler`` says what computed its passes, and why."""
+    """One check's verdict on one subject, with what it rests on; ``sampler`` says what computed its passes, and why.
+
+    ``charts`` are curves that the report shows beside it.
+    """
 
     id: str
     subject: str
@@ -110,6 +114,7 @@ class Evidence:
     seconds: float = 0.0
     sampler: str = ""
     certainty: Certainty | None = None
+    charts: tuple[Chart, ...] = ()
 
     def __getitem__(self, name: str) -> Scalar:
         """Give the value of the measurement called ``name``; KeyError lists the names there are."""

@@ -12,11 +12,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pytest_bnn.errors import InputError
+from pytest_bnn.records.charts import PredictionSummary
 from pytest_bnn.records.codec import from_plain, schema_definitions, to_plain
 from pytest_bnn.records.evidence import SEVERITY, Evidence, Inconclusive, Stage, Verdict, is_failure
 from pytest_bnn.records.policy import inconclusive_policy
 
-SCHEMA_VERSION = "1.2"
+SCHEMA_VERSION = "1.3"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +81,10 @@ class TrainingStep:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SubjectRecord:
-    """What was audited: a model, described so that the report can show it. ``sampler`` is that of its passes."""
+    """What was audited: a model, described so that the report can show it. ``sampler`` is that of its passes.
+
+    ``prediction_summary`` is None where no check looked at the predictions.
+    """
 
     name: str
     stage: Stage
@@ -92,6 +96,7 @@ class SubjectRecord:
     predictions: tuple[Prediction, ...] = ()
     training: tuple[TrainingStep, ...] = ()
     sampler: str = ""
+    prediction_summary: PredictionSummary | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

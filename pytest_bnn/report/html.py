@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 from functools import cache, wraps
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from pytest_bnn.records.charts import Chart
 from pytest_bnn.records.evidence import Verdict
 from pytest_bnn.records.run import AuditRun, LayerRow, TrainingStep
-from pytest_bnn.report import charts, trajectory, wording
+from pytest_bnn.report import charts, curves, tables, trajectory, wording
 from pytest_bnn.report.outline import QUIET, Group, by_mean, by_teacher, leaders, outline, picture
 
 if TYPE_CHECKING:
@@ -60,14 +61,21 @@ def _environment() -> Environment:
         allowed=wording.allowed,
         by_mean=by_mean,
         by_teacher=by_teacher,
+        chart_tables=tables.chart_tables,
+        curves=_markup(curves.curves),
+        difference=tables.difference,
+        draw_ridges=_markup(curves.ridges),
         few=_few,
         interval=wording.interval,
+        keys=_keys,
         layer_summary=_layer_summary,
         leaders=leaders,
         offenders=_offenders,
         picture=picture,
+        ridge_table=tables.ridge_table,
         rows_of=_rows_of,
         scalar=wording.scalar,
+        score=tables.score,
         split_cards=_split_cards,
         symbols=wording.SYMBOLS,
         tally=_tally,
@@ -102,6 +110,13 @@ def _each_markup(draw: Callable[..., list[str]]) -> Callable[..., Any]:
         return [Markup(chart) for chart in draw(*args)]  # noqa: S704 - svg.py escaped it
 
     return drawn
+
+
+def _keys(chart: Chart) -> list[tuple[Any, str]]:
+    """Give the legend of a chart: drawings, and what they stand for."""
+    from markupsafe import Markup
+
+    return [(Markup(key.drawing), key.name) for key in curves.keys(chart)]  # noqa: S704 - svg.py escaped it
 
 
 def _few(items: Sequence[_T], most: int) -> tuple[Sequence[_T], Sequence[_T]]:

@@ -59,6 +59,12 @@ class Group:
     records: tuple[SubjectRecord, ...]
     counts: Mapping[Verdict, int]
 
+    @property
+    def has_predictions(self) -> bool:
+        """Whether there is anything to show of its predictions."""
+        described = any(record.prediction_summary is not None for record in self.records)
+        return described or any(card.evidence.charts for card in self.cards)
+
 
 @dataclass(frozen=True, slots=True)
 class Outline:

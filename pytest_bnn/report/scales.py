@@ -53,6 +53,16 @@ def linear_range(values: list[float], *, zero: bool = False) -> tuple[float, flo
     return max(-limit, low), min(limit, high)
 
 
+def rounded_range(values: list[float]) -> tuple[float, float]:
+    """Give ends of a linear axis that enclose the values and stand at ticks."""
+    low, high = linear_range(values)
+    ticks = round_ticks(low, high)
+    if len(ticks) < 2:
+        return low, high
+    step = ticks[1] - ticks[0]
+    return min(low, math.floor(low / step + 1e-9) * step), max(high, math.ceil(high / step - 1e-9) * step)
+
+
 def decades(values: list[float]) -> tuple[float, float]:
     """Give the powers of ten around positive values, at least one decade apart."""
     smallest, largest = (min(values), max(values)) if values else (0.1, 1.0)

@@ -15,9 +15,9 @@ from pytest_bnn.report.scales import (
     decade_ticks,
     decades,
     finite,
-    linear_range,
     logarithmic,
     round_ticks,
+    rounded_range,
     tick_labels,
 )
 from pytest_bnn.report.svg import chart, element, text
@@ -79,12 +79,7 @@ def line_chart(
     """
     known = finite(value for line in lines for value in line.values)
     log = log and logarithmic(known)
-    low, high = ends or (decades(known) if log else linear_range(known))
-    if not ends and not log:
-        ticks = round_ticks(low, high)
-        if len(ticks) > 1:
-            step = ticks[1] - ticks[0]
-            low, high = min(low, math.floor(low / step + 1e-9) * step), max(high, math.ceil(high / step - 1e-9) * step)
+    low, high = ends or (decades(known) if log else rounded_range(known))
     ticks = decade_ticks(low, high) if log else round_ticks(low, high)
     labels, power = ([decade_label(tick) for tick in ticks], "") if log else tick_labels(ticks)
     y = Scale(low, high, _BOTTOM, _TOP, log)

@@ -9,6 +9,19 @@ from typing import Any
 
 import pytest
 
+from pytest_bnn.records.charts import (
+    Chart,
+    ChartBand,
+    ChartCounts,
+    ChartLine,
+    Mistake,
+    PredictionSummary,
+    Ridge,
+    Ridges,
+    Score,
+    ScoreRow,
+    ScoreTable,
+)
 from pytest_bnn.records.evidence import Evidence, LayerFinding, Measurement, Threshold, Verdict
 from pytest_bnn.records.run import AuditRun, ClassShare, LayerRow, Prediction, SubjectRecord, TrainingStep
 from pytest_bnn.report import render_html
@@ -20,6 +33,40 @@ ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking",
 PNG = (
     "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGP4DwABAQEAG7buVgAAAABJRU5ErkJggg=="
 )
+
+
+def predictions() -> PredictionSummary:
+    """Names as long as no page is wide."""
+    name = "a name that is long, and longer " * 3
+    wide = "W" * 80
+    chart = Chart(
+        title=name,
+        x_name=name,
+        y_name=name,
+        caption=wide,
+        lines=tuple(ChartLine(name=wide, x=(0.0, 1.0), y=(0.1, index / 9)) for index in range(8)),
+        band=ChartBand(name=wide, x=(0.0, 1.0), low=(0.0, 0.1), high=(0.5, 1.0)),
+        counts=ChartCounts(name=name, edges=(0.0, 0.5, 1.0), counts=(3, 9)),
+        diagonal=wide,
+    )
+    row = ScoreRow(name=name, scores=(Score(value=0.5, low=0.4, high=0.6),) * 4, difference=Score(value=0.1))
+    mistake = Mistake(index=3, image=PNG, label=wide, predicted=name, confidence=0.9, of_label=0.1, teacher=wide)
+    return PredictionSummary(
+        passes=8,
+        examples=12,
+        errors=3,
+        scores=ScoreTable(predictors=(name, "one pass", wide, "BNN"), rows=(row, row), note=wide),
+        charts=(chart, chart),
+        ridges=(
+            Ridges(
+                title=wide,
+                x_name=name,
+                edges=(0.0, 1.0, 2.0),
+                rows=(Ridge(name=wide, counts=(1, 2), mean=1, median=1),),
+            ),
+        ),
+        mistakes=(mistake,) * 3,
+    )
 
 
 def sample() -> AuditRun:
@@ -60,6 +107,7 @@ def sample() -> AuditRun:
             )
             for i in range(20)
         ),
+        prediction_summary=predictions(),
     )
     return AuditRun(checks=checks, subjects=(subject,), provenance={"command": "x" * 300})
 
@@ -110,13 +158,17 @@ def test_everything_shows_without_scripts(browser: Any, address: str) -> None:
     context = browser.new_context(java_script_enabled=False)
     page = context.new_page()
     page.goto(address)
-    for part in ("#claims", "#evidence", "#subjects", "#provenance"):
+    for part in ("#claims", "#evidence", "#predictions", "#subjects", "#provenance"):
         assert page.locator(part).is_visible()
     cards = page.locator("article")
     assert cards.count() == 2 * len(Verdict)
     assert all(cards.nth(index).is_visible() for index in range(cards.count()))
     assert page.locator("svg[role=img]").count() > 2 * len(Verdict)
     page.locator("details:not([open]) summary").first.click()
+    numbers = page.locator("#predictions figure").first.locator("details")
+    assert not numbers.locator("table").first.is_visible()
+    numbers.locator("summary").click()
+    assert numbers.locator("table").first.is_visible()
     context.close()
 
 

@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pytest_bnn.errors import InputError
+from pytest_bnn.records import charts
 from pytest_bnn.records.codec import from_plain, show, to_plain
 from pytest_bnn.records.evidence import SEVERITY, Evidence, LayerFinding, Measurement, Threshold, Verdict, is_failure
 from pytest_bnn.records.run import (
@@ -56,6 +57,28 @@ def few(items: st.SearchStrategy[Any]) -> st.SearchStrategy[tuple[Any, ...]]:
     return st.lists(items, max_size=2).map(tuple)
 
 
+places = few(numbers)
+curves = st.builds(
+    charts.Chart,
+    lines=few(st.builds(charts.ChartLine, x=places, y=places, low=places, high=places)),
+    band=st.none() | st.builds(charts.ChartBand, x=places, low=places, high=places),
+    counts=st.none() | st.builds(charts.ChartCounts, edges=places, counts=few(counts)),
+)
+scores = st.builds(charts.Score, value=numbers, low=st.none() | numbers, high=st.none() | numbers)
+predictives = st.builds(
+    charts.PredictionSummary,
+    scores=st.none()
+    | st.builds(
+        charts.ScoreTable,
+        predictors=few(texts),
+        rows=few(st.builds(charts.ScoreRow, name=texts, scores=few(st.none() | scores), difference=st.none() | scores)),
+    ),
+    charts=few(curves),
+    ridges=few(
+        st.builds(charts.Ridges, edges=places, rows=few(st.builds(charts.Ridge, name=texts, counts=few(counts))))
+    ),
+    mistakes=few(st.builds(charts.Mistake, image=texts, teacher=st.none() | texts)),
+)
 evidences = st.builds(
     Evidence,
     id=texts,
@@ -80,6 +103,7 @@ evidences = st.builds(
     seed=counts,
     samples=counts,
     seconds=numbers,
+    charts=few(curves),
 )
 predictions = st.builds(
     Prediction,
@@ -126,6 +150,7 @@ subjects = st.builds(
             percent=numbers,
         )
     ),
+    prediction_summary=st.none() | predictives,
 )
 runs = st.builds(
     AuditRun,
@@ -178,7 +203,8 @@ def test_a_provenance_may_look_like_the_encoding_of_nan() -> None:
 def test_the_schema_is_a_sound_schema_and_knows_every_field() -> None:
     schema = json_schema()
     jsonschema.Draft202012Validator.check_schema(schema)
-    for kind in (AuditRun, Evidence, Measurement, Threshold, SubjectRecord, LayerRow, Prediction, TrainingStep):
+    kinds = (AuditRun, Evidence, Measurement, Threshold, SubjectRecord, LayerRow, Prediction, TrainingStep)
+    for kind in (*kinds, charts.PredictionSummary, charts.Chart, charts.ChartLine, charts.Ridges, charts.ScoreTable):
         properties = schema["$defs"][kind.__name__]["properties"]
         assert {field.name for field in fields(kind)} <= properties.keys()
     assert set(schema["$defs"]["Verdict"]["enum"]) == {verdict.value for verdict in Verdict}
