@@ -168,16 +168,26 @@ def _value(node: ast.expr, path: Path, depth: int = 0) -> Any:
     if not isinstance(node, ast.Name) or depth > 4:
         raise _UnknownError
     for statement in _tree(path).body:
-        if isinstance(statement, ast.Assign) and any(
-            isinstance(target, ast.Name) and target.id == node.id for target in statement.targets
-        ):
-            return _value(statement.value, path, depth + 1)
+        if isinstance(statement, ast.Assign) and (value := _assigned(statement, node.id)) is not None:
+            return _value(value, path, depth + 1)
         if isinstance(statement, ast.ImportFrom) and statement.module and not statement.level:
             for alias in statement.names:
                 source = source_of(statement.module) if (alias.asname or alias.name) == node.id else None
                 if source is not None:
                     return _value(ast.Name(alias.name), source, depth + 1)
     raise _UnknownError
+
+
+def _assigned(statement: ast.Assign, name: str) -> ast.expr | None:
+    """Give what is assigned to a name, alone or as one of several; None for nothing."""
+    for target in statement.targets:
+        if isinstance(target, ast.Name) and target.id == name:
+            return statement.value
+        if isinstance(target, ast.Tuple) and isinstance(statement.value, ast.Tuple):
+            for one, value in zip(target.elts, statement.value.elts, strict=False):
+                if isinstance(one, ast.Name) and one.id == name:
+                    return value
+    return None
 
 
 class Registered(Protocol):

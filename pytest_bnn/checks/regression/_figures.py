@@ -8,9 +8,10 @@ import torch
 
 from pytest_bnn.checks._numbers import Numbers
 from pytest_bnn.checks.regression._standard import FAR, Standard
+from pytest_bnn.records.charts import Chart, ChartBand, ChartLine
 from pytest_bnn.records.evidence import Measurement
 from pytest_bnn.stats.budget import Budget
-from pytest_bnn.stats.intervals import clopper_pearson_lower, clopper_pearson_upper
+from pytest_bnn.stats.intervals import clopper_pearson_lower, clopper_pearson_upper, distance_radius
 from pytest_bnn.stats.likelihoods import Interval
 
 LEVELS = (0.5, 0.8, 0.9, 0.95)
@@ -35,14 +36,10 @@ def measurements(found: Numbers, own: Standard, shown: Interval, budget: Budget)
             name="mean", value=float(own.z.mean()), unit="predicted standard deviations", note="0 as predicted"
         ),
     ]
-    inside = (torch.special.ndtr(own.z) - 0.5).abs()
     for level in LEVELS:
-        held, count, rate = int((inside <= level / 2).sum()), len(own.z), budget.beta / 2
-        low, high = clopper_pearson_lower(held, count, rate), clopper_pearson_upper(held, count, rate)
+        held, low, high = coverage_at(level, own, budget)
         rows.append(
-            Measurement(
-                name=f"coverage at {level:g}", value=held / count, note=f"certainly {low:.3g} to {high:.3g} (exact)"
-            )
+            Measurement(name=f"coverage at {level:g}", value=held, note=f"certainly {low:.3g} to {high:.3g} (exact)")
         )
     rows += [
         Measurement(
@@ -55,6 +52,57 @@ def measurements(found: Numbers, own: Standard, shown: Interval, budget: Budget)
     rows += [Measurement(name="outliers", value=own.far, note=f"beyond {FAR:g} deviations")] if own.far else []
     rows += [Measurement(name="examples left out", value=found.left_out)] if found.left_out else []
     return tuple(rows)
+
+
+def coverage_at(level: float, own: Standard, budget: Budget) -> tuple[float, float, float]:
+    """Return the share of labels in the central intervals of a nominal coverage, and its exact bounds at beta."""
+    inside = (torch.special.ndtr(own.z) - 0.5).abs() <= level / 2
+    held, count, rate = int(inside.sum()), len(own.z), budget.beta / 2
+    return held / count, clopper_pearson_lower(held, count, rate), clopper_pearson_upper(held, count, rate)
+
+
+#: Nominal coverages, and places of the distribution function, that a chart shows.
+_SHOWN, _PLACES = tuple(level / 20 for level in range(1, 20)), 51
+
+
+def charts(own: Standard, budget: Budget) -> tuple[Chart, ...]:
+    """Return observed against nominal coverage, and the distribution function of the labels in their predictions'."""
+    held, low, high = zip(*(coverage_at(level, own, budget) for level in _SHOWN), strict=True)
+    places = torch.linspace(0, 1, _PLACES, dtype=torch.float64)
+    below = torch.special.ndtr(own.z.double().sort().values)
+    shares = torch.searchsorted(below, places, right=True).double() / len(below)
+    radius = distance_radius(len(below), budget.beta)
+    axis = tuple(places.tolist())
+    return (
+        Chart(
+            title="Observed against nominal coverage",
+            x_name="nominal coverage",
+            y_name="share of labels inside",
+            lines=(ChartLine(name="observed", x=_SHOWN, y=held, low=low, high=high, whose="model"),),
+            caption="Central intervals of the predictive distributions; whiskers are exact bounds of each share. Above "
+            "the diagonal the intervals are too wide, below it too narrow.",
+            diagonal="as nominal",
+            x_ends=(0.0, 1.0),
+            y_ends=(0.0, 1.0),
+        ),
+        Chart(
+            title="Distribution function of the labels in that of their predictions",
+            x_name="predictive distribution function at the label (PIT)",
+            y_name="share of labels below",
+            lines=(ChartLine(name="labels", x=axis, y=tuple(shares.tolist()), steps=True, whose="model"),),
+            caption="Where labels follow their predictions it is the diagonal, and runs inside of the band, all of it, "
+            "but for the chance beta of a wrong pass.",
+            band=ChartBand(
+                name="where it runs when the predictions are right",
+                x=axis,
+                low=tuple((places - radius).clamp(0, 1).tolist()),
+                high=tuple((places + radius).clamp(0, 1).tolist()),
+            ),
+            diagonal="as predicted",
+            x_ends=(0.0, 1.0),
+            y_ends=(0.0, 1.0),
+        ),
+    )
 
 
 def shown_end(value: float) -> float | str:

@@ -8,7 +8,7 @@ from pytest_bnn.checks._numbers import Numbers, numbers
 from pytest_bnn.checks._predictions import PASSES, NotHereError, more_labels
 from pytest_bnn.checks.check import check
 from pytest_bnn.checks.finding import Finding, not_applicable
-from pytest_bnn.checks.regression._figures import measurements, shown_end
+from pytest_bnn.checks.regression._figures import charts, measurements, shown_end
 from pytest_bnn.checks.regression._standard import CHANCE_DISTANCE, Standard
 from pytest_bnn.checks.values import Band, FewPasses, NumbersHead, Positive, Share
 from pytest_bnn.records.evidence import Certainty, Threshold, Verdict
@@ -130,6 +130,7 @@ def judge(found: Numbers, band: tuple[float, float], max_distance: float, budget
             allowed=band[1] if shown.best > 1 else band[0],
         ),
         remedy=_remedy(found, own, band, max_distance, verdict, budget),
+        charts=charts(own, budget),
         samples=found.mixture.passes,
         certainty=Certainty(
             alpha=budget.alpha,

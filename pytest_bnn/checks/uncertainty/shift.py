@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +14,7 @@ from pytest_bnn.checks.check import check
 from pytest_bnn.checks.finding import Finding, not_applicable
 from pytest_bnn.checks.uncertainty._series import Series, series_of
 from pytest_bnn.checks.values import Count, FewPasses, Share
+from pytest_bnn.records.charts import Chart, ChartLine
 from pytest_bnn.records.evidence import Certainty, Measurement, Threshold, Verdict
 from pytest_bnn.stats.betting import log_capital_of
 from pytest_bnn.stats.budget import Budget
@@ -24,8 +26,11 @@ LEAST = 0.25
 #: By how much the share of errors must certainly grow for a series to be judged.
 _HARMFUL = 0.05
 
-#: Examples and passes of each step: there are many steps, and each example shows a trend of its own.
-_EXAMPLES, _PASSES = 128, 4
+#: Examples of each step, which show a trend of their own.
+_EXAMPLES = 128
+
+#: Passes of each step, of which there are many.
+_PASSES = 4
 
 
 @check(
@@ -171,6 +176,7 @@ def _judge(found: list[_Trend], least: float, budget: Budget, passes: int) -> Fi
             for one in found
             if not one.harms and not one.grows
         ),
+        charts=_charts(found),
         samples=passes,
         certainty=Certainty(
             alpha=budget.alpha,
@@ -180,6 +186,27 @@ def _judge(found: list[_Trend], least: float, budget: Budget, passes: int) -> Fi
             high=least if verdict is Verdict.FAIL else None,
         ),
     )
+
+
+def _charts(found: list[_Trend]) -> tuple[Chart, ...]:
+    """Return the errors and the mean entropies by step, with a line for each series."""
+
+    def lines(values: Callable[[_Trend], tuple[float, ...]]) -> tuple[ChartLine, ...]:
+        steps = [tuple(float(step) for step in range(len(values(one)))) for one in found]
+        return tuple(ChartLine(name=one.series.name, x=x, y=values(one)) for one, x in zip(found, steps, strict=True))
+
+    return (
+        Chart(
+            title="Errors under growing shifts", x_name="step", y_name="share of errors",
+            lines=lines(lambda one: one.errors), y_ends=(0.0, 1.0),
+            caption="The same examples, step by step harder; 0 is as they were.",
+        ),
+        Chart(
+            title="Uncertainty under growing shifts", x_name="step", y_name="mean entropy, nats",
+            lines=lines(lambda one: one.entropies),
+            caption="The entropy of the mean prediction, which should grow where the errors do.",
+        ),
+    )  # fmt: skip
 
 
 def _measurements(one: _Trend) -> list[Measurement]:

@@ -44,6 +44,13 @@ def test_healthy() -> None:
     assert evidence["factor of the spread"] == pytest.approx(1, abs=0.15)
     for level in (0.5, 0.8, 0.9, 0.95):
         assert evidence[f"coverage at {level:g}"] == pytest.approx(level, abs=0.07)
+    observed, pit = (chart.lines[0] for chart in evidence.charts)
+    at = [round(x, 2) for x in observed.x].index(0.9)
+    assert observed.y[at] == evidence["coverage at 0.9"]
+    assert all(low <= y <= high for low, y, high in zip(observed.low, observed.y, observed.high, strict=True))
+    band = evidence.charts[1].band
+    assert band is not None
+    assert all(low <= y <= high for low, y, high in zip(band.low, pit.y, band.high, strict=True)), "inside of its band"
 
 
 @pytest.mark.parametrize(

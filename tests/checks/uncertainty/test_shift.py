@@ -53,6 +53,9 @@ def test_an_entropy_that_grows_with_the_errors_passes() -> None:
     evidence = judged(Says(noise=0.05))
     assert evidence.verdict is Verdict.PASS, evidence.explain()
     assert "the entropy grows with shift" in evidence.headline
+    errors, entropies = (chart.lines[0].y for chart in evidence.charts)
+    assert list(errors) == sorted(errors)
+    assert len(entropies) == 1 + len(STEPS)
 
 
 @pytest.mark.parametrize("labels", [True, False])
