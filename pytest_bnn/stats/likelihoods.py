@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -55,13 +56,21 @@ class Interval:
         return Interval(low=change(self.low), best=change(self.best), high=change(self.high))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False)
 class Family:
-    """A family with one real parameter, 0 for what was predicted, and what some labels say of it."""
+    """A family with one real parameter, 0 for what was predicted, and what some labels say of it.
+
+    Attributes:
+        log_likelihood: Of members.
+        log_mixture: Log of the mean likelihood of those that were mixed.
+        members: Those, ``[M]``.
+        found: Their log likelihoods, ``[M]``.
+    """
 
     log_likelihood: LogLikelihood
     log_mixture: float
-    best: float
+    members: Tensor
+    found: Tensor
 
     @classmethod
     def of(cls, log_likelihood: LogLikelihood, prior: float = PRIOR) -> Family:
@@ -74,7 +83,12 @@ class Family:
         members = torch.linspace(-_REACH * prior, _REACH * prior, _MEMBERS, dtype=torch.float64)
         weights = torch.log_softmax(-(members / prior).square() / 2, 0)
         found = log_likelihood(members)
-        return cls(log_likelihood, float(torch.logsumexp(found + weights, 0)), _peak(log_likelihood, members, found))
+        return cls(log_likelihood, float(torch.logsumexp(found + weights, 0)), members, found)
+
+    @cached_property
+    def best(self) -> float:
+        """The member of the largest likelihood."""
+        return _peak(self.log_likelihood, self.members, self.found)
 
     def log_evidence(self, member: float = 0.0) -> float:
         """Return the log of the martingale against a member: ``log(1 / error_rate)`` or more rejects it."""
