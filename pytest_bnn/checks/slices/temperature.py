@@ -16,7 +16,7 @@ from pytest_bnn.stats.likelihoods import Family
 from pytest_bnn.stats.likelihoods import temperature as family_of
 from pytest_bnn.subject import Subject
 
-BAND = (1 / 3, 3.0)
+BAND = (0.4, 2.5)
 
 
 @check(
