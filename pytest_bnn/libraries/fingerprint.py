@@ -94,7 +94,7 @@ def _is_hidden(tensor: PosteriorTensor, weight: Tensor) -> bool:
 
 
 def moved_by(tensor: PosteriorTensor, weight: Tensor, *, share: float = 0.5) -> float:
-    """Give how far a share of mu is from the teacher's weight at most, as a multiple of what rounding hides in sigma."""
+    """Give how far a share of mu is from the teacher's weight at most, in multiples of what rounding hides in sigma."""
     mu, rho = some(tensor.mu.detach()), some(rho_of(tensor))
     weight = some(weight.detach().to(mu.device))
     usable = usable_places(rho, weight)
