@@ -120,19 +120,23 @@ def _of_classes(
         if sign < 0 and not (targets is labels and _is_one_factor(scale[usable], targets[usable])):
             return Pull()  # away from what a row is not, as complementary labels and bad rewards push
         nothing = torch.full_like(scale, torch.nan)
+        # In half precision a few rows among many that are sure of a class fit a form by chance.
+        few = allowed > FULL and 4 * int(usable.sum()) < len(outputs)
         implied = torch.where(usable, targets, torch.full_like(targets, -1))
         resting = sure & ~usable if labels is None else sure & ~usable & (labels >= 0)
         smallest = sign * float(scale[usable].abs().min())
         return Pull(
             form="cross-entropy",
             sign=sign,
-            scale=torch.where(usable, scale, nothing),
+            scale=None if few else torch.where(usable, scale, nothing),
             implied=torch.where(resting, _of_sure_rows(outputs, slope, smallest, allowed), implied),
             rows=len(outputs) if labels is None else int((labels >= 0).sum()),
         )
-    if labels is not None and (found := _smoothed(shares, slope, labels, live, allowed)) is not None:
+    # Of forms that all rows share, rows that are sure of a class tell something, too: not by their direction alone.
+    pulled = slope.abs().sum(1) > 0
+    if labels is not None and (found := _smoothed(shares, slope, labels, pulled, allowed)) is not None:
         return found
-    return _distilled(outputs, slope, labels, teacher, live, allowed)
+    return _distilled(outputs, slope, labels, teacher, pulled, allowed)
 
 
 _Fit: TypeAlias = tuple[Tensor, Tensor, Tensor]

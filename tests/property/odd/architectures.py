@@ -39,22 +39,25 @@ def _columns(width: int) -> int:
 
 
 def vision_transformer(width: int, depth: int) -> nn.Module:
-    return VisionTransformer(
+    made: nn.Module = VisionTransformer(
         image_size=_SIDE, patch_size=4, num_layers=depth, num_heads=2, hidden_dim=_columns(width), mlp_dim=2 * width,
         dropout=0.1, num_classes=CLASSES,
     )  # fmt: skip
+    return made
 
 
 def swin(width: int, depth: int) -> nn.Module:
-    return SwinTransformer(
+    made: nn.Module = SwinTransformer(
         patch_size=[2, 2], embed_dim=_columns(width), depths=[depth, 1], num_heads=[1, 2], window_size=[2, 2],
         num_classes=CLASSES,
     )  # fmt: skip
+    return made
 
 
 def convnext(width: int, depth: int) -> nn.Module:
     stages = [CNBlockConfig(width, 2 * width, depth), CNBlockConfig(2 * width, None, 1)]
-    return ConvNeXt(stages, stochastic_depth_prob=0.1, num_classes=CLASSES)
+    made: nn.Module = ConvNeXt(stages, stochastic_depth_prob=0.1, num_classes=CLASSES)
+    return made
 
 
 def _of_images(network: Callable[[int, int], nn.Module]) -> Shape:

@@ -116,7 +116,8 @@ def gaussian(output: Any, labels: Tensor, _taught: Any = None, reduction: str = 
 
 
 def of_fixed_noise(output: Tensor, labels: Tensor, _taught: Any) -> Tensor:
-    return -Normal(output, 0.5).log_prob(labels).mean()
+    value: Tensor = -Normal(output, 0.5).log_prob(labels).mean()
+    return value
 
 
 def squares(output: Tensor, labels: Tensor, _taught: Any = None) -> Tensor:
@@ -178,7 +179,8 @@ TERMS: dict[Meaning, dict[str, DataTerm]] = {
 
 
 def _by_modules(model: nn.Module) -> Tensor:
-    parts = [module.kl_loss() for module in model.modules() if hasattr(module, "kl_loss")]
+    layers: list[Any] = [module for module in model.modules() if hasattr(module, "kl_loss")]
+    parts: list[Tensor] = [layer.kl_loss() for layer in layers]
     return torch.stack([part.reshape(()) for part in parts]).sum()
 
 
