@@ -16,7 +16,8 @@ import pytest_bnn
 from pytest_bnn import Evidence, Verdict
 from tests.property.odd.architectures import ARCHITECTURES
 from tests.property.odd.losses import KLS, TERMS, DataTerm
-from tests.property.odd.recipe import ALL, Recipe, healthy, recipes, subject, term_of
+from tests.property.odd.making import subject
+from tests.property.odd.recipe import ALL, Recipe, healthy, recipes, term_of
 from tests.property.odd.shapes import CLASSES, SHAPES, Meaning
 
 #: The examples of a push.
