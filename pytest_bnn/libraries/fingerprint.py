@@ -28,6 +28,9 @@ FAR = 100.0
 #: Cosine of mu to the teacher's weight above which a few steps may have brought it there.
 _NEAR = 0.9
 
+#: Roundings by which a weight that was computed in another order may differ, relative to the norm of its tensor.
+_ROUNDINGS = 8
+
 #: A rho at or below this is the floor of MOPED's ``log(expm1(.) + 1e-20)``, docs/faults.md A6.
 _FLOOR = -40.0
 
@@ -90,7 +93,15 @@ def _is_hidden(tensor: PosteriorTensor, weight: Tensor) -> bool:
     coarse = getattr(torch, precision(mu).dtype)
     rounded = torch.equal(weight.to(coarse).to(mu.dtype), mu)  # both may have been cast up since
     masked = bool(((mu == 0) & (weight != 0)).any())
-    return not (rounded or masked) and moved_by(tensor, weight, share=0.9) <= FAR
+    apart, allowed = apart_from(mu, weight)
+    return not (rounded or masked) and apart <= allowed and moved_by(tensor, weight, share=0.9) <= FAR
+
+
+def apart_from(mu: Tensor, weight: Tensor) -> tuple[float, float]:
+    """Return how far mu is from a weight, as a share of the weight's norm, and how much of that rounding explains."""
+    size = float(weight.double().norm())
+    apart = float((mu.double() - weight.double()).norm()) / size if size else float("inf")
+    return apart, _ROUNDINGS * max(torch.finfo(t.dtype).eps for t in (mu, weight))
 
 
 def moved_by(tensor: PosteriorTensor, weight: Tensor, *, share: float = 0.5) -> float:
