@@ -80,7 +80,7 @@ def _of_classes(
     if bool(one.all()):
         return _of_one_entry(task, outputs, slope, live, labels)
     if task.shares:
-        return Pull()
+        return _normalised_again(outputs, slope, labels, live, allowed, scores=False) or Pull()
     shares = torch.softmax(outputs, 1)
     # Of a row that is sure of a class only rounding is left, or a push away from another looks like a pull to it.
     sure = shares.max(1).values >= 1 - _SURE
@@ -121,6 +121,8 @@ def _of_classes(
         )
     if labels is not None and (found := _smoothed(shares, slope, labels, live, allowed)) is not None:
         return found
+    if (again := _normalised_again(shares, slope, labels, live, allowed, scores=True)) is not None:
+        return again
     return _distilled(outputs, slope, labels, teacher, live, allowed)
 
 
@@ -228,6 +230,27 @@ def _smoothed(shares: Tensor, slope: Tensor, labels: Tensor, live: Tensor, allow
         return None
     scale = torch.where(usable, found[0], torch.nan)
     return Pull(form="smoothed labels", sign=1 if found[0] > 0 else -1, scale=scale, rows=int((labels >= 0).sum()))
+
+
+def _normalised_again(
+    shares: Tensor, slope: Tensor, labels: Tensor | None, live: Tensor, allowed: float, *, scores: bool
+) -> Pull | None:
+    """Tell a cross-entropy that takes shares for scores; the slope is that at the shares or at their ``scores``.
+
+    Of two classes any loss pulls in that direction.
+    """
+    if labels is None or shares.shape[1] < 3 or allowed > FULL:
+        return None
+    usable = live & (labels >= 0)
+    direction = torch.softmax(shares, 1) - torch.nn.functional.one_hot(labels.clamp_min(0), shares.shape[1]).double()
+    if scores:
+        direction = shares * (direction - (shares * direction).sum(1, keepdim=True))
+    scale, off = _fitted(slope, direction)
+    if not bool(usable.any()) or float(off[usable].max()) > allowed or not bool((scale[usable] > 0).all()):
+        return None
+    if not _is_one_factor(scale[usable], labels[usable]):
+        return None
+    return Pull(form="cross-entropy of shares", sign=1, rows=int((labels >= 0).sum()))
 
 
 def _distilled(

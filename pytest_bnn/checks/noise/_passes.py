@@ -47,17 +47,17 @@ def look_at_passes(subject: Subject, few: Inputs) -> Passes:
 
     with eager(), undisturbed(model, seed=subject.seed), torch.no_grad():
         first = drawn(model, run, sigmas)
-        after = _state(few)
+        after = generator_state(few)
         second = drawn(model, run, sigmas)
         varies = not torch.equal(*outputs) or len(first.repeats(second)) < len(first.noise)
     with eager(), undisturbed(model, seed=subject.seed + 1):
-        before = _state(few)
+        before = generator_state(few)
         with _states(model, few) as inside:
             total, unjudged = _total(model, few)
         if unjudged:
             seed_everything(subject.seed + 1)
             forward(model, few)
-        forwarded = _state(few)
+        forwarded = generator_state(few)
         resets = torch.equal(after, forwarded) and not torch.equal(before, forwarded)
         backward = ""
         if total is not None and not resets:
@@ -72,7 +72,7 @@ def look_at_passes(subject: Subject, few: Inputs) -> Passes:
 
 def _backward(subject: Subject, few: Inputs, forwarded: Tensor, inside: list[Tensor]) -> str:
     """Say how the backward pass that has just run repeats draws; empty where it does not."""
-    state = _state(few)
+    state = generator_state(few)
     if torch.equal(state, forwarded):
         return ""
     if any(torch.equal(state, earlier) for earlier in inside):
@@ -80,10 +80,10 @@ def _backward(subject: Subject, few: Inputs, forwarded: Tensor, inside: list[Ten
     seed_everything(subject.seed + 2)
     with torch.enable_grad():
         total, _ = _total(subject.model, few)
-    if total is None or torch.equal(_state(few), forwarded):
+    if total is None or torch.equal(generator_state(few), forwarded):
         return ""
     total.backward()
-    if torch.equal(_state(few), state):
+    if torch.equal(generator_state(few), state):
         return "it leaves the random generator in the same state wherever it was before"
     return ""
 
@@ -101,7 +101,7 @@ def _total(model: nn.Module, few: Inputs) -> tuple[Tensor | None, str]:
         return None, f"with gradients the forward raised {type(error).__name__}: {error}"
 
 
-def _state(few: Inputs) -> Tensor:
+def generator_state(few: Inputs) -> Tensor:
     """Give the state of the global generator that a network draws from: its device's."""
     device = device_of(few)
     return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
@@ -113,7 +113,7 @@ def _states(model: nn.Module, few: Inputs) -> Iterator[list[Tensor]]:
     found: list[Tensor] = []
 
     def see(*_: Any) -> None:
-        found.append(_state(few))
+        found.append(generator_state(few))
 
     handles: list[Any] = []
     for layer in bayesian_layers(model):
