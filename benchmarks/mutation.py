@@ -140,7 +140,7 @@ def _outcome(mutant: Mutant, verdicts: dict[str, str], named: list[str], health:
         return Outcome.BELOW_POWER, f"{health.passes} passes show no factor below {shown:.3g} in {mutant.size} weights"
     if mutant.shortfall:
         return Outcome.BELOW_POWER, mutant.shortfall
-    return Outcome.SURVIVED, "no check sees it"
+    return Outcome.SURVIVED, expected.reason or "no check sees it"
 
 
 def least_visible(draws: int) -> float:

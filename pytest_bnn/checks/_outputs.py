@@ -96,8 +96,8 @@ class Outputs:
         if self.proven and self.form == "cross-entropy of shares":
             return (
                 Verdict.WARN,
-                "the loss takes probabilities for scores: cross_entropy takes the softmax of them once more, so that the "
-                "data pull weakly, and the loss stays far from 0 where every label is right",
+                "the loss takes probabilities for scores: cross_entropy takes the softmax of them once more, so that "
+                "the data pull weakly, and the loss stays far from 0 where every label is right",
                 "give cross_entropy the scores, or nll_loss the logarithm of the probabilities; where it is meant, say "
                 "so: --set loss.data.severity=off",
             )

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pytest_bnn import convert
+from pytest_bnn.audit.run import audit_model
 from pytest_bnn.checks import measure_estimator_flipout, measure_loss_data
+from pytest_bnn.checks.choices import choosing, from_texts
 from pytest_bnn.libraries.posterior import bayesian_layers, zero_noise
 from pytest_bnn.records.evidence import Evidence, Verdict
 
@@ -131,6 +133,84 @@ def test_noise_that_the_loss_governs_on_purpose_does_not_fail(loss: Loss, verdic
     assert found.verdict is verdict, found.explain()
     if verdict is Verdict.WARN:
         assert "the first step of a schedule" in found.explain()
+
+
+def tempered(module: Any, sigma: Tensor) -> Tensor:
+    return (0.5 if module.training else 1.0) * sigma * torch.randn_like(sigma)
+
+
+def in_pairs(module: Any, sigma: Tensor) -> Tensor:
+    """Antithetic in training: each other draw is the one before, with the other sign."""
+    if not module.training:
+        return sigma * torch.randn_like(sigma)
+    module.noise = torch.randn_like(sigma) if getattr(module, "noise", None) is None else -module.noise
+    return sigma * module.noise
+
+
+def held(module: Any, sigma: Tensor) -> Tensor:
+    """One draw for several passes in training."""
+    if not module.training:
+        return sigma * torch.randn_like(sigma)
+    module.noise = torch.randn_like(sigma) if getattr(module, "noise", None) is None else module.noise
+    return sigma * module.noise
+
+
+def of_passes(model: nn.Module, batch: Batch) -> Tensor:
+    """Several passes where it trains, one where it only reports."""
+    passes = [functional.cross_entropy(model(batch[0]), batch[1]) for _ in range(4 if model.training else 1)]
+    value: Tensor = torch.stack(passes).mean() + get_kl_loss(model) / M
+    return value
+
+
+def cold(model: nn.Module, batch: Batch) -> Tensor:
+    """The temperature of the posterior in the loss: a tenth of the KL where it trains."""
+    value: Tensor = functional.cross_entropy(model(batch[0]), batch[1])
+    return value + (0.1 if model.training else 1.0) * get_kl_loss(model) / M
+
+
+def between(*modules: nn.Module) -> Any:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 12), *modules, nn.ReLU(), nn.Linear(12, CLASSES)).eval()
+
+
+@pytest.mark.parametrize("how", ESTIMATORS)
+@pytest.mark.parametrize(
+    ("loss", "inside"), [(cold, "nothing"), (elbo, "dropout"), (elbo, "batch norm"), (of_passes, "both")]
+)
+def test_other_noise_where_it_trains_is_healthy(how: Any, loss: Loss, inside: str) -> None:
+    """Dropout and a batch's own statistics beside the draws, a tempered KL, several passes averaged."""
+    drop, norm = nn.Dropout(0.3), nn.BatchNorm1d(12)
+    modules: dict[str, tuple[nn.Module, ...]] = {"dropout": (drop,), "batch norm": (norm,), "both": (norm, drop)}
+    found = judged(convert(between(*modules.get(inside, ())), type=how, moped_delta=0.1), loss)
+    assert found.verdict is Verdict.PASS, found.explain()
+    assert "in eval and train mode" in found.headline
+
+
+@pytest.mark.parametrize(("draw", "loss"), [(tempered, elbo), (in_pairs, of_passes), (held, of_passes)])
+def test_draws_of_another_kind_where_it_trains_are_healthy(draw: Callable[[Any, Tensor], Tensor], loss: Loss) -> None:
+    """Colder noise, antithetic pairs, a draw that is held: each is computed from rho in the graph."""
+    model = converted("Reparameterization")
+    with_own_draw(model, draw)
+    found = judged(model, loss)
+    assert found.verdict is Verdict.PASS, found.explain()
+
+
+def without_draws_in_training(module: Any, sigma: Tensor) -> Tensor:
+    return 0 * sigma if module.training else sigma * torch.randn_like(sigma)
+
+
+@pytest.mark.fault("B26", "loss.data")
+def test_a_warm_up_that_is_declared_is_accused_of_nothing() -> None:
+    """Nothing tells it from noise that was forgotten: the finding says how to say so, and then nothing is said."""
+    model = converted("Reparameterization")
+    with_own_draw(model, without_draws_in_training)
+    found = judged(model, elbo)
+    assert found.verdict is Verdict.FAIL, found.explain()
+    assert "where this is a warm-up of the means, say so: --set loss.data.severity=off" in found.remedy
+    data = torch.randn(ROWS, 6), torch.arange(ROWS) % CLASSES
+    with choosing(from_texts(["loss.data.severity=off"], "--set")):
+        audit = audit_model(model, data=data, loss=elbo, checks=["loss.data", "gradient.samples"])
+    assert [e.id for e in audit.checks if e.verdict in (Verdict.FAIL, Verdict.WARN)] == []
 
 
 def test_a_variance_that_is_known_without_a_draw_is_left_alone() -> None:

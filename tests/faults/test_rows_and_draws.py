@@ -135,7 +135,7 @@ def test_a_layer_that_puts_the_generator_back(measures: Measures) -> None:
     layer.module.__class__ = type(kind.__name__, (kind,), {"forward": forward})
     found = accusing(measures, model, images=images(12, 6))
     assert found.keys() == {"noise.fresh"}
-    assert f"{layer.path} draws, and puts the global random generator back" in found["noise.fresh"].headline
+    assert f"the forward of {layer.path} puts back the global random generator" in found["noise.fresh"].headline
 
 
 @pytest.mark.fault("B42", "noise.fresh")

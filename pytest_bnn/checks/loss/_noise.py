@@ -53,7 +53,10 @@ class Training:
         return f"{what}, {first} first: sigma {'does not see the data there' if self.meant else 'never sees the data'}"
 
 
-_DRAW = "let the forward draw in train mode as it does in eval mode: training is what the noise is for"
+_DRAW = (
+    "let the forward draw in train mode as it does in eval mode: training is what the noise is for; where this is a "
+    "warm-up of the means, say so: --set loss.data.severity=off"
+)
 
 
 def noise_in_training(subject: Subject, layers: tuple[BayesianLayer, ...], left: Evaluation) -> Training:

@@ -79,13 +79,13 @@ def _find(subject: Subject) -> Finding:
     kept = () if passes.resets else modules_that_put_back(subject, few)
     if kept:
         problems.append(
-            f"{_first_of(kept)} draws, and puts the global random generator back to where it was: what comes next draws "
-            "the same numbers"
+            f"the forward of {_first_of(kept)} puts back the global random generator from which it drew: what comes "
+            "next draws the same numbers"
         )
         layers += [_accused(subject, path, "puts the generator back after its draw") for path in kept]
         remedies.append(
-            "remove torch.random.fork_rng() and torch.set_rng_state() from the forward: a draw has to move the generator "
-            "on; what must not move it draws from a generator of its own, seeded from entropy"
+            "remove torch.random.fork_rng() and torch.set_rng_state() from the forward: a draw has to move the "
+            "generator on; what must not move it draws from a generator of its own, seeded from entropy"
         )
     copies = _copies(subject, few)
     if copies is not None:

@@ -505,7 +505,7 @@ def test_a_layer_that_puts_the_generator_back(how: Callable[[nn.Module, Tensor],
     assert torch.equal(*drawn)
     found = measure_noise_fresh(model, images=images())
     assert found.verdict is Verdict.FAIL, found.explain()
-    assert found.headline.startswith("network.2 draws, and puts the global random generator back")
+    assert found.headline.startswith("the forward of network.2 puts back the global random generator")
     assert [layer.path for layer in found.layers] == ["network.2"]
 
 
