@@ -136,23 +136,26 @@ def test_noise_that_the_loss_governs_on_purpose_does_not_fail(loss: Loss, verdic
 
 
 def tempered(module: Any, sigma: Tensor) -> Tensor:
-    return (0.5 if module.training else 1.0) * sigma * torch.randn_like(sigma)
+    noise: Tensor = (0.5 if module.training else 1.0) * sigma * torch.randn_like(sigma)
+    return noise
 
 
 def in_pairs(module: Any, sigma: Tensor) -> Tensor:
     """Antithetic in training: each other draw is the one before, with the other sign."""
     if not module.training:
         return sigma * torch.randn_like(sigma)
-    module.noise = torch.randn_like(sigma) if getattr(module, "noise", None) is None else -module.noise
-    return sigma * module.noise
+    noise: Tensor = torch.randn_like(sigma) if getattr(module, "noise", None) is None else -module.noise
+    module.noise = noise
+    return sigma * noise
 
 
 def held(module: Any, sigma: Tensor) -> Tensor:
     """One draw for several passes in training."""
     if not module.training:
         return sigma * torch.randn_like(sigma)
-    module.noise = torch.randn_like(sigma) if getattr(module, "noise", None) is None else module.noise
-    return sigma * module.noise
+    noise: Tensor = torch.randn_like(sigma) if getattr(module, "noise", None) is None else module.noise
+    module.noise = noise
+    return sigma * noise
 
 
 def of_passes(model: nn.Module, batch: Batch) -> Tensor:
@@ -196,7 +199,7 @@ def test_draws_of_another_kind_where_it_trains_are_healthy(draw: Callable[[Any, 
 
 
 def without_draws_in_training(module: Any, sigma: Tensor) -> Tensor:
-    return 0 * sigma if module.training else sigma * torch.randn_like(sigma)
+    return torch.zeros_like(sigma) if module.training else sigma * torch.randn_like(sigma)
 
 
 @pytest.mark.fault("B26", "loss.data")

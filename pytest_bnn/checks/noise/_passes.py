@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pytest_bnn.checks.noise._drawn import drawn
-from pytest_bnn.data.batch import Inputs, call, device_of
+from pytest_bnn.checks.noise._put_back import Call, calls_that_leave_the_state, generator_state
+from pytest_bnn.data.batch import Inputs, call
 from pytest_bnn.libraries.posterior import bayesian_layers
 from pytest_bnn.network.calling import forward, output_fields
 from pytest_bnn.network.isolation import seed_everything, undisturbed
@@ -28,12 +29,14 @@ class Passes:
         resets: Whether a forward pass leaves the global generator in the same state wherever it was before.
         backward: Why the backward pass repeats draws, in words; empty where it does not.
         unjudged: Why the backward pass was not judged, where it was not.
+        unmoved: Modules around Bayesian layers that left the generator as they found it, by path, with a call.
     """
 
     varies: bool
     resets: bool
     backward: str = ""
     unjudged: str = ""
+    unmoved: dict[str, Call] = field(default_factory=dict)
 
 
 def look_at_passes(subject: Subject, few: Inputs) -> Passes:
@@ -48,7 +51,8 @@ def look_at_passes(subject: Subject, few: Inputs) -> Passes:
     with eager(), undisturbed(model, seed=subject.seed), torch.no_grad():
         first = drawn(model, run, sigmas)
         after = generator_state(few)
-        second = drawn(model, run, sigmas)
+        with calls_that_leave_the_state(model, few) as unmoved:
+            second = drawn(model, run, sigmas)
         varies = not torch.equal(*outputs) or len(first.repeats(second)) < len(first.noise)
     with eager(), undisturbed(model, seed=subject.seed + 1):
         before = generator_state(few)
@@ -67,7 +71,7 @@ def look_at_passes(subject: Subject, few: Inputs) -> Passes:
                 unjudged = f"it raised {type(error).__name__}: {error}"
             else:
                 backward = _backward(subject, few, forwarded, inside)
-    return Passes(varies=varies, resets=resets, backward=backward, unjudged=unjudged)
+    return Passes(varies=varies, resets=resets, backward=backward, unjudged=unjudged, unmoved=unmoved)
 
 
 def _backward(subject: Subject, few: Inputs, forwarded: Tensor, inside: list[Tensor]) -> str:
@@ -99,12 +103,6 @@ def _total(model: nn.Module, few: Inputs) -> tuple[Tensor | None, str]:
             return torch.stack([t.double().sum() for t in found]).sum(), ""
     except (Exception, SystemExit, GeneratorExit) as error:  # without gradients it ran
         return None, f"with gradients the forward raised {type(error).__name__}: {error}"
-
-
-def generator_state(few: Inputs) -> Tensor:
-    """Give the state of the global generator that a network draws from: its device's."""
-    device = device_of(few)
-    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
 
 
 @contextmanager

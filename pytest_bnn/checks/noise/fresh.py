@@ -76,7 +76,7 @@ def _find(subject: Subject) -> Finding:
             "let what runs layers again in the backward pass put the random state back afterwards, as "
             "torch.utils.checkpoint does"
         )
-    kept = () if passes.resets else modules_that_put_back(subject, few)
+    kept = () if passes.resets else modules_that_put_back(subject, few, passes.unmoved)
     if kept:
         problems.append(
             f"the forward of {_first_of(kept)} puts back the global random generator from which it drew: what comes "

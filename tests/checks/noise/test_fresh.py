@@ -454,7 +454,7 @@ def forked(module: nn.Module, x: Tensor) -> Tensor:
     return out
 
 
-def by_hand(module: nn.Module, x: Tensor) -> Tensor:
+def put_back_by_hand(module: nn.Module, x: Tensor) -> Tensor:
     state = torch.get_rng_state()
     out: Tensor = module(x)
     torch.set_rng_state(state)
@@ -491,7 +491,7 @@ def around_layer(forward: Callable[[nn.Module, Tensor], Tensor], estimator: str,
 
 
 @pytest.mark.parametrize("estimator", ["Reparameterization", "Flipout"])
-@pytest.mark.parametrize("how", [forked, by_hand])
+@pytest.mark.parametrize("how", [forked, put_back_by_hand])
 def test_a_layer_that_puts_the_generator_back(how: Callable[[nn.Module, Tensor], Tensor], estimator: str) -> None:
     """The oracle is the generator: the next draw after the layer is the layer's own first one."""
     model: Any = around_layer(how, estimator)
