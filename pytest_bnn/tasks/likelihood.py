@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from pytest_bnn.tasks.distances import pull_on_numbers, pull_on_sides
-from pytest_bnn.tasks.pull import FULL, HALF, Form, Pull
+from pytest_bnn.tasks.pull import FULL, HALF, Pull
+from pytest_bnn.tasks.soft import distilled, smoothed
 from pytest_bnn.tasks.task import Task
 
 #: How far the largest share is from 1 where a row's pull is more than rounding.
@@ -25,8 +26,6 @@ _PULLED = 0.1
 
 #: Allowed relative difference of the factors of rows that a likelihood weighs alike.
 _FACTOR = 1e-2
-
-_TEMPERATURES = (1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 16.0, 20.0)
 
 
 def pull_of(task: Task, outputs: Tensor, gradient: Tensor, labels: Tensor | None, teacher: Tensor | None) -> Pull:
@@ -46,7 +45,7 @@ def pull_of(task: Task, outputs: Tensor, gradient: Tensor, labels: Tensor | None
         labels = None if labels is None else labels.reshape(-1)
         teacher = None if teacher is None else task.places(teacher.double(), 0)
     if task.kind in ("classification", "dense") and found.ndim == 2 and found.shape[1] > 1:
-        return _of_classes(task, found, slope, _indices(labels, found), teacher, allowed)
+        return _of_classes(task, found, slope, _indices(labels, found), teacher, allowed, _sure_of(outputs, allowed))
     if labels is None or labels.numel() != found.numel():
         return Pull()
     target = labels.reshape(found.shape).to(found.device).double()
@@ -55,6 +54,11 @@ def pull_of(task: Task, outputs: Tensor, gradient: Tensor, labels: Tensor | None
     if task.kind == "regression":
         return pull_on_numbers(found, slope, target, allowed)
     return Pull()
+
+
+def _sure_of(outputs: Tensor, allowed: float) -> float:
+    """Give how far the largest share is from 1 where a row's pull is more than its rounding, which is that of a 1."""
+    return max(_SURE, torch.finfo(outputs.dtype).eps / 4 / allowed)
 
 
 def _indices(labels: Tensor | None, outputs: Tensor) -> Tensor | None:
@@ -71,7 +75,13 @@ def _indices(labels: Tensor | None, outputs: Tensor) -> Tensor | None:
 
 
 def _of_classes(
-    task: Task, outputs: Tensor, slope: Tensor, labels: Tensor | None, teacher: Tensor | None, allowed: float
+    task: Task,
+    outputs: Tensor,
+    slope: Tensor,
+    labels: Tensor | None,
+    teacher: Tensor | None,
+    allowed: float,
+    least: float,
 ) -> Pull:
     live = slope.abs().sum(1) > 0
     if not bool(live.any()):
@@ -83,8 +93,8 @@ def _of_classes(
         return _normalised_again(outputs, slope, labels, live, allowed, scores=False) or Pull()
     shares = torch.softmax(outputs, 1)
     # Of a row that is sure of a class only rounding is left, or a push away from another looks like a pull to it.
-    sure = shares.max(1).values >= 1 - _SURE
-    live = (live & ~sure) if bool((live & ~sure).any()) else _pulled_alike(outputs, slope, live)
+    sure = shares.max(1).values >= 1 - least
+    live = (live & ~sure) if bool((live & ~sure).any()) else _pulled_alike(outputs, slope, live, least)
     if not bool(live.any()):
         return Pull()
     candidates = [] if labels is None else [labels]
@@ -109,21 +119,25 @@ def _of_classes(
         if sign < 0 and not (targets is labels and _is_one_factor(scale[usable], targets[usable])):
             return Pull()  # away from what a row is not, as complementary labels and bad rewards push
         nothing = torch.full_like(scale, torch.nan)
+        # In half precision a few rows among many that are sure of a class fit a form by chance.
+        few = allowed > FULL and 4 * int(usable.sum()) < len(outputs)
         implied = torch.where(usable, targets, torch.full_like(targets, -1))
         resting = sure & ~usable if labels is None else sure & ~usable & (labels >= 0)
-        least = sign * float(scale[usable].abs().min())
+        smallest = sign * float(scale[usable].abs().min())
         return Pull(
             form="cross-entropy",
             sign=sign,
-            scale=torch.where(usable, scale, nothing),
-            implied=torch.where(resting, _of_sure_rows(outputs, slope, least, allowed), implied),
+            scale=None if few else torch.where(usable, scale, nothing),
+            implied=torch.where(resting, _of_sure_rows(outputs, slope, smallest, allowed), implied),
             rows=len(outputs) if labels is None else int((labels >= 0).sum()),
         )
-    if labels is not None and (found := _smoothed(shares, slope, labels, live, allowed)) is not None:
+    # Of forms that all rows share, rows that are sure of a class tell something, too: not by their direction alone.
+    pulled = slope.abs().sum(1) > 0
+    if labels is not None and (found := smoothed(shares, slope, labels, pulled, allowed)) is not None:
         return found
     if (again := _normalised_again(shares, slope, labels, live, allowed, scores=True)) is not None:
         return again
-    return _distilled(outputs, slope, labels, teacher, live, allowed)
+    return distilled(outputs, slope, labels, teacher, pulled, allowed)
 
 
 _Fit: TypeAlias = tuple[Tensor, Tensor, Tensor]
@@ -145,7 +159,7 @@ def _toward_others(fits: list[_Fit], scale: Tensor, allowed: float) -> list[_Fit
     return []
 
 
-def _pulled_alike(outputs: Tensor, slope: Tensor, live: Tensor) -> Tensor:
+def _pulled_alike(outputs: Tensor, slope: Tensor, live: Tensor, least: float) -> Tensor:
     """Return the rows that are pulled away from classes which they are sure of, where these are most rows.
 
     Toward the class that a row is sure of, or away from it, only rounding pulls, of another size in every row; toward
@@ -153,7 +167,7 @@ def _pulled_alike(outputs: Tensor, slope: Tensor, live: Tensor) -> Tensor:
     """
     size = slope.norm(dim=1)
     away = slope.gather(1, outputs.argmax(1)[:, None])[:, 0] > 0
-    alike = live & away & (size >= (1 - 10 * _SURE) * size.max())
+    alike = live & away & (size >= (1 - max(10 * _SURE, 2 * least)) * size.max())
     return alike if 2 * int(alike.sum()) > len(alike) else torch.zeros_like(alike)
 
 
@@ -210,28 +224,6 @@ def _of_one_entry(task: Task, outputs: Tensor, slope: Tensor, live: Tensor, labe
     return Pull(sign=0, implied=implied)
 
 
-def _solved(parts: Sequence[Tensor], slope: Tensor, live: Tensor, allowed: float) -> list[float] | None:
-    """Return the factors of some directions, the same in all rows; None where they do not explain the slope."""
-    basis = torch.stack([part[live].flatten() for part in parts], 1)
-    wanted = slope[live].flatten()
-    found = torch.linalg.lstsq(basis, wanted[:, None]).solution[:, 0]
-    if not bool(torch.isfinite(found).all()):
-        return None
-    off = float((wanted - basis @ found).norm() / wanted.norm())
-    return [float(value) for value in found] if off <= allowed else None
-
-
-def _smoothed(shares: Tensor, slope: Tensor, labels: Tensor, live: Tensor, allowed: float) -> Pull | None:
-    classes = shares.shape[1]
-    usable = live & (labels >= 0)
-    wanted = torch.nn.functional.one_hot(labels.clamp_min(0), classes).double()
-    found = _solved([shares - wanted, wanted - 1 / classes], slope, usable, allowed) if bool(usable.any()) else None
-    if found is None or not 0 < found[1] / (found[0] or torch.inf) < 1:
-        return None
-    scale = torch.where(usable, found[0], torch.nan)
-    return Pull(form="smoothed labels", sign=1 if found[0] > 0 else -1, scale=scale, rows=int((labels >= 0).sum()))
-
-
 def _normalised_again(
     shares: Tensor, slope: Tensor, labels: Tensor | None, live: Tensor, allowed: float, *, scores: bool
 ) -> Pull | None:
@@ -251,36 +243,6 @@ def _normalised_again(
     if not _is_one_factor(scale[usable], labels[usable]):
         return None
     return Pull(form="cross-entropy of shares", sign=1, rows=int((labels >= 0).sum()))
-
-
-def _distilled(
-    outputs: Tensor, slope: Tensor, labels: Tensor | None, teacher: Tensor | None, live: Tensor, allowed: float
-) -> Pull:
-    if teacher is None or teacher.shape != outputs.shape:
-        return Pull()
-    hard: list[Tensor] = []
-    if labels is not None and bool((labels >= 0).all()):
-        hard = [torch.softmax(outputs, 1) - torch.nn.functional.one_hot(labels, outputs.shape[1]).double()]
-    for temperature in _TEMPERATURES:
-        soft = torch.softmax(outputs / temperature, 1) - torch.softmax(teacher / temperature, 1)
-        found = _solved([soft], slope, live, allowed)
-        if found is None and hard:
-            found = _solved([soft, *hard], slope, live, allowed)
-        if found is None:
-            continue
-        scale = torch.where(live, sum(found), torch.nan)
-        # T^2 KL(softmax(t / T), softmax(o / T)) pulls by T (softmax(o / T) - softmax(t / T)); without T^2 by 1 / T.
-        lost = temperature > 1 and len(found) == 1 and _is_whole(1 / (abs(found[0]) * len(outputs)), temperature)
-        form: Form = "distillation without T^2" if lost else "distillation"
-        return Pull(
-            form=form, sign=1 if found[0] > 0 else -1, scale=scale if temperature == 1 else None,
-            temperature=temperature, rows=len(outputs),
-        )  # fmt: skip
-    return Pull()
-
-
-def _is_whole(value: float, wanted: float) -> bool:
-    return abs(value / wanted - 1) <= FULL
 
 
 def scale_over_calls(pulls: Sequence[Pull]) -> float | None:

@@ -167,8 +167,9 @@ def of_passes(model: nn.Module, batch: Batch) -> Tensor:
 
 def cold(model: nn.Module, batch: Batch) -> Tensor:
     """The temperature of the posterior in the loss: a tenth of the KL where it trains."""
-    value: Tensor = functional.cross_entropy(model(batch[0]), batch[1])
-    return value + (0.1 if model.training else 1.0) * get_kl_loss(model) / M
+    share = 0.1 if model.training else 1.0
+    value: Tensor = functional.cross_entropy(model(batch[0]), batch[1]) + share * get_kl_loss(model) / M
+    return value
 
 
 def between(*modules: nn.Module) -> Any:
