@@ -58,6 +58,7 @@ class Evaluation:
         by_normal: Paths of the layers that drew by ``torch.normal`` for tensors in a graph; seen in silence alone.
         not_cut: Paths of the layers whose weights are not seen, so that they were not cut.
         undrawn: Tensors whose mu is used as it is, outside of their layer's own call; seen in the cut alone.
+        to_rho: Tensors from whose rho the weights that were used were computed in the graph; seen in the cut alone.
         moved: How far each mu was moved, float64.
         outputs: The calls of the model as a whole; their outputs keep their gradients.
         foreign: Modules beside the model that ran in train mode, so that their buffers changed; they were put back.
@@ -72,6 +73,7 @@ class Evaluation:
     by_normal: frozenset[str] = frozenset()
     not_cut: tuple[str, ...] = ()
     undrawn: tuple[PosteriorTensor, ...] = ()
+    to_rho: frozenset[Key] = frozenset()
     moved: dict[Key, Tensor] = field(default_factory=dict)
     outputs: list[OutputCall] = field(default_factory=list)
     foreign: tuple[nn.Module, ...] = ()
@@ -158,7 +160,7 @@ def evaluate(
         found.reached = any(parameter.grad is not None for parameter in leaves)
         found.by_normal = frozenset() if draws is None else frozenset(draws.cut)
         found.not_cut, found.undrawn = operands.not_cut(tuple(layers)), operands.undrawn(tuple(layers))
-        found.calls = list(operands.calls)
+        found.calls, found.to_rho = list(operands.calls), frozenset(operands.to_rho)
     found.foreign = tuple(foreign.values())
     return found
 

@@ -93,6 +93,14 @@ class Outputs:
                 "label that is not theirs",
                 "shuffle inputs and labels by the same permutation",
             )
+        if self.proven and self.form == "cross-entropy of shares":
+            return (
+                Verdict.WARN,
+                "the loss takes probabilities for scores: cross_entropy takes the softmax of them once more, so that "
+                "the data pull weakly, and the loss stays far from 0 where every label is right",
+                "give cross_entropy the scores, or nll_loss the logarithm of the probabilities; where it is meant, say "
+                "so: --set loss.data.severity=off",
+            )
         if self.form == "distillation without T^2":
             temperature = self.pulls[0].temperature
             return (
@@ -158,7 +166,10 @@ def _of_the_teacher(subject: Subject, call: OutputCall) -> Tensor | None:
 
 
 def _unpaired(implied: Tensor, labels: Tensor, given: Tensor | None, used: Tensor | None) -> tuple[int, int] | None:
-    """Say how many rows are pulled toward another row's label, where the labels are the given ones in another order."""
+    """Say how many rows are pulled toward another row's label, where the labels are the given ones.
+
+    They may have another order than the rows, or be in order while the rows are not.
+    """
     theirs = labels.reshape(len(labels), -1).to(implied.device).double()
     implied = implied.reshape(len(implied), -1).double()
     if given is None or used is None or given.shape != used.shape or theirs.shape != implied.shape:
@@ -169,7 +180,10 @@ def _unpaired(implied: Tensor, labels: Tensor, given: Tensor | None, used: Tenso
     own = theirs[places.to(theirs.device)]
     room = FULL * theirs.std(0, unbiased=False)
     wrong = int(((own - implied).abs() > room).any(1).sum())
-    same_labels = bool(((own.sort(0).values - implied.sort(0).values).abs() <= room).all())
+    same_labels = any(
+        bool(((one - other).abs() <= room).all())
+        for one, other in ((own.sort(0).values, implied.sort(0).values), (theirs, implied))
+    )
     # Of two labels a random order leaves half of the rows right, of more of them fewer.
     least = 0.3 if len(theirs.unique()) == 2 else 0.5
     return (wrong, len(own)) if same_labels and wrong > least * len(own) else None

@@ -38,11 +38,13 @@ class Operands:
         calls: One for each call of a layer.
         reached: Of the outputs of the model and of each module that is called by itself: the parameters that they
             depend on beside the detached weights, by ``id``. Nothing where the weights are not cut.
+        to_rho: Tensors from whose rho a drawn weight was computed in the graph, before it was cut.
         unseen: Paths of layers that use their posterior by other means than a functional call that can be seen.
     """
 
     calls: list[LayerCall] = field(default_factory=list)
     reached: set[int] = field(default_factory=set)
+    to_rho: set[Key] = field(default_factory=set)
     unseen: set[str] = field(default_factory=set)
 
     def not_cut(self, layers: tuple[BayesianLayer, ...]) -> tuple[str, ...]:
@@ -78,8 +80,9 @@ def cut_operands(
 
     def detached(layer: BayesianLayer, used: Tensor) -> Tensor:
         value = used.detach()
-        if moved and used.requires_grad:
-            behind = leaves_behind(used)
+        behind = leaves_behind(used) if used.requires_grad else {}
+        found.to_rho |= {key_of(tensor) for tensor in layer.tensors if id(tensor.rho_parameter) in behind}
+        if moved:
             for tensor in layer.tensors:
                 of_mu = tensor.mu.shape == used.shape and id(tensor.mu_parameter) in behind
                 if of_mu and key_of(tensor) in moved:
@@ -90,8 +93,9 @@ def cut_operands(
         return value.requires_grad_() if value.is_floating_point() else value
 
     layers = bayesian_layers(model)
+    found = Operands()
     with capture(model, operand=detached) as calls:
-        found = Operands(calls)
+        found.calls = calls
         _look_at_outputs(model, layers, found)
         yield found
 

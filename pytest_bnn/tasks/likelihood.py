@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from pytest_bnn.tasks.distances import pull_on_numbers, pull_on_sides
-from pytest_bnn.tasks.pull import FULL, HALF, Form, Pull
+from pytest_bnn.tasks.pull import FULL, HALF, Pull
+from pytest_bnn.tasks.soft import distilled, smoothed
 from pytest_bnn.tasks.task import Task
 
 #: How far the largest share is from 1 where a row's pull is more than rounding.
@@ -25,8 +26,6 @@ _PULLED = 0.1
 
 #: Allowed relative difference of the factors of rows that a likelihood weighs alike.
 _FACTOR = 1e-2
-
-_TEMPERATURES = (1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 16.0, 20.0)
 
 
 def pull_of(task: Task, outputs: Tensor, gradient: Tensor, labels: Tensor | None, teacher: Tensor | None) -> Pull:
@@ -91,7 +90,7 @@ def _of_classes(
     if bool(one.all()):
         return _of_one_entry(task, outputs, slope, live, labels)
     if task.shares:
-        return Pull()
+        return _normalised_again(outputs, slope, labels, live, allowed, scores=False) or Pull()
     shares = torch.softmax(outputs, 1)
     # Of a row that is sure of a class only rounding is left, or a push away from another looks like a pull to it.
     sure = shares.max(1).values >= 1 - least
@@ -134,9 +133,11 @@ def _of_classes(
         )
     # Of forms that all rows share, rows that are sure of a class tell something, too: not by their direction alone.
     pulled = slope.abs().sum(1) > 0
-    if labels is not None and (found := _smoothed(shares, slope, labels, pulled, allowed)) is not None:
+    if labels is not None and (found := smoothed(shares, slope, labels, pulled, allowed)) is not None:
         return found
-    return _distilled(outputs, slope, labels, teacher, pulled, allowed)
+    if (again := _normalised_again(shares, slope, labels, live, allowed, scores=True)) is not None:
+        return again
+    return distilled(outputs, slope, labels, teacher, pulled, allowed)
 
 
 _Fit: TypeAlias = tuple[Tensor, Tensor, Tensor]
@@ -223,61 +224,25 @@ def _of_one_entry(task: Task, outputs: Tensor, slope: Tensor, live: Tensor, labe
     return Pull(sign=0, implied=implied)
 
 
-def _solved(parts: Sequence[Tensor], slope: Tensor, live: Tensor, allowed: float) -> list[float] | None:
-    """Return the factors of some directions, the same in all rows; None where they do not explain the slope."""
-    basis = torch.stack([part[live].flatten() for part in parts], 1)
-    wanted = slope[live].flatten()
-    found = torch.linalg.lstsq(basis, wanted[:, None]).solution[:, 0]
-    if not bool(torch.isfinite(found).all()):
+def _normalised_again(
+    shares: Tensor, slope: Tensor, labels: Tensor | None, live: Tensor, allowed: float, *, scores: bool
+) -> Pull | None:
+    """Tell a cross-entropy that takes shares for scores; the slope is that at the shares or at their ``scores``.
+
+    Of two classes any loss pulls in that direction.
+    """
+    if labels is None or shares.shape[1] < 3 or allowed > FULL:
         return None
-    off = float((wanted - basis @ found).norm() / wanted.norm())
-    return [float(value) for value in found] if off <= allowed else None
-
-
-def _smoothed(shares: Tensor, slope: Tensor, labels: Tensor, live: Tensor, allowed: float) -> Pull | None:
-    classes = shares.shape[1]
     usable = live & (labels >= 0)
-    wanted = torch.nn.functional.one_hot(labels.clamp_min(0), classes).double()
-    found = _solved([shares - wanted, wanted - 1 / classes], slope, usable, allowed) if bool(usable.any()) else None
-    if found is None or not 0 < found[1] / (found[0] or torch.inf) < 1:
+    direction = torch.softmax(shares, 1) - torch.nn.functional.one_hot(labels.clamp_min(0), shares.shape[1]).double()
+    if scores:
+        direction = shares * (direction - (shares * direction).sum(1, keepdim=True))
+    scale, off = _fitted(slope, direction)
+    if not bool(usable.any()) or float(off[usable].max()) > allowed or not bool((scale[usable] > 0).all()):
         return None
-    scale = torch.where(usable, found[0], torch.nan)
-    return Pull(form="smoothed labels", sign=1 if found[0] > 0 else -1, scale=scale, rows=int((labels >= 0).sum()))
-
-
-def _distilled(
-    outputs: Tensor, slope: Tensor, labels: Tensor | None, teacher: Tensor | None, live: Tensor, allowed: float
-) -> Pull:
-    if teacher is None or teacher.shape != outputs.shape:
-        return Pull()
-    hard: list[Tensor] = []
-    if labels is not None and bool((labels >= 0).all()):
-        hard = [torch.softmax(outputs, 1) - torch.nn.functional.one_hot(labels, outputs.shape[1]).double()]
-    for temperature in _TEMPERATURES:
-        soft = torch.softmax(outputs / temperature, 1) - torch.softmax(teacher / temperature, 1)
-        found = _solved([soft], slope, live, allowed)
-        if found is None and hard:
-            found = _solved([soft, *hard], slope, live, allowed)
-        if found is None:
-            continue
-        scale = torch.where(live, sum(found), torch.nan)
-        # T^2 KL(softmax(t / T), softmax(o / T)) pulls by T (softmax(o / T) - softmax(t / T)); without T^2 by 1 / T.
-        lost = temperature > 1 and len(found) == 1 and _is_whole(1 / (abs(found[0]) * len(outputs)), temperature)
-        form: Form = "distillation without T^2" if lost else "distillation"
-        return Pull(
-            form=form, sign=_sign_of_all(found), scale=scale if temperature == 1 else None,
-            temperature=temperature, rows=len(outputs),
-        )  # fmt: skip
-    return Pull()
-
-
-def _sign_of_all(factors: Sequence[float]) -> int:
-    """Give the sign that all factors have; 0 where they differ, as those of two directions that are nearly one do."""
-    return 1 if all(value > 0 for value in factors) else -1 if all(value < 0 for value in factors) else 0
-
-
-def _is_whole(value: float, wanted: float) -> bool:
-    return abs(value / wanted - 1) <= FULL
+    if not _is_one_factor(scale[usable], labels[usable]):
+        return None
+    return Pull(form="cross-entropy of shares", sign=1, rows=int((labels >= 0).sum()))
 
 
 def scale_over_calls(pulls: Sequence[Pull]) -> float | None:

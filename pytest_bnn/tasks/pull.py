@@ -12,6 +12,7 @@ Form: TypeAlias = Literal[
     "cross-entropy",
     "binary cross-entropy",
     "smoothed labels",
+    "cross-entropy of shares",
     "distillation",
     "distillation without T^2",
     "likelihood of shares",

@@ -419,6 +419,54 @@ def test_one_straight_line_through_centred_numbers_is_not_accused() -> None:
     assert found.verdict is Verdict.PASS, found.explain()
 
 
+class Shares(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.softmax(1)
+
+
+TWICE: dict[str, Loss] = {
+    "in the loss": lambda m, b: functional.cross_entropy(m(b[0]).softmax(1), b[1]),
+    "by hand": lambda m, b: functional.nll_loss(m(b[0]).softmax(1).log_softmax(1), b[1]),
+    "summed": lambda m, b: functional.cross_entropy(m(b[0]).softmax(1), b[1], reduction="sum"),
+    "class weights": lambda m, b: functional.cross_entropy(
+        m(b[0]).softmax(1), b[1], torch.tensor([1.0, 2.0, 0.5, 1.0])
+    ),
+    "ignored rows": lambda m, b: with_ignored_rows(lambda x: m(x).softmax(1), b),  # type: ignore[arg-type]
+    "several passes": lambda m, b: torch.stack([functional.cross_entropy(m(b[0]).softmax(1), b[1])] * 2).mean(),
+}
+
+
+@pytest.mark.parametrize("name", TWICE)
+@pytest.mark.fault("B24", "loss.data")
+def test_probabilities_that_are_taken_for_scores_are_a_warning(name: str) -> None:
+    """B24: the loss cannot come below log(1 + (classes - 1) / e), however right the network is."""
+    found = judged(TWICE[name], how="Flipout" if name == "summed" else ESTIMATOR)
+    assert found.verdict is Verdict.WARN, found.explain()
+    assert "takes probabilities for scores" in found.headline
+
+
+def of_a_network_of_shares(term: Loss) -> Evidence:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, CLASSES), Shares()).eval()
+    return measure_loss_data(convert(network, moped_delta=0.1), loss=with_kl(term), **given())
+
+
+@pytest.mark.fault("B24", "loss.data")
+def test_a_network_of_probabilities_is_told_from_its_loss() -> None:
+    """The softmax may lie in the network; the logarithm of what it gives is right, by either function."""
+    found = of_a_network_of_shares(cross_entropy)
+    assert found.verdict is Verdict.WARN, found.explain()
+    assert "takes probabilities for scores" in found.headline
+    right: list[Loss] = [
+        lambda m, b: functional.nll_loss(m(b[0]).log(), b[1]),
+        lambda m, b: functional.cross_entropy(m(b[0]).log(), b[1]),
+        lambda m, b: (m(b[0]) - functional.one_hot(b[1], CLASSES)).square().sum(1).mean(),
+    ]
+    for term in right:
+        found = of_a_network_of_shares(term)
+        assert found.verdict is Verdict.PASS, found.explain()
+
+
 @pytest.mark.parametrize("temperature", [2.0, 4.0])
 def test_distillation_without_its_factor_is_a_warning(temperature: float) -> None:
     found = judged(distilled(temperature, squared=False))

@@ -243,3 +243,32 @@ def test_what_cannot_be_compared_says_so() -> None:
     evidence = judged(scratch, teacher, stage="finetuned")
     assert evidence.verdict is Verdict.NOT_APPLICABLE, evidence.explain()
     assert "do not come from this teacher" in evidence.headline
+
+
+@pytest.mark.parametrize("lost", [("running_mean",), ("running_var",), ("running_mean", "running_var")])
+@pytest.mark.fault("B53", "mean.equals_teacher")
+def test_statistics_that_a_fresh_conversion_lost_are_found(lost: tuple[str, ...]) -> None:
+    """B53: statistics that alone differ may have been estimated anew, and not where one of them is as just built."""
+    network = taught()
+    model = bare(network)
+    for name in lost:
+        model.bn.get_buffer(name).fill_(float(name == "running_var"))
+    found = measure_mean_equals_teacher(model, teacher=network, images=X)
+    assert found.verdict is Verdict.FAIL, found.explain()
+    assert f"its {lost[0]} is not the teacher's and is that of a layer just built" in found.explain()
+    beside = measure_teacher_tensors(model, teacher=network, images=X)
+    assert beside.verdict is Verdict.NOT_APPLICABLE, beside.explain()
+    assert "see mean.equals_teacher" in beside.headline
+
+
+def test_statistics_that_a_fresh_conversion_estimated_anew_are_in_order() -> None:
+    network = taught()
+    model = bare(network)
+    model.bn.reset_running_stats()
+    model.bn.momentum = None
+    with torch.no_grad():
+        model.train()(X * 2 + 0.4)
+    model.bn.momentum = 0.1
+    for measure in (measure_mean_equals_teacher, measure_teacher_tensors):
+        found = measure(model.eval(), teacher=network, images=X)
+        assert found.verdict in (Verdict.PASS, Verdict.NOT_APPLICABLE), found.explain()

@@ -120,6 +120,24 @@ def test_a_forward_that_seeds_when_it_is_done(measures: Measures) -> None:
     assert "resets the global random generator" in found["noise.fresh"].headline
 
 
+@pytest.mark.fault("B41", "noise.fresh")
+def test_a_layer_that_puts_the_generator_back(measures: Measures) -> None:
+    """B41: meant to leave no trace, and what comes next draws the layer's numbers; between tensors of other shapes."""
+    model: Any = convert(network(), type="Flipout")
+    layer = bayesian_layers(model)[0]
+    kind: Any = type(layer.module)
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        with torch.random.fork_rng(devices=[]):
+            out: Tensor = kind.forward(self, x)
+        return out
+
+    layer.module.__class__ = type(kind.__name__, (kind,), {"forward": forward})
+    found = accusing(measures, model, images=images(12, 6))
+    assert found.keys() == {"noise.fresh"}
+    assert f"the forward of {layer.path} puts back the global random generator" in found["noise.fresh"].headline
+
+
 @pytest.mark.fault("B42", "noise.fresh")
 def test_a_backward_that_seeds(measures: Measures) -> None:
     def seeding(network: nn.Module, x: Tensor) -> Any:

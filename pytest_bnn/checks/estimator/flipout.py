@@ -16,6 +16,7 @@ from pytest_bnn.libraries.gaussian import not_finite
 from pytest_bnn.libraries.posterior import BayesianLayer, bayesian_layers, zero_sigma
 from pytest_bnn.libraries.registry import nobody_knows
 from pytest_bnn.network.calling import forward, output_tensor
+from pytest_bnn.network.graph import leaves_behind
 from pytest_bnn.network.isolation import undisturbed
 from pytest_bnn.records.evidence import Certainty, LayerFinding, Measurement, Threshold, Verdict
 from pytest_bnn.stats.budget import Budget
@@ -114,10 +115,19 @@ def _find(subject: Subject, budget: Budget) -> Finding:
         inputs = _inputs(subject, flipout)
         for parameter in subject.model.parameters():
             parameter.requires_grad_(True)
-        rows = [_row(layer, inputs[layer.path]) for layer in flipout if layer.path in inputs]
+        called = [layer for layer in flipout if layer.path in inputs]
+        closed = [layer for layer in called if not _has_a_gradient(layer, inputs[layer.path])]
+        rows = [_row(layer, inputs[layer.path]) for layer in called if layer not in closed]
     left_out = sum(row.left_out for row in rows)
     rows = [row for row in rows if row.deviations.numel()]
+    notes = tuple(
+        f"not judged: {layer.path or 'the model itself'}, since its output has no gradient to its weights, which tells "
+        "how wide its noise has to be; see loss.data"
+        for layer in closed
+    )
     if not rows:
+        if closed:
+            return not_applicable(notes[0].removeprefix("not judged: "))
         if left_out:
             return not_applicable(
                 f"no Flipout layer with noise that shows is called: that of {left_out} output channels is below "
@@ -144,7 +154,7 @@ def _find(subject: Subject, budget: Budget) -> Finding:
         )
         for row in scattered
     ]
-    return _finding(rows, bad, scattered, tuple(layers), corrected, budget)
+    return _finding(rows, bad, scattered, tuple(layers), corrected, budget, notes)
 
 
 def _finding(
@@ -154,6 +164,7 @@ def _finding(
     layers: tuple[LayerFinding, ...],
     corrected: float,
     budget: Budget,
+    notes: tuple[str, ...],
 ) -> Finding:
     verdict, remedy = Verdict.PASS, ""
     headline = f"{len(rows)} Flipout layers draw signs for each example, and their noise is the posterior's"
@@ -191,6 +202,7 @@ def _finding(
         threshold=threshold,
         layers=layers,
         remedy=remedy,
+        notes=notes,
         samples=PASSES,
         certainty=Certainty(
             alpha=budget.alpha,
@@ -223,6 +235,13 @@ def _inputs(subject: Subject, layers: list[BayesianLayer]) -> dict[str, Tensor]:
         for handle in handles:
             handle.remove()
     return found
+
+
+def _has_a_gradient(layer: BayesianLayer, x: Tensor) -> bool:
+    """Say whether a layer's output depends on every mu by what autograd keeps: not where its forward cuts it off."""
+    with torch.enable_grad(), zero_sigma(layer.module):
+        reached = leaves_behind(output_tensor(layer.module(x)))
+    return all(id(tensor.mu_parameter) in reached for tensor in layer.tensors)
 
 
 def _row(layer: BayesianLayer, x: Tensor) -> _Row:

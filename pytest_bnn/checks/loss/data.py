@@ -9,10 +9,9 @@ from pytest_bnn.checks._outputs import Outputs, at_the_outputs
 from pytest_bnn.checks.check import check
 from pytest_bnn.checks.finding import NOTHING_BAYESIAN, Finding, not_applicable
 from pytest_bnn.checks.kl._sick import not_finite
+from pytest_bnn.checks.loss._noise import noise_in_training
 from pytest_bnn.checks.loss._reach import arrived, unreached, without_effect
 from pytest_bnn.checks.loss._replaced import largest_at_the_labels
-from pytest_bnn.libraries.capture import LayerCall
-from pytest_bnn.libraries.cut import key_of
 from pytest_bnn.libraries.posterior import BayesianLayer, bayesian_layers
 from pytest_bnn.libraries.protocol import tensors_of
 from pytest_bnn.libraries.registry import nobody_knows
@@ -32,7 +31,8 @@ def data(subject: Subject) -> Finding:
     The loss is evaluated with every drawn weight detached where it is used: the gradient to it is the data's. Fails
     where none comes to a layer whose weights change the loss, where the loss does not depend on the outputs, pushes
     them away from their labels, pairs them with labels of other rows, takes scores for log-probabilities, runs the
-    teacher in train mode, or where the noise is gone in train mode. Exact: no randomness beyond one draw.
+    teacher in train mode, or where the noise is gone, or cut off from rho, in train mode; warns where the loss draws
+    none in either mode, and the model does. Exact: no randomness beyond one draw.
 
     Args:
         subject: loss and images, at least; see `Subject`. The loss gets one batch, see `Subject.loss_batch`.
@@ -90,8 +90,8 @@ def _judged(
     if outputs.form == "distance" and outputs.sign == -1 and not largest_at_the_labels(subject, layers, left):
         outputs.pulls = [replace(pull, form="unknown", sign=0) for pull in outputs.pulls]
     problem = outputs.problem()
-    still, trained, broken = _without_noise_in_training(subject, layers, left)
-    notes = [*outputs.notes, *broken]
+    training = noise_in_training(subject, layers, left)
+    notes = [*outputs.notes, *training.notes]
     unseen = [layer.path for layer in layers if layer.path in left.not_cut]
     if unseen:
         notes.append(f"not judged: {unseen[0]}" + (f" and {len(unseen) - 1} more" if len(unseen) > 1 else ""))
@@ -101,22 +101,15 @@ def _judged(
     if problem is not None:
         verdict, headline, remedy = problem
         return _finding(verdict, headline, remedy, outputs, notes, ())
-    if still:
+    if training.layers:
         rows = tuple(
-            LayerFinding(path=layer.path, kind=layer.kind, ok=False, finding="no noise in train mode")
-            for layer in still
+            LayerFinding(path=layer.path, kind=layer.kind, ok=False, finding=training.finding)
+            for layer in training.layers
         )
-        return _finding(
-            Verdict.FAIL,
-            f"in train mode {len(still)} of {len(layers)} layers compute with mu, without noise, "
-            f"{still[0].path or 'the model itself'} first: sigma never sees the data",
-            "let the forward draw in train mode as it does in eval mode: training is what the noise is for",
-            outputs,
-            notes,
-            rows,
-        )
+        verdict = Verdict.WARN if training.meant else Verdict.FAIL
+        return _finding(verdict, training.headline(len(layers)), training.remedy, outputs, notes, rows)
     tensors = len(tensors_of(judged))
-    modes = " in eval and train mode" if trained else ""
+    modes = " in eval and train mode" if training.judged else ""
     headline = (
         f"the data reach the drawn weights of {tensors} tensors{modes}; the pull on the outputs is {outputs.words}"
     )
@@ -144,31 +137,6 @@ def _finding(
         remedy=remedy,
         notes=tuple(notes),
     )
-
-
-def _without_noise_in_training(
-    subject: Subject, layers: tuple[BayesianLayer, ...], left: Evaluation
-) -> tuple[list[BayesianLayer], bool, list[str]]:
-    """Return the layers that draw in eval mode and not in train mode, whether the loss ran in train mode, and notes."""
-    noisy = {call.layer.path for call in left.calls if _is_noisy(call)}
-    if not noisy:
-        return [], False, []  # noise.source says so
-    try:
-        trained = cut_of(subject, layers, train=True)
-    except Exception as error:  # what it cannot do in train mode says nothing of its noise
-        why = str(error).splitlines()[0] if str(error) else type(error).__name__
-        return [], False, [f"the noise in train mode is not judged, since the loss does not run there: {why}"]
-    drawn = {call.layer.path for call in trained.calls if _is_noisy(call)}
-    called = {call.layer.path for call in trained.calls if call.noise()}
-    at_mu = {tensor.path for tensor in trained.undrawn}
-    before = {key_of(tensor) for tensor in left.undrawn}
-    at_mu -= {path for path, _ in before}
-    still = [layer for layer in layers if layer.path in noisy - drawn and layer.path in called | at_mu]
-    return [layer for layer in still if any(bool(t.sigma.any()) for t in layer.tensors)], True, []
-
-
-def _is_noisy(call: LayerCall) -> bool:
-    return any(bool(noise.any()) for _, noise in call.noise())
 
 
 def _the_teacher_in_train_mode(subject: Subject, left: Evaluation) -> Finding | None:

@@ -38,9 +38,10 @@ def cause_of(where: Parting, teacher: nn.Module, model: nn.Module, alignment: Al
         )
     before, after = dict(original.named_buffers(recurse=False)), dict(now.named_buffers(recurse=False))
     if norms := [name for name in _STATISTICS if not _same(before.get(name), after.get(name))]:
-        start = " and is that of a layer just built" if _is_at_start(now) and not _is_at_start(original) else ""
+        lost = _lost(now, original)
+        start = " and is that of a layer just built" if lost else ""
         return Cause(
-            f"its {norms[0]} is not the teacher's{start}",
+            f"its {(lost or norms)[0]} is not the teacher's{start}",
             "load the running statistics of the teacher; passes in train mode and estimating them anew change them",
         )
     compared = list(_weights(original, now, alignment))
@@ -98,24 +99,32 @@ def _same(one: Tensor | None, other: Tensor | None) -> bool:
     return one.shape == other.shape and equal_values(other, one.to(other.device))
 
 
-def _is_at_start(module: nn.Module) -> bool:
-    own = dict(module.named_buffers(recurse=False))
-    mean, variance = (own.get(name) for name in _STATISTICS)
-    return mean is not None and variance is not None and not bool(mean.any()) and bool((variance == 1).all())
+def _lost(now: nn.Module, original: nn.Module) -> list[str]:
+    """Give the running statistics that are as a layer is built with them, and are not so in the teacher's."""
+    mine, theirs = dict(now.named_buffers(recurse=False)), dict(original.named_buffers(recurse=False))
+    starts = {"running_mean": 0, "running_var": 1}
+    return [
+        name
+        for name, start in starts.items()
+        if (a := mine.get(name)) is not None
+        and (b := theirs.get(name)) is not None
+        and bool((a == start).all())
+        and not bool((b == start).all())
+    ]
 
 
 @contextmanager
 def restored_statistics(teacher: nn.Module, model: nn.Module, alignment: Alignment) -> Iterator[tuple[str, ...]]:
     """Give the layers of a model whose running statistics were estimated anew, and put the teacher's there for a while.
 
-    A layer that has them as it was built is not among them: it lost the teacher's, and estimated nothing.
+    A layer that has one of them as it was built is not among them: it lost the teacher's, and estimated nothing.
     """
     modules = dict(model.named_modules(remove_duplicate=False))
     entries: list[tuple[dict[str, Tensor | None], str, Tensor]] = []
     found = []
     for path, original in teacher.named_modules():
         now = modules.get(alignment.paths.get(path, "\0"))
-        if now is None or now.training or _is_at_start(now):
+        if now is None or now.training or _lost(now, original):
             continue
         before, after = dict(original.named_buffers(recurse=False)), dict(now.named_buffers(recurse=False))
         pairs = [(name, before.get(name), after.get(name)) for name in _STATISTICS]

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pytest_bnn.checks.noise._drawn import drawn
-from pytest_bnn.data.batch import Inputs, call, device_of
+from pytest_bnn.checks.noise._put_back import Call, calls_that_leave_the_state, generator_state
+from pytest_bnn.data.batch import Inputs, call
 from pytest_bnn.libraries.posterior import bayesian_layers
 from pytest_bnn.network.calling import forward, output_fields
 from pytest_bnn.network.isolation import seed_everything, undisturbed
@@ -28,12 +29,14 @@ class Passes:
         resets: Whether a forward pass leaves the global generator in the same state wherever it was before.
         backward: Why the backward pass repeats draws, in words; empty where it does not.
         unjudged: Why the backward pass was not judged, where it was not.
+        unmoved: Modules around Bayesian layers that left the generator as they found it, by path, with a call.
     """
 
     varies: bool
     resets: bool
     backward: str = ""
     unjudged: str = ""
+    unmoved: dict[str, Call] = field(default_factory=dict)
 
 
 def look_at_passes(subject: Subject, few: Inputs) -> Passes:
@@ -47,17 +50,18 @@ def look_at_passes(subject: Subject, few: Inputs) -> Passes:
 
     with eager(), undisturbed(model, seed=subject.seed), torch.no_grad():
         first = drawn(model, run, sigmas)
-        after = _state(few)
-        second = drawn(model, run, sigmas)
+        after = generator_state(few)
+        with calls_that_leave_the_state(model, few) as unmoved:
+            second = drawn(model, run, sigmas)
         varies = not torch.equal(*outputs) or len(first.repeats(second)) < len(first.noise)
     with eager(), undisturbed(model, seed=subject.seed + 1):
-        before = _state(few)
+        before = generator_state(few)
         with _states(model, few) as inside:
             total, unjudged = _total(model, few)
         if unjudged:
             seed_everything(subject.seed + 1)
             forward(model, few)
-        forwarded = _state(few)
+        forwarded = generator_state(few)
         resets = torch.equal(after, forwarded) and not torch.equal(before, forwarded)
         backward = ""
         if total is not None and not resets:
@@ -67,12 +71,12 @@ def look_at_passes(subject: Subject, few: Inputs) -> Passes:
                 unjudged = f"it raised {type(error).__name__}: {error}"
             else:
                 backward = _backward(subject, few, forwarded, inside)
-    return Passes(varies=varies, resets=resets, backward=backward, unjudged=unjudged)
+    return Passes(varies=varies, resets=resets, backward=backward, unjudged=unjudged, unmoved=unmoved)
 
 
 def _backward(subject: Subject, few: Inputs, forwarded: Tensor, inside: list[Tensor]) -> str:
     """Say how the backward pass that has just run repeats draws; empty where it does not."""
-    state = _state(few)
+    state = generator_state(few)
     if torch.equal(state, forwarded):
         return ""
     if any(torch.equal(state, earlier) for earlier in inside):
@@ -80,10 +84,10 @@ def _backward(subject: Subject, few: Inputs, forwarded: Tensor, inside: list[Ten
     seed_everything(subject.seed + 2)
     with torch.enable_grad():
         total, _ = _total(subject.model, few)
-    if total is None or torch.equal(_state(few), forwarded):
+    if total is None or torch.equal(generator_state(few), forwarded):
         return ""
     total.backward()
-    if torch.equal(_state(few), state):
+    if torch.equal(generator_state(few), state):
         return "it leaves the random generator in the same state wherever it was before"
     return ""
 
@@ -101,19 +105,13 @@ def _total(model: nn.Module, few: Inputs) -> tuple[Tensor | None, str]:
         return None, f"with gradients the forward raised {type(error).__name__}: {error}"
 
 
-def _state(few: Inputs) -> Tensor:
-    """Give the state of the global generator that a network draws from: its device's."""
-    device = device_of(few)
-    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
-
-
 @contextmanager
 def _states(model: nn.Module, few: Inputs) -> Iterator[list[Tensor]]:
     """Collect the states of the generator around the calls of the Bayesian layers."""
     found: list[Tensor] = []
 
     def see(*_: Any) -> None:
-        found.append(_state(few))
+        found.append(generator_state(few))
 
     handles: list[Any] = []
     for layer in bayesian_layers(model):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -9,6 +11,7 @@ from pytest_bnn.checks.check import check
 from pytest_bnn.checks.finding import NOTHING_BAYESIAN, Finding, not_applicable
 from pytest_bnn.checks.noise._builds import Builds, compare_builds
 from pytest_bnn.checks.noise._passes import look_at_passes
+from pytest_bnn.checks.noise._put_back import modules_that_put_back
 from pytest_bnn.data.batch import Batch, Inputs
 from pytest_bnn.libraries.posterior import bayesian_layers
 from pytest_bnn.libraries.registry import nobody_knows
@@ -33,7 +36,8 @@ def fresh(subject: Subject) -> Finding:
     """Measure whether every draw of the noise is one of its own.
 
     A forward pass must not leave the global random generator in one and the same state wherever it was before, and a
-    backward pass must not set it back: draws that follow would be those of before. Where the factory is known that
+    backward pass must not set it back, nor a module inside of the network that drew from it: draws that follow would
+    be those of before. Where the factory is known that
     made the model, two more models of it, with the global generator seeded differently for each, must draw other
     noise; a factory whose first call took more than 10 s, or whose second more than 5 s, is not called again. Where
     the last Bayesian layer of a call gets several copies of each example, gives equal outputs for them under noise, and
@@ -71,6 +75,17 @@ def _find(subject: Subject) -> Finding:
         remedies.append(
             "let what runs layers again in the backward pass put the random state back afterwards, as "
             "torch.utils.checkpoint does"
+        )
+    kept = () if passes.resets else modules_that_put_back(subject, few, passes.unmoved)
+    if kept:
+        problems.append(
+            f"the forward of {_first_of(kept)} puts back the global random generator from which it drew: what comes "
+            "next draws the same numbers"
+        )
+        layers += [_accused(subject, path, "puts the generator back after its draw") for path in kept]
+        remedies.append(
+            "remove torch.random.fork_rng() and torch.set_rng_state() from the forward: a draw has to move the "
+            "generator on; what must not move it draws from a generator of its own, seeded from entropy"
         )
     copies = _copies(subject, few)
     if copies is not None:
@@ -159,12 +174,16 @@ def _told_apart(subject: Subject, few: Inputs) -> Inputs | None:
 
 
 def _repeated(builds: Builds) -> str:
-    first, others = builds.repeated[0] or "the model itself", len(builds.repeated) - 1
-    where = f"{first} and {others} more layers" if others else first
+    where = _first_of(builds.repeated)
     how = ""
     if builds.seeds:
         how = f", from generators of their own that start from fixed seeds ({next(iter(builds.seeds.values()))} first)"
     return f"two models of the factory draw the same noise in {where}, however the global generator is seeded{how}"
+
+
+def _first_of(paths: Sequence[str]) -> str:
+    first, others = paths[0] or "the model itself", len(paths) - 1
+    return f"{first} and {others} more layer{'s' if others > 1 else ''}" if others else first
 
 
 def _draws_again(builds: Builds, path: str) -> str:

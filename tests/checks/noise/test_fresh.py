@@ -432,3 +432,121 @@ def test_a_factory_is_a_function() -> None:
     """Said before anything is looked at."""
     with pytest.raises(TypeError, match="factory must be a function"):
         measure_noise_fresh(bayesian(), images=images(), factory=bayesian())
+
+
+# --- a module that puts the generator back ------------------------------------------------------------------------
+
+
+class Inside(nn.Module):
+    """Calls what it is given instead of a module."""
+
+    def __init__(self, module: nn.Module, forward: Callable[[nn.Module, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.module, self._forward = module, forward
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._forward(self.module, x)
+
+
+def forked(module: nn.Module, x: Tensor) -> Tensor:
+    with torch.random.fork_rng(devices=[]):
+        out: Tensor = module(x)
+    return out
+
+
+def put_back_by_hand(module: nn.Module, x: Tensor) -> Tensor:
+    state = torch.get_rng_state()
+    out: Tensor = module(x)
+    torch.set_rng_state(state)
+    return out
+
+
+def with_entropy(module: nn.Module, x: Tensor) -> Tensor:
+    with torch.random.fork_rng(devices=[]):
+        torch.seed()
+        out: Tensor = module(x)
+    return out
+
+
+def derived(module: nn.Module, x: Tensor) -> Tensor:
+    """The state goes on by one number, from which the module's own draws begin."""
+    seed = int(torch.randint(2**31, ()))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        out: Tensor = module(x)
+    return out
+
+
+def with_noise_from_before(module: nn.Module, x: Tensor) -> Tensor:
+    """The noise was drawn when the pass began; the module draws nothing."""
+    any_layer: Any = module
+    out: Tensor = nn.functional.linear(x, any_layer.mu_weight + any_layer.noise, any_layer.mu_bias)
+    return out
+
+
+def around_layer(forward: Callable[[nn.Module, Tensor], Tensor], estimator: str, at: int = 2) -> nn.Module:
+    network: Any = bayesian(estimator)
+    network[at] = Inside(network[at], forward)
+    return Around(network, lambda n, x: n(x))
+
+
+@pytest.mark.parametrize("estimator", ["Reparameterization", "Flipout"])
+@pytest.mark.parametrize("how", [forked, put_back_by_hand])
+def test_a_layer_that_puts_the_generator_back(how: Callable[[nn.Module, Tensor], Tensor], estimator: str) -> None:
+    """The oracle is the generator: the next draw after the layer is the layer's own first one."""
+    model: Any = around_layer(how, estimator)
+    inner, drawn = model.network[2], []
+    with torch.no_grad():
+        torch.manual_seed(3)
+        inner(torch.zeros(1, 16))
+        drawn.append(torch.randn(4))
+        torch.manual_seed(3)
+        drawn.append(torch.randn(4))
+    assert torch.equal(*drawn)
+    found = measure_noise_fresh(model, images=images())
+    assert found.verdict is Verdict.FAIL, found.explain()
+    assert found.headline.startswith("the forward of network.2 puts back the global random generator")
+    assert [layer.path for layer in found.layers] == ["network.2"]
+
+
+def test_a_block_that_puts_the_generator_back_is_named_as_a_whole() -> None:
+    network: Any = bayesian()
+    model = Around(nn.Sequential(Inside(network[:3], forked), network[3:]), lambda n, x: n(x))
+    found = measure_noise_fresh(model, images=images())
+    assert found.verdict is Verdict.FAIL, found.explain()
+    assert [layer.path for layer in found.layers] == ["network.0"]
+
+
+@pytest.mark.parametrize("how", [with_entropy, derived])
+def test_a_layer_that_forks_the_generator_and_draws_anew(how: Callable[[nn.Module, Tensor], Tensor]) -> None:
+    found = measure_noise_fresh(around_layer(how, "Reparameterization"), images=images())
+    assert found.verdict is Verdict.PASS, found.explain()
+
+
+def test_a_layer_with_a_generator_of_its_own_leaves_the_global_one_alone() -> None:
+    generator = torch.Generator()
+    generator.seed()
+
+    def own(module: Any, x: Tensor) -> Tensor:
+        sigma = nn.functional.softplus(module.rho_weight)
+        noise = sigma * torch.empty_like(sigma).normal_(generator=generator)
+        return nn.functional.linear(x, module.mu_weight + noise, module.mu_bias)
+
+    found = measure_noise_fresh(around_layer(own, "Reparameterization"), images=images())
+    assert found.verdict is Verdict.PASS, found.explain()
+
+
+def test_noise_that_is_drawn_where_a_pass_begins() -> None:
+    """The layers leave the generator as it was, since they draw nothing."""
+    network: Any = bayesian()
+    for at in (0, 2, 4):
+        network[at] = Inside(network[at], with_noise_from_before)
+
+    def drawing(n: Any, x: Tensor) -> Any:
+        for at in (0, 2, 4):
+            sigma = nn.functional.softplus(n[at].module.rho_weight)
+            n[at].module.noise = sigma * torch.randn_like(sigma)
+        return n(x)
+
+    found = measure_noise_fresh(Around(network, drawing), images=images())
+    assert found.verdict is Verdict.PASS, found.explain()
