@@ -256,13 +256,14 @@ class Subject:
 
     def forward_once(self) -> Tensor:
         """Give outputs on all images as an example: the teacher's where there is one, else those of the first pass."""
-        return self.teacher_output() if self.teacher is not None else self.bank.first(1)[0]
+        return self.teacher_output() if self.teacher is not None else next(self.bank.blocks(0, 1))[0]
 
     @property
     def bank(self) -> PassBank:
         """The Monte-Carlo passes over the images, shared by all checks."""
         if self._bank is None:
-            self._bank = PassBank(self.model, self.require_images(), self.seed)
+            numbers = sum(field.size for field in self.fields) or 1000
+            self._bank = PassBank(self.model, self.require_images(), self.seed, numbers=numbers)
         return self._bank
 
     @property
@@ -326,7 +327,7 @@ class Subject:
             assert self.teacher is not None
             images = fitted(self.require_images(), self.teacher)
             try:
-                output = PassBank(self.teacher, images, self.seed, sampler="own").first(1)[0]
+                output = PassBank(self.teacher, images, self.seed, sampler="own").draw(0, 1)[0]
             except ForwardError as error:
                 raise does_not_accept("teacher", self.teacher, images, error) from error
             require_finite_answers(self.teacher, output)

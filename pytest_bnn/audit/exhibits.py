@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -16,8 +16,10 @@ from pytest_bnn.checks.layers.replaced import is_convolution_or_linear
 from pytest_bnn.data.batch import Batch, Inputs
 from pytest_bnn.libraries.posterior import bayesian_layers
 from pytest_bnn.records.run import ClassShare, LayerRow, Prediction, SubjectRecord, TrainingStep
-from pytest_bnn.sampling.bank import probabilities
+from pytest_bnn.sampling.bank import probabilities, softmax
+from pytest_bnn.stats.moments import Mean
 from pytest_bnn.subject import Subject
+from pytest_bnn.tasks.task import are_shares
 
 #: How many images are shown: those with the most uncertain mean prediction, by its entropy.
 IMAGES = 8
@@ -92,17 +94,17 @@ def _layer_rows(model: nn.Module) -> list[LayerRow]:
 def _predictions(subject: Subject) -> list[Prediction]:
     if subject.images is None or subject.bank.drawn < 2:
         return []
-    shares = subject.bank.first(subject.bank.drawn)
-    if shares.ndim != 3 or shares.shape[2] < 2 or not bool(torch.isfinite(shares).all()):
+    mean_shares = _mean_shares(subject)
+    if mean_shares is None:
         return []
-    shares = probabilities(shares).double().cpu()
-    teacher = _teacher_shares(subject, shares.shape[1:])
+    teacher = _teacher_shares(subject, mean_shares.shape)
     labels = _class_indices(subject.labels)
-    entropies = torch.special.entr(shares.mean(0)).sum(1)
+    entropies = torch.special.entr(mean_shares).sum(1)
+    shown = entropies.argsort(descending=True, stable=True)[:IMAGES]
+    shares = torch.cat([block[:, shown] for block in _shares(subject)])
     rows = []
-    for index in entropies.argsort(descending=True, stable=True)[:IMAGES].tolist():
-        passes = shares[:, index]
-        mean = passes.mean(0)
+    for place, index in enumerate(shown.tolist()):
+        passes, mean = shares[:, place], mean_shares[index]
         entropy = float(entropies[index])
         expected_entropy = float(torch.special.entr(passes).sum(1).mean())
         low, high = torch.quantile(passes, torch.tensor([0.05, 0.95], dtype=torch.float64), dim=0)
@@ -127,6 +129,28 @@ def _predictions(subject: Subject) -> list[Prediction]:
             )
         )
     return rows
+
+
+def _shares(subject: Subject) -> Iterator[Tensor]:
+    """Give the probabilities of the passes that were drawn, ``[passes, N, classes]`` in float64, block by block."""
+    bank = subject.bank
+    # What the outputs are must not depend on the blocks.
+    given = all(are_shares(block) for block in bank.blocks(0, bank.drawn))
+    for block in bank.blocks(0, bank.drawn):
+        yield (block if given else softmax(block)).double().cpu()
+
+
+def _mean_shares(subject: Subject) -> Tensor | None:
+    """Return the mean probabilities over the passes, ``[N, classes]``; None where the outputs are no scores."""
+    first = next(subject.bank.blocks(0, 1))
+    if first.ndim != 3 or first.shape[2] < 2:
+        return None
+    mean = Mean()
+    for block in _shares(subject):
+        if not bool(torch.isfinite(block).all()):
+            return None
+        mean.take(block)
+    return mean.mean
 
 
 def _leaders(mean: Tensor, teacher: Tensor | None) -> list[int]:

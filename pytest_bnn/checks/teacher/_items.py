@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -115,6 +116,12 @@ def hopeless(items: Items) -> bool:
     return not items.claim.passes(agree + open_, items.count) and not items.claim.fails(disagree + open_, items.count)
 
 
+#: Passes that are judged in any case: the least that can decide an image at the default error rate.
+FIRST_PASSES = 32
+
+#: Numbers of the passes that a median is taken of at a time.
+_AT_A_TIME = 8_000_000
+
 #: The most places of dense outputs that are judged: a random choice from the seed of more.
 MOST_PLACES = 16_384
 
@@ -223,6 +230,7 @@ class Numbers:
     looks: int = 3
     passes: int = 0
     seen: list[Tensor] = field(default_factory=list)
+    near: list[int] = field(default_factory=list)
 
     @property
     def count(self) -> int:
@@ -232,13 +240,24 @@ class Numbers:
     def take(self, block: Tensor, rows: Tensor) -> None:
         """Take passes on all images."""
         assert len(rows) == self.count
-        self.seen.extend(block.detach().cpu().double().reshape(*block.shape[:2], -1))
+        # A median takes all passes: they are kept, in the dtype of the outputs.
+        self.seen.append(block.detach().cpu().reshape(*block.shape[:2], -1).clone())
+        for outputs in self.seen[-1]:
+            near = (outputs.double() - self.expected).abs() <= self.allowed
+            self.near.append(int(near.all(1).sum()))
         self.passes += len(block)
+
+    def _each(self, of: Callable[[Tensor], Tensor]) -> Tensor:
+        """Return what a function says of the passes ``[passes, images, outputs]``, some images at a time."""
+        size = max(1, _AT_A_TIME // max(1, self.passes * self.expected.shape[1]))
+        starts = range(0, self.count, size)
+        return torch.cat([of(torch.cat([b[:, s : s + size] for b in self.seen]).double()) for s in starts])
 
     def _gap(self, error_rate: float) -> tuple[Tensor, Tensor]:
         """Give for each image how far its typical outputs are away, at least and at most, in units of the allowed."""
         share = error_rate / (self.looks * 2 * max(1, self.expected.numel()))
-        low, high = median_bounds(torch.stack(self.seen) - self.expected, share)
+        bounds = self._each(lambda passes: torch.stack(median_bounds(passes, share), 1))
+        low, high = (bounds - self.expected[:, None]).unbind(1)
         most = torch.maximum(low.abs(), high.abs())
         least = torch.where((low <= 0) & (high >= 0), torch.zeros_like(low), torch.minimum(low.abs(), high.abs()))
         return (least / self.allowed).amax(1), (most / self.allowed).amax(1)
@@ -256,7 +275,13 @@ class Numbers:
     @property
     def median(self) -> Tensor:
         """The median over passes, ``[images, outputs]``."""
-        return torch.stack(self.seen).median(0).values
+        return self._each(lambda passes: passes.median(0).values)
+
+    @property
+    def single_share(self) -> float:
+        """The share of images on which a single pass lies within what is allowed, over the first passes."""
+        first = self.near[:FIRST_PASSES]
+        return sum(first) / (len(first) * self.count)
 
     @property
     def agreeing(self) -> Tensor:

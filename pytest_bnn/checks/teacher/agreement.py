@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 import torch
@@ -10,12 +11,12 @@ from torch import Tensor
 
 from pytest_bnn.checks.check import check
 from pytest_bnn.checks.finding import Finding, not_applicable
-from pytest_bnn.checks.noise._pairs import not_finite_in
+from pytest_bnn.checks.noise._pairs import Finite
 from pytest_bnn.checks.noise._silence import not_finite
 from pytest_bnn.checks.teacher._classes import open_in_doubt
 from pytest_bnn.checks.teacher._distances import distance_of
 from pytest_bnn.checks.teacher._findings import MAX_PASSES, finding_of
-from pytest_bnn.checks.teacher._items import Claim, Numbers, Votes, hopeless, undecided, verdict
+from pytest_bnn.checks.teacher._items import FIRST_PASSES, Claim, Numbers, Votes, hopeless, undecided, verdict
 from pytest_bnn.checks.teacher._labels import classes_given, kept_by_labels
 from pytest_bnn.checks.teacher._stories import together
 from pytest_bnn.checks.values import AgreementShare, OfPopulation, Passes, Positive
@@ -24,6 +25,7 @@ from pytest_bnn.errors import OptionError
 from pytest_bnn.network.calling import judged_field
 from pytest_bnn.records.evidence import Verdict
 from pytest_bnn.stats.budget import Budget
+from pytest_bnn.stats.moments import Mean
 from pytest_bnn.subject import Subject
 from pytest_bnn.tasks.task import Task, are_shares
 
@@ -35,8 +37,7 @@ TOLERANCE = 0.5
 #: A quarter of the mass of probabilities elsewhere: no fine-tuning measured here came to half of it.
 DISTANCE = 0.25
 
-#: Passes drawn at once; the first block is the least that can decide an image at the default error rate.
-_FIRST_BLOCK = 32
+#: Further passes between two looks.
 _BLOCK = 8
 
 
@@ -120,14 +121,16 @@ def _judge(subject: Subject, task: Task, claim: Claim, max_passes: int, toleranc
         return not_applicable(why)
     fields = subject.fields
     teacher = judged_field(subject.teacher_output().detach().cpu(), fields, task.field)
-    first = subject.bank.first(min(_FIRST_BLOCK, max_passes))
-    if bad := not_finite_in(first):
-        return not_finite(subject, len(first), bad)
-    first = judged_field(first, fields, task.field)
-    if first.shape[1:] != teacher.shape:
+    shape, passes = next(_first_blocks(subject, task, 1)).shape[1:], min(FIRST_PASSES, max_passes)
+    if shape != teacher.shape:
+        finite = Finite()
+        for block in subject.bank.blocks(0, passes):
+            finite.take(block)
+        if finite.bad:
+            return not_finite(subject, passes, finite.bad)
         return Finding(
             verdict=Verdict.FAIL,
-            headline=f"the outputs have the shape {list(first.shape[1:])}, the teacher's {list(teacher.shape)}",
+            headline=f"the outputs have the shape {list(shape)}, the teacher's {list(teacher.shape)}",
             remedy="compare the model with the teacher that it was converted from",
         )
     items: Votes | Numbers
@@ -138,7 +141,7 @@ def _judge(subject: Subject, task: Task, claim: Claim, max_passes: int, toleranc
             claim, teacher.double().reshape(len(teacher), -1), tolerance * _scales(teacher), looks=_looks(max_passes)
         )
     else:
-        task, own, note = _as_shares(task, first)
+        task, own, note = _as_shares(task, _first_blocks(subject, task, max_passes))
         labels = classes_given(subject, task, len(teacher))
         kept = kept_by_labels(subject, task, teacher, labels)
         items = Votes.of(teacher, task, claim, subject.seed, kept)
@@ -149,24 +152,23 @@ def _judge(subject: Subject, task: Task, claim: Claim, max_passes: int, toleranc
                 f"{int((~kept).sum())} images are left out, on which the teacher contradicts their labels: there a "
                 "network that was trained with labels is right to differ"
             )
-    items.take(first, torch.arange(len(teacher)))
+    mean, every = Mean(), torch.arange(len(teacher))
+    if bad := _take(subject, task, items, subject.bank.blocks(0, passes), every, mean):
+        return not_finite(subject, passes, bad)
     while items.passes < max_passes:
         wanted = _wanted(items)
         if not len(wanted):
             break
         rows = items.rows_of(wanted)
-        step = items.passes if isinstance(items, Numbers) else _BLOCK
-        stop = min(items.passes + step, max_passes)
-        block = subject.bank.draw(items.passes, stop, None if len(rows) == len(teacher) else rows)
-        if bad := not_finite_in(block):
+        stop = min(items.passes + (items.passes if isinstance(items, Numbers) else _BLOCK), max_passes)
+        if bad := _take(subject, task, items, subject.bank.blocks(items.passes, stop, rows), rows):
             return not_finite(subject, stop, bad)
-        items.take(judged_field(block, fields, task.field), rows)
     apart = (
         distance_of(subject, items, teacher, task, labels)
         if isinstance(items, Votes) and subject.stage != "converted"
         else None
     )
-    finding = finding_of(subject, task, items, teacher, first, max_passes, apart, distance)
+    finding = finding_of(subject, task, items, teacher, mean.mean, max_passes, apart, distance)
     finding = replace(finding, notes=(*finding.notes, *notes)) if notes else finding
     if finding.verdict in (Verdict.PASS, Verdict.WARN, Verdict.NOT_APPLICABLE) or task.proven:
         return finding
@@ -180,6 +182,34 @@ def _judge(subject: Subject, task: Task, claim: Claim, max_passes: int, toleranc
     )
 
 
+def _first_blocks(subject: Subject, task: Task, max_passes: int) -> Iterator[Tensor]:
+    """Give the passes that are judged in any case, on one output of the network, a block after the other."""
+    for block in subject.bank.blocks(0, min(FIRST_PASSES, max_passes)):
+        yield judged_field(block, subject.fields, task.field)
+
+
+def _take(
+    subject: Subject,
+    task: Task,
+    items: Votes | Numbers,
+    blocks: Iterable[Tensor],
+    rows: Tensor,
+    mean: Mean | None = None,
+) -> int:
+    """Take passes on some images, and their mean where one is given; say how many hold NaN or infinity."""
+    finite = Finite()
+    for block in blocks:
+        finite.take(block)
+        if finite.bad:
+            continue
+        outputs = judged_field(block, subject.fields, task.field)
+        items.take(outputs, rows)
+        if mean is not None:
+            for one in outputs:
+                mean.take(one[None].cpu().double())
+    return finite.bad
+
+
 def _wanted(items: Votes | Numbers) -> Tensor:
     """Give the items of which further passes may decide something."""
     if verdict(items) is Verdict.INCONCLUSIVE and not hopeless(items):
@@ -188,10 +218,10 @@ def _wanted(items: Votes | Numbers) -> Tensor:
     return open_in_doubt(items) if doubtful and isinstance(items, Votes) else torch.arange(0)
 
 
-def _as_shares(task: Task, passes: Tensor) -> tuple[Task, Task, list[str]]:
+def _as_shares(task: Task, first: Iterable[Tensor]) -> tuple[Task, Task, list[str]]:
     """Give the task of the teacher's outputs and that of the model's: one of the two may give probabilities alone."""
     if task.kind == "classification":
-        dims = are_shares(passes)
+        dims = all(are_shares(block) for block in first)
         if task.shares == dims:
             return task, task, []
         gives, lacks = ("probabilities", "scores") if dims else ("scores", "probabilities")
@@ -203,14 +233,14 @@ def _as_shares(task: Task, passes: Tensor) -> tuple[Task, Task, list[str]]:
                 "instead of its teacher has to know"
             ],
         )
-    if task.shares and bool(((passes < 0) | (passes > 1)).any()):
+    if task.shares and any(bool(((block < 0) | (block > 1)).any()) for block in first):
         task = replace(task, shares=False)  # the teacher's scores lie between 0 and 1 by chance
     return task, task, []
 
 
 def _looks(max_passes: int) -> int:
     """Give how often a doubling number of passes is looked at."""
-    return 1 + max(0, math.ceil(math.log2(max_passes / _FIRST_BLOCK)))
+    return 1 + max(0, math.ceil(math.log2(max_passes / FIRST_PASSES)))
 
 
 def _scales(teacher: Tensor) -> Tensor:
