@@ -12,6 +12,8 @@ html_theme = "furo"
 html_title = f"pytest-bnn {release}"
 
 myst_heading_anchors = 3
+# The mathematics of the checks' pages.
+myst_enable_extensions = ["dollarmath"]
 
 # Docstrings put code into single backticks.
 default_role = "code"

@@ -83,13 +83,12 @@ def api(text: str) -> str:
 
 
 def checks(text: str) -> str:
-    """Give the page of checks with its table: where each is described, what it needs, how it is decided."""
+    """Return the page of checks with its table: the page of each, what it needs, how it is decided."""
     rows = []
     for id in registry.built_in():
         check = _declared(id)
-        place = f"checks/{id}.md" if (_DOCS / "checks" / f"{id}.md").is_file() else f"#{re.sub('[._]', '-', id)}"
         needs = ", ".join(check.needs) or "the model"
-        rows.append(f"| [`{id}`]({place}) | {needs} | {'by sampling' if check.sampled else 'exact'} |\n")
+        rows.append(f"| [`{id}`](checks/{id}.md) | {needs} | {'by sampling' if check.sampled else 'exact'} |\n")
     table = f"| id | needs | decision |\n|---|---|---|\n{''.join(rows)}"
     return re.sub(r"^\| id \| needs \| decision \|\n(?:\|.*\n)+", lambda _: table, text, flags=re.M)
 

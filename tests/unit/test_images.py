@@ -4,22 +4,28 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from typing import Literal
 
 import numpy
 import pytest
 import torch
 from PIL import Image
+from scipy.ndimage import uniform_filter
+from scipy.stats import kstest
 from sklearn.datasets import load_digits
 from torch import Tensor
 from torchvision import transforms
 
 from pytest_bnn.errors import InputError
+from pytest_bnn.example import corruption
 from pytest_bnn.example.images import (
     PHOTO_NAMES,
+    digit_grids,
     digits,
     digits_batch,
     imagenet_batch,
     open_image,
+    outside_digits,
     photograph,
 )
 from pytest_bnn.example.weights import load_teacher
@@ -63,7 +69,7 @@ def test_the_split_is_stratified() -> None:
         assert abs(int((labels == digit).sum()) - 0.2 * int((all_labels == digit).sum())) < 1
 
 
-@pytest.mark.parametrize("part", ["train", "held_out"])
+@pytest.mark.parametrize("part", ["train", "held_out", "hard"])
 def test_images_have_the_promised_form(part: str) -> None:
     """Shape, dtype, range [-1, 1] with both ends used, three equal channels."""
     images, labels = digits(part)  # type: ignore[arg-type]
@@ -88,18 +94,121 @@ def test_images_are_copies_and_the_same_every_time() -> None:
     assert again.is_contiguous()
 
 
-def test_count_takes_from_the_start() -> None:
+@pytest.mark.parametrize("part", ["held_out", "hard"])
+def test_count_takes_from_the_start(part: Literal["held_out", "hard"]) -> None:
     """Small audits and full audits must share their first images."""
-    images, labels = digits("held_out", 5)
-    all_images, all_labels = digits("held_out")
+    images, labels = digits(part, 5)
+    all_images, all_labels = digits(part)
     assert torch.equal(images, all_images[:5])
     assert torch.equal(labels, all_labels[:5])
 
 
 def test_an_unknown_part_is_refused() -> None:
     """A typo must not silently give the training images."""
-    with pytest.raises(ValueError, match="'train' or 'held_out', not 'test'"):
+    with pytest.raises(ValueError, match="'train', 'held_out' or 'hard', not 'test'"):
         digits("test")  # type: ignore[arg-type]
+
+
+def test_hard_digits_are_the_held_out_ones_in_their_order() -> None:
+    """Claims about calibration on the hard part rest on its labels: each image is most like its own original."""
+    clean, labels = digits("held_out")
+    hard, same = digits("hard")
+    assert torch.equal(same, labels)
+    assert not torch.equal(hard, clean)
+    centred = [images.flatten(1) - images.flatten(1).mean(1, keepdim=True) for images in (hard, clean)]
+    one, other = (torch.nn.functional.normalize(rows, dim=1) for rows in centred)
+    likeness = one @ other.T
+    own = (likeness.argmax(1) == torch.arange(len(hard))).double().mean()
+    assert own > 0.3, "by chance it would be 1 in 360"
+
+
+def test_seeded_images_leave_the_random_state_alone_and_come_back_the_same() -> None:
+    """Two audits must judge on one set of images, and a user's own seed must count on."""
+    state = torch.get_rng_state()
+    first, again = (dict(outside_digits(), hard=digits("hard")[0]) for _ in range(2))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    first["inverted"].fill_(7)
+    assert float(outside_digits()["inverted"].max()) == 1
+
+
+def test_blur_is_the_mean_of_nine_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against scipy's uniform filter, with neither noise nor shifts: each image lies between itself and its mean."""
+    monkeypatch.setattr(corruption, "LARGEST_NOISE", 0.0)
+    monkeypatch.setattr(corruption, "shifted", lambda images, generator: images)
+    monkeypatch.setattr(corruption, "enlarged", lambda grids: grids)
+    grids, _ = digit_grids("held_out")
+    blurred = corruption.corrupted(grids, torch.Generator().manual_seed(0))
+    smooth = torch.from_numpy(uniform_filter(grids.numpy(), size=(1, 1, 3, 3), mode="nearest"))
+    shares = ((blurred - grids) * (smooth - grids)).sum((1, 2, 3)) / (smooth - grids).square().sum((1, 2, 3))
+    torch.testing.assert_close(blurred, torch.lerp(grids, smooth, shares[:, None, None, None]), rtol=0, atol=1e-5)
+    assert 0 <= float(shares.min()) < 0.05
+    assert 0.55 < float(shares.max()) <= corruption.LARGEST_BLUR + 1e-5
+
+
+def test_noise_has_a_level_of_its_own_for_each_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Grey images, far from the clamp in most levels: levels are spread evenly from 0 to the largest."""
+    monkeypatch.setattr(corruption, "LARGEST_NOISE", 0.2)
+    monkeypatch.setattr(corruption, "shifted", lambda images, generator: images)
+    monkeypatch.setattr(corruption, "enlarged", lambda grids: grids)
+    noisy = corruption.corrupted(torch.zeros(2000, 1, 8, 8), torch.Generator().manual_seed(0))
+    levels = noisy.std((1, 2, 3))
+    assert kstest(levels.numpy(), "uniform", args=(0, 0.2)).pvalue > 1e-3
+    assert abs(float(noisy.mean())) < 0.01
+
+
+def test_shifts_move_whole_images_and_reach_every_place() -> None:
+    """The oracle is torch.roll away from the edge, which is repeated."""
+    images = torch.randn(400, 3, 9, 9, generator=torch.Generator().manual_seed(0))
+    moved = corruption.shifted(images, torch.Generator().manual_seed(1), largest=2)
+    places = set()
+    for image, other in zip(images, moved, strict=True):
+        found = [
+            (down, right)
+            for down in range(-2, 3)
+            for right in range(-2, 3)
+            if torch.equal(torch.roll(image, (down, right), (1, 2))[:, 2:-2, 2:-2], other[:, 2:-2, 2:-2])
+        ]
+        assert len(found) == 1
+        places.update(found)
+    assert len(places) == 25
+    constant = torch.ones(3, 1, 4, 4)
+    assert torch.equal(corruption.shifted(constant, torch.Generator().manual_seed(0)), constant)
+
+
+def test_images_outside_have_the_digits_form() -> None:
+    """Else a network would tell them by their range or their colours."""
+    outside = outside_digits()
+    assert list(outside) == ["photographs", "noise", "inverted", "shifted"]
+    for name, images in outside.items():
+        assert images.shape == (360, 3, 32, 32), name
+        assert images.dtype == torch.float32
+        assert images.is_contiguous()
+        assert float(images.abs().max()) <= 1
+        assert torch.equal(images[:, 0], images[:, 1])
+        assert torch.equal(images[:, 0], images[:, 2])
+        assert len(set(keys(images))) > 300, name
+
+
+def test_images_outside_are_what_they_are_called() -> None:
+    """Inverted digits add up to nothing with the digits, shifted ones are one of four halves, noise is uniform."""
+    digit, _ = digits("held_out")
+    outside = outside_digits()
+    assert torch.equal(outside["inverted"] + digit, torch.zeros_like(digit))
+    assert kstest(outside["noise"][:40, 0].flatten().numpy(), "uniform", args=(-1, 2)).pvalue > 1e-3
+    empty = torch.full_like(digit[0], -1)
+    used = set()
+    for image, moved in zip(digit, outside["shifted"], strict=True):
+        halves = {
+            "up": torch.cat([image[:, 16:], empty[:, :16]], 1),
+            "down": torch.cat([empty[:, :16], image[:, :16]], 1),
+            "left": torch.cat([image[:, :, 16:], empty[:, :, :16]], 2),
+            "right": torch.cat([empty[:, :, :16], image[:, :, :16]], 2),
+        }
+        ways = [way for way, half in halves.items() if torch.equal(half, moved)]
+        assert ways
+        used.update(ways)
+    assert len(used) == 4
 
 
 @pytest.mark.parametrize("name", PHOTO_NAMES)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import pickle
 import shutil
@@ -17,11 +18,13 @@ import torch
 import torchmetrics.classification
 import torchvision
 from safetensors.torch import save_file
+from scipy.optimize import minimize_scalar
 from torch import Tensor, nn
 
 from pytest_bnn.errors import WeightsError
 from pytest_bnn.example import weights
-from pytest_bnn.example.images import DIGIT_NAMES, digits
+from pytest_bnn.example.corruption import LARGEST_BLUR, LARGEST_NOISE, LARGEST_SHIFT
+from pytest_bnn.example.images import DIGIT_NAMES, HARD_SEED, digits
 from pytest_bnn.example.weights import Teacher, load_teacher, model_card
 
 CHECKPOINT = "resnet18-f37072fd.pth"
@@ -92,6 +95,27 @@ def test_digits_teacher_reads_held_out_digits_as_its_card_says(digits_teacher: T
     assert share >= 0.975
     assert share == pytest.approx(model_card()["held_out_accuracy"], abs=1e-6)
     assert model_card()["held_out_images"] == len(labels)
+
+
+def test_digits_teacher_is_as_sure_of_hard_digits_as_its_card_says(digits_teacher: Teacher) -> None:
+    """What claims about calibration are shown on: labels follow softmax(log p / t) with t near 1, by scipy's search."""
+    images, labels = digits("hard")
+    with torch.no_grad():
+        logits = digits_teacher.model(images).double()
+    confidence, classes = logits.softmax(1).max(1)
+    card = model_card()
+    assert float((classes == labels).double().mean()) == pytest.approx(card["hard_accuracy"], abs=1e-6)
+    assert float(confidence.mean()) == pytest.approx(card["hard_confidence"], abs=1e-4)
+    assert card["hard_images"] == len(labels)
+
+    def loss(log_t: float) -> float:
+        return float(nn.functional.cross_entropy(logits / math.exp(log_t), labels))
+
+    assert 0.9 < math.exp(minimize_scalar(loss, bounds=(-2, 2), method="bounded").x) < 1.1
+    corruption = card["corruption"]
+    assert isinstance(corruption, dict)
+    assert (corruption["seed"], corruption["largest_noise"]) == (HARD_SEED, LARGEST_NOISE)
+    assert (corruption["largest_blur"], corruption["largest_shift_pixels"]) == (LARGEST_BLUR, LARGEST_SHIFT)
 
 
 def test_digits_file_is_the_one_on_its_card(digits_teacher: Teacher) -> None:

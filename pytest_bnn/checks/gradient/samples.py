@@ -100,7 +100,7 @@ def _find(subject: Subject) -> Finding:
         why = f"{found.calls[0].layer.path} draws in another way" if found.calls else "no layer is called in the loss"
         return not_applicable(
             f"no layer shows the weight that it draws ({why}): the claim is about weights mu + sigma * eps that a "
-            "convolution or linear call uses; see docs/checks.md"
+            "convolution or linear call uses; see docs/checks/gradient.samples.md"
         )
     bad = [row for row in rows if row.off > row.allowed]
     if bad and _changes_by_itself(subject, layers, left):

@@ -57,7 +57,7 @@ def data(subject: Subject) -> Finding:
     if not judged and not left.undrawn:
         return not_applicable(
             "no layer shows the weights that it draws: the claim is about weights that a convolution or linear call "
-            "uses; see docs/checks.md"
+            "uses; see docs/checks/loss.data.md"
         )
     return (
         unreached(subject, judged, left)
