@@ -6,7 +6,7 @@ import base64
 import hashlib
 import io
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -94,14 +94,19 @@ def _layer_rows(model: nn.Module) -> list[LayerRow]:
 def _predictions(subject: Subject) -> list[Prediction]:
     if subject.images is None or subject.bank.drawn < 2:
         return []
-    mean_shares = _mean_shares(subject)
-    if mean_shares is None:
+    outputs = _what_outputs_are(subject)
+    if not outputs:
         return []
+    given, over_passes = outputs == "probabilities", Mean()
+    for block in _shares(subject, given=given):
+        over_passes.take(block)
+    mean_shares = over_passes.mean
     teacher = _teacher_shares(subject, mean_shares.shape)
     labels = _class_indices(subject.labels)
     entropies = torch.special.entr(mean_shares).sum(1)
     shown = entropies.argsort(descending=True, stable=True)[:IMAGES]
-    shares = torch.cat([block[:, shown] for block in _shares(subject)])
+    # Quantiles take draws: those of the few images that are shown.
+    shares = torch.cat([*_shares(subject, given=given, rows=shown)])
     rows = []
     for place, index in enumerate(shown.tolist()):
         passes, mean = shares[:, place], mean_shares[index]
@@ -131,26 +136,27 @@ def _predictions(subject: Subject) -> list[Prediction]:
     return rows
 
 
-def _shares(subject: Subject) -> Iterator[Tensor]:
-    """Give the probabilities of the passes that were drawn, ``[passes, N, classes]`` in float64, block by block."""
+def _shares(subject: Subject, *, given: bool, rows: Tensor | None = None) -> Iterator[Tensor]:
+    """Yield the probabilities of the passes that were drawn, blocks ``[passes, N, classes]`` in float64.
+
+    Args:
+        subject: What is shown.
+        given: Whether the outputs are probabilities already.
+        rows: The numbers of the images; all when None.
+    """
     bank = subject.bank
-    # What the outputs are must not depend on the blocks.
-    given = all(are_shares(block) for block in bank.blocks(0, bank.drawn))
-    for block in bank.blocks(0, bank.drawn):
+    for block in bank.blocks(0, bank.drawn, rows):
         yield (block if given else softmax(block)).double().cpu()
 
 
-def _mean_shares(subject: Subject) -> Tensor | None:
-    """Return the mean probabilities over the passes, ``[N, classes]``; None where the outputs are no scores."""
-    first = next(subject.bank.blocks(0, 1))
-    if first.ndim != 3 or first.shape[2] < 2:
-        return None
-    mean = Mean()
-    for block in _shares(subject):
-        if not bool(torch.isfinite(block).all()):
-            return None
-        mean.take(block)
-    return mean.mean
+def _what_outputs_are(subject: Subject) -> Literal["probabilities", "scores", ""]:
+    """Return what the outputs of all passes are; empty where they are neither, or not finite."""
+    given = True
+    for block in subject.bank.blocks(0, subject.bank.drawn):
+        if block.ndim != 3 or block.shape[2] < 2 or not bool(torch.isfinite(block).all()):
+            return ""
+        given = given and are_shares(block)
+    return "probabilities" if given else "scores"
 
 
 def _leaders(mean: Tensor, teacher: Tensor | None) -> list[int]:

@@ -43,7 +43,7 @@ def judged(
         severity: With ``"warn"`` a failure is a warning; with ``"off"`` the claim is not judged.
     """
     start, asked = time.perf_counter(), subject.asked
-    finding = _premise(check, subject, severity) or _found(subject, find, inside_an_audit)
+    finding = _found(subject, lambda it: _premise(check, it, severity) or find(it), inside_an_audit)
     if severity == "warn" and finding.verdict in (Verdict.FAIL, Verdict.INCONCLUSIVE):
         word = {"fail": "a failure", "inconclusive": "an undecided claim"}[finding.verdict.value]
         note = f"the severity of {check.id} is warn: {word} counts as a warning"

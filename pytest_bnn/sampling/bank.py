@@ -101,49 +101,45 @@ class PassBank:
         return self._sampler
 
     def blocks(self, start: int, stop: int, rows: Tensor | None = None) -> Iterator[Tensor]:
-        """Give the passes from ``start`` up to ``stop`` as blocks ``[passes, images, ...]``, one after the other.
+        """Yield the passes from ``start`` up to ``stop`` as blocks ``[passes, images, ...]``, one after the other.
 
-        The first passes on all images are kept while they fit into `KEPT`; all others are drawn anew for whoever
-        asks, and are the same again. A block holds one pass, or as many as fit into `BLOCK`. It is not to be written
-        into.
+        Whoever reads them sums them up and lets them go, so that memory does not grow with the passes. The first ones
+        on all images are kept while they fit into `KEPT` bytes; all others are drawn anew for whoever asks, and are
+        the same again. A block holds as many passes as fit into `BLOCK` bytes, and one at least. Do not write into it.
 
         Args:
             start: The number of the first pass, from 0.
             stop: The number after the last pass.
-            rows: The numbers of the images, whose passes are not kept; all when None.
+            rows: The numbers of the images; all when None. What is drawn for some of them is not kept.
 
         Raises:
             ForwardError: As in `draw`.
             InputError: As in `draw`.
         """
         self.asked += 1
-        return self._blocks(start, stop) if rows is None else self._drawn_blocks(start, stop, rows)
+        return self._blocks(start, stop, rows)
 
-    def _blocks(self, start: int, stop: int) -> Iterator[Tensor]:
+    def _blocks(self, start: int, stop: int, rows: Tensor | None) -> Iterator[Tensor]:
         place = 0
-        for block in self._kept:
+        for block in [*self._kept]:
             part = block[max(start - place, 0) : max(stop - place, 0)]
             place += len(block)
             if len(part):
-                yield part
-        start = max(start, place)
-        for block in self._drawn_blocks(start, stop, None):
-            if start == sum(len(kept) for kept in self._kept):
-                self._keep(block)
-            start += len(block)
-            self._drawn = max(self._drawn, start)
-            yield block
-
-    def _drawn_blocks(self, start: int, stop: int, rows: Tensor | None) -> Iterator[Tensor]:
-        count = len(self.images) if rows is None else len(rows)
+                yield part if rows is None else part[:, rows.to(part.device)]
+        start, count = max(start, place), len(self.images) if rows is None else len(rows)
         while start < stop:
             block = self.draw(start, min(stop, start + max(1, BLOCK // max(1, count * self._row_bytes))), rows)
             self._row_bytes = -(-block[0].nbytes // max(1, count))
+            if rows is None:
+                self._keep(start, block)
             start += len(block)
             yield block
 
-    def _keep(self, block: Tensor) -> None:
-        """Keep as many of the passes that come next as fit."""
+    def _keep(self, start: int, block: Tensor) -> None:
+        """Keep as many passes on all images as fit, where they follow those that are kept."""
+        self._drawn = max(self._drawn, start + len(block))
+        if start != sum(len(kept) for kept in self._kept):
+            return
         fit = min(len(block), max(0, KEPT - self.kept_bytes) // max(1, block[0].nbytes))
         if fit:
             self._kept.append(block if fit == len(block) else block[:fit].clone())
@@ -164,7 +160,7 @@ class PassBank:
             InputError: The sampler is ``"engine"``, and the engine cannot be used.
         """
         self.asked += 1
-        if rows is not None and torch.equal(rows, torch.arange(len(self.images))):
+        if rows is not None and torch.equal(rows.cpu(), torch.arange(len(self.images))):
             rows = None
         images = self.images if rows is None else self.images[rows]
         self._decide()
@@ -230,7 +226,7 @@ def chunks(images: Inputs) -> list[Inputs]:
 
 
 def forward_in_chunks(model: nn.Module, images: Inputs) -> Tensor:
-    """Run a model once on inputs whose pass may be more than memory holds at once; give its outputs as rows.
+    """Return a model's outputs for inputs of which memory may not hold all at once: one call for each part of them.
 
     Args:
         model: The network.

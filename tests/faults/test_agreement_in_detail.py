@@ -336,7 +336,7 @@ def test_distances_are_total_variation() -> None:
     subject = Subject(model, teacher=teacher, images=x, labels=labels, stage="finetuned")
     scores = teacher(x).detach()
     items = Votes.of(scores, Task(kind="classification"), CLAIM, 0)
-    items.take(subject.bank.first(2), torch.arange(50))
+    items.take(subject.bank.draw(0, 2), torch.arange(50))
     found = distance_of(subject, items, scores, items.task, labels)
     layer: Any = model.layer
     calm = torch.softmax(0.5 * (x @ layer.mu_weight.T + layer.mu_bias), 1).detach()

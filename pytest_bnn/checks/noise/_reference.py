@@ -123,7 +123,6 @@ def _varies_inside(subject: Subject, floor: float) -> Tensor:
                     return
                 output = next(iter(fields.values())).detach().cpu()
                 pairs = seen.setdefault(path, Pairs())
-                pairs = seen.setdefault(path, Pairs())
                 # A layer that is called more than once in a pass, perhaps with other shapes, shows nothing.
                 if pairs is not None and pairs.passes < PASSES and pairs.takes(output):
                     pairs.take(output[None])

@@ -33,6 +33,7 @@ _LIVELIEST = 8
 @check(
     claim="Outputs vary because of the posterior alone: not with every sigma at 0, and with it without reseeding.",
     needs=("images",),
+    can=("mean_mode",),
     sampled=True,
     after="mean.equals_teacher",
 )

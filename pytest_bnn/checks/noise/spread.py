@@ -17,7 +17,6 @@ from pytest_bnn.checks.noise._silence import not_finite
 from pytest_bnn.checks.values import Passes, SpreadBand
 from pytest_bnn.libraries.posterior import bayesian_layers
 from pytest_bnn.libraries.protocol import tensors_of
-from pytest_bnn.libraries.registry import nobody_knows
 from pytest_bnn.records.evidence import Certainty, LayerFinding, Measurement, Threshold, Verdict
 from pytest_bnn.stats.budget import Budget
 from pytest_bnn.stats.intervals import median_bounds, trials_needed
@@ -40,6 +39,7 @@ _GROUPS = 32
 @check(
     claim="The predictive spread lies in the declared band: the noise is neither lost beside the signal nor above it.",
     needs=("images",),
+    can=("mean_mode",),
     sampled=True,
     after="noise.varies",
 )
@@ -119,8 +119,6 @@ def _find(subject: Subject, band: tuple[float, float], max_passes: int, budget: 
         groups = grouped(subject, calm, pairs.live)
         bounds = _bounds(pairs, groups, budget, images)
         layers = bayesian_layers(subject.model)
-        if not layers and bool((bounds.found > 0).any()) and (why := nobody_knows(subject.model)):
-            return not_applicable(why)
         verdict = bounds.verdict(band)
         above = max(bounds.surely_above) > most
         if verdict is Verdict.INCONCLUSIVE and passes < last:

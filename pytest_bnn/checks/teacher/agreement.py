@@ -121,13 +121,11 @@ def _judge(subject: Subject, task: Task, claim: Claim, max_passes: int, toleranc
         return not_applicable(why)
     fields = subject.fields
     teacher = judged_field(subject.teacher_output().detach().cpu(), fields, task.field)
-    shape, passes = next(_first_blocks(subject, task, 1)).shape[1:], min(FIRST_PASSES, max_passes)
+    passes = min(FIRST_PASSES, max_passes)
+    shape, bad = _shape_of(subject, task, passes)
+    if bad:
+        return not_finite(subject, passes, bad)
     if shape != teacher.shape:
-        finite = Finite()
-        for block in subject.bank.blocks(0, passes):
-            finite.take(block)
-        if finite.bad:
-            return not_finite(subject, passes, finite.bad)
         return Finding(
             verdict=Verdict.FAIL,
             headline=f"the outputs have the shape {list(shape)}, the teacher's {list(teacher.shape)}",
@@ -138,10 +136,14 @@ def _judge(subject: Subject, task: Task, claim: Claim, max_passes: int, toleranc
     labels: Tensor | None = None
     if task.kind == "regression":
         items = Numbers(
-            claim, teacher.double().reshape(len(teacher), -1), tolerance * _scales(teacher), looks=_looks(max_passes)
+            claim,
+            teacher.double().reshape(len(teacher), -1),
+            tolerance * _scales(teacher),
+            looks=_looks(max_passes),
+            again=lambda stop, rows: _blocks(subject, task, stop, rows),
         )
     else:
-        task, own, note = _as_shares(task, _first_blocks(subject, task, max_passes))
+        task, own, note = _as_shares(task, _blocks(subject, task, passes))
         labels = classes_given(subject, task, len(teacher))
         kept = kept_by_labels(subject, task, teacher, labels)
         items = Votes.of(teacher, task, claim, subject.seed, kept)
@@ -153,15 +155,17 @@ def _judge(subject: Subject, task: Task, claim: Claim, max_passes: int, toleranc
                 "network that was trained with labels is right to differ"
             )
     mean, every = Mean(), torch.arange(len(teacher))
-    if bad := _take(subject, task, items, subject.bank.blocks(0, passes), every, mean):
-        return not_finite(subject, passes, bad)
+    for block in _blocks(subject, task, passes):
+        items.take(block, every)
+        for outputs in block:
+            mean.take(outputs[None].cpu().double())
     while items.passes < max_passes:
         wanted = _wanted(items)
         if not len(wanted):
             break
         rows = items.rows_of(wanted)
         stop = min(items.passes + (items.passes if isinstance(items, Numbers) else _BLOCK), max_passes)
-        if bad := _take(subject, task, items, subject.bank.blocks(items.passes, stop, rows), rows):
+        if bad := _take(subject, task, items, stop, rows):
             return not_finite(subject, stop, bad)
     apart = (
         distance_of(subject, items, teacher, task, labels)
@@ -182,31 +186,28 @@ def _judge(subject: Subject, task: Task, claim: Claim, max_passes: int, toleranc
     )
 
 
-def _first_blocks(subject: Subject, task: Task, max_passes: int) -> Iterator[Tensor]:
-    """Give the passes that are judged in any case, on one output of the network, a block after the other."""
-    for block in subject.bank.blocks(0, min(FIRST_PASSES, max_passes)):
+def _blocks(subject: Subject, task: Task, passes: int, rows: Tensor | None = None) -> Iterator[Tensor]:
+    """Yield the first passes on one output of the network, in blocks; on all images where ``rows`` is None."""
+    for block in subject.bank.blocks(0, passes, rows):
         yield judged_field(block, subject.fields, task.field)
 
 
-def _take(
-    subject: Subject,
-    task: Task,
-    items: Votes | Numbers,
-    blocks: Iterable[Tensor],
-    rows: Tensor,
-    mean: Mean | None = None,
-) -> int:
-    """Take passes on some images, and their mean where one is given; say how many hold NaN or infinity."""
-    finite = Finite()
-    for block in blocks:
+def _shape_of(subject: Subject, task: Task, passes: int) -> tuple[torch.Size, int]:
+    """Return the shape of one output in the first passes, and how many of these hold NaN or infinity."""
+    finite, shape = Finite(), torch.Size()
+    for block in subject.bank.blocks(0, passes):
         finite.take(block)
-        if finite.bad:
-            continue
-        outputs = judged_field(block, subject.fields, task.field)
-        items.take(outputs, rows)
-        if mean is not None:
-            for one in outputs:
-                mean.take(one[None].cpu().double())
+        shape = judged_field(block, subject.fields, task.field).shape[1:]
+    return shape, finite.bad
+
+
+def _take(subject: Subject, task: Task, items: Votes | Numbers, stop: int, rows: Tensor) -> int:
+    """Take further passes on some images, up to ``stop``; return how many hold NaN or infinity."""
+    finite = Finite()
+    for block in subject.bank.blocks(items.passes, stop, rows):
+        finite.take(block)
+        if not finite.bad:
+            items.take(judged_field(block, subject.fields, task.field), rows)
     return finite.bad
 
 
