@@ -19,7 +19,8 @@ from pytest_bnn import convert
 from pytest_bnn.checks import measure_teacher_agreement
 from pytest_bnn.checks.teacher._classes import _is_lost, class_counts, exchanged, images_needed
 from pytest_bnn.checks.teacher._distances import distance_of, relation
-from pytest_bnn.checks.teacher._items import Claim, Numbers, Votes
+from pytest_bnn.checks.teacher._items import Claim, Votes
+from pytest_bnn.checks.teacher._medians import Numbers
 from pytest_bnn.records.evidence import Evidence, Verdict
 from pytest_bnn.stats.budget import Budget
 from pytest_bnn.subject import Subject

@@ -282,7 +282,7 @@ class Mine:
 def audited_with(adapter: Mine, audit: Audit, monkeypatch: pytest.MonkeyPatch) -> dict[str, Evidence]:
     monkeypatch.setattr(registry, "ADAPTERS", [*registry.ADAPTERS, adapter])
     torch.manual_seed(0)
-    model = nn.Sequential(Own(6, 16), nn.ReLU(), Own(16, 3)).eval()
+    model: Any = nn.Sequential(Own(6, 16), nn.ReLU(), Own(16, 3)).eval()
     assert len(bayesian_layers(model)) == 2
 
     def loss(model: nn.Module, batch: Any) -> Tensor:
@@ -292,10 +292,10 @@ def audited_with(adapter: Mine, audit: Audit, monkeypatch: pytest.MonkeyPatch) -
         ]).sum()  # fmt: skip
         return functional.cross_entropy(model(batch[0]), batch[1]) + kl / 1000
 
-    teacher = nn.Sequential(nn.Linear(6, 16, bias=False), nn.ReLU(), nn.Linear(16, 3, bias=False)).eval()
+    teacher: Any = nn.Sequential(nn.Linear(6, 16, bias=False), nn.ReLU(), nn.Linear(16, 3, bias=False)).eval()
     with torch.no_grad():
-        teacher[0].weight.copy_(model[0].center)  # type: ignore[arg-type]
-        teacher[2].weight.copy_(model[2].center)  # type: ignore[arg-type]
+        teacher[0].weight.copy_(model[0].center)
+        teacher[2].weight.copy_(model[2].center)
     x = images()
     return audit(model, teacher=teacher, images=x, labels=teacher(x).argmax(1), loss=loss)
 

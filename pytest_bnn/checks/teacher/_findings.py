@@ -10,7 +10,8 @@ from torch import Tensor
 from pytest_bnn.checks.finding import Finding, not_applicable
 from pytest_bnn.checks.teacher._classes import class_counts
 from pytest_bnn.checks.teacher._distances import Distance, agreement_without_noise
-from pytest_bnn.checks.teacher._items import Claim, Numbers, Votes, hopeless, undecided, verdict
+from pytest_bnn.checks.teacher._items import Claim, Votes, hopeless, undecided, verdict
+from pytest_bnn.checks.teacher._medians import Numbers
 from pytest_bnn.checks.teacher._stories import of_classes, story_of
 from pytest_bnn.libraries.posterior import bayesian_layers
 from pytest_bnn.records.evidence import Certainty, Measurement, Threshold, Verdict

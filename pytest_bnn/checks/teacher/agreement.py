@@ -16,8 +16,9 @@ from pytest_bnn.checks.noise._silence import not_finite
 from pytest_bnn.checks.teacher._classes import open_in_doubt
 from pytest_bnn.checks.teacher._distances import distance_of
 from pytest_bnn.checks.teacher._findings import MAX_PASSES, finding_of
-from pytest_bnn.checks.teacher._items import FIRST_PASSES, Claim, Numbers, Votes, hopeless, undecided, verdict
+from pytest_bnn.checks.teacher._items import FIRST_PASSES, Claim, Votes, hopeless, undecided, verdict
 from pytest_bnn.checks.teacher._labels import classes_given, kept_by_labels
+from pytest_bnn.checks.teacher._medians import Numbers
 from pytest_bnn.checks.teacher._stories import together
 from pytest_bnn.checks.values import AgreementShare, OfPopulation, Passes, Positive
 from pytest_bnn.data.repeats import repeats
