@@ -15,9 +15,9 @@ _AT_A_TIME = 4_000_000
 
 
 class Finite:
-    """How many passes hold NaN or infinity, masks aside: minus infinity beside finite numbers of the same row.
+    """Counts the passes that hold NaN or infinity, masks aside: minus infinity beside finite numbers of the same row.
 
-    Such a mask is that of every pass, and of no whole row.
+    A mask is at the same places in every pass and is no whole row, which only the last block tells.
     """
 
     def __init__(self) -> None:
@@ -44,6 +44,8 @@ class Finite:
 
 class Pairs:
     """What passes say when they are taken two by two, without the passes.
+
+    Bounds of a median take all spreads: one number for each image, part and pair of passes is kept.
 
     Args:
         parts: The numbers of an image that are summed up apart from others; all together where there are none.
