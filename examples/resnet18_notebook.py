@@ -101,7 +101,7 @@ def _exercise(given: argparse.Namespace) -> int:
     )
 
     # 7. The prediction: the mean of the probabilities over many passes, with its uncertainty.
-    _print_prediction(pytest_bnn.PassBank(finetuned, batch, given.seed).first(given.passes), names)
+    _print_prediction(torch.cat([*pytest_bnn.PassBank(finetuned, batch, given.seed).blocks(0, given.passes)]), names)
 
     # 8. The audit: every claim about the fine-tuned network on held-out images, and a report.
     judged, labels = suitable(teacher.images, "held_out")

@@ -270,14 +270,15 @@ class Subject(Examples):
 
     def forward_once(self) -> Tensor:
         """Give outputs on all images as an example: the teacher's where there is one, else those of the first pass."""
-        return self.teacher_output() if self.teacher is not None else self.bank.first(1)[0]
+        return self.teacher_output() if self.teacher is not None else next(self.bank.blocks(0, 1))[0]
 
     @property
     def bank(self) -> PassBank:
         """The Monte-Carlo passes over the images, shared by all checks."""
         if self._bank is None:
             like = None if self._origin is None or self._origin.images is None else self._origin.bank
-            self._bank = PassBank(self.model, self.require_images(), self.seed, like=like)
+            numbers = sum(field.size for field in self.fields) or 1000
+            self._bank = PassBank(self.model, self.require_images(), self.seed, like=like, numbers=numbers)
         return self._bank
 
     @property
@@ -306,7 +307,7 @@ class Subject(Examples):
             assert self.teacher is not None
             images = fitted(self.require_images(), self.teacher)
             try:
-                output = PassBank(self.teacher, images, self.seed, sampler="own").first(1)[0]
+                output = PassBank(self.teacher, images, self.seed, sampler="own").draw(0, 1)[0]
             except ForwardError as error:
                 raise does_not_accept("teacher", self.teacher, images, error) from error
             require_finite_answers(self.teacher, output)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +15,10 @@ from pytest_bnn.audit.predictive import predictive
 from pytest_bnn.checks.layers.replaced import is_convolution_or_linear
 from pytest_bnn.libraries.posterior import bayesian_layers
 from pytest_bnn.records.run import ClassShare, LayerRow, Prediction, SubjectRecord, TrainingStep
-from pytest_bnn.sampling.bank import probabilities
+from pytest_bnn.sampling.bank import probabilities, softmax
+from pytest_bnn.stats.moments import Mean
 from pytest_bnn.subject import Subject
+from pytest_bnn.tasks.task import are_shares
 
 #: How many images are shown: those with the most uncertain mean prediction, by its entropy.
 IMAGES = 8
@@ -91,17 +93,22 @@ def _layer_rows(model: nn.Module) -> list[LayerRow]:
 def _predictions(subject: Subject) -> list[Prediction]:
     if subject.images is None or subject.bank.drawn < 2:
         return []
-    shares = subject.bank.first(subject.bank.drawn)
-    if shares.ndim != 3 or shares.shape[2] < 2 or not bool(torch.isfinite(shares).all()):
+    outputs = _what_outputs_are(subject)
+    if not outputs:
         return []
-    shares = probabilities(shares).double().cpu()
-    teacher = _teacher_shares(subject, shares.shape[1:])
+    given, over_passes = outputs == "probabilities", Mean()
+    for block in _shares(subject, given=given):
+        over_passes.take(block)
+    mean_shares = over_passes.mean
+    teacher = _teacher_shares(subject, mean_shares.shape)
     labels = _class_indices(subject.labels)
-    entropies = torch.special.entr(shares.mean(0)).sum(1)
+    entropies = torch.special.entr(mean_shares).sum(1)
+    shown = entropies.argsort(descending=True, stable=True)[:IMAGES]
+    # Quantiles take draws: those of the few images that are shown.
+    shares = torch.cat([*_shares(subject, given=given, rows=shown)])
     rows = []
-    for index in entropies.argsort(descending=True, stable=True)[:IMAGES].tolist():
-        passes = shares[:, index]
-        mean = passes.mean(0)
+    for place, index in enumerate(shown.tolist()):
+        passes, mean = shares[:, place], mean_shares[index]
         entropy = float(entropies[index])
         expected_entropy = float(torch.special.entr(passes).sum(1).mean())
         low, high = torch.quantile(passes, torch.tensor([0.05, 0.95], dtype=torch.float64), dim=0)
@@ -126,6 +133,29 @@ def _predictions(subject: Subject) -> list[Prediction]:
             )
         )
     return rows
+
+
+def _shares(subject: Subject, *, given: bool, rows: Tensor | None = None) -> Iterator[Tensor]:
+    """Yield the probabilities of the passes that were drawn, blocks ``[passes, N, classes]`` in float64.
+
+    Args:
+        subject: What is shown.
+        given: Whether the outputs are probabilities already.
+        rows: The numbers of the images; all when None.
+    """
+    bank = subject.bank
+    for block in bank.blocks(0, bank.drawn, rows):
+        yield (block if given else softmax(block)).double().cpu()
+
+
+def _what_outputs_are(subject: Subject) -> Literal["probabilities", "scores", ""]:
+    """Return what the outputs of all passes are; empty where they are neither, or not finite."""
+    given = True
+    for block in subject.bank.blocks(0, subject.bank.drawn):
+        if block.ndim != 3 or block.shape[2] < 2 or not bool(torch.isfinite(block).all()):
+            return ""
+        given = given and are_shares(block)
+    return "probabilities" if given else "scores"
 
 
 def _leaders(mean: Tensor, teacher: Tensor | None) -> list[int]:

@@ -95,7 +95,7 @@ def _at_its_mean(judged: Subject) -> Tensor | None:
 
 
 def _of_one_pass(judged: Subject) -> Tensor:
-    return judged.bank.first(1)[0] if judged.bank.drawn else judged.bank.draw(0, 1)[0]
+    return next(judged.bank.blocks(0, 1))[0]
 
 
 def _scored(log_shares: Tensor, labels: Tensor, *, fair: Tensor | None = None) -> dict[str, Tensor | None]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pytest_bnn.checks._predictions import NotHereError, naming
 from pytest_bnn.checks._units import require_known
-from pytest_bnn.checks.noise._pairs import without_noise
+from pytest_bnn.checks.noise._scale import without_noise
 from pytest_bnn.checks.values import NumbersHead
 from pytest_bnn.data.repeats import repeats
 from pytest_bnn.libraries.posterior import bayesian_layers
@@ -20,9 +20,6 @@ from pytest_bnn.sampling.normals import Normals
 from pytest_bnn.subject import Subject
 from pytest_bnn.tasks.reached import outputs_of_loss
 from pytest_bnn.tasks.spreads import Beside, Head, Pulled, UnclearError, deviation, head_of
-
-#: Numbers of the outputs that are drawn at a time.
-_BLOCK = 16_000_000
 
 _NOT_NUMBERS = (
     "the claim is about numbers, and the task is {kind}: say --task regression where the outputs are quantities, or "
@@ -158,7 +155,7 @@ def _labels(given: object, rows: int) -> Tensor:
 
 
 def _head(subject: Subject, judged: Subject, id: str, head: NumbersHead, noise: float | None, labels: Tensor) -> Head:
-    task, fields, example = judged.task, judged.fields, judged.bank.first(1)[0]
+    task, fields, example = judged.task, judged.fields, next(judged.bank.blocks(0, 1))[0]
     field = next((one for one in fields if one.name == task.field), None)
     count = example[0].numel()
     together = len(fields) > 1 and count == sum(one.size for one in fields)
@@ -196,12 +193,8 @@ def _pulled(subject: Subject, fields: Sequence[Field]) -> Pulled | None:
 def _passes(subject: Subject, passes: int, head: Head, places: Tensor) -> tuple[Tensor, Tensor | None]:
     """Return the mean and the number beside it of each example's chosen output, ``[passes, N]``."""
     means, besides = [], []
-    step = max(1, _BLOCK // max(1, subject.forward_once().numel()))
-    for start in range(0, passes, step):
-        stop = min(start + step, passes)
-        kept = subject.bank.drawn >= stop
-        block = (subject.bank.first(stop)[start:] if kept else subject.bank.draw(start, stop)).detach().cpu()
-        mean, beside = taken(block, head, places)
+    for block in subject.bank.blocks(0, passes):
+        mean, beside = taken(block.detach().cpu(), head, places)
         means.append(mean)
         besides += [] if beside is None else [beside]
     return torch.cat(means), torch.cat(besides) if besides else None
@@ -243,7 +236,7 @@ def _teacher(
         return None, "", None
     outputs = subject.teacher_output().detach().cpu()
     flat = outputs.reshape(len(outputs), -1)
-    if flat.shape[1] == subject.bank.first(1)[0][0].numel():
+    if flat.shape[1] == next(subject.bank.blocks(0, 1))[0, 0].numel():
         own = head
     elif flat.shape[1] == wanted:
         own = replace(head, kind="mean", mean=torch.arange(wanted), beside=None)

@@ -27,9 +27,6 @@ FIRST = 8
 #: Passes before anything is accused: the mean of few is surer of itself than that of many, where passes differ.
 PASSES = 64
 
-#: Numbers of the outputs that are drawn at a time.
-_BLOCK = 16_000_000
-
 #: The chance at which labels that nobody knows would count as known.
 _CHANCE = 1e-3
 
@@ -118,13 +115,8 @@ def _predicted(subject: Subject, passes: int) -> Predicted:
     if task.kind == "regression":
         raise NotHereError(_NO_CLASSES)
     mixing, places, own = Mixing(), None, None
-    numbers = max(1, subject.forward_once().numel())
-    step = max(1, _BLOCK // numbers)
-    for start in range(0, passes, step):
-        stop = min(start + step, passes)
-        kept = subject.bank.drawn >= stop
-        block = (subject.bank.first(stop)[start:] if kept else subject.bank.draw(start, stop)).detach().cpu()
-        block = judged_field(block, subject.fields, task.field)
+    for drawn in subject.bank.blocks(0, passes):
+        block = judged_field(drawn.detach().cpu(), subject.fields, task.field)
         if bool(torch.isnan(block).any()) or bool(torch.isposinf(block).any()):
             raise NotHereError(_NOT_FINITE)
         if own is None:

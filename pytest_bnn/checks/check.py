@@ -140,7 +140,8 @@ def check(
         claim: What is true of a sound model, as one sentence.
         needs: What must be given beside the model: ``"teacher"``, ``"images"``, ``"loss"``. Where one of them is
             missing, the claim is not applicable.
-        can: What the library's adapter must be able to do with the model, such as ``"mean_field"``.
+        can: The capabilities that the claim needs of the adapter of the layers' library, such as ``"mean_field"`` (see
+            `pytest_bnn.libraries.protocol.CAPABILITIES`). Where one is missing, the claim is not applicable.
         sampled: Whether sampling decides the claim, so that it takes a share of the run's error rates.
         after: The id of the check that it follows in a report.
         of_data: Whether the claim is about data of which there may be too few to decide it: undecided it counts as a

@@ -44,7 +44,7 @@ def judged(
         severity: With ``"warn"`` a failure is a warning; with ``"off"`` the claim is not judged.
     """
     start, asked = time.perf_counter(), subject.asked
-    finding = _premise(check, subject, severity) or _found(subject, find, inside_an_audit)
+    finding = _found(subject, lambda it: _premise(check, it, severity) or find(it), inside_an_audit)
     if check.of_data and finding.verdict is Verdict.INCONCLUSIVE and not _must_decide():
         note = "too few labels or examples to decide it count as a warning; --inconclusive fail makes it a failure"
         finding = replace(finding, verdict=Verdict.WARN, notes=(*finding.notes, note))

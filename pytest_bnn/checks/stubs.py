@@ -88,9 +88,10 @@ def checks(text: str) -> str:
     for id in registry.built_in():
         check = _declared(id)
         needs = ", ".join(check.needs) or "the model"
-        rows.append(f"| [`{id}`](checks/{id}.md) | {needs} | {'by sampling' if check.sampled else 'exact'} |\n")
-    table = f"| id | needs | decision |\n|---|---|---|\n{''.join(rows)}"
-    return re.sub(r"^\| id \| needs \| decision \|\n(?:\|.*\n)+", lambda _: table, text, flags=re.M)
+        can = ", ".join(f"`{one}`" for one in check.can)
+        rows.append(f"| [`{id}`](checks/{id}.md) | {needs} | {can} | {'by sampling' if check.sampled else 'exact'} |\n")
+    table = f"| id | needs | capabilities | decision |\n|---|---|---|---|\n{''.join(rows)}"
+    return re.sub(r"^\| id \| needs \|.* decision \|\n(?:\|.*\n)+", lambda _: table, text, flags=re.M)
 
 
 def written() -> dict[Path, str]:

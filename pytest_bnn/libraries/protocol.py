@@ -10,18 +10,22 @@ from torch import Tensor, nn
 
 from pytest_bnn.libraries.gaussian import PosteriorTensor
 
-#: What a check may ask of a library, by name:
-#:
-#: - ``draws``: a forward pass draws anew from torch's global generators;
-#: - ``mean_mode``: a context in which the layers compute with mu (`pytest_bnn.libraries.silence.zero_sigma`);
-#: - ``silence``: a context in which every draw of a layer is 0, with sigma's graph intact (`...silence.zero_noise`);
-#: - ``mean_field``: mu, sigma and prior as `pytest_bnn.libraries.gaussian.PosteriorTensor`;
-#: - ``divergence``: the KL term as the library itself computes it, with its convention;
-#: - ``used_weights``: the weights that a call used, seen at the functional call (`pytest_bnn.libraries.capture`);
-#: - ``words``: how its converter, its KL and its width are called.
+#: What a check may ask of a library, as `pytest_bnn.check` takes it in ``can``.
 Capability: TypeAlias = Literal["draws", "mean_mode", "silence", "mean_field", "divergence", "used_weights", "words"]
 
 CAPABILITIES: frozenset[Capability] = frozenset(get_args(Capability))
+
+#: What an adapter promises with each, in words. See `pytest_bnn.libraries.silence` for ``mean_mode`` and ``silence``,
+#: `pytest_bnn.libraries.gaussian.PosteriorTensor` for ``mean_field``, `...capture` for ``used_weights``.
+PROMISES: dict[str, str] = {
+    "draws": "a forward pass draws anew from torch's global generators",
+    "mean_mode": "with every sigma at 0 the layers compute with mu",
+    "silence": "every draw of a layer can be made 0 with the graph of sigma intact",
+    "mean_field": "mu, sigma and prior of every weight are told",
+    "divergence": "the KL term is told as the library computes it",
+    "used_weights": "the weights that a call uses are seen at a functional call such as F.linear",
+    "words": "how the library's converter, its KL and its width are called",
+}
 
 #: How a library puts together the KL of single weights.
 Convention: TypeAlias = Literal["mean per tensor", "sum", "mean over all weights"]

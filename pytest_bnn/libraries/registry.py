@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from pytest_bnn.libraries.bayesian_torch import ATTRIBUTES, BayesianTorch, clashes, has_kl, inputs_of
-from pytest_bnn.libraries.protocol import CAPABILITIES, Adapter, BayesianLayer
+from pytest_bnn.libraries.protocol import CAPABILITIES, PROMISES, Adapter, BayesianLayer
 from pytest_bnn.libraries.torchbnn import TorchBnn
 from pytest_bnn.network.isolation import raised_in, undisturbed
 
@@ -139,7 +139,10 @@ def _two_calls_differ(module: nn.Module, weight: Tensor) -> bool:
 
 
 def lacking(model: nn.Module, capability: str) -> str:
-    """Say what a model's layers lack of a capability, and how to meet it; empty where all Bayesian layers give it.
+    """Say what a model's layers lack of a capability, and how to give it; empty where all layers that are known do.
+
+    Beside known layers those that nobody knows are no matter of a capability: a claim may be about each layer, or about
+    all of them (see `nobody_knows`). Where no layer is known, they lack each capability.
 
     Args:
         model: Any network; one without Bayesian layers lacks nothing.
@@ -150,13 +153,15 @@ def lacking(model: nn.Module, capability: str) -> str:
     """
     if capability not in CAPABILITIES:
         raise ValueError(f"there is no capability {capability!r}; there are {', '.join(sorted(CAPABILITIES))}")
-    for layer in bayesian_layers(model):
+    layers = bayesian_layers(model)
+    for layer in layers:
         if capability not in layer.adapter.can:
             return (
-                f"the adapter of {layer.adapter.name} gives no {capability.replace('_', ' ')}, which this claim needs, "
-                f"for {layer.path or 'the model itself'} ({layer.kind}): see {_PAGE}"
+                f"the claim needs the capability {capability!r} ({PROMISES[capability]}), which the adapter of "
+                f"{layer.adapter.name} does not give for {layer.path or 'the model itself'} ({layer.kind}): add it to "
+                f"the adapter's can, where that is so; see {_PAGE}"
             )
-    return nobody_knows(model)
+    return "" if layers else nobody_knows(model)
 
 
 def nobody_knows(model: nn.Module) -> str:

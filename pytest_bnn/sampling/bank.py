@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
@@ -25,6 +25,12 @@ if TYPE_CHECKING:
 #: Numbers in the images of one chunk: 64 images of 3x224x224. Bounds the memory of a pass.
 _CHUNK = 64 * 3 * 224 * 224
 
+#: Bytes of outputs that a bank keeps: those of the first passes. Further ones are drawn again for whoever asks again.
+KEPT = 256 * 2**20
+
+#: Bytes of outputs that are drawn at once, beyond a single pass.
+BLOCK = 64 * 2**20
+
 
 def pass_seed(seed: int, index: int) -> int:
     """Give pass number ``index`` its own seed, so that a pass does not depend on which ones ran before it."""
@@ -35,8 +41,11 @@ def pass_seed(seed: int, index: int) -> int:
 
 def probabilities(outputs: Tensor) -> Tensor:
     """Turn class scores ``[..., classes]`` into probabilities; outputs that are probabilities stay as they are."""
-    if are_shares(outputs):
-        return outputs
+    return outputs if are_shares(outputs) else softmax(outputs)
+
+
+def softmax(outputs: Tensor) -> Tensor:
+    """Turn class scores ``[..., classes]`` into probabilities, those in half precision in float32."""
     return torch.softmax(outputs.float() if outputs.dtype in (torch.float16, torch.bfloat16) else outputs, dim=-1)
 
 
@@ -55,6 +64,7 @@ class PassBank:
         sampler: ``"auto"``, ``"own"`` or ``"engine"``; the setting in force when None.
         like: The bank of the same model on other images; where these have the shape of its own, what draws its passes
             draws these too.
+        numbers: Of the outputs for an image, as far as is known: by it the first block has its size.
 
     Raises:
         ValueError: There is no such sampler.
@@ -68,6 +78,7 @@ class PassBank:
         *,
         sampler: str | None = None,
         like: PassBank | None = None,
+        numbers: int = 1000,
     ) -> None:
         if sampler not in (None, "auto", "own", "engine"):
             raise ValueError(f"sampler must be 'auto', 'own' or 'engine', not {sampler!r}")
@@ -77,27 +88,71 @@ class PassBank:
         self.asked = 0
         self._choice = sampler
         self._like = like if like is not None and _alike(images, like.images) else None
-        self._stored: list[Tensor] = []
+        self._row_bytes = 4 * numbers
+        self._kept: list[Tensor] = []
+        self._drawn = 0
         self._engine: Engine | None = None
         self._decided_for: object = None
         self._sampler = ""
 
     @property
     def drawn(self) -> int:
-        """The number of passes on all images that were drawn so far."""
-        return len(self._stored)
+        """The number of passes on all images that were drawn so far, kept or not."""
+        return self._drawn
+
+    @property
+    def kept_bytes(self) -> int:
+        """How many bytes of outputs are kept; at most `KEPT`."""
+        return sum(block.nbytes for block in self._kept)
 
     @property
     def sampler(self) -> str:
         """What draws the passes, and why, in words; empty before the first one."""
         return self._sampler
 
-    def first(self, passes: int) -> Tensor:
-        """Give the first passes on all images, ``[passes, images, ...]``, drawing those that are missing."""
+    def blocks(self, start: int, stop: int, rows: Tensor | None = None) -> Iterator[Tensor]:
+        """Yield the passes from ``start`` up to ``stop`` as blocks ``[passes, images, ...]``, one after the other.
+
+        Whoever reads them sums them up and lets them go, so that memory does not grow with the passes. The first ones
+        on all images are kept while they fit into `KEPT` bytes; all others are drawn anew for whoever asks, and are
+        the same again. A block holds as many passes as fit into `BLOCK` bytes, and one at least. Do not write into it.
+
+        Args:
+            start: The number of the first pass, from 0.
+            stop: The number after the last pass.
+            rows: The numbers of the images; all when None. What is drawn for some of them is not kept.
+
+        Raises:
+            ForwardError: As in `draw`.
+            InputError: As in `draw`.
+        """
         self.asked += 1
-        if len(self._stored) < passes:
-            self._stored.extend(self.draw(len(self._stored), passes))
-        return torch.stack(self._stored[:passes])
+        return self._blocks(start, stop, rows)
+
+    def _blocks(self, start: int, stop: int, rows: Tensor | None) -> Iterator[Tensor]:
+        place = 0
+        for block in [*self._kept]:
+            part = block[max(start - place, 0) : max(stop - place, 0)]
+            place += len(block)
+            if len(part):
+                yield part if rows is None else part[:, rows.to(part.device)]
+        start, count = max(start, place), len(self.images) if rows is None else len(rows)
+        while start < stop:
+            block = self.draw(start, min(stop, start + max(1, BLOCK // max(1, count * self._row_bytes))), rows)
+            self._row_bytes = -(-block[0].nbytes // max(1, count))
+            if rows is None:
+                self._keep(start, block)
+            start += len(block)
+            yield block
+
+    def _keep(self, start: int, block: Tensor) -> None:
+        """Keep as many passes on all images as fit, where they follow those that are kept."""
+        self._drawn = max(self._drawn, start + len(block))
+        if start != sum(len(kept) for kept in self._kept):
+            return
+        fit = min(len(block), max(0, KEPT - self.kept_bytes) // max(1, block[0].nbytes))
+        if fit:
+            self._kept.append(block if fit == len(block) else block[:fit].clone())
 
     def draw(
         self, start: int, stop: int, rows: Tensor | None = None, *, noisy: Collection[str] | None = None
@@ -115,6 +170,8 @@ class PassBank:
             InputError: The sampler is ``"engine"``, and the engine cannot be used.
         """
         self.asked += 1
+        if rows is not None and torch.equal(rows.cpu(), torch.arange(len(self.images))):
+            rows = None
         images = self.images if rows is None else self.images[rows]
         self._decide()
         if self._engine is not None and isinstance(images, Tensor):
@@ -188,6 +245,20 @@ def chunks(images: Inputs) -> list[Inputs]:
     if isinstance(images, Batch) and images.size is not None:
         size = max(1, size // images.size) * images.size
     return [images[start : start + size] for start in range(0, len(images), size)]
+
+
+def forward_in_chunks(model: nn.Module, images: Inputs) -> Tensor:
+    """Return a model's outputs for inputs of which memory may not hold all at once: one call for each part of them.
+
+    Args:
+        model: The network.
+        images: Inputs ``[N, ...]``, or a batch of other arguments.
+
+    Raises:
+        ForwardError: As in `pytest_bnn.network.calling.forward`.
+    """
+    outputs = [forward(model, part) for part in chunks(images)]
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
 
 def _state(model: nn.Module) -> tuple[object, ...]:

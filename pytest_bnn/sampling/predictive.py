@@ -17,6 +17,7 @@ from pytest_bnn.errors import InputError
 from pytest_bnn.network.calling import ForwardError
 from pytest_bnn.sampling.bank import PassBank, probabilities
 from pytest_bnn.sampling.threads import limited, share
+from pytest_bnn.stats.moments import Mean, Moments
 
 #: Numbers of the outputs that are held at a time, the classes expected before the first pass, and passes a thread.
 _BLOCK_NUMBERS, _CLASSES, _BLOCK_PASSES = 4_000_000, 1000, 8
@@ -131,39 +132,11 @@ def _inputs(model: nn.Module, images: Tensor, seed: int) -> Inputs:
     return inputs
 
 
-class _Moments:
-    """Mean and variance over passes, relative to the first one: where all are equal they are exact."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.first = self.shift = self.squares = torch.zeros(())
-
-    def take(self, values: Tensor) -> None:
-        """Merge a block ``[passes, ...]``."""
-        if not self.count:
-            self.first = values[0].clone()
-            self.shift, self.squares = torch.zeros_like(self.first), torch.zeros_like(self.first)
-        values = values - self.first
-        mean, total = values.mean(0), self.count + len(values)
-        gap = mean - self.shift
-        self.squares += (values - mean).square().sum(0) + gap.square() * (self.count * len(values) / total)
-        self.shift += gap * (len(values) / total)
-        self.count = total
-
-    @property
-    def mean(self) -> Tensor:
-        return self.first + self.shift
-
-    @property
-    def variance(self) -> Tensor:
-        return self.squares / (self.count - 1) if self.count > 1 else torch.full_like(self.squares, torch.nan)
-
-
 class _Shares:
     """What the class probabilities of the passes so far say."""
 
     def __init__(self, images: int, bins: int) -> None:
-        self.shares, self.entropy = _Moments(), _Moments()
+        self.shares, self.entropy = Mean(), Mean()
         self.confidence = torch.zeros(images, bins, dtype=torch.int64)
         self.edges = torch.from_numpy(numpy.linspace(0, 1, bins + 1)[1:-1])
 
@@ -180,7 +153,7 @@ class _Running:
 
     def __init__(self, images: int, bins: int) -> None:
         self.images = images
-        self.outputs = _Moments()
+        self.outputs = Moments()
         self.votes = torch.zeros(0, dtype=torch.int64)
         self.softmaxed, self.as_given = _Shares(images, bins), _Shares(images, bins)
         self.given_are_shares = True

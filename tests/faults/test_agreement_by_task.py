@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from pytest_bnn.checks import measure_teacher_agreement
-from pytest_bnn.checks.teacher._items import Claim, Numbers, Votes, hopeless, undecided, verdict
+from pytest_bnn.checks.teacher._items import Claim, Votes, hopeless, undecided, verdict
+from pytest_bnn.checks.teacher._medians import Numbers
 from pytest_bnn.conversion import convert
 from pytest_bnn.records.evidence import Evidence, Verdict
 from pytest_bnn.stats.betting import BettingTest, decidable_gap

@@ -19,7 +19,8 @@ from pytest_bnn import convert
 from pytest_bnn.checks import measure_teacher_agreement
 from pytest_bnn.checks.teacher._classes import _is_lost, class_counts, exchanged, images_needed
 from pytest_bnn.checks.teacher._distances import distance_of, relation
-from pytest_bnn.checks.teacher._items import Claim, Numbers, Votes
+from pytest_bnn.checks.teacher._items import Claim, Votes
+from pytest_bnn.checks.teacher._medians import Numbers
 from pytest_bnn.records.evidence import Evidence, Verdict
 from pytest_bnn.stats.budget import Budget
 from pytest_bnn.subject import Subject
@@ -336,7 +337,7 @@ def test_distances_are_total_variation() -> None:
     subject = Subject(model, teacher=teacher, images=x, labels=labels, stage="finetuned")
     scores = teacher(x).detach()
     items = Votes.of(scores, Task(kind="classification"), CLAIM, 0)
-    items.take(subject.bank.first(2), torch.arange(50))
+    items.take(subject.bank.draw(0, 2), torch.arange(50))
     found = distance_of(subject, items, scores, items.task, labels)
     layer: Any = model.layer
     calm = torch.softmax(0.5 * (x @ layer.mu_weight.T + layer.mu_bias), 1).detach()

@@ -16,7 +16,7 @@ from pytest_bnn.checks import (
     measure_noise_varies,
     measure_teacher_agreement,
 )
-from pytest_bnn.checks.noise import varies
+from pytest_bnn.checks.noise._pairs import Pairs
 from pytest_bnn.conversion import convert
 from pytest_bnn.records.evidence import Certainty, Evidence, Verdict
 from pytest_bnn.stats.budget import Budget
@@ -249,7 +249,7 @@ def test_a_single_number_for_each_image_is_judged() -> None:
 def test_spread_that_is_no_number_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is neither above nor below any floor, and the passes have an end."""
     monkeypatch.setattr(
-        varies, "spreads", lambda outputs, _: torch.full((len(outputs) // 2, outputs.shape[1]), math.nan)
+        Pairs, "spreads", lambda pairs, _scale: torch.full((pairs.passes // 2, len(pairs.first)), math.nan)
     )
     found = measure_noise_varies(Noisy(0.1), images=IMAGES, max_passes=64)
     assert found.verdict is Verdict.INCONCLUSIVE

@@ -11,7 +11,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pytest_bnn import convert
+from pytest_bnn.checks.check import Check
+from pytest_bnn.checks.declaration import Declaration
+from pytest_bnn.checks.registry import built_in, declaration
+from pytest_bnn.libraries import registry
+from pytest_bnn.libraries.gaussian import EXP, PosteriorTensor, kl_of_normals
+from pytest_bnn.libraries.posterior import bayesian_layers
+from pytest_bnn.libraries.protocol import CAPABILITIES, PROMISES, BayesianLayer, Capability, Convention, Words
 from pytest_bnn.records.evidence import Evidence, Verdict
+from pytest_bnn.subject import Subject
 
 Audit = Callable[..., dict[str, Evidence]]
 
@@ -214,3 +222,131 @@ def test_copies_of_the_librarys_layers_are_judged_like_these(audit: Audit) -> No
     for id in ("noise.varies", "noise.posterior", "kl.present", "kl.loss", "gradient.samples", "memory.separate"):
         assert found[id].verdict is Verdict.PASS, found[id].explain()
     assert audit(model, loss=loss, num_batches=10, **given)["kl.loss"].verdict is Verdict.FAIL
+
+
+# What an adapter does not give.
+
+
+class Own(nn.Module):
+    """A Gaussian weight of a library that `Mine` knows."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.center = nn.Parameter(torch.randn(outputs, inputs) / 3)
+        self.log_sigma = nn.Parameter(torch.full((outputs, inputs), -3.0))
+        self.prior_center, self.prior_width = 0.0, 1.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.linear(x, self.center + self.log_sigma.exp() * torch.randn_like(self.center))
+
+
+class Mine:
+    """The adapter of `Own`, with some of the capabilities."""
+
+    name = "mine"
+    conventions: tuple[Convention, ...] = ("sum",)
+    words = Words(library="mine", kl="mine.kl(model)", rho="log_sigma", convert="", wider="", narrower="")
+
+    def __init__(self, can: frozenset[Capability], *, told: bool = True) -> None:
+        self.can, self.told = can, told
+
+    def owns(self, module: nn.Module) -> bool:
+        return isinstance(module, Own)
+
+    def layer(self, path: str, module: nn.Module) -> BayesianLayer | None:
+        if not self.owns(module):
+            return None
+        names = ("center", "log_sigma", "eps", "prior_center", "prior_width")
+        tensors = (PosteriorTensor(path, "weight", module, *names, EXP),) if self.told else ()
+        return BayesianLayer(path, module, "Linear", "own", tensors, self)
+
+    def layer_kl(self, layer: BayesianLayer) -> Tensor:
+        return torch.stack([
+            kl_of_normals(t.mu, t.rho.exp(), t.prior_mu, t.prior_sigma).sum() for t in layer.tensors
+        ]).sum()  # fmt: skip
+
+    def kl(self, model: nn.Module) -> Tensor | None:
+        layers = [layer for layer in bayesian_layers(model) if layer.adapter is self and layer.tensors]
+        return torch.stack([self.layer_kl(layer) for layer in layers]).sum() if layers else None
+
+    def brings_own_kl(self, layer: BayesianLayer) -> bool:
+        return False
+
+    def is_stock(self, layer: BayesianLayer) -> bool:
+        return False
+
+    def border(self, layer: BayesianLayer) -> tuple[list[int], str] | None:
+        return None
+
+
+def audited_with(adapter: Mine, audit: Audit, monkeypatch: pytest.MonkeyPatch) -> dict[str, Evidence]:
+    monkeypatch.setattr(registry, "ADAPTERS", [*registry.ADAPTERS, adapter])
+    torch.manual_seed(0)
+    model: Any = nn.Sequential(Own(6, 16), nn.ReLU(), Own(16, 3)).eval()
+    assert len(bayesian_layers(model)) == 2
+
+    def loss(model: nn.Module, batch: Any) -> Tensor:
+        kl = torch.stack([
+            kl_of_normals(layer.center, layer.log_sigma.exp(), torch.zeros(()), torch.ones(())).sum()
+            for layer in model.modules() if isinstance(layer, Own)
+        ]).sum()  # fmt: skip
+        return functional.cross_entropy(model(batch[0]), batch[1]) + kl / 1000
+
+    teacher: Any = nn.Sequential(nn.Linear(6, 16, bias=False), nn.ReLU(), nn.Linear(16, 3, bias=False)).eval()
+    with torch.no_grad():
+        teacher[0].weight.copy_(model[0].center)
+        teacher[2].weight.copy_(model[2].center)
+    x = images()
+    return audit(model, teacher=teacher, images=x, labels=teacher(x).argmax(1), loss=loss)
+
+
+DECLARED = {id: own.can for id in built_in() if id != "estimator.flipout" and (own := declaration(id)) is not None}
+
+
+def test_an_adapter_that_gives_all_is_judged_by_all(audit: Audit, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = audited_with(Mine(CAPABILITIES), audit, monkeypatch)
+    assert not_held(found) == []
+    judged = [id for id in DECLARED if found[id].verdict is Verdict.PASS]
+    assert {one for id in judged for one in DECLARED[id]} == {
+        "draws", "mean_mode", "mean_field", "divergence", "used_weights",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("capability", sorted(CAPABILITIES))
+def test_a_missing_capability_is_named_by_the_claims_that_need_it(
+    capability: Capability, audit: Audit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And how to give it; the other claims are judged as ever."""
+    found = audited_with(Mine(CAPABILITIES - {capability}), audit, monkeypatch)
+    assert not_held(found) == []
+    for id, can in DECLARED.items():
+        named = f"the claim needs the capability '{capability}'" in found[id].headline
+        assert named is (capability in can), found[id].explain()
+        if named:
+            assert found[id].verdict is Verdict.NOT_APPLICABLE
+            for words in (PROMISES[capability], "the adapter of mine", "0 (Linear)", "can", "docs/extending.md"):
+                assert words in found[id].headline
+
+
+def test_an_adapter_that_gives_nothing_accuses_nobody(audit: Audit, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No mu, no sigma, no KL: what the outputs themselves show is judged, and nothing breaks."""
+    found = audited_with(Mine(frozenset(), told=False), audit, monkeypatch)
+    assert not_held(found) == []
+    assert all(found[id].verdict is Verdict.NOT_APPLICABLE for id, can in DECLARED.items() if can)
+    assert found["noise.varies"].verdict is Verdict.PASS
+
+
+def test_capabilities_are_told_in_words() -> None:
+    assert {*PROMISES} == CAPABILITIES
+    assert all({*can} <= CAPABILITIES for can in DECLARED.values())
+
+
+def test_a_capability_that_does_not_exist_is_an_error_of_the_check() -> None:
+    """A slip in a check of one's own ends no audit."""
+    own = Check(
+        declaration=Declaration(id="mycompany.slip", claim="True.", can=("meanfield",)),
+        function=lambda subject: None,  # type: ignore[arg-type,return-value]
+    )
+    found = own.judge(Subject(convert(nn.Sequential(nn.Linear(2, 2)))), {}, None, severity="error")
+    assert found.verdict is Verdict.ERROR
+    assert "there is no capability 'meanfield'" in found.headline

@@ -186,7 +186,7 @@ def test_a_tampered_forward_is_sampled_as_it_is(
     model = network()
     tamper(monkeypatch, model)
     bank = PassBank(model, IMAGES, 0)
-    bank.first(2)
+    bank.draw(0, 2)
     assert bank.sampler.startswith("own forward (")
     assert re.search(reason, bank.sampler), bank.sampler
 
@@ -194,9 +194,9 @@ def test_a_tampered_forward_is_sampled_as_it_is(
 def test_without_tampering_the_engine_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same network, and the same patched classes with nothing wrong in them."""
     bank = PassBank(network(), IMAGES, 0)
-    bank.first(2)
+    bank.draw(0, 2)
     drawing(monkeypatch, lambda _, eps: torch.randn_like(eps))
     patched = PassBank(network(), IMAGES, 0)
-    patched.first(2)
+    patched.draw(0, 2)
     assert bank.sampler == patched.sampler
     assert bank.sampler.startswith("engine (")

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from pytest_bnn.checks import measure_noise_source, measure_noise_spread, measure_noise_varies
-from pytest_bnn.checks.noise._pairs import live_in, not_finite_in, scale_of, scales_of, spreads
+from pytest_bnn.checks.noise._pairs import live_in, not_finite_in, spreads
+from pytest_bnn.checks.noise._scale import scale_of, scales_of
 from pytest_bnn.conversion import convert
 from pytest_bnn.libraries.posterior import bayesian_layers
 from pytest_bnn.network.calling import Field

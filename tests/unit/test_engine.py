@@ -171,7 +171,7 @@ def test_a_model_is_left_undisturbed(model: nn.Module) -> None:
     before = {name: tensor.clone() for name, tensor in (*model.named_parameters(), *model.named_buffers())}
     state = torch.get_rng_state()
     bank = PassBank(model, IMAGES, 0)
-    bank.first(3)
+    bank.draw(0, 3)
     assert bank.sampler.startswith("engine (")
     assert torch.equal(torch.get_rng_state(), state)
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
@@ -216,7 +216,7 @@ def test_a_forward_that_changes_later_is_the_models_own_again() -> None:
     """The engine notices a layer that it did not plan, and hands over."""
     with torch.random.fork_rng(devices=[]):
         bank = PassBank(convert(Moody(40).eval()), torch.randn(3, 4), 0)
-        found = bank.first(60)
+        found = bank.draw(0, 60)
     assert found.shape == (60, 3, 64)
     assert "does not always call the same layers" in bank.sampler
 
@@ -244,7 +244,7 @@ def test_what_the_engine_does_not_take(change: Any, reason: str | None) -> None:
     change(model)
     dtype = next(model.parameters()).dtype
     bank = PassBank(model, torch.randn(3, 4, dtype=dtype), 0)
-    bank.first(2)
+    bank.draw(0, 2)
     assert bank.sampler.startswith("engine (" if reason is None else f"own forward ({reason}"), bank.sampler
 
 
@@ -253,13 +253,13 @@ def test_the_choice_of_the_sampler() -> None:
     model = network("Reparameterization")
     with using(Settings(sampler="own")):
         bank = PassBank(model, IMAGES, 0)
-        own = bank.first(2)
+        own = bank.draw(0, 2)
     assert bank.sampler == "own forward (chosen)"
     with using(Settings(sampler="engine")):
-        assert not torch.allclose(PassBank(model, IMAGES, 0).first(2), own)
+        assert not torch.allclose(PassBank(model, IMAGES, 0).draw(0, 2), own)
         model.head.register_forward_hook(lambda *_: None)  # type: ignore[union-attr]
         with pytest.raises(InputError, match="the sampling engine cannot be used: head "):
-            PassBank(model, IMAGES, 0).first(2)
+            PassBank(model, IMAGES, 0).draw(0, 2)
 
 
 MEMORY = """

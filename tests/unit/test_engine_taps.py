@@ -127,7 +127,7 @@ def test_inputs_of_another_size_are_the_models_own() -> None:
     """What is left out was decided for one size."""
     bnn = convert(Small().eval())
     bank = PassBank(bnn, torch.randn(2, 2, 1, 1), 0)
-    bank.first(1)
+    bank.draw(0, 1)
     assert bank.sampler.startswith("engine")
     bank.images = torch.randn(2, 2, 2, 2)
     with torch.no_grad():

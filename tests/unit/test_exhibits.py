@@ -43,6 +43,11 @@ def pictures(*shape: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(2))
 
 
+def drawn(subject: Subject, passes: int) -> Tensor:
+    """The first passes, which a check would have drawn."""
+    return torch.cat([*subject.bank.blocks(0, passes)])
+
+
 @pytest.fixture(scope="module")
 def subject() -> Subject:
     """Twenty images, twelve passes drawn, a wide posterior."""
@@ -55,7 +60,7 @@ def subject() -> Subject:
         name="wide",
         class_names=NAMES,
     )
-    subject.bank.first(PASSES)
+    drawn(subject, PASSES)
     return subject
 
 
@@ -67,7 +72,7 @@ def record(subject: Subject) -> SubjectRecord:
 @pytest.fixture(scope="module")
 def shares(subject: Subject) -> numpy.ndarray[tuple[int, ...], numpy.dtype[numpy.float64]]:
     """Softmax by scipy of the very passes, [passes, images, classes]."""
-    return numpy.asarray(scipy.special.softmax(subject.bank.first(PASSES).double().numpy(), axis=-1))
+    return numpy.asarray(scipy.special.softmax(drawn(subject, PASSES).double().numpy(), axis=-1))
 
 
 def test_entropy_and_mutual_information_by_scipy(
@@ -121,7 +126,7 @@ def test_the_teacher_s_class_is_always_shown() -> None:
         for tensor in head:
             tensor.mu.neg_().mul_(20)
     subject = Subject(model, teacher=teacher, images=pictures(20, 3, 9, 11), class_names=NAMES)
-    subject.bank.first(4)
+    drawn(subject, 4)
     with torch.no_grad():
         leaders = teacher(subject.images).argmax(1)
     missed = 0
@@ -136,7 +141,7 @@ def test_classes_without_names_have_their_number() -> None:
     """Fewer names than classes must not break a report."""
     subject = Subject(convert(network()), images=pictures(4, 3, 9, 9), labels=torch.tensor([0, 1, 99, 3]))
     subject.class_names = ("only one",)
-    subject.bank.first(2)
+    drawn(subject, 2)
     names = {share.name for shown in describe(subject).predictions for share in shown.classes}
     assert names <= {"only one", *(f"class {index}" for index in range(1, 8))}
     labels = {shown.index: shown.label for shown in describe(subject).predictions}
@@ -160,7 +165,7 @@ def test_classes_without_names_have_their_number() -> None:
 def test_labels_are_shown_where_they_are_class_indices(labels: Tensor, shown: str | None) -> None:
     """Others are the loss's alone: a report neither breaks at them nor makes classes of them."""
     subject = Subject(convert(network()), images=pictures(4, 3, 9, 9), labels=labels)
-    subject.bank.first(2)
+    drawn(subject, 2)
     assert {found.index: found.label for found in describe(subject).predictions}[2] == shown
 
 
@@ -169,7 +174,7 @@ def test_labels_are_shown_where_they_are_class_indices(labels: Tensor, shown: st
 def test_thumbnails_are_png(channels: int, size: tuple[int, int]) -> None:
     """Pillow decodes them again; they fit the page, keep their proportions and use the full range."""
     subject = Subject(convert(network(channels)), images=pictures(2, channels, *size))
-    subject.bank.first(2)
+    drawn(subject, 2)
     for shown in describe(subject).predictions:
         start, _, code = shown.image.partition(",")
         assert start == "data:image/png;base64"
@@ -188,7 +193,7 @@ def test_thumbnails_are_png(channels: int, size: tuple[int, int]) -> None:
 def test_a_blank_image_is_a_picture() -> None:
     """All pixels alike have no range to stretch."""
     subject = Subject(convert(network()), images=torch.full((1, 3, 9, 9), 0.5))
-    subject.bank.first(2)
+    drawn(subject, 2)
     assert describe(subject).predictions[0].image.startswith("data:image/png")
 
 
@@ -197,7 +202,7 @@ def test_what_is_no_picture_has_none(shape: tuple[int, ...]) -> None:
     """Vectors, spectra and volumes are shown by their numbers alone."""
     size = int(numpy.prod(shape))
     subject = Subject(convert(nn.Sequential(nn.Flatten(), nn.Linear(size, 3))), images=pictures(2, *shape))
-    subject.bank.first(2)
+    drawn(subject, 2)
     shown = describe(subject).predictions
     assert [row.image for row in shown] == ["", ""]
 
@@ -206,7 +211,7 @@ def test_token_ids_are_no_picture() -> None:
     """A model of texts has predictions too."""
     model = convert(nn.Sequential(nn.Embedding(50, 4), nn.Flatten(), nn.Linear(24, 3)))
     subject = Subject(model, images=torch.randint(50, (3, 6), generator=torch.Generator().manual_seed(0)))
-    subject.bank.first(2)
+    drawn(subject, 2)
     record = describe(subject)
     assert [row.image for row in record.predictions] == ["", "", ""]
     assert [row.path for row in record.layers] == ["2"]
@@ -223,7 +228,7 @@ def test_nothing_is_shown_where_there_is_nothing(case: str) -> None:
             bayesian_layers(model)[-1].tensors[0].mu.fill_(float("nan"))
     subject = Subject(model, images=None if case == "no images" else pictures(2, 3, 9, 9))
     if case not in ("no images", "no passes"):
-        subject.bank.first(3)
+        drawn(subject, 3)
     record = describe(subject)
     assert record.predictions == ()
     assert record.images == (0 if case == "no images" else 2)
@@ -305,7 +310,7 @@ def test_bfloat16() -> None:
     teacher = network().to(torch.bfloat16)
     model = convert(teacher)
     subject = Subject(model, teacher=teacher, images=pictures(3, 3, 9, 9))
-    subject.bank.first(3)
+    drawn(subject, 3)
     record = describe(subject)
     assert len(record.sha256) == 64
     assert len(record.predictions) == 3

@@ -60,7 +60,7 @@ def test_numpy_says_the_same_of_all_passes_at_once(sampler: str, block: int, mon
     """Pass k is that of every bank, whatever is drawn at a time."""
     monkeypatch.setattr(predictive._Running, "block", lambda self: block)
     found = pytest_bnn.predict(model(), images(), passes=40, seed=3, bins=8, sampler=sampler)
-    outputs = PassBank(model(), images(), 3, sampler=sampler).first(40).double().numpy()
+    outputs = PassBank(model(), images(), 3, sampler=sampler).draw(0, 40).double().numpy()
     agree_with_numpy(found, outputs, scipy.special.softmax(outputs, axis=2), 8)
     assert (found.passes, found.seed) == (40, 3)
     assert found.sampler.startswith(sampler)
@@ -91,7 +91,7 @@ def test_one_pass_that_is_no_distribution_makes_all_of_them_logits(first: int, m
 def test_probabilities_stay_as_they_are() -> None:
     """A network that ends in softmax must not look twice as unsure (FAULTS B14)."""
     found = pytest_bnn.predict(model(nn.Softmax(1)).double(), images(), passes=20, bins=5)
-    outputs = PassBank(model(nn.Softmax(1)).double(), images().double(), 0).first(20).numpy()
+    outputs = PassBank(model(nn.Softmax(1)).double(), images().double(), 0).draw(0, 20).numpy()
     agree_with_numpy(found, outputs, outputs, 5)
 
 

@@ -39,6 +39,10 @@ def images(count: int = 7) -> Tensor:
     return torch.randn(count, 1, 5, 5, generator=torch.Generator().manual_seed(1))
 
 
+def drawn(bank: PassBank, start: int, stop: int, rows: Tensor | None = None) -> Tensor:
+    return torch.cat([*bank.blocks(start, stop, rows)])
+
+
 class Pair(NamedTuple):
     out: Tensor
     kl: Tensor
@@ -111,25 +115,74 @@ def test_half_precision_logits_give_float32_probabilities(dtype: torch.dtype) ->
 def test_a_pass_is_the_same_in_any_order(estimator: Any) -> None:
     """Checks ask in their own order, one alone or all; their numbers must not depend on it."""
     model = converted(estimator)
-    forwards = PassBank(model, images(), 3).first(5)
+    forwards = PassBank(model, images(), 3).draw(0, 5)
     bank = PassBank(model, images(), 3)
     backwards = torch.cat([bank.draw(k, k + 1) for k in (4, 2, 0, 3, 1)])[[2, 4, 1, 3, 0]]
     assert torch.equal(forwards, backwards)
     grown = PassBank(model, images(), 3)
-    grown.first(2)
-    assert torch.equal(grown.first(5), forwards)
-    assert torch.equal(grown.first(1), forwards[:1])
+    drawn(grown, 0, 2)
+    assert torch.equal(drawn(grown, 0, 5), forwards)
+    assert torch.equal(drawn(grown, 0, 1), forwards[:1])
+    assert torch.equal(drawn(grown, 3, 5), forwards[3:])
+
+
+@pytest.mark.parametrize("rows", [None, torch.tensor([5, 0, 3])], ids=["all images", "some"])
+@pytest.mark.parametrize("block", [1, 200, 10_000], ids=["a pass a block", "a block of two passes", "one block"])
+@pytest.mark.parametrize("kept", [0, 300, 10_000], ids=["none kept", "two kept", "all kept"])
+def test_blocks_are_the_passes(kept: int, block: int, rows: Tensor | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many are kept and drawn at a time: a pass of seven images with four classes has 112 bytes."""
+    monkeypatch.setattr(sampling, "KEPT", kept)
+    monkeypatch.setattr(sampling, "BLOCK", block)
+    model = converted()
+    passes = PassBank(model, images(), 3).draw(0, 9)
+    wanted = passes if rows is None else passes[:, rows]
+    bank = PassBank(model, images(), 3, numbers=4)
+    torch.testing.assert_close(drawn(bank, 0, 4), passes[:4])
+    for start, stop in ((0, 4), (2, 9), (6, 8), (0, 9), (0, 1), (3, 3)):
+        found = [*bank.blocks(start, stop, rows)]
+        assert sum(len(one) for one in found) == stop - start
+        assert kept or all(one.nbytes <= max(block, one[0].nbytes) for one in found), "a kept block is as it was drawn"
+        if found:
+            torch.testing.assert_close(torch.cat(found), wanted[start:stop])
+    assert bank.kept_bytes <= kept
+    assert bank.drawn == (4 if rows is not None else 9)
+
+
+def test_what_is_kept_is_not_drawn_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The checks of an audit ask for the same passes; what does not fit is drawn anew, and a loop may end early."""
+    model = converted()
+    bank = PassBank(model, images(), 3, sampler="own")
+    asked: list[tuple[int, int]] = []
+    draw = PassBank.draw
+
+    def watched(bank: PassBank, start: int, stop: int, rows: Tensor | None = None) -> Tensor:
+        asked.append((start, stop))
+        return draw(bank, start, stop, rows)
+
+    monkeypatch.setattr(PassBank, "draw", watched)
+    drawn(bank, 0, 4)
+    drawn(bank, 1, 6)
+    drawn(bank, 0, 6, torch.arange(2))
+    next(bank.blocks(0, 6))
+    assert asked == [(0, 4), (4, 6)]
+    asked.clear()
+    monkeypatch.setattr(sampling, "KEPT", 7 * 112)
+    drawn(bank, 0, 9)
+    drawn(bank, 0, 9)
+    drawn(bank, 7, 9, torch.arange(2))
+    assert asked == [(6, 9), (7, 9), (7, 9)]
+    assert bank.kept_bytes == 7 * 112
 
 
 @pytest.mark.parametrize("rows_a_chunk", [1, 2, 3, 7, 100])
 def test_a_pass_is_the_same_for_any_chunking(rows_a_chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """One draw of the weights serves all images of a pass, as in the library, also when memory splits them."""
-    whole = PassBank(converted(), images(), 3, sampler="own").first(3)
+    whole = PassBank(converted(), images(), 3, sampler="own").draw(0, 3)
     monkeypatch.setattr(sampling, "_CHUNK", rows_a_chunk * images()[0].numel())
     sizes = []
     model = converted()
     model.register_forward_hook(lambda m, i, o: sizes.append(len(o)))
-    torch.testing.assert_close(PassBank(model, images(), 3).first(3), whole)
+    torch.testing.assert_close(PassBank(model, images(), 3).draw(0, 3), whole)
     assert max(sizes) == min(7, rows_a_chunk)
     assert sum(sizes) == 21
 
@@ -137,7 +190,7 @@ def test_a_pass_is_the_same_for_any_chunking(rows_a_chunk: int, monkeypatch: pyt
 def test_an_image_larger_than_a_chunk_still_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     """The bound on memory gives way to one image at a time, not to none."""
     monkeypatch.setattr(sampling, "_CHUNK", 1)
-    assert PassBank(converted(), images(2), 3).first(1).shape == (1, 2, 4)
+    assert PassBank(converted(), images(2), 3).draw(0, 1).shape == (1, 2, 4)
 
 
 def test_some_rows_are_those_rows_of_the_full_pass() -> None:
@@ -150,7 +203,7 @@ def test_some_rows_are_those_rows_of_the_full_pass() -> None:
 def test_passes_differ_and_follow_the_seed() -> None:
     """Same seed, same numbers; another seed or another pass, other ones."""
     model = converted()
-    one, same, other = (PassBank(model, images(), seed).first(4) for seed in (1, 1, 2))
+    one, same, other = (PassBank(model, images(), seed).draw(0, 4) for seed in (1, 1, 2))
     assert torch.equal(one, same)
     assert not torch.allclose(one, other)
     for a in range(4):
@@ -166,7 +219,7 @@ def test_passes_are_draws_from_the_posterior() -> None:
         layer.mu_weight.fill_(2.0)
         layer.rho_weight.fill_(0.5)
     sigma = float(torch.nn.functional.softplus(torch.tensor(0.5)))
-    passes = PassBank(layer.eval(), torch.ones(1, 1), 0).first(2000).flatten().double()
+    passes = PassBank(layer.eval(), torch.ones(1, 1), 0).draw(0, 2000).flatten().double()
     assert float(passes.mean()) == pytest.approx(2.0, abs=6 * sigma / 2000**0.5)
     assert float(passes.std()) == pytest.approx(sigma, abs=6 * sigma / (2 * 2000) ** 0.5)
 
@@ -175,7 +228,7 @@ def test_the_global_generators_are_left_alone() -> None:
     """A check between two lines of a user's seeded test must not change what follows."""
     model = converted()
     state = torch.get_rng_state(), numpy.random.get_state()[1].tolist(), random.getstate()  # type: ignore[index]
-    PassBank(model, images(), 3).first(2)
+    PassBank(model, images(), 3).draw(0, 2)
     assert torch.equal(torch.get_rng_state(), state[0])
     assert numpy.random.get_state()[1].tolist() == state[1]  # type: ignore[index]
     assert random.getstate() == state[2]
@@ -185,9 +238,9 @@ def test_the_users_seed_does_not_reach_the_passes() -> None:
     """The passes come from the audit's seed alone, so a report can be repeated."""
     model = converted()
     torch.manual_seed(1)
-    one = PassBank(model, images(), 3).first(2)
+    one = PassBank(model, images(), 3).draw(0, 2)
     torch.manual_seed(2)
-    assert torch.equal(PassBank(model, images(), 3).first(2), one)
+    assert torch.equal(PassBank(model, images(), 3).draw(0, 2), one)
 
 
 def test_a_model_in_training_mode_is_sampled_in_eval_mode() -> None:
@@ -195,7 +248,7 @@ def test_a_model_in_training_mode_is_sampled_in_eval_mode() -> None:
     model = convert(nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Dropout(0.5), nn.Flatten())).train()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     noise = next(b.clone() for name, b in model.named_buffers() if name.endswith("eps_kernel"))
-    passes = PassBank(model, images(), 0).first(2)
+    passes = PassBank(model, images(), 0).draw(0, 2)
     assert not bool((passes == 0).any()), "dropout was active"
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     after = next(b for name, b in model.named_buffers() if name.endswith("eps_kernel"))
@@ -229,7 +282,7 @@ def test_a_models_own_error_is_wrapped_in_one_line(raised: Exception, wanted: st
             raise raised
 
     with pytest.raises(ForwardError) as caught:
-        PassBank(Broken(), images(), 0).first(1)
+        PassBank(Broken(), images(), 0).draw(0, 1)
     assert str(caught.value) == wanted
     assert caught.value.__cause__ is raised
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
 
+import numpy
 import pytest
 import torch
 from hypothesis import given, settings
@@ -25,6 +26,7 @@ from pytest_bnn.stats.intervals import (
     trials_for_share,
     trials_needed,
 )
+from pytest_bnn.stats.moments import Mean, Moments
 
 #: The bets of the mixture, as the tests' own numbers: exact fractions for exact results.
 BETS = (Fraction(1, 16), Fraction(1, 4), Fraction(1, 2), Fraction(3, 4), Fraction(1))
@@ -333,3 +335,58 @@ def test_the_upper_bound_is_that_of_scipy() -> None:
     exact = stats.binomtest(7, 30).proportion_ci(confidence_level=0.98, method="exact")
     assert clopper_pearson_upper(7, 30, 0.01) == pytest.approx(exact.high)
     assert clopper_pearson_upper(30, 30, 0.01) == 1
+
+
+def _draws(count: int, offset: float = 1e6) -> Tensor:
+    return offset + torch.randn(count, 3, 2, generator=torch.Generator().manual_seed(count), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("cuts", [[], [1], [1, 2, 3], [7, 30], [5, 5, 40]])
+def test_moments_of_blocks_are_numpys_of_all(cuts: list[int]) -> None:
+    """Taken block by block, empty ones too, or merged from others; far from zero, where sums of squares cancel."""
+    draws = _draws(41)
+    taken, merged, mean = Moments(), Moments(), Mean()
+    for block in draws.tensor_split(cuts):
+        part = Moments()
+        part.take(block)
+        merged.merge(part)
+        taken.take(block)
+        mean.take(block)
+    for found in (taken, merged):
+        assert found.count == 41
+        numpy.testing.assert_allclose(found.mean, numpy.mean(draws.numpy(), axis=0), rtol=1e-15)
+        numpy.testing.assert_allclose(found.variance, numpy.var(draws.numpy(), axis=0, ddof=1), rtol=1e-9)
+    other = Mean()
+    other.merge(mean)
+    numpy.testing.assert_allclose(other.mean, numpy.mean(draws.numpy(), axis=0), rtol=1e-15)
+
+
+def test_moments_of_equal_draws_are_exact() -> None:
+    """A third is no binary number: a mean of sums would be off by a rounding, and the variance not 0."""
+    found, other = Moments(), Moments()
+    for moments in (found, other):
+        moments.take(torch.full((7, 2), 1 / 3))
+    found.merge(other)
+    assert found.count == 14
+    assert torch.equal(found.mean, torch.full((2,), 1 / 3))
+    assert torch.equal(found.variance, torch.zeros(2))
+
+
+def test_moments_of_one_draw_and_of_none() -> None:
+    """One has a mean and no variance; none changes nothing; a mean alone cannot be merged into a variance."""
+    found, empty = Moments(), Moments()
+    found.take(torch.tensor([[2.0]]))
+    found.merge(empty)
+    assert (found.count, float(found.mean)) == (1, 2.0)
+    assert bool(found.variance.isnan().all())
+    with pytest.raises(TypeError, match="mean alone"):
+        found.merge(Mean())
+
+
+def test_a_block_that_was_taken_is_not_held() -> None:
+    """What is written into it later changes nothing."""
+    block = torch.ones(2, 3)
+    found = Moments()
+    found.take(block)
+    block.fill_(5)
+    assert torch.equal(found.mean, torch.ones(3))

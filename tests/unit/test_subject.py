@@ -187,7 +187,7 @@ def test_images_get_the_dtype_of_the_model(dtype: torch.dtype) -> None:
     assert isinstance(inputs, Tensor)
     assert inputs.dtype == dtype
     assert mine.dtype == torch.float32
-    assert subject.bank.first(1).dtype == dtype
+    assert subject.bank.draw(0, 1).dtype == dtype
     assert subject.teacher_output().dtype == torch.float32, "the teacher gets its own dtype"
 
 
@@ -292,7 +292,7 @@ def test_images_that_suit_are_quiet() -> None:
 def test_the_passes_are_drawn_once_for_all_checks() -> None:
     subject = Subject(convert(network()), images=images(), seed=4)
     assert subject.bank is subject.bank
-    assert torch.equal(subject.bank.first(2), Subject(convert(network()), images=images(), seed=4).bank.first(2))
+    assert torch.equal(subject.bank.draw(0, 2), Subject(convert(network()), images=images(), seed=4).bank.draw(0, 2))
 
 
 def test_a_subject_passes_through_and_takes_no_second_opinion() -> None:
@@ -313,7 +313,7 @@ def test_a_subject_changes_nothing_about_its_model() -> None:
     state = torch.get_rng_state()
     subject = Subject(model, teacher=teacher, images=images())
     assert subject.stage == "converted"
-    subject.bank.first(2)
+    subject.bank.draw(0, 2)
     subject.teacher_output()
     assert torch.equal(torch.get_rng_state(), state)
     assert model.training

@@ -14,7 +14,6 @@ from pytest_bnn.checks.finding import Finding, not_applicable
 from pytest_bnn.libraries.capture import capture
 from pytest_bnn.libraries.gaussian import not_finite
 from pytest_bnn.libraries.posterior import BayesianLayer, bayesian_layers, zero_sigma
-from pytest_bnn.libraries.registry import nobody_knows
 from pytest_bnn.network.calling import forward, output_tensor
 from pytest_bnn.network.graph import leaves_behind
 from pytest_bnn.network.isolation import undisturbed
@@ -32,6 +31,7 @@ _IMAGES = 2
     claim="Flipout draws its signs once for each example and channel, and what it adds to an output has mean 0 and the "
     "posterior's variance.",
     needs=("images",),
+    can=("draws", "mean_mode", "mean_field"),
     sampled=True,
     after="noise.posterior",
 )
@@ -104,7 +104,7 @@ def _find(subject: Subject, budget: Budget) -> Finding:
     found = bayesian_layers(subject.model)
     flipout = [layer for layer in found if layer.estimator == "Flipout"]
     if not flipout:
-        return not_applicable((not found and nobody_knows(subject.model)) or _NO_FLIPOUT)
+        return not_applicable(_NO_FLIPOUT)
     flipout = [la for la in flipout if not not_finite(*(values for t in la.tensors for values in (t.mu, t.sigma)))]
     if not flipout:
         return not_applicable(

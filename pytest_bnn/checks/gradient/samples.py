@@ -26,7 +26,6 @@ from pytest_bnn.errors import InputError
 from pytest_bnn.libraries.cut import key_of
 from pytest_bnn.libraries.posterior import BayesianLayer, PosteriorTensor, bayesian_layers
 from pytest_bnn.libraries.protocol import tensors_of
-from pytest_bnn.libraries.registry import nobody_knows
 from pytest_bnn.network.calling import output_tensor
 from pytest_bnn.network.isolation import undisturbed
 from pytest_bnn.records.evidence import LayerFinding, Measurement, Threshold, Verdict
@@ -39,6 +38,7 @@ _FAR = 1e-2
 @check(
     claim="The gradient of the training loss to mu and rho is that of the noise which each of its forward passes used.",
     needs=("loss", "images"),
+    can=("mean_field", "used_weights"),
     after="kl.loss",
 )
 def samples(subject: Subject) -> Finding:
@@ -69,7 +69,7 @@ measure_gradient_samples, assert_gradient_samples = samples.measure, samples.ass
 def _find(subject: Subject) -> Finding:
     layers = bayesian_layers(subject.model)
     if not layers:
-        return not_applicable(nobody_knows(subject.model) or NOTHING_BAYESIAN)
+        return not_applicable(NOTHING_BAYESIAN)
     sick = not_finite(layers)
     if sick:
         return not_applicable(

@@ -10,14 +10,13 @@ that is proven to be silent on the model at hand; where it is not, the claim is 
 from __future__ import annotations
 
 from pytest_bnn.checks.check import check
-from pytest_bnn.checks.finding import Finding, not_applicable
+from pytest_bnn.checks.finding import Finding
 from pytest_bnn.checks.kl._judgement import Judgement
 from pytest_bnn.checks.kl._reading import Declared
 from pytest_bnn.checks.kl._sick import NOT_FINITE, not_finite
 from pytest_bnn.checks.kl._verdict import judge
 from pytest_bnn.checks.values import Count, Positive
 from pytest_bnn.libraries.posterior import bayesian_layers
-from pytest_bnn.libraries.registry import nobody_knows
 from pytest_bnn.records.evidence import Verdict
 from pytest_bnn.subject import Subject
 
@@ -25,6 +24,7 @@ from pytest_bnn.subject import Subject
 @check(
     claim="The training loss contains the KL term, with the weight that it should have.",
     needs=("loss", "images"),
+    can=("mean_field", "divergence", "used_weights"),
     after="kl.present",
     either=("kl_weight", "num_batches"),
 )
@@ -63,8 +63,6 @@ measure_kl_loss, assert_kl_loss = loss.measure, loss.assert_
 def _find(subject: Subject, declared: Declared) -> Finding:
     layers = bayesian_layers(subject.model)
     if not layers:
-        if unknown := nobody_knows(subject.model):
-            return not_applicable(unknown)
         return Finding(
             verdict=Verdict.FAIL,
             headline="there is no KL term that a loss could contain: the model has no Bayesian layer",

@@ -16,7 +16,7 @@ from pytest_bnn.checks.kl._zeros import DEAD_SIGMA, zeros_of
 from pytest_bnn.libraries import posterior
 from pytest_bnn.libraries.posterior import BayesianLayer, PosteriorTensor, bayesian_layers, is_bayesian
 from pytest_bnn.libraries.protocol import Convention, tensors_of
-from pytest_bnn.libraries.registry import adapters_of, clashes, has_kl, nobody_knows
+from pytest_bnn.libraries.registry import adapters_of, clashes, has_kl
 from pytest_bnn.network.isolation import undisturbed
 from pytest_bnn.records.evidence import LayerFinding, Measurement, Threshold, Verdict
 from pytest_bnn.subject import Subject
@@ -33,6 +33,7 @@ MEAN: Convention = "mean per tensor"
 @check(
     claim="The KL term exists, is finite and positive, equals the closed form from mu, sigma and prior, "
     "and its gradient reaches every mu and rho.",
+    can=("mean_field", "divergence"),
     after="estimator.flipout",
 )
 def present(subject: Subject) -> Finding:
@@ -81,8 +82,6 @@ def closed_form(layers: Sequence[BayesianLayer]) -> _ClosedForm:
 def _find(subject: Subject) -> Finding:
     layers = bayesian_layers(subject.model)
     tensors = tensors_of(layers)
-    if not layers and (why := nobody_knows(subject.model)):
-        return not_applicable(why)
     frozen = [t.name for t in tensors if t.mu_parameter.requires_grad and not t.rho_parameter.requires_grad]
     own = _own_sum(subject.model)
     with undisturbed(subject.model, seed=subject.seed), torch.enable_grad():

@@ -21,7 +21,6 @@ from pytest_bnn.libraries.posterior import (
     bayesian_layers,
     orphaned_posteriors,
 )
-from pytest_bnn.libraries.registry import nobody_knows
 from pytest_bnn.records.evidence import LayerFinding, Measurement, Threshold, Verdict
 from pytest_bnn.subject import Subject
 
@@ -30,6 +29,7 @@ from pytest_bnn.subject import Subject
     claim="Every convolution and linear layer of the teacher, the projections of its attention among them, and every "
     "other weight that multiplies what comes from the input, became Bayesian; each layer is called in a forward pass, "
     "and what the teacher shares is still shared.",
+    can=("mean_field",),
 )
 def replaced(subject: Subject, *, allow: Reasons | None = None) -> Finding:
     """Measure whether every convolution, linear layer and other kernel became Bayesian.
@@ -95,8 +95,6 @@ def _find(subject: Subject, allow: dict[str, str]) -> Finding:
             f"{places}; audit one of these modules by itself"
         )
     layers = {layer.path: layer for layer in bayesian_layers(subject.model)}
-    if not layers and (why := nobody_knows(subject.model)):
-        return not_applicable(why)
     notes: list[str] = []
     rows = _rows(subject, layers) + _extra(subject, layers)
     require_use(subject, layers, rows, notes)

@@ -14,7 +14,6 @@ from pytest_bnn.checks.loss._reach import arrived, unreached, without_effect
 from pytest_bnn.checks.loss._replaced import largest_at_the_labels
 from pytest_bnn.libraries.posterior import BayesianLayer, bayesian_layers
 from pytest_bnn.libraries.protocol import tensors_of
-from pytest_bnn.libraries.registry import nobody_knows
 from pytest_bnn.records.evidence import LayerFinding, Measurement, Threshold, Verdict
 from pytest_bnn.subject import Subject
 
@@ -23,6 +22,7 @@ from pytest_bnn.subject import Subject
     claim="The data reach every drawn weight through the training loss, in train mode too, and pull the outputs toward "
     "their labels.",
     needs=("loss", "images"),
+    can=("mean_field", "used_weights"),
     after="gradient.samples",
 )
 def data(subject: Subject) -> Finding:
@@ -45,7 +45,7 @@ def data(subject: Subject) -> Finding:
     """
     layers = bayesian_layers(subject.model)
     if not layers:
-        return not_applicable(nobody_knows(subject.model) or NOTHING_BAYESIAN)
+        return not_applicable(NOTHING_BAYESIAN)
     if sick := not_finite(layers):
         return not_applicable(f"{sick[0].path} {sick[0].finding}: see kl.present, and load or train its weights again")
     left = cut_of(subject, layers)

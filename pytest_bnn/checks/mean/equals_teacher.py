@@ -26,6 +26,7 @@ from pytest_bnn.subject import Subject, fitted
 @check(
     claim="With every sigma at 0 the Bayesian network gives its teacher's outputs, to float tolerance.",
     needs=("teacher", "images"),
+    can=("mean_mode",),
     after="posterior.start",
 )
 def equals_teacher(subject: Subject) -> Finding:

@@ -12,7 +12,6 @@ from pytest_bnn.checks.finding import NOTHING_BAYESIAN, Finding, not_applicable
 from pytest_bnn.checks.memory._spans import Span, of_all, of_posteriors, overlaps
 from pytest_bnn.checks.memory._written import changed_in_training, is_frozen, reached
 from pytest_bnn.libraries.posterior import bayesian_layers
-from pytest_bnn.libraries.registry import nobody_knows
 from pytest_bnn.records.evidence import LayerFinding, Threshold, Verdict
 from pytest_bnn.subject import Subject
 
@@ -20,6 +19,7 @@ from pytest_bnn.subject import Subject
 @check(
     claim="Every tensor that training or a forward pass writes has memory of its own: mu, rho and noise not that of "
     "another layer or of a prior, and no tensor that of the teacher.",
+    can=("mean_field",),
     after="layers.replaced",
 )
 def separate(subject: Subject) -> Finding:
@@ -56,7 +56,7 @@ def _find(subject: Subject) -> Finding:
     model, teacher = subject.model, subject.teacher
     posteriors = [*of_posteriors(model)]
     if not posteriors:
-        return not_applicable(nobody_knows(model) or NOTHING_BAYESIAN)
+        return not_applicable(NOTHING_BAYESIAN)
     if teacher is not None and (how := _is_one_network(model, teacher)):
         return Finding(
             verdict=Verdict.FAIL,

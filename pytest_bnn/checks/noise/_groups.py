@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pytest_bnn.checks.noise._pairs import Scale, scales_of, spreads
+from pytest_bnn.checks.noise._pairs import Pairs, parts_of
+from pytest_bnn.checks.noise._scale import Scale, scales_of
 from pytest_bnn.subject import Subject
 
 #: More numbers of one example than this are pixels, or places of something else, in one unit.
@@ -36,18 +37,41 @@ class Group:
     scale: Scale
     most: Scale
 
-    def spreads(self, outputs: Tensor, *, most: bool) -> Tensor:
-        """Give the spread of each image in each pair of passes, ``[pairs, images]``, by one of the two scales."""
-        rows = outputs.flatten(2) if outputs.ndim > 2 else outputs[..., None]
-        return spreads(rows if self.columns is None else rows[..., self.columns], self.most if most else self.scale)
+    def spreads(self, pairs: Pairs, *, most: bool) -> Tensor:
+        """Return the spread of each image in each pair of passes, ``[pairs, images]``, by one of the two scales.
+
+        Args:
+            pairs: What passes say two by two, summed up by `group_parts`.
+            most: By `most`, and not by `scale`.
+        """
+        return pairs.spreads(self.most if most else self.scale, self.columns)
 
 
 @dataclass(frozen=True, slots=True)
 class Grouped:
-    """All groups of an output, and the numbers that are in none, with the reason."""
+    """All groups of an output.
+
+    Attributes:
+        groups: What is judged.
+        constant: The names of numbers that are in none, since they have no scale.
+        parts: What `Pairs` sums up apart, so that each group can be told from the others.
+    """
 
     groups: tuple[Group, ...]
-    constant: tuple[str, ...] = ()
+    constant: tuple[str, ...]
+    parts: tuple[slice, ...]
+
+
+def group_parts(subject: Subject, calm: Tensor) -> tuple[slice, ...]:
+    """Return which numbers of an output may be in groups of their own: those of a regression, and other tensors.
+
+    Args:
+        subject: What is judged.
+        calm: What the network says without noise, ``[N, ...]``.
+    """
+    columns = _numbers(subject, calm)
+    others = [part for part in parts_of(subject) if part.start not in columns]
+    return (*sorted([*others, *(slice(c, c + 1) for c in columns)], key=lambda part: int(part.start)),)
 
 
 def grouped(subject: Subject, calm: Tensor, live: Tensor) -> Grouped:
@@ -60,9 +84,10 @@ def grouped(subject: Subject, calm: Tensor, live: Tensor) -> Grouped:
     """
     rows = calm.flatten(1) if calm.ndim > 1 else calm[:, None]
     whole = scales_of(calm, subject.fields, live)
-    columns = _numbers(subject, calm)
+    columns, parts = _numbers(subject, calm), group_parts(subject, calm)
+    together = Grouped((Group("", None, whole, whole),), (), parts)
     if not columns or len(calm) < _ENOUGH:
-        return Grouped((Group("", None, whole, whole),))
+        return together
     groups, constant = [], []
     others = [column for column in range(rows.shape[1]) if column not in columns]
     said = _said(subject, columns)
@@ -79,7 +104,7 @@ def grouped(subject: Subject, calm: Tensor, live: Tensor) -> Grouped:
     if others:
         scale = whole[others] if isinstance(whole, Tensor) else whole
         groups.append(Group("the other outputs", torch.tensor(others), scale, scale))
-    return Grouped(tuple(groups), tuple(constant)) if groups else Grouped((Group("", None, whole, whole),))
+    return Grouped(tuple(groups), tuple(constant), parts) if groups else together
 
 
 def _numbers(subject: Subject, calm: Tensor) -> list[int]:

@@ -2,107 +2,183 @@
 
 from __future__ import annotations
 
-import math
-from typing import TypeAlias
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from pytest_bnn.libraries.posterior import zero_sigma
-from pytest_bnn.network.calling import Field, forward
-from pytest_bnn.network.isolation import undisturbed
+from pytest_bnn.checks.noise._scale import Scale
 from pytest_bnn.subject import Subject
 
-#: What spreads are relative to: one number, or one for each number of outputs that are side by side.
-Scale: TypeAlias = float | Tensor
+#: Numbers of a pair of passes that are compared at a time, in float64.
+_AT_A_TIME = 4_000_000
 
 
-def scale_of(outputs: Tensor) -> float:
-    """Give the standard deviation over images and outputs; the root mean square where there is only one number."""
-    spread = float(outputs.std()) if outputs.numel() > 1 else 0.0
-    found = spread or (float(outputs.square().mean().sqrt()) if outputs.numel() else 0.0) or 1.0
-    return found if math.isfinite(found) else 1.0
+class Finite:
+    """Counts the passes that hold NaN or infinity, masks aside: minus infinity beside finite numbers of the same row.
+
+    A mask is at the same places in every pass and is no whole row, which only the last block tells.
+    """
+
+    def __init__(self) -> None:
+        self._sick: list[int] = []
+        self._masked: Tensor | None = None
+
+    def take(self, block: Tensor) -> None:
+        """Take passes ``[passes, N, ...]``."""
+        sick = ~torch.isfinite(block)
+        masked = block[0].new_zeros((), dtype=torch.bool)
+        if bool(sick.any()) and block.ndim > 2:
+            whole = sick.flatten(2).all(2).any(0).reshape(-1, *[1] * (block.ndim - 2))
+            masked = torch.isneginf(block).all(0) & ~whole
+        self._sick += sick.flatten(1).sum(1).tolist()
+        self._masked = masked if self._masked is None else self._masked & masked
+
+    @property
+    def bad(self) -> int:
+        """How many of the passes so far hold NaN or infinity that is no mask."""
+        # What is masked is not finite in any pass: a pass that has no more of it is sound.
+        masks = 0 if self._masked is None else int(self._masked.sum())
+        return sum(sick > masks for sick in self._sick)
 
 
-def scales_of(outputs: Tensor, fields: tuple[Field, ...] = (), live: Tensor | None = None) -> Scale:
-    """Give the scale of outputs ``[N, ...]``, each tensor's own where several are side by side.
+class Pairs:
+    """What passes say when they are taken two by two, without the passes.
+
+    Bounds of a median take all spreads: one number for each image, part and pair of passes is kept.
 
     Args:
-        outputs: What the network says without noise.
-        fields: The tensors that are side by side, as in `pytest_bnn.network.calling.layout`.
-        live: Which numbers vary with the noise, as outputs; all count where none does. What no noise moves, such as
-            the scores of masked classes, sets no scale.
+        parts: The numbers of an image that are summed up apart from others; all together where there are none.
+
+    Attributes:
+        passes: How many were taken; a last one without a partner waits for it.
+        first: The first of them, ``[N, ...]``.
+        finite: How many of them hold NaN or infinity.
     """
-    if live is None or not bool(live.any()):
-        live = torch.isfinite(outputs)
-    if len(fields) < 2:
-        return scale_of(outputs[live])
-    parts, start = [], 0
-    for field in fields:
-        columns = slice(start, start + field.size)
-        part = live[:, columns] if bool(live[:, columns].any()) else torch.isfinite(outputs[:, columns])
-        parts.append(torch.full((field.size,), scale_of(outputs[:, columns][part]), dtype=torch.float64))
+
+    def __init__(self, parts: Sequence[slice] = ()) -> None:
+        self.parts = (*parts,)
+        self.passes = 0
+        self.finite = Finite()
+        self.first = torch.zeros(0)
+        self._live = torch.zeros(0, dtype=torch.bool)
+        self._squares: list[Tensor] = []
+        self._waiting: Tensor | None = None
+
+    def takes(self, outputs: Tensor) -> bool:
+        """Say whether a pass ``[N, ...]`` has the shape of those that were taken."""
+        return not self.passes or outputs.shape == self.first.shape
+
+    def take(self, block: Tensor) -> None:
+        """Take passes ``[passes, N, ...]``."""
+        if not self.passes:
+            self.first, self._live = block[0].clone(), torch.zeros_like(block[0], dtype=torch.bool)
+            self.parts = self.parts or (slice(0, block[0, :1].numel()),)
+        self.passes += len(block)
+        self.finite.take(block)
+        for outputs in block:
+            self._live |= outputs != self.first
+            if self._waiting is None:
+                self._waiting = outputs
+            else:
+                self._squares.append(self._squares_of(self._waiting, outputs))
+                self._waiting = None
+        # A view would hold all of its block.
+        self._waiting = None if self._waiting is None else self._waiting.clone()
+
+    def _squares_of(self, one: Tensor, other: Tensor) -> Tensor:
+        """Return the sum of squared differences, ``[images, parts]``, on the CPU."""
+        ones, others = one.reshape(len(one), -1), other.reshape(len(other), -1)
+        size, found = max(1, _AT_A_TIME // max(1, ones.shape[1])), []
+        for a, b in zip(ones.split(size), others.split(size), strict=True):
+            # Infinite in both is a mask: it does not vary.
+            squares = torch.where(a == b, 0.0, a.double() - b.double()).square()
+            found.append(torch.stack([squares[:, part].sum(1) for part in self.parts], 1))
+        return torch.cat(found).cpu()
+
+    @property
+    def live(self) -> Tensor:
+        """Which numbers ``[N, ...]`` differ in any pass from the first.
+
+        An image of which nothing differs has those that differ for some other image: its silence must not set the
+        scale.
+        """
+        live = self._live.clone()
+        silent = ~live.flatten(1).any(1) if live.ndim > 1 else ~live
+        live[silent] = live.any(0)
+        return live
+
+    def spreads(self, scale: Scale, columns: Tensor | None = None) -> Tensor:
+        """Return the spread of each image in each pair of passes, ``[pairs, images]``, relative to a scale.
+
+        It is the root mean square, over the outputs, of the difference of two passes by the square root of 2, which
+        estimates their standard deviation. A last pass without a partner is left out. The spreads lie on the CPU.
+
+        Args:
+            scale: One number, or one for each of the outputs.
+            columns: Which of the numbers of an image count, whole parts of them; all when None.
+        """
+        if not self._squares:
+            return torch.zeros(0, len(self.first), dtype=torch.float64)
+        squares = torch.stack(self._squares)
+        total, size = torch.zeros(()), 0
+        for index, part in enumerate(self.parts):
+            place = part.start
+            if columns is not None:
+                if not bool((columns == place).any()):
+                    continue
+                place = int((columns == place).nonzero()[0])
+            own = float(scale[place]) if isinstance(scale, Tensor) else scale
+            total = total + (squares[:, :, index].sqrt() / own).square()
+            size += part.stop - part.start
+        return (total / size / 2).sqrt()
+
+
+def parts_of(subject: Subject) -> tuple[slice, ...]:
+    """Return where the tensors of an output lie, of which each has its own scale; none where there is one."""
+    found, start = [], 0
+    for field in subject.fields if len(subject.fields) > 1 else ():
+        found.append(slice(start, start + field.size))
         start += field.size
-    return torch.cat(parts).to(outputs.device)
+    return (*found,)
 
 
-def live_in(passes: Tensor) -> Tensor:
-    """Say which numbers of outputs ``[passes, N, ...]`` differ in any pass.
-
-    An image of which nothing differs has those that differ for some other image: its silence must not set the scale.
-    """
-    live = (passes != passes[0]).any(0)
-    silent = ~live.flatten(1).any(1) if live.ndim > 1 else ~live
-    live[silent] = live.any(0)
-    return live
-
-
-def without_noise(subject: Subject, *, again: bool = False) -> Tensor:
-    """Give what the network says with every sigma at 0, in float64: the signal that its noise is measured by.
+def first_pairs(subject: Subject, passes: int, parts: tuple[slice, ...] | None = None) -> Pairs:
+    """Return what the first passes say two by two; what checks have read already is not read again.
 
     Args:
         subject: What is judged.
-        again: Take another seed, which changes nothing where the network at its mean is a function.
+        passes: How many.
+        parts: Which numbers are summed up apart; those of each tensor when None.
     """
-    with undisturbed(subject.model, seed=subject.seed + again), zero_sigma(subject.model):
-        return forward(subject.model, subject.require_images()).double()
+    parts = parts_of(subject) if parts is None else parts
+    key = f"pairs of passes {parts}"
+    found = subject.evaluations.get(key)
+    if not isinstance(found, Pairs) or found.passes > passes:
+        subject.evaluations[key] = found = Pairs(parts)
+    for block in subject.bank.blocks(found.passes, passes):
+        found.take(block)
+    return found
 
 
-def scale_without_noise(subject: Subject, live: Tensor | None = None) -> Scale:
-    """Give the scale of what the network says with every sigma at 0."""
-    return scales_of(without_noise(subject), subject.fields, live)
+def _taken(outputs: Tensor, parts: Sequence[slice] = ()) -> Pairs:
+    found = Pairs(parts)
+    found.take(outputs)
+    return found
 
 
-def typical(scale: Scale) -> float:
-    """Give one number for a scale, to show."""
-    return float(scale.mean()) if isinstance(scale, Tensor) else scale
+def live_in(passes: Tensor) -> Tensor:
+    """Return which numbers of outputs ``[passes, N, ...]`` differ in any pass; see `Pairs.live`."""
+    return _taken(passes).live
 
 
-def spreads(outputs: Tensor, scale: Scale) -> Tensor:
-    """Give the spread of each image in each pair of passes, ``[pairs, images]``, relative to ``scale``.
-
-    It is the root mean square, over the outputs, of the difference of two passes by the square root of 2, which
-    estimates their standard deviation. A last pass without a partner is left out. The spreads lie
-    on the CPU, wherever the outputs do.
-    """
-    pairs = len(outputs) // 2
-    used = outputs[: 2 * pairs].double().reshape(2 * pairs, outputs.shape[1], -1)
-    ones, others = used[0::2], used[1::2]
-    # Infinite in both is a mask: it does not vary.
-    gaps = torch.where(ones == others, 0.0, ones - others) / scale
-    return gaps.square().mean(2).div(2).sqrt().cpu()
+def spreads(outputs: Tensor, scale: Scale, parts: Sequence[slice] = ()) -> Tensor:
+    """Return the spread of each image in each pair of passes ``[passes, N, ...]``; see `Pairs`."""
+    return _taken(outputs, parts).spreads(scale)
 
 
 def not_finite_in(outputs: Tensor) -> int:
-    """Say how many passes hold NaN or infinity, masks aside: minus infinity beside finite numbers of the same row.
-
-    Such a mask is that of every pass, and of no whole row.
-    """
-    sick = ~torch.isfinite(outputs)
-    if not bool(sick.any()):
-        return 0
-    masked = torch.isneginf(outputs).all(0)
-    if masked.ndim > 1:
-        masked &= torch.isfinite(outputs).flatten(2).any(2).all(0).reshape(-1, *[1] * (masked.ndim - 1))
-        sick &= ~masked
-    return int(sick.flatten(1).any(1).sum())
+    """Return how many passes ``[passes, N, ...]`` hold NaN or infinity, masks aside; see `Finite`."""
+    found = Finite()
+    found.take(outputs)
+    return found.bad

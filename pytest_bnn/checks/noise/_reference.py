@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pytest_bnn.checks.noise._pairs import Scale, live_in, scale_of, scales_of, spreads, without_noise
+from pytest_bnn.checks.noise._pairs import Pairs, parts_of
+from pytest_bnn.checks.noise._scale import Scale, scale_of, scales_of, without_noise
 from pytest_bnn.libraries.posterior import bayesian_layers, zero_sigma
 from pytest_bnn.network.calling import forward, output_fields
 from pytest_bnn.network.isolation import undisturbed
-from pytest_bnn.sampling.bank import pass_seed
+from pytest_bnn.sampling.bank import forward_in_chunks, pass_seed
 from pytest_bnn.subject import Subject
 
 #: What is said where no output can vary.
@@ -29,14 +30,14 @@ SATURATED = (
 PASSES = 16
 
 
-def posterior_passes(subject: Subject, *, passes: int = PASSES, relative: float | None = None) -> Tensor:
-    """Give outputs ``[passes, N, ...]`` under weights ``mu + sigma * eps``, drawn here and put in place of mu.
+def posterior_pairs(subject: Subject, *, passes: int = PASSES, relative: float | None = None) -> Pairs:
+    """Return what passes under weights ``mu + sigma * eps`` say two by two: drawn here, and put in place of mu.
 
     Every layer then computes with sigma 0, so that its own noise has no part in it. ``relative`` takes so many times
     the size of mu (of its tensor, root mean square) in place of sigma.
     """
     tensors = [tensor for layer in bayesian_layers(subject.model) for tensor in layer.tensors]
-    found = []
+    found = Pairs(parts_of(subject))
     with undisturbed(subject.model, seed=subject.seed), torch.no_grad():
         means = [tensor.mu_parameter.detach().clone() for tensor in tensors]
         sigmas = [t.sigma if relative is None else relative * t.mu.detach().square().mean().sqrt() for t in tensors]
@@ -47,8 +48,8 @@ def posterior_passes(subject: Subject, *, passes: int = PASSES, relative: float 
                     eps = torch.randn(mean.shape, generator=generator).to(mean)
                     # Through .data: a backward pass that waits outside must not take it for changed.
                     tensor.mu_parameter.data.copy_(mean + sigma * eps)
-                found.append(forward(subject.model, subject.require_images()))
-    return torch.stack(found)
+                found.take(forward_in_chunks(subject.model, subject.require_images())[None])
+    return found
 
 
 #: A spread this many times the floor is told from one below it by the reference's few passes.
@@ -69,21 +70,21 @@ def cannot_vary(subject: Subject, floor: float) -> Tensor:
       anything but zeros for it (a blank image without bias). Weights that move nothing at all show nothing: the layers
       may compute with others.
     """
-    calm, drawn = without_noise(subject), posterior_passes(subject)
-    able = _nearly_always(drawn, scales_of(calm, subject.fields, live_in(drawn))) > _MARGIN * floor
+    calm, drawn = without_noise(subject), posterior_pairs(subject)
+    able = _nearly_always(drawn, scales_of(calm, subject.fields, drawn.live)) > _MARGIN * floor
     if bool(able.all()):
         return ~able
-    far = posterior_passes(subject, relative=_WIDE)
-    scale = scales_of(calm, subject.fields, live_in(far))
+    far = posterior_pairs(subject, relative=_WIDE)
+    scale = scales_of(calm, subject.fields, far.live)
     able = _nearly_always(drawn, scale) > _MARGIN * floor  # by what varies under wide noise, all of it
-    moved = spreads(far, scale).median(0).values > floor
+    moved = far.spreads(scale).median(0).values > floor
     untouched = ~moved if bool(moved.any()) else _blank(subject)
     return ~able & (_varies_inside(subject, floor) | untouched)
 
 
-def _nearly_always(passes: Tensor, scale: Scale) -> Tensor:
+def _nearly_always(pairs: Pairs, scale: Scale) -> Tensor:
     """Return what the spreads of each image exceed in all pairs of passes but an eighth."""
-    found = spreads(passes, scale).sort(0).values
+    found = pairs.spreads(scale).sort(0).values
     return found[len(found) // 8]
 
 
@@ -112,20 +113,26 @@ def _varies_inside(subject: Subject, floor: float) -> Tensor:
     """Say for each image whether some Bayesian layer's output varies by more than ``floor`` of that layer's scale."""
     images = subject.require_images()
     found = torch.zeros(len(images), dtype=torch.bool)
-    outputs: dict[str, list[Tensor]] = {}
+    seen: dict[str, Pairs | None] = {}
     with undisturbed(subject.model, seed=subject.seed):
         for layer in bayesian_layers(subject.model):
 
             def keep(_module: nn.Module, _inputs: Any, output: Any, path: str = layer.path) -> None:
                 fields = output_fields(output, len(images))
-                if fields:
-                    outputs.setdefault(path, []).append(next(iter(fields.values())).detach().cpu())
+                if not fields:
+                    return
+                output = next(iter(fields.values())).detach().cpu()
+                pairs = seen.setdefault(path, Pairs())
+                # A layer that is called more than once in a pass, perhaps with other shapes, shows nothing.
+                if pairs is not None and pairs.passes < PASSES and pairs.takes(output):
+                    pairs.take(output[None])
+                else:
+                    seen[path] = None
 
             layer.module.register_forward_hook(keep)
         for _ in range(PASSES):
             forward(subject.model, images)
-    for calls in outputs.values():
-        if len(calls) == PASSES:
-            stacked = torch.stack(calls)
-            found |= spreads(stacked, scale_of(stacked[0].double())).median(0).values > floor
+    for pairs in seen.values():
+        if pairs is not None and pairs.passes == PASSES:
+            found |= pairs.spreads(scale_of(pairs.first.double())).median(0).values > floor
     return found

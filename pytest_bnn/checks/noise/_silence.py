@@ -9,6 +9,7 @@ from torch import Tensor
 from pytest_bnn.checks.finding import Finding
 from pytest_bnn.libraries.gaussian import not_finite as count_not_finite
 from pytest_bnn.libraries.posterior import PosteriorTensor, bayesian_layers, orphaned_posteriors
+from pytest_bnn.libraries.protocol import tensors_of
 from pytest_bnn.libraries.registry import nobody_knows
 from pytest_bnn.network.calling import forward
 from pytest_bnn.network.isolation import seed_everything, undisturbed
@@ -71,8 +72,8 @@ def causes_of_silence(subject: Subject, spread: float) -> list[str]:
     causes = []
     if generator := _what_the_forward_does_to_the_generator(subject):
         causes.append(generator)
-    widest = max(float((t.sigma / t.mu.detach().abs().clamp_min(1e-12)).median()) for la in layers for t in la.tensors)
-    if widest < MIN_SPREAD:
+    widths = [float((t.sigma / t.mu.detach().abs().clamp_min(1e-12)).median()) for t in tensors_of(layers)]
+    if widths and (widest := max(widths)) < MIN_SPREAD:
         causes.append(f"sigma has collapsed: its median is at most {widest:.1g} of abs(mu) in every layer")
     if not causes and spread == 0:
         causes.append("sigma is not 0, yet every pass uses the same weights: the noise is cached or never drawn")

@@ -14,7 +14,6 @@ from pytest_bnn.checks.noise._passes import look_at_passes
 from pytest_bnn.checks.noise._put_back import modules_that_put_back
 from pytest_bnn.data.batch import Batch, Inputs
 from pytest_bnn.libraries.posterior import bayesian_layers
-from pytest_bnn.libraries.registry import nobody_knows
 from pytest_bnn.network.calling import ForwardError, forward
 from pytest_bnn.network.copies import Copies, last_copies, takes_their_mean
 from pytest_bnn.network.isolation import seed_everything, undisturbed
@@ -30,6 +29,7 @@ _EXAMPLES = 5
     claim="No draw of the noise repeats another: the passes reset no random generator, another model of the same "
     "factory draws anew, and the samples of one call differ.",
     needs=("images",),
+    can=("draws",),
     after="noise.posterior",
 )
 def fresh(subject: Subject) -> Finding:
@@ -56,7 +56,7 @@ measure_noise_fresh, assert_noise_fresh = fresh.measure, fresh.assert_
 
 def _find(subject: Subject) -> Finding:
     if not bayesian_layers(subject.model):
-        return not_applicable(nobody_knows(subject.model) or NOTHING_BAYESIAN)
+        return not_applicable(NOTHING_BAYESIAN)
     few = _few(subject)
     passes = look_at_passes(subject, few)
     if not passes.varies:

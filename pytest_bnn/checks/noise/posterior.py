@@ -11,7 +11,6 @@ from pytest_bnn.checks.noise._hypotheses import FAMILIES, independence, marginal
 from pytest_bnn.checks.values import FewPasses
 from pytest_bnn.libraries.capture import capture
 from pytest_bnn.libraries.posterior import bayesian_layers
-from pytest_bnn.libraries.registry import nobody_knows
 from pytest_bnn.network.calling import forward
 from pytest_bnn.network.isolation import undisturbed
 from pytest_bnn.records.evidence import Certainty, Measurement, Threshold, Verdict
@@ -34,6 +33,7 @@ _IMAGES = 2
     claim="The weights that a forward pass uses are draws of the posterior, N(mu, sigma^2), independent of each other: "
     "within a tensor, between layers and between passes.",
     needs=("images",),
+    can=("draws", "mean_field", "used_weights"),
     sampled=True,
     after="noise.spread",
 )
@@ -99,7 +99,7 @@ class _Drawing:
 def _find(subject: Subject, max_passes: int, budget: Budget) -> Finding:
     layers = bayesian_layers(subject.model)
     if not layers:
-        return not_applicable(nobody_knows(subject.model) or NOTHING_BAYESIAN)
+        return not_applicable(NOTHING_BAYESIAN)
     drawing = _Drawing(subject, {}, {})
     with undisturbed(subject.model, seed=subject.seed):
         drawing.next_pass()

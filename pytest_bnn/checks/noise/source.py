@@ -9,8 +9,9 @@ from torch import Tensor
 
 from pytest_bnn.checks.check import check
 from pytest_bnn.checks.finding import Finding, not_applicable
-from pytest_bnn.checks.noise._pairs import Scale, live_in, not_finite_in, scales_of, spreads
+from pytest_bnn.checks.noise._pairs import live_in, not_finite_in, parts_of, spreads
 from pytest_bnn.checks.noise._reference import SATURATED, cannot_vary
+from pytest_bnn.checks.noise._scale import Scale, scales_of
 from pytest_bnn.checks.noise._silence import MIN_SPREAD, causes_of_silence, floor_of, not_finite
 from pytest_bnn.checks.values import Passes, Positive
 from pytest_bnn.libraries.posterior import bayesian_layers, zero_sigma
@@ -32,6 +33,7 @@ _LIVELIEST = 8
 @check(
     claim="Outputs vary because of the posterior alone: not with every sigma at 0, and with it without reseeding.",
     needs=("images",),
+    can=("mean_mode",),
     sampled=True,
     after="mean.equals_teacher",
 )
@@ -95,7 +97,7 @@ def _pairs(subject: Subject, calm: Tensor, min_spread: float, most: int) -> _Pai
             floor, bad = floor_of(pair, min_spread), not_finite_in(pair)
             if not largest:
                 scale = scales_of(calm, subject.fields, live_in(torch.cat([pair, calm.to(pair)[None]])))
-            found = torch.zeros(1) if bad else spreads(pair, scale)[0]
+            found = torch.zeros(1) if bad else spreads(pair, scale, parts_of(subject))[0]
             largest.append(float(found.max()))
             if bad or largest[-1] > floor or len(largest) >= most:
                 return _Pairs(tuple(largest), floor, bad)

@@ -9,14 +9,14 @@ from torch import Tensor
 
 from pytest_bnn.checks.check import check
 from pytest_bnn.checks.finding import Finding, not_applicable
-from pytest_bnn.checks.noise._groups import Group, Grouped, grouped
-from pytest_bnn.checks.noise._pairs import live_in, not_finite_in, without_noise
+from pytest_bnn.checks.noise._groups import Group, Grouped, group_parts, grouped
+from pytest_bnn.checks.noise._pairs import Pairs, first_pairs, not_finite_in
 from pytest_bnn.checks.noise._reference import SATURATED, cannot_vary
+from pytest_bnn.checks.noise._scale import without_noise
 from pytest_bnn.checks.noise._silence import not_finite
 from pytest_bnn.checks.values import Passes, SpreadBand
 from pytest_bnn.libraries.posterior import bayesian_layers
 from pytest_bnn.libraries.protocol import tensors_of
-from pytest_bnn.libraries.registry import nobody_knows
 from pytest_bnn.records.evidence import Certainty, LayerFinding, Measurement, Threshold, Verdict
 from pytest_bnn.stats.budget import Budget
 from pytest_bnn.stats.intervals import median_bounds, trials_needed
@@ -39,6 +39,7 @@ _GROUPS = 32
 @check(
     claim="The predictive spread lies in the declared band: the noise is neither lost beside the signal nor above it.",
     needs=("images",),
+    can=("mean_mode",),
     sampled=True,
     after="noise.varies",
 )
@@ -90,11 +91,11 @@ class _Bounds:
         return int(torch.tensor(self.surely_above).argmax()) if max(self.surely_above) > 0 else 0
 
 
-def _bounds(outputs: Tensor, found: Grouped, budget: Budget, images: Tensor) -> _Bounds:
-    outputs, groups = outputs[:, images], found.groups
-    wide = torch.stack([g.spreads(outputs, most=True).square().mean(1).sqrt() for g in groups], 1)
+def _bounds(pairs: Pairs, found: Grouped, budget: Budget, images: Tensor) -> _Bounds:
+    groups = found.groups
+    wide = torch.stack([g.spreads(pairs, most=True)[:, images].square().mean(1).sqrt() for g in groups], 1)
     sizes = torch.tensor([1 if g.columns is None else len(g.columns) for g in groups], dtype=torch.float64)
-    narrow = torch.stack([g.spreads(outputs, most=False).square().mean(1) for g in groups], 1)
+    narrow = torch.stack([g.spreads(pairs, most=False)[:, images].square().mean(1) for g in groups], 1)
     whole = (narrow * sizes).sum(1).div(sizes.sum()).sqrt()
     return _Bounds(
         found=torch.cat([whole[:, None], wide], 1),
@@ -109,17 +110,15 @@ def _find(subject: Subject, band: tuple[float, float], max_passes: int, budget: 
     least, most = band
     passes, last = 2 * trials_needed(budget.beta), max_passes // 2 * 2
     calm = without_noise(subject)
-    images, looked = torch.arange(len(calm)), False
+    images, looked, parts = torch.arange(len(calm)), False, group_parts(subject, calm)
     while True:
         passes = min(passes, last)
-        outputs = subject.bank.first(passes)
-        if not_finite_in(outputs):
-            return not_finite(subject, passes, not_finite_in(outputs))
-        groups = grouped(subject, calm, live_in(outputs))
-        bounds = _bounds(outputs, groups, budget, images)
+        pairs = first_pairs(subject, passes, parts)
+        if pairs.finite.bad:
+            return not_finite(subject, passes, pairs.finite.bad)
+        groups = grouped(subject, calm, pairs.live)
+        bounds = _bounds(pairs, groups, budget, images)
         layers = bayesian_layers(subject.model)
-        if not layers and bool((bounds.found > 0).any()) and (why := nobody_knows(subject.model)):
-            return not_applicable(why)
         verdict = bounds.verdict(band)
         above = max(bounds.surely_above) > most
         if verdict is Verdict.INCONCLUSIVE and passes < last:
@@ -140,25 +139,26 @@ def _find(subject: Subject, band: tuple[float, float], max_passes: int, budget: 
             )
         if verdict is Verdict.INCONCLUSIVE and float(bounds.found[:, 1:].median(0).values.max()) > most:
             rows = images[:: -(-len(images) // _FEW)]
-            passes = _look_longer(subject, bounds, outputs[:, rows], rows, groups, most, budget)
+            passes = _look_longer(subject, bounds, pairs, rows, groups, most, budget)
             verdict = bounds.verdict(band)
         return _finding(subject, verdict, bounds, band, groups, passes, budget, len(calm) - len(images))
 
 
 def _look_longer(
-    subject: Subject, bounds: _Bounds, seen: Tensor, rows: Tensor, groups: Grouped, most: float, budget: Budget
+    subject: Subject, bounds: _Bounds, seen: Pairs, rows: Tensor, groups: Grouped, most: float, budget: Budget
 ) -> int:
     """Draw further passes of a few images until the group that looks widest surely is too wide; give their number."""
     at = int(bounds.found[:, 1:].median(0).values.argmax())
-    group, last = groups.groups[at], _LONGER * len(seen)
-    found = group.spreads(seen, most=True).square().mean(1).sqrt()
-    passes = len(seen)
+    group, passes, last = groups.groups[at], seen.passes, _LONGER * seen.passes
+    found = group.spreads(seen, most=True)[:, rows].square().mean(1).sqrt()
     while passes < last and not bounds.surely_above[at] > most:
         block = subject.bank.draw(passes, min(passes + 4 * _BLOCK, last), rows)
         passes += len(block)
         if not_finite_in(block):
             break
-        found = torch.cat([found, group.spreads(block, most=True).square().mean(1).sqrt()])
+        further = Pairs(groups.parts)
+        further.take(block)
+        found = torch.cat([found, group.spreads(further, most=True).square().mean(1).sqrt()])
         low = float(median_bounds(found, budget.alpha / 4 / len(groups.groups))[0])
         bounds.surely_above[at] = max(bounds.surely_above[at], low)
     return passes
@@ -279,9 +279,10 @@ def _attribution(subject: Subject, only: Group | None, groups: Grouped) -> list[
     rows = torch.arange(len(subject.require_images()))[:_IMAGES]
     found = []
     for part in (layers[start : start + size] for start in range(0, len(layers), max(1, size))):
-        outputs = subject.bank.draw(0, 2, rows, noisy=[layer.path for layer in part])
+        pair = Pairs(groups.parts)
+        pair.take(subject.bank.draw(0, 2, rows, noisy=[layer.path for layer in part]))
         name = part[0].path if len(part) == 1 else f"{part[0].path} to {part[-1].path}"
         kind = part[0].kind if len(part) == 1 else f"{len(part)} layers"
-        shares = [float(g.spreads(outputs, most=True).square().mean()) for g in ((only,) if only else groups.groups)]
+        shares = [float(g.spreads(pair, most=True).square().mean()) for g in ((only,) if only else groups.groups)]
         found.append((name, kind, sum(shares) / len(shares)))
     return found

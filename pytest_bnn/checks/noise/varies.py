@@ -9,8 +9,9 @@ from torch import Tensor
 
 from pytest_bnn.checks.check import check
 from pytest_bnn.checks.finding import Finding, not_applicable
-from pytest_bnn.checks.noise._pairs import Scale, live_in, not_finite_in, scale_without_noise, spreads, typical
+from pytest_bnn.checks.noise._pairs import first_pairs, not_finite_in, parts_of, spreads
 from pytest_bnn.checks.noise._reference import SATURATED, cannot_vary
+from pytest_bnn.checks.noise._scale import Scale, scale_without_noise, typical
 from pytest_bnn.checks.noise._silence import MIN_SPREAD, causes_of_silence, floor_of, not_finite
 from pytest_bnn.checks.values import Passes, Positive
 from pytest_bnn.libraries.posterior import bayesian_layers
@@ -80,11 +81,11 @@ class _Bounds:
 
 def _varies(subject: Subject, budget: Budget, max_passes: int, min_spread: float) -> Finding:
     passes = min(max_passes, 2 * trials_needed(budget.beta)) // 2 * 2
-    outputs = subject.bank.first(passes)
-    if bad := not_finite_in(outputs):
+    pairs = first_pairs(subject, passes)
+    if bad := pairs.finite.bad:
         return not_finite(subject, passes, bad)
-    scale, floor = scale_without_noise(subject, live_in(outputs)), floor_of(outputs, min_spread)
-    found = spreads(outputs, scale)
+    scale, floor = scale_without_noise(subject, pairs.live), floor_of(pairs.first, min_spread)
+    found = pairs.spreads(scale)
     if not bayesian_layers(subject.model) and bool((found > floor).any()) and (why := nobody_knows(subject.model)):
         return not_applicable(why)
     low, high = median_bounds(found, budget.beta)[0], median_bounds(found, budget.alpha / found.shape[1])[1]
@@ -116,7 +117,7 @@ def _decide(subject: Subject, bounds: _Bounds, images: Tensor, budget: Budget, s
             if bounds.bad:
                 bounds.passes = stop
                 return
-            few = torch.cat([few, spreads(block, scale)])
+            few = torch.cat([few, spreads(block, scale, parts_of(subject))])
             bounds.low[rows] = median_bounds(few, budget.beta)[0]
             bounds.high[rows] = median_bounds(few, per_image)[1]
             passes = stop

@@ -45,8 +45,10 @@ measure_posterior_start, assert_posterior_start = start.measure, start.assert_
 
 def _find(subject: Subject, allow: Mapping[str, str]) -> Finding:
     found = subject.traces
+    if unknown := nobody_knows(subject.model):  # the claim is about all layers
+        return not_applicable(unknown)
     if not found:
-        return not_applicable(nobody_knows(subject.model) or NOTHING_BAYESIAN)
+        return not_applicable(NOTHING_BAYESIAN)
     excused = {trace.tensor.path: p for p in allow for trace in found if fnmatchcase(trace.tensor.path, p)}
     judged = [trace for trace in found if trace.tensor.path not in excused]
     judges: tuple[Callable[[Subject, Sequence[Trace]], Finding | None], ...] = (_apart, _left, contradiction, _kept)

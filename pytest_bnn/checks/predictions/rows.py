@@ -32,6 +32,7 @@ MOST = 32
 @check(
     claim="With every sigma at 0, an example has the same outputs alone, in any batch and at any place in it.",
     needs=("images",),
+    can=("mean_mode",),
     after="teacher.agreement",
 )
 def rows(subject: Subject, *, allow: Reasons | None = None) -> Finding:

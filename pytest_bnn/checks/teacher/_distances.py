@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pytest_bnn.checks.noise._pairs import without_noise
-from pytest_bnn.checks.teacher._items import Numbers, Votes, shares_of
+from pytest_bnn.checks.noise._scale import without_noise
+from pytest_bnn.checks.teacher._items import Votes, shares_of
+from pytest_bnn.checks.teacher._medians import Numbers
 from pytest_bnn.libraries.posterior import bayesian_layers
 from pytest_bnn.network.calling import judged_field
 from pytest_bnn.network.comparing import difference, tolerance

@@ -10,7 +10,8 @@ from torch import Tensor
 from pytest_bnn.checks.finding import Finding, not_applicable
 from pytest_bnn.checks.teacher._classes import class_counts
 from pytest_bnn.checks.teacher._distances import Distance, agreement_without_noise
-from pytest_bnn.checks.teacher._items import Claim, Numbers, Votes, hopeless, undecided, verdict
+from pytest_bnn.checks.teacher._items import Claim, Votes, hopeless, undecided, verdict
+from pytest_bnn.checks.teacher._medians import Numbers
 from pytest_bnn.checks.teacher._stories import of_classes, story_of
 from pytest_bnn.libraries.posterior import bayesian_layers
 from pytest_bnn.records.evidence import Certainty, Measurement, Threshold, Verdict
@@ -27,7 +28,7 @@ def finding_of(
     task: Task,
     items: Votes | Numbers,
     teacher: Tensor,
-    first: Tensor,
+    mean: Tensor,
     max_passes: int,
     apart: Distance | None,
     distance: float,
@@ -39,7 +40,7 @@ def finding_of(
         task: What the output means.
         items: What the passes say about it.
         teacher: The teacher's outputs, ``[N, ...]``.
-        first: The first passes, ``[passes, N, ...]``.
+        mean: The mean of the outputs over the first passes, ``[N, ...]``, in float64.
         max_passes: The most passes that were allowed.
         apart: How far the probabilities are, where that was measured.
         distance: From which distance on there is a warning.
@@ -57,7 +58,7 @@ def finding_of(
     )
     if claim.population:
         headline += f"; in the population behind them on {100 * low:.4g} % to {100 * high:.4g} %"
-    single = _single(items, first)
+    single = _single(items)
     if found is Verdict.INCONCLUSIVE and isinstance(items, Votes) and not hopeless(items):
         # With fewer passes than by default, more of them may decide.
         gap = decidable_gap(max(max_passes, MAX_PASSES), claim.of_passes.beta / count)
@@ -112,7 +113,7 @@ def finding_of(
             Measurement(name="open", value=len(open_), unit=unit),
             Measurement(name=f"agreement of the {what.partition(' (')[0]}", value=point / count, note="point estimate"),
             Measurement(name="agreement of a single pass", value=single, note="mean over passes"),
-            *_distances(items, teacher, first),
+            *_distances(items, teacher, mean),
             *(apart.measurements if apart is not None else ()),
             *of_classes(subject, counts, claim),
         ),
@@ -145,17 +146,14 @@ def finding_of(
     )
 
 
-def _single(items: Votes | Numbers, first: Tensor) -> float:
-    """Give the share of items on which a single pass agrees, over the first passes."""
-    if isinstance(items, Votes):
-        return items.single / (items.whole * items.count)
-    near = (first.cpu().double().reshape(*first.shape[:2], -1) - items.expected).abs() <= items.allowed
-    return float(near.all(2).double().mean())
+def _single(items: Votes | Numbers) -> float:
+    """Give the share of items on which a single pass agrees: over the passes on all images, or the first ones."""
+    return items.single_share if isinstance(items, Numbers) else items.single / (items.whole * items.count)
 
 
-def _distances(items: Votes | Numbers, teacher: Tensor, first: Tensor) -> tuple[Measurement, ...]:
+def _distances(items: Votes | Numbers, teacher: Tensor, mean: Tensor) -> tuple[Measurement, ...]:
     finite = torch.isfinite(teacher)  # a mask's minus infinity aside
-    error = float((first.double().mean(0).cpu() - teacher.double())[finite].square().mean().sqrt())
+    error = float((mean - teacher.double())[finite].square().mean().sqrt())
     if isinstance(items, Numbers):
         gap = (items.median - items.expected) / items.allowed
         worst = int(gap.abs().amax(1).argmax())
@@ -165,8 +163,8 @@ def _distances(items: Votes | Numbers, teacher: Tensor, first: Tensor) -> tuple[
             Measurement(name="largest distance", value=signed, unit="of the allowed", note=f"image {worst}"),
             Measurement(name="output error", value=error, note="root mean square, mean over passes"),
         )
-    expected, mean = items.expected, items.mean
-    divergence = (expected * (expected.clamp_min(1e-12).log() - mean.clamp_min(1e-12).log())).sum(1)
+    expected = items.expected
+    divergence = (expected * (expected.clamp_min(1e-12).log() - items.mean.clamp_min(1e-12).log())).sum(1)
     return (
         Measurement(name="KL(teacher, BNN)", value=float(divergence.mean()), unit="nats", note="mean over images"),
         Measurement(name="logit error", value=error, note="root mean square, mean over passes"),

@@ -12,7 +12,7 @@ from torch import Tensor
 from pytest_bnn.records.evidence import Verdict
 from pytest_bnn.stats.betting import LeadingClassTest
 from pytest_bnn.stats.budget import Budget
-from pytest_bnn.stats.intervals import clopper_pearson_lower, clopper_pearson_upper, median_bounds
+from pytest_bnn.stats.intervals import clopper_pearson_lower, clopper_pearson_upper
 from pytest_bnn.tasks.task import Task
 
 
@@ -115,6 +115,9 @@ def hopeless(items: Items) -> bool:
     return not items.claim.passes(agree + open_, items.count) and not items.claim.fails(disagree + open_, items.count)
 
 
+#: Passes that are judged in any case: the least that can decide an image at the default error rate.
+FIRST_PASSES = 32
+
 #: The most places of dense outputs that are judged: a random choice from the seed of more.
 MOST_PLACES = 16_384
 
@@ -207,62 +210,3 @@ def shares_of(task: Task, outputs: Tensor, passes: int) -> Tensor:
     if task.kind == "dense":
         return task.at_places(outputs, passes)
     return task.probabilities(outputs)
-
-
-@dataclass(slots=True)
-class Numbers:
-    """Images whose numbers lie near the teacher's: the median over passes, by order statistics.
-
-    ``allowed`` is the distance that counts as agreement, ``[outputs]``, in the units of the outputs. The error rates
-    are split over images, outputs, both ends and the ``looks`` that are taken as passes come.
-    """
-
-    claim: Claim
-    expected: Tensor
-    allowed: Tensor
-    looks: int = 3
-    passes: int = 0
-    seen: list[Tensor] = field(default_factory=list)
-
-    @property
-    def count(self) -> int:
-        """How many images there are."""
-        return len(self.expected)
-
-    def take(self, block: Tensor, rows: Tensor) -> None:
-        """Take passes on all images."""
-        assert len(rows) == self.count
-        self.seen.extend(block.detach().cpu().double().reshape(*block.shape[:2], -1))
-        self.passes += len(block)
-
-    def _gap(self, error_rate: float) -> tuple[Tensor, Tensor]:
-        """Give for each image how far its typical outputs are away, at least and at most, in units of the allowed."""
-        share = error_rate / (self.looks * 2 * max(1, self.expected.numel()))
-        low, high = median_bounds(torch.stack(self.seen) - self.expected, share)
-        most = torch.maximum(low.abs(), high.abs())
-        least = torch.where((low <= 0) & (high >= 0), torch.zeros_like(low), torch.minimum(low.abs(), high.abs()))
-        return (least / self.allowed).amax(1), (most / self.allowed).amax(1)
-
-    @property
-    def leading(self) -> Tensor:
-        """Whether the typical outputs surely lie within what is allowed."""
-        return self._gap(self.claim.of_passes.beta)[1] <= 1
-
-    @property
-    def overtaken(self) -> Tensor:
-        """Whether some typical output surely lies beyond what is allowed."""
-        return self._gap(self.claim.of_passes.alpha)[0] > 1
-
-    @property
-    def median(self) -> Tensor:
-        """The median over passes, ``[images, outputs]``."""
-        return torch.stack(self.seen).median(0).values
-
-    @property
-    def agreeing(self) -> Tensor:
-        """Whether the median so far lies within what is allowed."""
-        return ((self.median - self.expected).abs() <= self.allowed).all(1)
-
-    def rows_of(self, items: Tensor) -> Tensor:
-        """Give all images: their passes are kept together."""
-        return torch.arange(self.count)

@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from pytest_bnn.checks.finding import Finding
 from pytest_bnn.checks.teacher._classes import ClassCount, exchanged, images_needed
 from pytest_bnn.checks.teacher._distances import relation
-from pytest_bnn.checks.teacher._items import Claim, Numbers, Votes
+from pytest_bnn.checks.teacher._items import Claim, Votes
+from pytest_bnn.checks.teacher._medians import Numbers
 from pytest_bnn.records.evidence import Certainty, Measurement, Verdict
 from pytest_bnn.subject import Subject
 from pytest_bnn.tasks.task import Task

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 import torch
@@ -11,13 +12,14 @@ from torch import Tensor
 from pytest_bnn.checks._numbers import scales
 from pytest_bnn.checks.check import check
 from pytest_bnn.checks.finding import Finding, not_applicable
-from pytest_bnn.checks.noise._pairs import not_finite_in
+from pytest_bnn.checks.noise._pairs import Finite
 from pytest_bnn.checks.noise._silence import not_finite
 from pytest_bnn.checks.teacher._classes import open_in_doubt
 from pytest_bnn.checks.teacher._distances import distance_of
 from pytest_bnn.checks.teacher._findings import MAX_PASSES, finding_of
-from pytest_bnn.checks.teacher._items import Claim, Numbers, Votes, hopeless, undecided, verdict
+from pytest_bnn.checks.teacher._items import FIRST_PASSES, Claim, Votes, hopeless, undecided, verdict
 from pytest_bnn.checks.teacher._labels import classes_given, kept_by_labels
+from pytest_bnn.checks.teacher._medians import Numbers
 from pytest_bnn.checks.teacher._stories import together
 from pytest_bnn.checks.values import AgreementShare, OfPopulation, Passes, Positive
 from pytest_bnn.data.repeats import repeats
@@ -25,6 +27,7 @@ from pytest_bnn.errors import OptionError
 from pytest_bnn.network.calling import judged_field
 from pytest_bnn.records.evidence import Verdict
 from pytest_bnn.stats.budget import Budget
+from pytest_bnn.stats.moments import Mean
 from pytest_bnn.subject import Subject
 from pytest_bnn.tasks.task import Task, are_shares
 
@@ -36,8 +39,7 @@ TOLERANCE = 0.5
 #: A quarter of the mass of probabilities elsewhere: no fine-tuning measured here came to half of it.
 DISTANCE = 0.25
 
-#: Passes drawn at once; the first block is the least that can decide an image at the default error rate.
-_FIRST_BLOCK = 32
+#: Further passes between two looks.
 _BLOCK = 8
 
 
@@ -121,14 +123,14 @@ def _judge(subject: Subject, task: Task, claim: Claim, max_passes: int, toleranc
         return not_applicable(why)
     fields = subject.fields
     teacher = judged_field(subject.teacher_output().detach().cpu(), fields, task.field)
-    first = subject.bank.first(min(_FIRST_BLOCK, max_passes))
-    if bad := not_finite_in(first):
-        return not_finite(subject, len(first), bad)
-    first = judged_field(first, fields, task.field)
-    if first.shape[1:] != teacher.shape:
+    passes = min(FIRST_PASSES, max_passes)
+    shape, bad = _shape_of(subject, task, passes)
+    if bad:
+        return not_finite(subject, passes, bad)
+    if shape != teacher.shape:
         return Finding(
             verdict=Verdict.FAIL,
-            headline=f"the outputs have the shape {list(first.shape[1:])}, the teacher's {list(teacher.shape)}",
+            headline=f"the outputs have the shape {list(shape)}, the teacher's {list(teacher.shape)}",
             remedy="compare the model with the teacher that it was converted from",
         )
     items: Votes | Numbers
@@ -136,10 +138,14 @@ def _judge(subject: Subject, task: Task, claim: Claim, max_passes: int, toleranc
     labels: Tensor | None = None
     if task.kind == "regression":
         items = Numbers(
-            claim, teacher.double().reshape(len(teacher), -1), tolerance * scales(teacher), looks=_looks(max_passes)
+            claim,
+            teacher.double().reshape(len(teacher), -1),
+            tolerance * scales(teacher),
+            looks=_looks(max_passes),
+            again=lambda stop, rows: _blocks(subject, task, stop, rows),
         )
     else:
-        task, own, note = _as_shares(task, first)
+        task, own, note = _as_shares(task, _blocks(subject, task, passes))
         labels = classes_given(subject, task, len(teacher))
         kept = kept_by_labels(subject, task, teacher, labels)
         items = Votes.of(teacher, task, claim, subject.seed, kept)
@@ -150,24 +156,25 @@ def _judge(subject: Subject, task: Task, claim: Claim, max_passes: int, toleranc
                 f"{int((~kept).sum())} images are left out, on which the teacher contradicts their labels: there a "
                 "network that was trained with labels is right to differ"
             )
-    items.take(first, torch.arange(len(teacher)))
+    mean, every = Mean(), torch.arange(len(teacher))
+    for block in _blocks(subject, task, passes):
+        items.take(block, every)
+        for outputs in block:
+            mean.take(outputs[None].cpu().double())
     while items.passes < max_passes:
         wanted = _wanted(items)
         if not len(wanted):
             break
         rows = items.rows_of(wanted)
-        step = items.passes if isinstance(items, Numbers) else _BLOCK
-        stop = min(items.passes + step, max_passes)
-        block = subject.bank.draw(items.passes, stop, None if len(rows) == len(teacher) else rows)
-        if bad := not_finite_in(block):
+        stop = min(items.passes + (items.passes if isinstance(items, Numbers) else _BLOCK), max_passes)
+        if bad := _take(subject, task, items, stop, rows):
             return not_finite(subject, stop, bad)
-        items.take(judged_field(block, fields, task.field), rows)
     apart = (
         distance_of(subject, items, teacher, task, labels)
         if isinstance(items, Votes) and subject.stage != "converted"
         else None
     )
-    finding = finding_of(subject, task, items, teacher, first, max_passes, apart, distance)
+    finding = finding_of(subject, task, items, teacher, mean.mean, max_passes, apart, distance)
     finding = replace(finding, notes=(*finding.notes, *notes)) if notes else finding
     if finding.verdict in (Verdict.PASS, Verdict.WARN, Verdict.NOT_APPLICABLE) or task.proven:
         return finding
@@ -181,6 +188,31 @@ def _judge(subject: Subject, task: Task, claim: Claim, max_passes: int, toleranc
     )
 
 
+def _blocks(subject: Subject, task: Task, passes: int, rows: Tensor | None = None) -> Iterator[Tensor]:
+    """Yield the first passes on one output of the network, in blocks; on all images where ``rows`` is None."""
+    for block in subject.bank.blocks(0, passes, rows):
+        yield judged_field(block, subject.fields, task.field)
+
+
+def _shape_of(subject: Subject, task: Task, passes: int) -> tuple[torch.Size, int]:
+    """Return the shape of one output in the first passes, and how many of these hold NaN or infinity."""
+    finite, shape = Finite(), torch.Size()
+    for block in subject.bank.blocks(0, passes):
+        finite.take(block)
+        shape = judged_field(block, subject.fields, task.field).shape[1:]
+    return shape, finite.bad
+
+
+def _take(subject: Subject, task: Task, items: Votes | Numbers, stop: int, rows: Tensor) -> int:
+    """Take further passes on some images, up to ``stop``; return how many hold NaN or infinity."""
+    finite = Finite()
+    for block in subject.bank.blocks(items.passes, stop, rows):
+        finite.take(block)
+        if not finite.bad:
+            items.take(judged_field(block, subject.fields, task.field), rows)
+    return finite.bad
+
+
 def _wanted(items: Votes | Numbers) -> Tensor:
     """Give the items of which further passes may decide something."""
     if verdict(items) is Verdict.INCONCLUSIVE and not hopeless(items):
@@ -189,10 +221,10 @@ def _wanted(items: Votes | Numbers) -> Tensor:
     return open_in_doubt(items) if doubtful and isinstance(items, Votes) else torch.arange(0)
 
 
-def _as_shares(task: Task, passes: Tensor) -> tuple[Task, Task, list[str]]:
+def _as_shares(task: Task, first: Iterable[Tensor]) -> tuple[Task, Task, list[str]]:
     """Give the task of the teacher's outputs and that of the model's: one of the two may give probabilities alone."""
     if task.kind == "classification":
-        dims = are_shares(passes)
+        dims = all(are_shares(block) for block in first)
         if task.shares == dims:
             return task, task, []
         gives, lacks = ("probabilities", "scores") if dims else ("scores", "probabilities")
@@ -204,11 +236,11 @@ def _as_shares(task: Task, passes: Tensor) -> tuple[Task, Task, list[str]]:
                 "instead of its teacher has to know"
             ],
         )
-    if task.shares and bool(((passes < 0) | (passes > 1)).any()):
+    if task.shares and any(bool(((block < 0) | (block > 1)).any()) for block in first):
         task = replace(task, shares=False)  # the teacher's scores lie between 0 and 1 by chance
     return task, task, []
 
 
 def _looks(max_passes: int) -> int:
     """Give how often a doubling number of passes is looked at."""
-    return 1 + max(0, math.ceil(math.log2(max_passes / _FIRST_BLOCK)))
+    return 1 + max(0, math.ceil(math.log2(max_passes / FIRST_PASSES)))

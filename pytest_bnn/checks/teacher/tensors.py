@@ -14,7 +14,6 @@ from pytest_bnn.checks.teacher._kept import Kept, kept, restored
 from pytest_bnn.data.batch import Inputs
 from pytest_bnn.libraries.alignment import standing_of
 from pytest_bnn.libraries.posterior import bayesian_layers, zero_sigma
-from pytest_bnn.libraries.registry import nobody_knows
 from pytest_bnn.network.calling import forward
 from pytest_bnn.network.comparing import difference, tolerance
 from pytest_bnn.network.isolation import undisturbed
@@ -33,6 +32,7 @@ _STATISTICS = ("running_mean", "running_var")
     claim="No tensor without a posterior that the teacher has too, such as a norm's scale or running mean, is still "
     "where a constructor puts it while the teacher's is not, and running statistics fit what they normalise.",
     needs=("teacher",),
+    can=("mean_mode",),
     after="mean.equals_teacher",
 )
 def tensors(subject: Subject) -> Finding:
@@ -57,7 +57,7 @@ measure_teacher_tensors, assert_teacher_tensors = tensors.measure, tensors.asser
 
 def _find(subject: Subject) -> Finding:
     if not bayesian_layers(subject.model):
-        return not_applicable(nobody_knows(subject.model) or NOTHING_BAYESIAN)
+        return not_applicable(NOTHING_BAYESIAN)
     if subject.alignment.copies:
         places = ", ".join(place or "the model itself" for place in subject.alignment.copies)
         return not_applicable(
