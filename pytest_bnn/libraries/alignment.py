@@ -228,6 +228,12 @@ def standing_of(alignment: Alignment, prints: Sequence[Fingerprint] | None = Non
     if all(p.equal for p in prints):
         return Standing("converted", "every mu is the teacher's weight to the bit")
     if all(p.untouched for p in prints) or _only_mu_was_changed(prints):
+        if hidden := sum(p.hidden for p in prints):
+            return Standing(
+                "unknown",
+                f"mu is not the teacher's weight in {hidden} of {len(prints)} weight tensors, and so near to it that "
+                "rounding hides whether sigma was trained with it",
+            )
         why = "no training step was taken: sigma is where a conversion puts it"
         return Standing("converted", why) if related else _unrelated(prints, why, could_show)
     if related:

@@ -22,6 +22,15 @@ FEW = 20
 #: Values of a tensor that tell whether sigma is one share of abs(mu): a step of training moves them all.
 _ENOUGH = 1 << 16
 
+#: How much further than rounding moves sigma mu has to have moved, before a sigma that did not move means something.
+FAR = 100.0
+
+#: Cosine of mu to the teacher's weight above which a few steps may have brought it there.
+_NEAR = 0.9
+
+#: Roundings by which a weight that was computed in another order may differ, relative to the norm of its tensor.
+_ROUNDINGS = 8
+
 #: A rho at or below this is the floor of MOPED's ``log(expm1(.) + 1e-20)``, docs/faults.md A6.
 _FLOOR = -40.0
 
@@ -38,6 +47,8 @@ class Fingerprint:
         fresh: Whether sigma / abs(mu) is one number at all places, as MOPED sets it: no step was taken.
         untrained_sigma: Whether sigma / abs(teacher's weight) is one number, so that sigma is where MOPED set it.
         random_start: Whether mu and rho are distributed as the library's constructor draws them.
+        hidden: Whether mu is away from the teacher's weight, and rounding hides whether sigma went with it: so it is
+            after a few steps in half precision, and after steps that are tiny.
     """
 
     name: str
@@ -47,6 +58,7 @@ class Fingerprint:
     fresh: bool
     untrained_sigma: bool
     random_start: bool
+    hidden: bool = False
 
     @property
     def untouched(self) -> bool:
@@ -71,7 +83,37 @@ def fingerprint(tensor: PosteriorTensor, weight: Tensor | None) -> Fingerprint:
         fresh=fresh,
         untrained_sigma=untrained,
         random_start=not fresh and _is_random_start(some(mu), some(rho), start_of(tensor.module)),
+        hidden=weight is not None and untrained and not equal and related > _NEAR and _is_hidden(tensor, weight),
     )
+
+
+def _is_hidden(tensor: PosteriorTensor, weight: Tensor) -> bool:
+    """Say whether most of mu moved by so little that sigma does not show it, and neither rounding nor a mask did it."""
+    mu = tensor.mu.detach()
+    coarse = getattr(torch, precision(mu).dtype)
+    rounded = torch.equal(weight.to(coarse).to(mu.dtype), mu)  # both may have been cast up since
+    masked = bool(((mu == 0) & (weight != 0)).any())
+    apart, allowed = apart_from(mu, weight)
+    return not (rounded or masked) and apart <= allowed and moved_by(tensor, weight, share=0.9) <= FAR
+
+
+def apart_from(mu: Tensor, weight: Tensor) -> tuple[float, float]:
+    """Return how far mu is from a weight, as a share of the weight's norm, and how much of that rounding explains."""
+    size = float(weight.double().norm())
+    apart = float((mu.double() - weight.double()).norm()) / size if size else float("inf")
+    return apart, _ROUNDINGS * max(torch.finfo(t.dtype).eps for t in (mu, weight))
+
+
+def moved_by(tensor: PosteriorTensor, weight: Tensor, *, share: float = 0.5) -> float:
+    """Give how far a share of mu is from the teacher's weight at most, in multiples of what rounding hides in sigma."""
+    mu, rho = some(tensor.mu.detach()), some(rho_of(tensor))
+    weight = some(weight.detach().to(mu.device))
+    usable = usable_places(rho, weight)
+    if not len(usable):
+        return 0.0
+    _, size, allowed = ratios(rho, weight, tensor.map)
+    moved = (mu.double().flatten() - weight.double().flatten()).abs()[usable] / size
+    return float(moved.quantile(share) / allowed.median())
 
 
 def rho_of(tensor: PosteriorTensor) -> Tensor:

@@ -10,10 +10,12 @@ from torch import Tensor, nn
 
 from pytest_bnn.libraries.alignment import MODERATE, UNRELATED_ERROR, Alignment, is_related
 from pytest_bnn.libraries.fingerprint import (
+    FAR,
     Fingerprint,
     equal_values,
     fingerprint,
     is_one_ratio,
+    moved_by,
     precision,
     ratios,
     rho_of,
@@ -189,33 +191,18 @@ def _share_memory(trace: Trace, donor: Trace) -> bool:
     return trace is not donor and one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
 
 
-#: How much further than rounding moves sigma mu has to have moved, before a sigma that did not move means something.
-_FAR = 100.0
-
-
 def barely_moved(trace: Trace) -> bool:
     """Say whether mu is so near to the teacher's weight that steps too small for rho's dtype explain it."""
     if trace.weight is None or trace.print.equal:
         return False
-    return not _moved_by(trace) > _FAR
-
-
-def _moved_by(trace: Trace) -> float:
-    """Give how far mu is from the teacher's weight, as a multiple of what rounding hides in sigma."""
-    assert trace.weight is not None
-    mu, rho = some(trace.tensor.mu.detach()), some(rho_of(trace.tensor))
-    weight = some(trace.weight.to(mu.device))
-    usable = usable_places(rho, weight)
-    if not len(usable):
-        return 0.0
-    _, size, allowed = ratios(rho, weight, trace.tensor.map)
-    moved = (mu.double().flatten() - weight.double().flatten()).abs()[usable] / size
-    return float(moved.median() / allowed.median())
+    return not moved_by(trace.tensor, trace.weight) > FAR
 
 
 def never_trained(trace: Trace) -> bool:
     """Say whether mu moved, far enough that sigma would have shown it, and sigma is where the conversion put it."""
-    return trace.moved and trace.print.untrained_sigma and _moved_by(trace) > _FAR
+    if trace.weight is None or not (trace.moved and trace.print.untrained_sigma):
+        return False
+    return moved_by(trace.tensor, trace.weight) > FAR
 
 
 def moved_beside(model: nn.Module, teacher: nn.Module | None, alignment: Alignment) -> tuple[str, ...]:

@@ -46,7 +46,7 @@ def pull_of(task: Task, outputs: Tensor, gradient: Tensor, labels: Tensor | None
         labels = None if labels is None else labels.reshape(-1)
         teacher = None if teacher is None else task.places(teacher.double(), 0)
     if task.kind in ("classification", "dense") and found.ndim == 2 and found.shape[1] > 1:
-        return _of_classes(task, found, slope, _indices(labels, found), teacher, allowed)
+        return _of_classes(task, found, slope, _indices(labels, found), teacher, allowed, _sure_of(outputs, allowed))
     if labels is None or labels.numel() != found.numel():
         return Pull()
     target = labels.reshape(found.shape).to(found.device).double()
@@ -55,6 +55,11 @@ def pull_of(task: Task, outputs: Tensor, gradient: Tensor, labels: Tensor | None
     if task.kind == "regression":
         return pull_on_numbers(found, slope, target, allowed)
     return Pull()
+
+
+def _sure_of(outputs: Tensor, allowed: float) -> float:
+    """Give how far the largest share is from 1 where a row's pull is more than its rounding, which is that of a 1."""
+    return max(_SURE, torch.finfo(outputs.dtype).eps / 4 / allowed)
 
 
 def _indices(labels: Tensor | None, outputs: Tensor) -> Tensor | None:
@@ -71,7 +76,13 @@ def _indices(labels: Tensor | None, outputs: Tensor) -> Tensor | None:
 
 
 def _of_classes(
-    task: Task, outputs: Tensor, slope: Tensor, labels: Tensor | None, teacher: Tensor | None, allowed: float
+    task: Task,
+    outputs: Tensor,
+    slope: Tensor,
+    labels: Tensor | None,
+    teacher: Tensor | None,
+    allowed: float,
+    least: float,
 ) -> Pull:
     live = slope.abs().sum(1) > 0
     if not bool(live.any()):
@@ -83,8 +94,8 @@ def _of_classes(
         return Pull()
     shares = torch.softmax(outputs, 1)
     # Of a row that is sure of a class only rounding is left, or a push away from another looks like a pull to it.
-    sure = shares.max(1).values >= 1 - _SURE
-    live = (live & ~sure) if bool((live & ~sure).any()) else _pulled_alike(outputs, slope, live)
+    sure = shares.max(1).values >= 1 - least
+    live = (live & ~sure) if bool((live & ~sure).any()) else _pulled_alike(outputs, slope, live, least)
     if not bool(live.any()):
         return Pull()
     candidates = [] if labels is None else [labels]
@@ -109,19 +120,23 @@ def _of_classes(
         if sign < 0 and not (targets is labels and _is_one_factor(scale[usable], targets[usable])):
             return Pull()  # away from what a row is not, as complementary labels and bad rewards push
         nothing = torch.full_like(scale, torch.nan)
+        # In half precision a few rows among many that are sure of a class fit a form by chance.
+        few = allowed > FULL and 4 * int(usable.sum()) < len(outputs)
         implied = torch.where(usable, targets, torch.full_like(targets, -1))
         resting = sure & ~usable if labels is None else sure & ~usable & (labels >= 0)
-        least = sign * float(scale[usable].abs().min())
+        smallest = sign * float(scale[usable].abs().min())
         return Pull(
             form="cross-entropy",
             sign=sign,
-            scale=torch.where(usable, scale, nothing),
-            implied=torch.where(resting, _of_sure_rows(outputs, slope, least, allowed), implied),
+            scale=None if few else torch.where(usable, scale, nothing),
+            implied=torch.where(resting, _of_sure_rows(outputs, slope, smallest, allowed), implied),
             rows=len(outputs) if labels is None else int((labels >= 0).sum()),
         )
-    if labels is not None and (found := _smoothed(shares, slope, labels, live, allowed)) is not None:
+    # Of forms that all rows share, rows that are sure of a class tell something, too: not by their direction alone.
+    pulled = slope.abs().sum(1) > 0
+    if labels is not None and (found := _smoothed(shares, slope, labels, pulled, allowed)) is not None:
         return found
-    return _distilled(outputs, slope, labels, teacher, live, allowed)
+    return _distilled(outputs, slope, labels, teacher, pulled, allowed)
 
 
 _Fit: TypeAlias = tuple[Tensor, Tensor, Tensor]
@@ -143,7 +158,7 @@ def _toward_others(fits: list[_Fit], scale: Tensor, allowed: float) -> list[_Fit
     return []
 
 
-def _pulled_alike(outputs: Tensor, slope: Tensor, live: Tensor) -> Tensor:
+def _pulled_alike(outputs: Tensor, slope: Tensor, live: Tensor, least: float) -> Tensor:
     """Return the rows that are pulled away from classes which they are sure of, where these are most rows.
 
     Toward the class that a row is sure of, or away from it, only rounding pulls, of another size in every row; toward
@@ -151,7 +166,7 @@ def _pulled_alike(outputs: Tensor, slope: Tensor, live: Tensor) -> Tensor:
     """
     size = slope.norm(dim=1)
     away = slope.gather(1, outputs.argmax(1)[:, None])[:, 0] > 0
-    alike = live & away & (size >= (1 - 10 * _SURE) * size.max())
+    alike = live & away & (size >= (1 - max(10 * _SURE, 2 * least)) * size.max())
     return alike if 2 * int(alike.sum()) > len(alike) else torch.zeros_like(alike)
 
 
@@ -250,10 +265,15 @@ def _distilled(
         lost = temperature > 1 and len(found) == 1 and _is_whole(1 / (abs(found[0]) * len(outputs)), temperature)
         form: Form = "distillation without T^2" if lost else "distillation"
         return Pull(
-            form=form, sign=1 if found[0] > 0 else -1, scale=scale if temperature == 1 else None,
+            form=form, sign=_sign_of_all(found), scale=scale if temperature == 1 else None,
             temperature=temperature, rows=len(outputs),
         )  # fmt: skip
     return Pull()
+
+
+def _sign_of_all(factors: Sequence[float]) -> int:
+    """Give the sign that all factors have; 0 where they differ, as those of two directions that are nearly one do."""
+    return 1 if all(value > 0 for value in factors) else -1 if all(value < 0 for value in factors) else 0
 
 
 def _is_whole(value: float, wanted: float) -> bool:

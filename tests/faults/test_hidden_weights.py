@@ -79,6 +79,19 @@ def test_a_layer_that_is_a_tenth_off_is_found_behind_coarse_outputs(name: str, l
     assert "float32" in found.remedy
 
 
+def test_half_of_a_layer_that_is_a_tenth_off_is_no_training_step_that_rounding_hides() -> None:
+    """Half precision hides whether sigma went with mu; mu is still further off than its rounding."""
+    teacher = CASTS["all in bfloat16"]()
+
+    def change(net: nn.Module) -> None:
+        with torch.no_grad():
+            net.get_parameter("second.weight")[:8].mul_(1.1)
+
+    found = judge(converted(teacher, change), teacher)
+    assert found.verdict is Verdict.FAIL, found.explain()
+    assert "the weight of second is not the teacher's: it differs by 0.07" in found.headline
+
+
 def test_a_bias_is_a_weight() -> None:
     teacher = CASTS["outputs in bfloat16"]()
 

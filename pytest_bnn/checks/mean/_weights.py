@@ -9,14 +9,11 @@ from torch import Tensor, nn
 
 from pytest_bnn.checks.finding import Finding
 from pytest_bnn.libraries.alignment import Alignment
-from pytest_bnn.libraries.fingerprint import equal_values
+from pytest_bnn.libraries.fingerprint import apart_from, equal_values
 from pytest_bnn.libraries.posterior import PosteriorTensor, bayesian_layers
 from pytest_bnn.network.comparing import tolerance
 from pytest_bnn.records.evidence import LayerFinding, Measurement, Threshold, Verdict
 from pytest_bnn.subject import Subject
-
-#: Roundings by which a weight that was computed in another order may differ, relative to the norm of its tensor.
-_ROUNDINGS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +59,7 @@ def _compared(tensor: PosteriorTensor, weight: Tensor) -> list[Other]:
     mu, weight = tensor.mu.detach(), weight.detach().to(tensor.mu.device)
     if equal_values(mu, weight):
         return []
-    size = float(weight.double().norm())
-    apart = float((mu.double() - weight.double()).norm()) / size if size else float("inf")
-    allowed = _ROUNDINGS * max(torch.finfo(t.dtype).eps for t in (mu, weight))
+    apart, allowed = apart_from(mu, weight)
     if apart <= allowed:
         return []
     return [Other(tensor.path, type(tensor.module).__name__, tensor.role, apart, allowed)]

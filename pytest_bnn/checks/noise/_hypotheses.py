@@ -42,6 +42,9 @@ def independence(seen: list[TensorDraws], alpha: float) -> Iterable[Tested]:
     inside = sum(1 for t in seen if t.within.tests)
     whole = set()
     for t in seen:
+        if not t.within.tests:
+            whole.add(id(t))
+            continue
         p, words = t.within.dependent()
         if p * inside * FAMILIES >= alpha:
             whole.add(id(t))
@@ -54,7 +57,7 @@ def independence(seen: list[TensorDraws], alpha: float) -> Iterable[Tested]:
         )
     between_passes = sum(1 for t in seen if t.tests_between_passes)
     for t in seen:
-        if id(t) not in whole:
+        if id(t) not in whole or not t.tests_between_passes:
             continue
         p, words = t.reused()
         yield Tested(

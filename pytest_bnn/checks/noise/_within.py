@@ -48,6 +48,23 @@ class _Compared:
 
 
 @dataclass(slots=True)
+class _Closest:
+    """In draw after draw, the largest cosine of any two of some lines, and which lines these are."""
+
+    lines: int
+    entries: int
+    found: list[tuple[float, int, int]] = field(default_factory=list)
+
+    def p(self, name: str) -> tuple[float, str]:
+        """Give the p-value of all draws together, and what the typical draw shows."""
+        cosines = torch.tensor([cosine for cosine, _, _ in self.found], dtype=torch.float64)
+        values = score_p(correlation_scores(cosines, torch.full_like(cosines, self.entries)))
+        cosine, i, j = sorted(self.found, reverse=True)[(len(self.found) - 1) // 2]
+        pairs = self.lines * (self.lines - 1) / 2
+        return float(any_dependence(values * pairs)), f"{name} {j} correlates with {name} {i}: {cosine:.3g}"
+
+
+@dataclass(slots=True)
 class Within:
     """What the draws of one tensor, as they come, tell of dependence between its entries.
 
@@ -61,7 +78,7 @@ class Within:
     columns: int
     used: Tensor | None
     _found: dict[str, _Compared] = field(default_factory=dict)
-    _closest: dict[str, list[tuple[float, str]]] = field(default_factory=dict)
+    _closest: dict[str, _Closest] = field(default_factory=dict)
 
     @classmethod
     def of(cls, shape: torch.Size, used: Tensor | None) -> Within:
@@ -126,10 +143,7 @@ class Within:
         unit = lines / lines.norm(dim=1, keepdim=True).clamp_min(1e-300)
         cosines = (unit @ unit.T).abs().triu(1)
         i, j = divmod(int(cosines.argmax()), len(lines))
-        largest = cosines[i, j].reshape(1)
-        p = float(score_p(correlation_scores(largest, torch.tensor([float(lines.shape[1])]))))
-        words = f"{name} {j} correlates with {name} {i}: {float(largest):.3g}"
-        self._closest.setdefault(name, []).append((p * len(lines) * (len(lines) - 1) / 2, words))
+        self._closest.setdefault(name, _Closest(*lines.shape)).found.append((float(cosines[i, j]), i, j))
 
     @property
     def tests(self) -> int:
@@ -146,9 +160,9 @@ class Within:
             for found in members:
                 p, words = found.p()
                 yield min(1.0, p * len(members) * _KINDS), words if together else f"the {words}"
-        for lines in self._closest.values():
-            values = any_dependence(torch.tensor([p for p, _ in lines], dtype=torch.float64))
-            yield min(1.0, float(values) * len(self._closest) * _KINDS), sorted(lines)[(len(lines) - 1) // 2][1]
+        for name, closest in self._closest.items():
+            p, words = closest.p(name)
+            yield min(1.0, p * len(self._closest) * _KINDS), words
 
 
 def _ordinal(index: int) -> str:

@@ -35,7 +35,7 @@ def told(subject: Subject, found: Sequence[Trace]) -> Finding:
     """Say what a model is in which nothing is amiss; not applicable where nothing shows it."""
     weights = [trace for trace in found if trace.tensor.role == "weight"]
     said = subject.standing.told
-    if all(trace.untouched for trace in weights):
+    if all(trace.untouched for trace in weights) and not any(trace.print.hidden for trace in weights):
         return _pass(fresh(weights))
     if is_untrained(weights):
         return _pass(
