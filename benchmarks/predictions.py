@@ -134,7 +134,7 @@ class Wrong:
 
 
 def _unsure(count: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Scores of ten classes whose leading probability is .7 on average, and labels that follow them."""
+    """Scores of ten classes whose leading probability is two thirds on average, and labels that follow them."""
     generator = torch.Generator().manual_seed(seed)
     logits = 3 * torch.randn(count, CLASSES, generator=generator)
     return logits, _drawn(logits.log_softmax(1), generator)
