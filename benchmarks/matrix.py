@@ -9,10 +9,14 @@ from dataclasses import dataclass
 
 from benchmarks.expected import EXPECTED
 from pytest_bnn.audit.run import CHECK_IDS
+from pytest_bnn.checks import registry
 from pytest_bnn.records.evidence import Verdict
 
 #: A check that raised instead of giving a verdict, because it took the mutant for wrong input.
 REFUSED = "refused"
+
+#: The checks that judge mutants. Claims about data are none of these: few examples decide nothing about predictions.
+JUDGES = tuple(id for id in CHECK_IDS if not getattr(registry.declaration(id), "of_data", False))
 
 BEGIN, END = "<!-- mutants: begin -->", "<!-- mutants: end -->"
 
@@ -52,8 +56,8 @@ def score(results: Iterable[Result]) -> tuple[int, int]:
 
 def table(results: list[Result]) -> str:
     lines = [
-        "| attribute | mutation | mutants | outcome | " + " | ".join(f"`{id}`" for id in CHECK_IDS) + " |",
-        "|---|---|---|---|" + "---|" * len(CHECK_IDS),
+        "| attribute | mutation | mutants | outcome | " + " | ".join(f"`{id}`" for id in JUDGES) + " |",
+        "|---|---|---|---|" + "---|" * len(JUDGES),
     ]
     for kind in EXPECTED:
         mine = [result for result in results if result.kind == kind]
@@ -62,7 +66,7 @@ def table(results: list[Result]) -> str:
             said = ", ".join(
                 f"{outcome} {count}" if len(outcomes) > 1 else outcome for outcome, count in outcomes.items()
             )
-            cells = [sum(result.verdicts.get(id) == Verdict.FAIL for result in mine) for id in CHECK_IDS]
+            cells = [sum(result.verdicts.get(id) == Verdict.FAIL for result in mine) for id in JUDGES]
             row = [*kind, str(len(mine)), said, *(str(cell or "") for cell in cells)]
             lines.append(f"| {' | '.join(row)} |")
     return "\n".join(lines)

@@ -23,11 +23,11 @@ from typing import Any
 from scipy.stats import chi2
 
 from benchmarks.expected import EXPECTED, Expectation, Fate
-from benchmarks.matrix import REFUSED, Outcome, Result, put, summary, survivors, table
+from benchmarks.matrix import JUDGES, REFUSED, Outcome, Result, put, summary, survivors, table
 from benchmarks.mutants import Mutant, mutants
 from benchmarks.mutators.case import BATCHES, FACTORS, Case
 from benchmarks.mutators.cases import resnet18_case, small_cases
-from pytest_bnn.audit.run import CHECK_IDS, Thresholds
+from pytest_bnn.audit.run import Thresholds
 from pytest_bnn.checks import registry
 from pytest_bnn.errors import PytestBnnError
 from pytest_bnn.records.evidence import Evidence, Verdict
@@ -40,7 +40,7 @@ RESNET18_LAYERS = ("conv1", "layer1.0.conv1", "layer1.0.conv2", "fc")
 POWER, ERROR_RATE = 0.999, 1e-6
 
 
-def judge(case: Case, order: Iterable[str] = CHECK_IDS) -> Iterator[tuple[str, Evidence | None]]:
+def judge(case: Case, order: Iterable[str] = JUDGES) -> Iterator[tuple[str, Evidence | None]]:
     """Run every check of the audit; None where one refuses its input."""
     subject = case.subject()
     for id in order:
@@ -93,7 +93,7 @@ def examine(case: Case, health: Health, mutant: Mutant, *, whole: bool = True) -
     expected = EXPECTED[mutant.kind]
     verdicts: dict[str, str] = {}
     named: list[str] = []
-    for id, evidence in judge(broken, CHECK_IDS if whole else health.cheapest_first):
+    for id, evidence in judge(broken, JUDGES if whole else health.cheapest_first):
         verdicts[id] = str(evidence.verdict) if evidence else REFUSED
         if evidence and evidence.verdict is Verdict.FAIL and _names(evidence, mutant.path):
             named.append(id)

@@ -28,6 +28,12 @@ PRIOR = 1.0
 #: How far beyond the mixture's members the ends of an interval are looked for.
 _FARTHEST = 24.0
 
+#: Members that are read at a time, and how far below the likeliest one, in nats, a member adds nothing.
+_STRIDE, _NEGLIGIBLE = 4, 50.0
+
+#: Of an end and of the likeliest member.
+_TOLERANCE = 1e-4
+
 #: Numbers held at a time.
 _BLOCK = 8_000_000
 
@@ -82,7 +88,7 @@ class Family:
         """
         members = torch.linspace(-_REACH * prior, _REACH * prior, _MEMBERS, dtype=torch.float64)
         weights = torch.log_softmax(-(members / prior).square() / 2, 0)
-        found = log_likelihood(members)
+        found = _outward(log_likelihood, members)
         return cls(log_likelihood, float(torch.logsumexp(found + weights, 0)), members, found)
 
     @cached_property
@@ -100,35 +106,60 @@ class Family:
         return Interval(low=ends[0], best=min(max(self.best, ends[0]), ends[1]), high=ends[1])
 
     def _end(self, side: float, error_rate: float) -> float:
+        from scipy.optimize import brentq
+
         least = self.log_mixture + math.log(error_rate)  # below it a member is rejected
         inside, outside = self.best, self.best + side
         while not self._rejects(outside, least):
             if abs(outside) > _FARTHEST:
                 return side * math.inf
             inside, outside = outside, outside + 2 * (outside - self.best)
-        # Nine points a round: few rounds, each of which reads all labels once.
-        while abs(outside - inside) > 1e-4:
-            points = torch.linspace(inside, outside, 9, dtype=torch.float64)
-            gone = (self.log_likelihood(points) <= least).tolist()
-            first = gone.index(True) if True in gone else 8
-            inside, outside = float(points[max(0, first - 1)]), float(points[first])
-        return outside  # the wider answer of the two
+        # By one more step of the tolerance it is the wider answer of the two.
+        return side * _TOLERANCE + float(
+            brentq(lambda member: self._above(member, least), inside, outside, xtol=_TOLERANCE, rtol=_TOLERANCE)
+        )
+
+    def _above(self, member: float, least: float) -> float:
+        return float(self.log_likelihood(torch.tensor([member], dtype=torch.float64))) - least
 
     def _rejects(self, member: float, least: float) -> bool:
-        return float(self.log_likelihood(torch.tensor([member], dtype=torch.float64))) <= least
+        return self._above(member, least) <= 0
+
+
+def _outward(log_likelihood: LogLikelihood, members: Tensor) -> Tensor:
+    """Return the log likelihoods of members, from the middle one outward; minus infinity where they do not matter.
+
+    A likelihood with one maximum falls further beyond a member that lies far below others. Leaving such members out of
+    a mixture makes it smaller, so that nothing is rejected which was not before.
+    """
+    found = torch.full_like(members, -math.inf)
+    low = high = len(members) // 2
+    found[low] = log_likelihood(members[low : low + 1])[0]
+    while True:
+        top = float(found.max())
+        down = range(max(0, low - _STRIDE), low) if low and float(found[low]) > top - _NEGLIGIBLE else range(0)
+        up = range(high + 1, min(len(members), high + 1 + _STRIDE)) if float(found[high]) > top - _NEGLIGIBLE else ()
+        if not len(down) and not len(up):
+            return found
+        chosen = [*down, *up]
+        found[chosen] = log_likelihood(members[chosen])
+        low, high = (min(chosen[0], low), max(chosen[-1], high))
 
 
 def _peak(log_likelihood: LogLikelihood, members: Tensor, found: Tensor) -> float:
-    """Return the member of the largest likelihood, by narrowing a grid around it; it may lie twice as far out."""
+    """Return the member of the largest likelihood; it may lie twice as far out as those that were mixed."""
+    from scipy.optimize import minimize_scalar
+
     if int(found.argmax()) in (0, len(members) - 1):
         members = 2 * members
-        found = log_likelihood(members)
-    for _ in range(6):
-        at = int(found.argmax())
-        low, high = float(members[max(0, at - 1)]), float(members[min(len(members) - 1, at + 1)])
-        members = torch.linspace(low, high, 9, dtype=torch.float64)
-        found = log_likelihood(members)
-    return float(members[int(found.argmax())])
+        found = _outward(log_likelihood, members)
+    at = int(found.argmax())
+    ends = float(members[max(0, at - 1)]), float(members[min(len(members) - 1, at + 1)])
+
+    def negative(member: float) -> float:
+        return -float(log_likelihood(torch.tensor([member], dtype=torch.float64)))
+
+    return float(minimize_scalar(negative, bounds=ends, method="bounded", options={"xatol": _TOLERANCE}).x)
 
 
 def temperature(log_shares: Tensor, labels: Tensor) -> Family:

@@ -16,12 +16,11 @@ from bayesian_torch.models.dnn_to_bnn import get_kl_loss
 from torch import nn
 
 from benchmarks.expected import EXPECTED, Fate
-from benchmarks.matrix import BEGIN, END, Outcome, Result, put, score, table
+from benchmarks.matrix import BEGIN, END, JUDGES, Outcome, Result, put, score, table
 from benchmarks.mutants import Mutant, mutants
 from benchmarks.mutation import ERROR_RATE, POWER, Health, examine, least_visible, sample
 from benchmarks.mutators.case import Case
 from benchmarks.mutators.cases import small_cases
-from pytest_bnn.audit.run import CHECK_IDS
 from pytest_bnn.libraries.posterior import bayesian_layers
 
 Kind = tuple[str, str]
@@ -225,7 +224,7 @@ def test_score_leaves_out_what_need_not_be_found() -> None:
 
 
 def test_the_table_counts_failures() -> None:
-    results = [_result(Outcome.KILLED, **{CHECK_IDS[0]: verdict}) for verdict in ("fail", "pass", "fail")]
+    results = [_result(Outcome.KILLED, **{JUDGES[0]: verdict}) for verdict in ("fail", "pass", "fail")]
     (row,) = table(results).splitlines()[2:]
     assert [cell.strip() for cell in row.split("|")][1:6] == ["mu", "NaN", "3", "killed", "2"]
 
@@ -235,7 +234,7 @@ def test_the_documented_matrix_has_every_kind_and_every_check() -> None:
     text = PAGE.read_text(encoding="utf-8")
     matrix = text.partition(BEGIN)[2].partition(END)[0]
     (header,) = re.findall(r"^\| attribute \| mutation \| mutants \| outcome \| (.*) \|$", matrix, re.M)
-    assert header.replace("`", "").split(" | ") == list(CHECK_IDS)
+    assert header.replace("`", "").split(" | ") == list(JUDGES)
     rows = re.findall(r"^\| ([^|`]*) \| ([^|]*) \| \d+ \| [^|]* \|", matrix, re.M)
     assert [kind for kind in rows if kind in EXPECTED] == list(EXPECTED)
 
