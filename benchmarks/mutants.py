@@ -116,7 +116,7 @@ EXPECTED: dict[tuple[str, str], Expectation] = {
 
 
 def mutants(model: nn.Module) -> Iterator[Mutant]:
-    """Give every mutant of a healthy model; what needs a layer of equal shape only where there is one."""
+    """Yield every mutant of a healthy model; what needs a layer of equal shape only where there is one."""
     layers = bayesian_layers(model)
     tensors = [tensor for layer in layers for tensor in layer.tensors]
     for tensor in tensors:
@@ -135,7 +135,7 @@ def mutants(model: nn.Module) -> Iterator[Mutant]:
 
 
 def _partner(tensor: PosteriorTensor, tensors: list[PosteriorTensor]) -> PosteriorTensor | None:
-    """Give another tensor of the same shape, one that is drawn before it where there is one."""
+    """Return another tensor of the same shape, one that is drawn before it where there is one."""
     return next((t for t in tensors if t is not tensor and t.mu.shape == tensor.mu.shape), None)
 
 

@@ -103,7 +103,7 @@ def loss(model: nn.Module, batch: tuple[Tensor, Tensor | None]) -> Tensor:
 
 
 def small_cases(networks: Mapping[str, nn.Module]) -> list[Case]:
-    """Give both small networks under both estimators; the prior's mean is not 0, so that scaling it changes it."""
+    """Return both small networks under both estimators; the prior's mean is not 0, so that scaling it changes it."""
     images, labels = sure_of(networks, IMAGES)
     return [
         Case(
@@ -210,18 +210,18 @@ def _outcome(mutant: Mutant, verdicts: dict[str, str], named: list[str], health:
 
 
 def least_visible(draws: int) -> float:
-    """Give the least factor of sigma that the chi-square test of a variance shows with `POWER` at `ERROR_RATE`."""
+    """Return the least factor of sigma that the chi-square test of a variance shows with `POWER` at `ERROR_RATE`."""
     return float((chi2.isf(ERROR_RATE / 2, draws) / chi2.ppf(1 - POWER, draws)) ** 0.5)
 
 
 def score(results: Iterable[Result]) -> tuple[int, int]:
-    """Give how many were killed, of those that had to be: neither equivalent, nor a choice, nor below power."""
+    """Return how many were killed, of those that had to be: neither equivalent, nor a choice, nor below power."""
     counts = Counter(result.outcome for result in results)
     return counts[Outcome.KILLED], counts[Outcome.KILLED] + counts[Outcome.SURVIVED]
 
 
 def sample(cases: list[Case]) -> Iterator[tuple[Case, Mutant]]:
-    """Give one mutant of each kind, going round the cases and the layers."""
+    """Yield one mutant of each kind, going round the cases and the layers."""
     all_of = [(case, mutant) for case in cases for mutant in mutants(case.model)]
     for index, kind in enumerate(EXPECTED):
         of_kind = [pair for pair in all_of if pair[1].kind == kind]
@@ -344,7 +344,7 @@ def put(page: str, text: str) -> str:
 
 
 def one_of_each(model: nn.Module, layers: tuple[str, ...]) -> Iterator[Mutant]:
-    """Give one mutant of each kind, going round some layers."""
+    """Yield one mutant of each kind, going round some layers."""
     found = [mutant for mutant in mutants(model) if mutant.path in layers]
     for index, kind in enumerate(EXPECTED):
         of_kind = [mutant for mutant in found if mutant.kind == kind]

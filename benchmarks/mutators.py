@@ -24,7 +24,7 @@ Ways = Iterator[tuple[str, str, Apply]]
 
 
 def of_tensor(tensor: PosteriorTensor, partner: PosteriorTensor | None, later: PosteriorTensor | None) -> Ways:
-    """Give every way to break a tensor; ``partner`` and ``later`` are others of its shape, where there are any."""
+    """Yield every way to break a tensor; ``partner`` and ``later`` are others of its shape, where there are any."""
     yield from _of_values("mu", tensor, tensor.mu_name, partner)
     yield "mu", "frozen", lambda model, _: _at(model, tensor).mu.requires_grad_(False)
     yield "mu", "aliased with the teacher", lambda model, teacher: _alias_teacher(_at(model, tensor), teacher)
@@ -51,7 +51,7 @@ def of_tensor(tensor: PosteriorTensor, partner: PosteriorTensor | None, later: P
 
 
 def _at(model: nn.Module, tensor: PosteriorTensor) -> PosteriorTensor:
-    """Give the tensor of the same name in a copy of the model."""
+    """Return the tensor of the same name in a copy of the model."""
     return next(t for layer in bayesian_layers(model) for t in layer.tensors if t.name == tensor.name)
 
 
@@ -194,7 +194,7 @@ def _share_buffer(one: PosteriorTensor, other: PosteriorTensor) -> None:
 
 
 def of_layer(layer: BayesianLayer, twin: BayesianLayer | None) -> Ways:
-    """Give every way to break a layer's KL term and its place; ``twin`` is another of its shapes, if there is one."""
+    """Yield every way to break a layer's KL term and its place; ``twin`` is another of its shapes, if there is one."""
     for factor in FACTORS:
         yield "KL", f"scaled by {factor}", _with_kl(layer, _times(factor))
     yield "KL", "NaN", _with_kl(layer, _times(torch.nan))

@@ -50,7 +50,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parser() -> argparse.ArgumentParser:
-    """Give the parser of the command line."""
+    """Return the parser of the command line."""
     parser = _Parser(prog="pytest-bnn", description="Audit Bayesian conversions of deterministic networks.")
     commands = parser.add_subparsers(dest="command", metavar="audit | render | schema", required=True)
 

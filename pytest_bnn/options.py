@@ -71,7 +71,7 @@ class Option:
 
 
 def whole(least: int) -> Callable[[str], int]:
-    """Give what reads whole numbers from ``least`` on; ValueError where a text is none."""
+    """Return a reader of whole numbers from ``least`` on; ValueError where a text is none."""
 
     def read(text: str) -> int:
         value = int(text)
@@ -284,17 +284,17 @@ def using(settings: Settings, sources: Mapping[str, Source] | None = None) -> It
 
 
 def in_force() -> Settings:
-    """Give the settings in force, the defaults where there are none."""
+    """Return the settings in force, the defaults where there are none."""
     return (_settings.get() or (Settings(), {}))[0]
 
 
 def sources_in_force() -> Mapping[str, Source]:
-    """Give the source of each setting in force, by key; settings at their defaults are left out."""
+    """Return the source of each setting in force, by key; settings at their defaults are left out."""
     return (_settings.get() or (Settings(), {}))[1]
 
 
 def budget_in_force() -> Budget:
-    """Give the budget of the settings in force: ``--bnn-alpha`` and ``--bnn-beta``."""
+    """Return the budget of the settings in force: ``--bnn-alpha`` and ``--bnn-beta``."""
     settings = in_force()
     return Budget(alpha=settings.alpha, beta=settings.beta)
 
@@ -316,7 +316,7 @@ def resolve(command_line: Mapping[str, str | None], ini: Mapping[str, str] | Non
 def resolve_with_sources(
     command_line: Mapping[str, str | None], ini: Mapping[str, str] | None = None, *, prefix: str
 ) -> tuple[Settings, dict[str, Source]]:
-    """Settle every option as `resolve` does, and give the source of each option that was given."""
+    """Settle every option as `resolve` does, and return the source of each option that was given."""
     values: dict[str, Any] = {}
     given: dict[str, Source] = {}
     for option in OPTIONS:
@@ -338,7 +338,7 @@ OF_A_TEST = ("samples", "seed", "min_agreement", "spread", "alpha", "beta", "pop
 
 
 def overridden(settings: Settings, values: Mapping[str, object], source: str) -> Settings:
-    """Give settings with some values of a single test replaced, validated as if from a command line.
+    """Return settings with some values of a single test replaced, validated as if from a command line.
 
     Raises:
         InputError: A key is not among `OF_A_TEST`, or its value cannot be used.

@@ -42,7 +42,7 @@ def describe(subject: Subject, training: Sequence[TrainingStep] = ()) -> Subject
 
 
 def sha256(model: nn.Module) -> str:
-    """Give the SHA-256 of a model's state: names, dtypes, shapes and bytes of its state_dict, in its order."""
+    """Return the SHA-256 of a model's state: names, dtypes, shapes and bytes of its state_dict, in its order."""
     digest = hashlib.sha256()
     for name, tensor in model.state_dict().items():
         if not isinstance(tensor, Tensor) or is_lazy(tensor):
@@ -130,7 +130,7 @@ def _predictions(subject: Subject) -> list[Prediction]:
 
 
 def _leaders(mean: Tensor, teacher: Tensor | None) -> list[int]:
-    """Give the leading classes of the mean, the teacher's own leading class among them."""
+    """Return the leading classes of the mean, the teacher's own leading class among them."""
     leaders: list[int] = mean.argsort(descending=True)[:CLASSES].tolist()
     if teacher is not None and int(teacher.argmax()) not in leaders:
         leaders[-1] = int(teacher.argmax())
@@ -145,7 +145,7 @@ def _teacher_shares(subject: Subject, shape: torch.Size) -> Tensor | None:
 
 
 def _class_indices(labels: Any) -> list[int] | None:
-    """Give labels as class indices, where they are some and not soft labels, or targets of a regression."""
+    """Return labels as class indices; None for soft labels and for targets of a regression."""
     if not isinstance(labels, Tensor) or labels.numel() != len(labels) or labels.is_complex():
         return None
     values = labels.flatten().double()
@@ -157,7 +157,7 @@ def _label(subject: Subject, index: int) -> str:
 
 
 def _thumbnail(images: Inputs, index: int) -> str:
-    """Give a PNG of an image tensor as a data URI, stretched to its full range; empty where it is no picture."""
+    """Return a PNG of an image tensor as a data URI, stretched to its full range; empty where it is no picture."""
     from PIL import Image
 
     pictures = images.tensors[0] if isinstance(images, Batch) else images

@@ -63,10 +63,10 @@ def audit_model(
             of such items or a DataLoader of such batches.
         loss: The training loss, ``loss(model, batch) -> scalar tensor``; the batch has the structure of the data.
         checks: Ids of the checks to run; all when None.
-        name: How the report calls the model.
+        name: The model's name in the report.
         stage: ``"converted"``, ``"finetuned"`` or ``"auto"``.
-        seed: Of all randomness; that of the settings in force when None, which is 0 by default.
-        class_names: For the report.
+        seed: The seed of all randomness; that of the settings in force when None, which is 0 by default.
+        class_names: The names of the classes, for the report.
         thresholds: What the checks require; the settings in force when None.
         options: Options of single checks, which go before all else: ``{"kl.loss": {"num_batches": 45}}``.
         budget: Error rates of this audit; those of ``thresholds``, or of the settings in force, when None.
@@ -76,7 +76,7 @@ def audit_model(
         task: What the outputs mean; see `Subject`.
         output: The output that the task's claims are about, by name, where the network gives several.
         batch_dim: The dimension of the inputs that counts the examples: 1 where time comes first.
-        factory: What made the model, a function without arguments; see `Subject`.
+        factory: The function without arguments that made the model; see `Subject`.
 
     Raises:
         InputError: An argument cannot be used: data that neither network accepts, unknown check ids.
@@ -110,7 +110,7 @@ def planned(
     options: Explicit | None = None,
     budget: Budget | None = None,
 ) -> tuple[Step, ...]:
-    """Give the plan of an audit: the checks that were chosen, with their options and shares of the error rates.
+    """Return the plan of an audit: the checks that were chosen, with their options and shares of the error rates.
 
     Raises:
         InputError: There is no such check, or an option cannot be used.

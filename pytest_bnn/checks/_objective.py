@@ -105,7 +105,7 @@ def evaluate(
         prior_shift: With every prior mean moved by that much.
         mu_shift: With every mu moved by random numbers, as large as sigma; in the cut the drawn weights stay.
         push: In the cut, what is added to the drawn weights of some tensors, mu left where it is.
-        seed: Of the random generators; the subject's when None.
+        seed: The seed of the random generators; the subject's when None.
         backward: Take the gradient too.
         batch: What the loss gets; the subject's when None.
         replaced: Gives what the loss gets in place of each output of the model.
@@ -269,7 +269,7 @@ def _first_line(error: Exception) -> str:
 
 
 def is_finite(gradient: Tensor | None) -> bool:
-    """Say whether a gradient, if there is one, has neither NaN nor infinity."""
+    """Return whether a gradient, if there is one, has neither NaN nor infinity."""
     return gradient is None or not_finite(gradient) == 0
 
 

@@ -35,7 +35,7 @@ class Finding:
 
 
 def accused(tensor: PosteriorTensor, finding: str) -> LayerFinding:
-    """Give the finding about a layer with a faulty posterior tensor."""
+    """Return the finding about a layer with a faulty posterior tensor."""
     return LayerFinding(path=tensor.path, kind=type(tensor.module).__name__, ok=False, finding=finding)
 
 

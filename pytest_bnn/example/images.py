@@ -43,7 +43,7 @@ def _split() -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def digits(part: Literal["train", "held_out"], count: int | None = None) -> tuple[Tensor, Tensor]:
-    """Give scikit-learn's digits as the embedded teacher sees them.
+    """Return scikit-learn's digits as the embedded teacher sees them.
 
     Args:
         part: ``"train"`` (1437 images) or ``"held_out"`` (360 images, never trained on).
@@ -63,7 +63,7 @@ def digits(part: Literal["train", "held_out"], count: int | None = None) -> tupl
 
 
 def photograph(name: str = "flower.jpg") -> Image:
-    """Give one of the two real photographs that scikit-learn ships, opened with Pillow.
+    """Return one of the two real photographs that scikit-learn ships, opened with Pillow.
 
     Args:
         name: ``"china.jpg"`` or ``"flower.jpg"``, 640x427 pixels each.
@@ -127,7 +127,7 @@ def digits_batch(image: Image) -> Tensor:
 
 
 def photograph_crops(part: Literal["train", "held_out"]) -> Tensor:
-    """Give crops of the two photographs for a network with ImageNet weights: other places for each part.
+    """Return crops of the two photographs for a network with ImageNet weights: other places for each part.
 
     Every photograph is resized to a short side of 256; ``"train"`` has twelve places in each, mirrored too
     (48 images), ``"held_out"`` eight between them (16 images).
@@ -156,5 +156,5 @@ def photograph_crops(part: Literal["train", "held_out"]) -> Tensor:
 def suitable(
     images: Literal["digits", "photographs"], part: Literal["train", "held_out"]
 ) -> tuple[Tensor, Tensor | None]:
-    """Give the bundled images for a teacher's task, with labels where there are any."""
+    """Return the bundled images for a teacher's task, with labels where there are any."""
     return digits(part) if images == "digits" else (photograph_crops(part), None)

@@ -22,7 +22,7 @@ _STEPS_SHOWN = 6
 
 
 def render(run: AuditRun) -> str:
-    """Give the run as one HTML page."""
+    """Return the run as one HTML page."""
     shape = outline(run)
     page = _environment().get_template("report.html.j2")
     return wording.clean(

@@ -27,7 +27,7 @@ _CHUNK = 64 * 3 * 224 * 224
 
 
 def pass_seed(seed: int, index: int) -> int:
-    """Give pass number ``index`` its own seed, so that a pass does not depend on which ones ran before it."""
+    """Return the seed of pass number ``index``: its own, so that no pass depends on which ones ran before it."""
     return int(
         numpy.random.SeedSequence(seed, spawn_key=(index,)).generate_state(1, numpy.uint64)[0] >> numpy.uint64(1)
     )
@@ -51,7 +51,7 @@ class PassBank:
     Args:
         model: The network.
         images: Inputs ``[N, ...]``, or a batch of other arguments.
-        seed: Of the passes.
+        seed: The seed of the passes.
         sampler: ``"auto"``, ``"own"`` or ``"engine"``; the setting in force when None.
 
     Raises:
@@ -82,7 +82,7 @@ class PassBank:
         return self._sampler
 
     def first(self, passes: int) -> Tensor:
-        """Give the first passes on all images, ``[passes, images, ...]``, drawing those that are missing."""
+        """Return the first passes on all images, ``[passes, images, ...]``, drawing those that are missing."""
         self.asked += 1
         if len(self._stored) < passes:
             self._stored.extend(self.draw(len(self._stored), passes))
@@ -91,7 +91,7 @@ class PassBank:
     def draw(
         self, start: int, stop: int, rows: Tensor | None = None, *, noisy: Collection[str] | None = None
     ) -> Tensor:
-        """Give the passes from ``start`` up to ``stop``, on some images or all, without keeping them.
+        """Return the passes from ``start`` up to ``stop``, on some images or all, without keeping them.
 
         Args:
             start: The number of the first pass, from 0.
@@ -168,7 +168,7 @@ def chunks(images: Inputs) -> list[Inputs]:
 
 
 def _state(model: nn.Module) -> tuple[object, ...]:
-    """Give what tells whether a model may have changed: its modules, modes, hooks and tensors, noise buffers aside."""
+    """Return a summary by which changes of a model show: modules, modes, hooks and tensors, but no noise buffers."""
     found: list[object] = []
     for module in model.modules():
         hooks = len(module._forward_hooks), len(module._forward_pre_hooks), "forward" in vars(module)

@@ -144,7 +144,7 @@ def test_mutants_that_are_right_in_a_forward_pass_are_broken(cases: list[Case]) 
         return model, teacher
 
     def gradients(model: Any) -> tuple[torch.Tensor | None, torch.Tensor]:
-        """Give the data term's gradient to rho, and what it has to be: that to mu, times eps, times dsigma/drho."""
+        """Return the data term's gradient to rho, and what it has to be: that to mu, times eps, times dsigma/drho."""
         layer = model.block.conv1
         noise = []
         layer.register_forward_hook(lambda *_: noise.append(layer.eps_kernel.clone()))

@@ -367,7 +367,7 @@ def accusations(checks: tuple[Evidence, ...]) -> list[str]:
 
 
 def without_a_way(checks: tuple[Evidence, ...]) -> list[str]:
-    """Give the evidence that abstains and names no premise, or no way to meet it."""
+    """Return the evidence that abstains and names no premise, or no way to meet it."""
     abstaining = [e for e in checks if e.verdict is Verdict.NOT_APPLICABLE]
     return [e.explain() for e in abstaining if not e.headline.strip() or not WAY.search(f"{e.headline} {e.remedy}")]
 

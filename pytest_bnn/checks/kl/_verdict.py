@@ -91,7 +91,7 @@ def _in_both_modes(judgement: Judgement, reading: Reading) -> tuple[Reading, str
 
 
 def _same(judgement: Judgement, reading: Reading, trained: Evaluation) -> bool:
-    """Say whether the gradients to rho are the same in train mode, so that nothing has to be read there."""
+    """Return whether the gradients to rho are the same in train mode, so that nothing has to be read there."""
     for key, (_, one) in reading.first.gradients.items():
         other = trained.gradients[key][1]
         if one is None or other is None:

@@ -106,7 +106,7 @@ def _is_at_start(module: nn.Module) -> bool:
 
 @contextmanager
 def restored_statistics(teacher: nn.Module, model: nn.Module, alignment: Alignment) -> Iterator[tuple[str, ...]]:
-    """Give the layers of a model whose running statistics were estimated anew, and put the teacher's there for a while.
+    """Put the teacher's running statistics where they were estimated anew, for a while; yield the layers' paths.
 
     A layer that has them as it was built is not among them: it lost the teacher's, and estimated nothing.
     """

@@ -145,7 +145,7 @@ _UNKNOWN = (
 
 
 def _was_converted(subject: Subject) -> bool:
-    """Say whether it is known that the model should be its teacher; without a Bayesian layer nothing was trained."""
+    """Return whether it is known that the model should be its teacher; without a Bayesian layer nothing was trained."""
     return subject.stage == "converted" or not bayesian_layers(subject.model)
 
 
@@ -192,7 +192,7 @@ def _varying(subject: Subject, expected: Tensor, allowed: float) -> str:
 
 
 def _trained_without_its_weights(subject: Subject) -> str:
-    """Give the first layer whose bias has moved, where every sigma has too, though no weight's mu; else nothing."""
+    """Return the first layer whose bias has moved, where every sigma has too, though no weight's mu; else nothing."""
     assert subject.teacher is not None
     alignment = subject.alignment
     prints = [fingerprint(tensor, weight) for tensor, weight in alignment.pairs]
@@ -210,7 +210,7 @@ def _trained_without_its_weights(subject: Subject) -> str:
 
 
 def _estimated_anew(subject: Subject, expected: Tensor, allowed: float) -> tuple[str, ...]:
-    """Give the layers whose running statistics alone keep the model from being its teacher; none where more does."""
+    """Return the layers whose running statistics alone keep the model from being its teacher; none where more does."""
     assert subject.teacher is not None
     with (
         eager(),

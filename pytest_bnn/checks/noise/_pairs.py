@@ -18,14 +18,14 @@ Scale: TypeAlias = float | Tensor
 
 
 def scale_of(outputs: Tensor) -> float:
-    """Give the standard deviation over images and outputs; the root mean square where there is only one number."""
+    """Return the standard deviation over images and outputs; the root mean square where there is only one number."""
     spread = float(outputs.std()) if outputs.numel() > 1 else 0.0
     found = spread or (float(outputs.square().mean().sqrt()) if outputs.numel() else 0.0) or 1.0
     return found if math.isfinite(found) else 1.0
 
 
 def scales_of(outputs: Tensor, fields: tuple[Field, ...] = (), live: Tensor | None = None) -> Scale:
-    """Give the scale of outputs ``[N, ...]``, each tensor's own where several are side by side.
+    """Return the scale of outputs ``[N, ...]``, each tensor's own where several are side by side.
 
     Args:
         outputs: What the network says without noise.
@@ -58,7 +58,7 @@ def live_in(passes: Tensor) -> Tensor:
 
 
 def without_noise(subject: Subject, *, again: bool = False) -> Tensor:
-    """Give what the network says with every sigma at 0, in float64: the signal that its noise is measured by.
+    """Return the network's outputs with every sigma at 0, in float64: the signal that noise is measured against.
 
     Args:
         subject: What is judged.
@@ -69,17 +69,17 @@ def without_noise(subject: Subject, *, again: bool = False) -> Tensor:
 
 
 def scale_without_noise(subject: Subject, live: Tensor | None = None) -> Scale:
-    """Give the scale of what the network says with every sigma at 0."""
+    """Return the scale of the network's outputs with every sigma at 0."""
     return scales_of(without_noise(subject), subject.fields, live)
 
 
 def typical(scale: Scale) -> float:
-    """Give one number for a scale, to show."""
+    """Return one number that stands for a scale in a report."""
     return float(scale.mean()) if isinstance(scale, Tensor) else scale
 
 
 def spreads(outputs: Tensor, scale: Scale) -> Tensor:
-    """Give the spread of each image in each pair of passes, ``[pairs, images]``, relative to ``scale``.
+    """Return the spread of each image in each pair of passes, ``[pairs, images]``, relative to ``scale``.
 
     It is the root mean square, over the outputs, of the difference of two passes by the square root of 2, which
     estimates their standard deviation. A last pass without a partner is left out. The spreads lie

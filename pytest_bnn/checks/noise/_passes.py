@@ -89,7 +89,7 @@ def _backward(subject: Subject, few: Inputs, forwarded: Tensor, inside: list[Ten
 
 
 def _total(model: nn.Module, few: Inputs) -> tuple[Tensor | None, str]:
-    """Give the sum of a model's outputs with its graph, or why there is none."""
+    """Return the sum of a model's outputs with its graph, or why there is none."""
     try:
         with torch.enable_grad():
             output = call(model, few)
@@ -102,7 +102,7 @@ def _total(model: nn.Module, few: Inputs) -> tuple[Tensor | None, str]:
 
 
 def _state(few: Inputs) -> Tensor:
-    """Give the state of the global generator that a network draws from: its device's."""
+    """Return the state of the global generator that a network draws from: its device's."""
     device = device_of(few)
     return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
 

@@ -30,7 +30,7 @@ PASSES = 16
 
 
 def posterior_passes(subject: Subject, *, passes: int = PASSES, relative: float | None = None) -> Tensor:
-    """Give outputs ``[passes, N, ...]`` under weights ``mu + sigma * eps``, drawn here and put in place of mu.
+    """Return outputs ``[passes, N, ...]`` under weights ``mu + sigma * eps``, drawn here and put in place of mu.
 
     Every layer then computes with sigma 0, so that its own noise has no part in it. ``relative`` takes so many times
     the size of mu (of its tensor, root mean square) in place of sigma.
@@ -59,7 +59,7 @@ _WIDE = 0.1
 
 
 def cannot_vary(subject: Subject, floor: float) -> Tensor:
-    """Say for each image whether its outputs cannot vary by more than ``floor``, whatever the layers' noise is.
+    """Return for each image whether its outputs cannot vary by more than ``floor``, whatever the layers' noise is.
 
     That is so where weights drawn from the posterior here do not move them either, at least not in nearly every pair of
     passes, and either
@@ -88,7 +88,7 @@ def _nearly_always(passes: Tensor, scale: Scale) -> Tensor:
 
 
 def _blank(subject: Subject) -> Tensor:
-    """Say for each image whether no Bayesian layer gets anything but zeros for it."""
+    """Return for each image whether no Bayesian layer gets anything but zeros for it."""
     images = subject.require_images()
     found = torch.ones(len(images), dtype=torch.bool)
     called = False
@@ -109,7 +109,7 @@ def _blank(subject: Subject) -> Tensor:
 
 
 def _varies_inside(subject: Subject, floor: float) -> Tensor:
-    """Say for each image whether some Bayesian layer's output varies by more than ``floor`` of that layer's scale."""
+    """Return for each image whether a Bayesian layer's output varies by more than ``floor`` of that layer's scale."""
     images = subject.require_images()
     found = torch.zeros(len(images), dtype=torch.bool)
     outputs: dict[str, list[Tensor]] = {}

@@ -77,7 +77,7 @@ class _Bounds:
     surely_below: float
 
     def verdict(self, band: tuple[float, float]) -> Verdict:
-        """Say whether all spreads surely lie in the band, or one surely does not."""
+        """Return whether all spreads surely lie in the band, or one surely does not."""
         least, most = band
         if least <= self.low and max(self.high) <= most:
             return Verdict.PASS
@@ -148,7 +148,7 @@ def _find(subject: Subject, band: tuple[float, float], max_passes: int, budget: 
 def _look_longer(
     subject: Subject, bounds: _Bounds, seen: Tensor, rows: Tensor, groups: Grouped, most: float, budget: Budget
 ) -> int:
-    """Draw further passes of a few images until the group that looks widest surely is too wide; give their number."""
+    """Draw further passes of a few images until the group that looks widest surely is too wide; return their number."""
     at = int(bounds.found[:, 1:].median(0).values.argmax())
     group, last = groups.groups[at], _LONGER * len(seen)
     found = group.spreads(seen, most=True).square().mean(1).sqrt()
@@ -273,7 +273,7 @@ def _remedy(verdict: Verdict, passes: int, budget: Budget, *, wide: bool) -> str
 
 
 def _attribution(subject: Subject, only: Group | None, groups: Grouped) -> list[tuple[str, str, float]]:
-    """Give path, kind and relative variance of the outputs, or of one group, for the noise of each layer alone."""
+    """Return path, kind and relative variance of the outputs, or of one group, for the noise of each layer alone."""
     layers = bayesian_layers(subject.model)
     size = -(-len(layers) // _GROUPS)
     rows = torch.arange(len(subject.require_images()))[:_IMAGES]

@@ -32,7 +32,7 @@ def finding_of(
     apart: Distance | None,
     distance: float,
 ) -> Finding:
-    """Give the finding about one output.
+    """Return the finding about one output.
 
     Args:
         subject: What is judged.
@@ -146,7 +146,7 @@ def finding_of(
 
 
 def _single(items: Votes | Numbers, first: Tensor) -> float:
-    """Give the share of items on which a single pass agrees, over the first passes."""
+    """Return the share of items on which a single pass agrees, over the first passes."""
     if isinstance(items, Votes):
         return items.single / (items.whole * items.count)
     near = (first.cpu().double().reshape(*first.shape[:2], -1) - items.expected).abs() <= items.allowed

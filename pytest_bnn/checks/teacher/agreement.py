@@ -181,7 +181,7 @@ def _judge(subject: Subject, task: Task, claim: Claim, max_passes: int, toleranc
 
 
 def _wanted(items: Votes | Numbers) -> Tensor:
-    """Give the items of which further passes may decide something."""
+    """Return the items of which further passes may decide something."""
     if verdict(items) is Verdict.INCONCLUSIVE and not hopeless(items):
         return undecided(items)
     doubtful = verdict(items) is Verdict.PASS and isinstance(items, Votes)
@@ -189,7 +189,7 @@ def _wanted(items: Votes | Numbers) -> Tensor:
 
 
 def _as_shares(task: Task, passes: Tensor) -> tuple[Task, Task, list[str]]:
-    """Give the task of the teacher's outputs and that of the model's: one of the two may give probabilities alone."""
+    """Return the task of the teacher's outputs and that of the model's: one of the two may give probabilities alone."""
     if task.kind == "classification":
         dims = are_shares(passes)
         if task.shares == dims:
@@ -209,12 +209,12 @@ def _as_shares(task: Task, passes: Tensor) -> tuple[Task, Task, list[str]]:
 
 
 def _looks(max_passes: int) -> int:
-    """Give how often a doubling number of passes is looked at."""
+    """Return how often a doubling number of passes is looked at."""
     return 1 + max(0, math.ceil(math.log2(max_passes / _FIRST_BLOCK)))
 
 
 def _scales(teacher: Tensor) -> Tensor:
-    """Give the scale of each output of a regression: its standard deviation over images, or else its size."""
+    """Return the scale of each output of a regression: its standard deviation over images, or else its size."""
     values = teacher.double().reshape(len(teacher), -1)
     spread = values.std(0) if len(values) > 1 else torch.zeros(values.shape[1], dtype=torch.float64)
     size = values.square().mean(0).sqrt()

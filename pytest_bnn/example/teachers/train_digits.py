@@ -80,7 +80,7 @@ def to_float16(model: nn.Module) -> dict[str, Tensor]:
 
 
 def held_out_accuracy(state: dict[str, Tensor]) -> float:
-    """Give the accuracy of a float16 state_dict, loaded as float32, on the digits' held-out fifth."""
+    """Return the accuracy of a float16 state_dict, loaded as float32, on the digits' held-out fifth."""
     model = torchvision.models.resnet18(num_classes=10)
     model.load_state_dict({name: t.float() if t.is_floating_point() else t for name, t in state.items()})
     images, labels = digits("held_out")
