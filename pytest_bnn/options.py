@@ -190,7 +190,7 @@ OPTIONS = (
         default="0.001:1",
         read=_band,
         metavar="LOW:HIGH",
-        help="band of the predictive spread, relative to the scale of the outputs without noise",
+        help="allowed band of the predictive spread, relative to the outputs' spread over the images without noise",
     ),
     Option(
         name="alpha",
@@ -212,32 +212,32 @@ OPTIONS = (
         read=_choice("yes", "no"),
         metavar="yes|no",
         switch=True,
-        help="require the agreement with the teacher in the population that the images are a random sample of, "
-        "not on these images alone",
+        help="require the agreement with the teacher of the whole population, of which the images are a random "
+        "sample, not of these images alone",
     ),
     Option(
         name="inconclusive",
         default="fail",
         read=_choice("fail", "warn"),
         metavar="fail|warn",
-        help="whether a claim that the passes could not decide is a failure or a warning",
+        help="how a claim counts that the passes could not decide: as a failure or as a warning",
     ),
     Option(
         name="threads",
         default=0,
         read=whole(0),
         metavar="N",
-        help="number of threads that an audit computes with; 0 is the process's share of the cores, which "
-        "pytest-xdist's workers divide between them",
+        help="number of threads an audit uses; 0 takes this process's share of the cores, which pytest-xdist's "
+        "workers divide among themselves",
     ),
     Option(
         name="sampler",
         default="auto",
         read=_choice("auto", "own", "engine"),
         metavar="auto|own|engine",
-        help="what computes the Monte-Carlo passes: own is the model's own forward; engine is the sampling engine, or "
-        "an error where it cannot be used; auto is the engine where it has reproduced passes of the model's own "
-        "forward, and that forward elsewhere",
+        help="sampler of the Monte-Carlo passes: own runs the model's own forward; engine is the sampling engine, "
+        "and an error where it cannot be used; auto is the engine where it was seen to reproduce the model's own "
+        "passes, and own elsewhere",
     ),
 )
 
