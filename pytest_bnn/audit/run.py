@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from pytest_bnn.audit.exhibits import describe
+from pytest_bnn.audit.description import describe
 from pytest_bnn.audit.plan import Explicit, Step, Thresholds, merged, plan
 from pytest_bnn.audit.provenance import provenance
 from pytest_bnn.checks import choices, registry

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pytest_bnn.checks._watching import Backwards, OutputCall, keeping, moved_mu, run_backward
-from pytest_bnn.checks.finding import Finding, LossError, NoCutError, accused
+from pytest_bnn.checks.finding import Finding, LossError, NoCutError, at_fault
 from pytest_bnn.data.batch import Batch, rows_of
 from pytest_bnn.data.loss import BATCH
 from pytest_bnn.errors import InputError
@@ -280,7 +280,7 @@ def without_a_gradient(found: list[PosteriorTensor], tensors: int, *, of: str, r
         headline=f"the loss's gradient to {of} is NaN or infinite in {len(found)} of {tensors} tensors, "
         f"{found[0].name} first: one training step would make them NaN",
         layers=tuple(
-            accused(t, f"{t.role}: the gradient is NaN or infinite; the smallest sigma is {float(t.sigma.min()):.2g}")
+            at_fault(t, f"{t.role}: the gradient is NaN or infinite; the smallest sigma is {float(t.sigma.min()):.2g}")
             for t in found
         ),
         remedy=remedy,

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_bnn.checks import choices, registry
 from pytest_bnn.checks.declaration import BUDGET, CheckOption, Declaration, Need
-from pytest_bnn.checks.finding import Finding, LossError, accused, not_applicable
+from pytest_bnn.checks.finding import Finding, LossError, at_fault, not_applicable
 from pytest_bnn.checks.values import NoKindError, annotated, kind_of
 from pytest_bnn.errors import InputError, OptionError
 from pytest_bnn.options import budget_in_force, in_force
@@ -260,4 +260,4 @@ def _documentation(check: Check) -> str:
     return f"{head}{heading}{arguments}{own + chr(10) if own else ''}{last}{rest[entries.end() :]}"
 
 
-__all__ = ["Check", "Finding", "LossError", "OptionError", "accused", "check", "not_applicable"]
+__all__ = ["Check", "Finding", "LossError", "OptionError", "at_fault", "check", "not_applicable"]

@@ -34,7 +34,7 @@ class Finding:
     certainty: Certainty | None = None
 
 
-def accused(tensor: PosteriorTensor, finding: str) -> LayerFinding:
+def at_fault(tensor: PosteriorTensor, finding: str) -> LayerFinding:
     """Return the finding about a layer with a faulty posterior tensor."""
     return LayerFinding(path=tensor.path, kind=type(tensor.module).__name__, ok=False, finding=finding)
 

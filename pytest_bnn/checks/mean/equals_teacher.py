@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pytest_bnn.checks.check import check
-from pytest_bnn.checks.finding import Finding, accused, not_applicable, raised_remedy
+from pytest_bnn.checks.finding import Finding, at_fault, not_applicable, raised_remedy
 from pytest_bnn.checks.mean._cause import Cause, cause_of, restored_statistics
 from pytest_bnn.checks.mean._weights import hidden, other_weights
 from pytest_bnn.data.batch import Inputs
@@ -233,7 +233,7 @@ def _unrelated(why: str, cosines: list[tuple[PosteriorTensor, float]], aligned: 
         headline=f"the teacher's weights are not in this model: {why}",
         measurements=aligned,
         layers=tuple(
-            accused(tensor, f"cosine of mu to the teacher's weight {found:.3f}, as between unrelated weights")
+            at_fault(tensor, f"cosine of mu to the teacher's weight {found:.3f}, as between unrelated weights")
             for tensor, found in cosines
         ),
         remedy="convert with moped_enable=True so that mu starts at the teacher's weights, and load checkpoints with "

@@ -1,4 +1,4 @@
-"""What a report shows of a subject beside its verdicts: layers, predictions beside their images, a fingerprint."""
+"""A subject's description in a report beside its verdicts: layers, predictions beside their images, a fingerprint."""
 
 from __future__ import annotations
 
