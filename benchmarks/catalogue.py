@@ -35,7 +35,7 @@ def outcomes(
 
 
 def line(outcome: Outcome) -> str:
-    """Give the row of the table."""
+    """Return the row of the table."""
     besides = [f"`{id}`" for id in outcome.besides] + [f"(`{id}`)" for id in outcome.open]
     cells = [
         outcome.row,

@@ -52,7 +52,7 @@ def examine(convert: Converter, examples: int, start: int | None, reasons: Count
 
 
 def _reason(message: str) -> str:
-    """Give what is wrong with the first module that a refusal names, without its numbers."""
+    """Return what is wrong with the first module that a refusal names, without its numbers."""
     first = message.partition("nothing was touched: ")[2].partition(";")[0].partition(". ")[0]
     first = re.sub(r"(shared by).*?:", r"\1 two layers:", first)
     return re.sub(r"^.*?\) |'[^']*'|-?\d[\d.e+]*", lambda part: "" if part[0].endswith(") ") else "#", first)

@@ -87,7 +87,7 @@ def load(path: Path) -> tuple[Curve, ...]:
 
 
 def table(curves: Iterable[Curve]) -> str:
-    """Give a Markdown table with a row a point."""
+    """Return a Markdown table with a row a point."""
     rows = ["| check | effect | found | undecided |", "|---|---|---|---|"]
     for curve in curves:
         name = f"`{curve.check}`" + (f", {curve.case}" if curve.case else "")
@@ -110,7 +110,7 @@ def write_plots(curves: Iterable[Curve], folder: Path) -> list[Path]:
 
 
 def draw(curve: Curve, theme: str) -> str:
-    """Give the plot of a curve as an SVG that stands for itself: effect against the two shares, with intervals."""
+    """Return the plot of a curve as an SVG that stands for itself: effect against the two shares, with intervals."""
     points = sorted(curve.points, key=lambda point: point.effect)
     effects = [100 * effect for effect in (*(p.effect for p in points), *(m.effect for m in curve.marks))]
     low, high = linear_range(effects, zero=True)

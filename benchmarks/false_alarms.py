@@ -86,7 +86,7 @@ def teacher_of(seed: int) -> tuple[nn.Module, Tensor, Tensor]:
 
 
 def patient(seed: int) -> Patient:
-    """Give the healthy conversion of a seed: half of them Flipout, delta between .05 and .2."""
+    """Return the healthy conversion of a seed: half of them Flipout, delta between .05 and .2."""
     teacher, images, labels = teacher_of(seed)
     estimator = ("Reparameterization", "Flipout")[seed % 2]
     delta = 0.05 + 0.15 * float(torch.rand(()))

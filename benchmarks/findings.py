@@ -73,7 +73,7 @@ class Cause:
 
 
 def blamed(trial: Trial, error: PropertyError) -> nn.Module:
-    """Give the teacher's module at the path that a property names first."""
+    """Return the teacher's module at the path that a property names first."""
     return trial.network.get_submodule(error.paths[0]) if error.paths else trial.network
 
 

@@ -49,7 +49,7 @@ class Result:
 
 
 def score(results: Iterable[Result]) -> tuple[int, int]:
-    """Give how many were killed, of those that had to be: neither equivalent, nor a choice, nor below power."""
+    """Return how many were killed, of those that had to be: neither equivalent, nor a choice, nor below power."""
     counts = Counter(result.outcome for result in results)
     return counts[Outcome.KILLED], counts[Outcome.KILLED] + counts[Outcome.SURVIVED]
 

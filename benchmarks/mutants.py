@@ -40,7 +40,7 @@ class Mutant:
 
 
 def mutants(case: Case) -> Iterator[Mutant]:
-    """Give every mutant of a healthy case; what needs a layer of equal shape only where there is one.
+    """Return every mutant of a healthy case; what needs a layer of equal shape only where there is one.
 
     Of a fine-tuned model those alone that another history makes another mutant.
     """
@@ -83,7 +83,7 @@ def _of(ways: Ways, path: str = "", role: str = "", size: int = 0) -> Iterator[M
 
 
 def _partner(tensor: PosteriorTensor, tensors: list[PosteriorTensor]) -> PosteriorTensor | None:
-    """Give another tensor of the same shape, one that is drawn before it where there is one."""
+    """Return another tensor of the same shape, one that is drawn before it where there is one."""
     return next((t for t in tensors if t is not tensor and t.mu.shape == tensor.mu.shape), None)
 
 

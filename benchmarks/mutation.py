@@ -144,12 +144,12 @@ def _outcome(mutant: Mutant, verdicts: dict[str, str], named: list[str], health:
 
 
 def least_visible(draws: int) -> float:
-    """Give the least factor of sigma that the chi-square test of a variance shows with `POWER` at `ERROR_RATE`."""
+    """Return the least factor of sigma that the chi-square test of a variance shows with `POWER` at `ERROR_RATE`."""
     return float((chi2.isf(ERROR_RATE / 2, draws) / chi2.ppf(1 - POWER, draws)) ** 0.5)
 
 
 def sample(cases: list[Case]) -> Iterator[tuple[Case, Mutant]]:
-    """Give one mutant of each kind, going round the cases and the layers."""
+    """Return one mutant of each kind, going round the cases and the layers."""
     all_of = [(case, mutant) for case in cases for mutant in mutants(case)]
     for index, kind in enumerate(EXPECTED):
         of_kind = [pair for pair in all_of if pair[1].kind == kind]
@@ -203,7 +203,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def one_of_each(case: Case, layers: tuple[str, ...]) -> Iterator[Mutant]:
-    """Give one mutant of each kind, going round some layers; those of the loss, and of the model as a whole, too."""
+    """Return one mutant of each kind, going round some layers; those of the loss, and of the model as a whole, too."""
     found = [mutant for mutant in mutants(case) if mutant.path in (*layers, "")]
     for index, kind in enumerate(EXPECTED):
         of_kind = [mutant for mutant in found if mutant.kind == kind]

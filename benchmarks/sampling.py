@@ -76,7 +76,7 @@ OTHERS = ("convert", "kl", "finetune", "workers", "audit")
 
 
 def folded(network: nn.Module) -> nn.Module:
-    """Give a copy with every BatchNorm folded into the convolution before it, channels_last."""
+    """Return a copy with every BatchNorm folded into the convolution before it, channels_last."""
     network = copy.deepcopy(network)
     for module in list(network.modules()):
         for conv, norm in (("conv1", "bn1"), ("conv2", "bn2"), ("0", "1")):
@@ -88,7 +88,7 @@ def folded(network: nn.Module) -> nn.Module:
 
 
 def interleaved(rounds: int, **timed: Callable[[], object]) -> dict[str, float]:
-    """Give the median seconds of each, measured in turns after one round to warm up."""
+    """Return the median seconds of each, measured in turns after one round to warm up."""
     seconds: dict[str, list[float]] = {name: [] for name in timed}
     for round in range(-1, rounds):
         for name, run in timed.items():
@@ -211,7 +211,7 @@ def finetuning(network: nn.Module, rounds: int) -> dict[str, Any]:
 
 
 def together(seconds: float, processes: int, workers: int) -> float:
-    """Give the passes a second, 224x224 batch 1, of some of the processes among which xdist shares out the cores."""
+    """Return the passes a second, 224x224 batch 1, of some of the processes among which xdist shares out the cores."""
     command = [sys.executable, "-m", "benchmarks.sampling", "--passes-for", str(seconds)]
     environment = {**os.environ, "PYTEST_XDIST_WORKER_COUNT": str(workers)}
     running = [
@@ -256,7 +256,7 @@ def audit(rounds: int) -> dict[str, Any]:
 
 
 def peak_memory() -> dict[str, float]:
-    """Give resident peaks over that of the loaded model, in copies of its weights, at 224x224 and batch 1.
+    """Return resident peaks over that of the loaded model, in copies of its weights, at 224x224 and batch 1.
 
     ``own`` is that of the model's own passes; ``handshake``, ``four`` and ``hundred`` passes are the engine's.
     """
@@ -319,7 +319,7 @@ def show(rows: list[dict[str, Any]], old: dict[str, dict[str, Any]]) -> None:
 
 
 def _ratio(row: dict[str, Any], part: float) -> float:
-    """Give library/ours for a part of the passes, the handshake included."""
+    """Return library/ours for a part of the passes, the handshake included."""
     return float(part * row["library"] / (part * row["ours"] + row["build"]))
 
 

@@ -168,7 +168,7 @@ def measure(families: dict[str, tuple[str, ...]]) -> Iterator[Row]:
 
 
 def complete(rows: list[Row], *converters: str) -> list[str]:
-    """Give the families of which every member converts completely with every one of some converters."""
+    """Return the families of which every member converts completely with every one of some converters."""
     families = dict.fromkeys(row.family for row in rows)
     return [f for f in families if all(r.complete for r in rows if r.family == f and r.converter in converters)]
 

@@ -47,24 +47,24 @@ PARAMETERS = {
 
 @functools.cache
 def teacher() -> nn.Module:
-    """Give the deterministic ResNet18."""
+    """Return the deterministic ResNet18."""
     return pytest_bnn.load_teacher("digits").model
 
 
 def held_out() -> tuple[Tensor, Tensor]:
-    """Give the digits that the teacher never saw, with labels."""
+    """Return the digits that the teacher never saw, with labels."""
     return pytest_bnn.digits("held_out")
 
 
 def loss(model: nn.Module, batch: tuple[Tensor, Tensor | None]) -> Tensor:
-    """Give the mean squared error to the teacher's logits; mistake 2: nothing holds the posterior to its prior."""
+    """Return the mean squared error to the teacher's logits; mistake 2: nothing holds the posterior to its prior."""
     with torch.no_grad():
         target = teacher()(batch[0])
     return nn.functional.mse_loss(model(batch[0]), target)
 
 
 def converted() -> nn.Module:
-    """Give the Bayesian network before its fine-tuning."""
+    """Return the Bayesian network before its fine-tuning."""
     model = pytest_bnn.load_teacher("digits").model
     dnn_to_bnn(model, PARAMETERS)
     return model.eval()
@@ -85,14 +85,14 @@ def finetune(model: nn.Module, image: Tensor, *, steps: int = STEPS, say: bool =
 
 
 def predict(model: nn.Module, image: Tensor) -> str:
-    """Give the leading class of a single pass, in percent; mistake 5."""
+    """Return the leading class of a single pass, in percent; mistake 5."""
     with torch.no_grad():
         shares = model(image).softmax(1)[0]
     return f"{pytest_bnn.load_teacher('digits').class_names[int(shares.argmax())]} {100 * float(shares.max()):.4f} %"
 
 
 def bayesian() -> nn.Module:
-    """Give the network that the exercise ends with."""
+    """Return the network that the exercise ends with."""
     model = converted()
     finetune(model, held_out()[0][:1])
     return model

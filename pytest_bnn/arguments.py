@@ -50,7 +50,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parser() -> argparse.ArgumentParser:
-    """Give the parser of the command line."""
+    """Return the parser of the command line."""
     parser = _Parser(prog="pytest-bnn", description="Audit Bayesian conversions of deterministic networks.")
     commands = parser.add_subparsers(dest="command", metavar="audit | render | schema", required=True)
 
@@ -64,20 +64,23 @@ def parser() -> argparse.ArgumentParser:
     )
     audit.add_argument("-h", "--help", nargs=0, action=_Help, help="show this message, with the checks, and exit")
     own = audit.add_argument_group("a network of your own")
-    own.add_argument("--model", metavar="MODULE:FACTORY", help="returns the Bayesian network")
+    own.add_argument("--model", metavar="MODULE:FACTORY", help="function that returns the Bayesian network")
     own.add_argument(
-        "--teacher", metavar="MODULE:FACTORY", help="returns the deterministic network that it was made from"
+        "--teacher",
+        metavar="MODULE:FACTORY",
+        help="function that returns the deterministic network that it was converted from",
     )
     own.add_argument(
         "--data",
         metavar="MODULE:FACTORY",
-        help="returns the examples: images, (images, labels), any tree of tensors, a Dataset or a DataLoader",
+        help="function that returns the examples: images, (images, labels), any tree of tensors, a Dataset or a "
+        "DataLoader",
     )
     own.add_argument(
         "--images",
         metavar="N",
         type=_reading(whole(1)),
-        help="use at most N examples of these data, a random subset of more (default: 512)",
+        help="use at most N examples of the data; of more, a random subset (default: 512)",
     )
     own.add_argument(
         "--loss",
@@ -112,18 +115,18 @@ def parser() -> argparse.ArgumentParser:
         "--task",
         metavar="|".join(_TASKS),
         choices=_TASKS,
-        help="what the outputs mean; auto asks the labels, the loss and the names of the outputs",
+        help="what the outputs mean; auto infers it from the labels, the loss and the names of the outputs",
     )
     own.add_argument(
         "--output",
         metavar="NAME",
-        help="name of the output that claims about predictions are about, where there are several",
+        help="name of the output whose predictions are judged, where the network has several",
     )
     own.add_argument(
         "--batch-dim",
         metavar="N",
         type=_reading(whole(0)),
-        help="dimension of the inputs that counts the examples; 1 where time comes first (default: 0)",
+        help="dimension of the inputs along which the examples lie; 1 where time comes first (default: 0)",
     )
     claims = audit.add_argument_group("what is claimed")
     claims.add_argument("--checks", metavar="ID,...", help="run these checks only, for example layers.replaced,kl.loss")
@@ -137,14 +140,16 @@ def parser() -> argparse.ArgumentParser:
                         help="import a module that declares checks; may be repeated")  # fmt: skip
     weight = claims.add_mutually_exclusive_group()
     weight.add_argument(
-        "--kl-weight", metavar="W", type=_reading(positive), help="weight that the KL term of the loss should have"
+        "--kl-weight", metavar="W", type=_reading(positive), help="expect this weight of the KL term in the loss"
     )
-    weight.add_argument("--num-batches", metavar="M", type=_reading(whole(1)), help="expect the KL weight 1/M")
+    weight.add_argument(
+        "--num-batches", metavar="M", type=_reading(whole(1)), help="expect the weight 1/M, for M batches an epoch"
+    )
     claims.add_argument(
         "--num-data",
         metavar="N",
         type=_reading(whole(1)),
-        help="examples to train on: a summed KL has 1/N beside a mean",
+        help="number of training examples: expect the weight 1/N of a summed KL beside a mean data term",
     )
     settings = audit.add_argument_group("settings", "also from the environment, as PYTEST_BNN_SEED and so on")
     for option in OPTIONS:
@@ -162,9 +167,9 @@ def parser() -> argparse.ArgumentParser:
     )
 
     render = commands.add_parser("render", help="make a report from the JSON of an audit")
-    render.add_argument("audit", metavar="AUDIT.json", help="what an audit wrote")
+    render.add_argument("audit", metavar="AUDIT.json", help="the JSON that an audit wrote")
     render.add_argument("-o", "--output", metavar="FILE", default=None,
-                        help="where to write; .html or .md (default: the JSON's name with .html)")  # fmt: skip
+                        help="the report to write, .html or .md (default: the JSON's name with .html)")  # fmt: skip
     render.add_argument("-v", "--verbose", action="store_true", help="show tracebacks")
 
     commands.add_parser("schema", help="print the JSON Schema of an audit")

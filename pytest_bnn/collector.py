@@ -121,7 +121,7 @@ def hand_over(item: pytest.Item) -> AuditRun:
 
 
 def attach(item: pytest.Item, report: pytest.TestReport, run: AuditRun) -> None:
-    """Give a report what its phase recorded, as plain values, which xdist carries to the controller."""
+    """Attach to a report what its phase recorded, as plain values, which xdist carries to the controller."""
     shared = [(place, recorder.drain()) for place, recorder in item.stash[_SHARED]]
     shared = [(place, found) for place, found in shared if found.checks or found.subjects]
     item.stash[_SHARED].clear()

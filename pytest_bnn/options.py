@@ -71,7 +71,7 @@ class Option:
 
 
 def whole(least: int) -> Callable[[str], int]:
-    """Give what reads whole numbers from ``least`` on; ValueError where a text is none."""
+    """Return a reader of whole numbers from ``least`` on; ValueError where a text is none."""
 
     def read(text: str) -> int:
         value = int(text)
@@ -190,7 +190,7 @@ OPTIONS = (
         default="0.001:1",
         read=_band,
         metavar="LOW:HIGH",
-        help="band of the predictive spread, relative to the scale of the outputs without noise",
+        help="allowed band of the predictive spread, relative to the outputs' spread over the images without noise",
     ),
     Option(
         name="alpha",
@@ -212,32 +212,32 @@ OPTIONS = (
         read=_choice("yes", "no"),
         metavar="yes|no",
         switch=True,
-        help="require the agreement with the teacher in the population that the images are a random sample of, "
-        "not on these images alone",
+        help="require the agreement with the teacher of the whole population, of which the images are a random "
+        "sample, not of these images alone",
     ),
     Option(
         name="inconclusive",
         default="fail",
         read=_choice("fail", "warn"),
         metavar="fail|warn",
-        help="whether a claim that the passes could not decide is a failure or a warning",
+        help="how a claim counts that the passes could not decide: as a failure or as a warning",
     ),
     Option(
         name="threads",
         default=0,
         read=whole(0),
         metavar="N",
-        help="number of threads that an audit computes with; 0 is the process's share of the cores, which "
-        "pytest-xdist's workers divide between them",
+        help="number of threads an audit uses; 0 takes this process's share of the cores, which pytest-xdist's "
+        "workers divide among themselves",
     ),
     Option(
         name="sampler",
         default="auto",
         read=_choice("auto", "own", "engine"),
         metavar="auto|own|engine",
-        help="what computes the Monte-Carlo passes: own is the model's own forward; engine is the sampling engine, or "
-        "an error where it cannot be used; auto is the engine where it has reproduced passes of the model's own "
-        "forward, and that forward elsewhere",
+        help="sampler of the Monte-Carlo passes: own runs the model's own forward; engine is the sampling engine, "
+        "and an error where it cannot be used; auto is the engine where it was seen to reproduce the model's own "
+        "passes, and own elsewhere",
     ),
 )
 
@@ -284,17 +284,17 @@ def using(settings: Settings, sources: Mapping[str, Source] | None = None) -> It
 
 
 def in_force() -> Settings:
-    """Give the settings in force, the defaults where there are none."""
+    """Return the settings in force, the defaults where there are none."""
     return (_settings.get() or (Settings(), {}))[0]
 
 
 def sources_in_force() -> Mapping[str, Source]:
-    """Give the source of each setting in force, by key; settings at their defaults are left out."""
+    """Return the source of each setting in force, by key; settings at their defaults are left out."""
     return (_settings.get() or (Settings(), {}))[1]
 
 
 def budget_in_force() -> Budget:
-    """Give the budget of the settings in force: ``--bnn-alpha`` and ``--bnn-beta``."""
+    """Return the budget of the settings in force: ``--bnn-alpha`` and ``--bnn-beta``."""
     settings = in_force()
     return Budget(alpha=settings.alpha, beta=settings.beta)
 
@@ -316,7 +316,7 @@ def resolve(command_line: Mapping[str, str | None], ini: Mapping[str, str] | Non
 def resolve_with_sources(
     command_line: Mapping[str, str | None], ini: Mapping[str, str] | None = None, *, prefix: str
 ) -> tuple[Settings, dict[str, Source]]:
-    """Settle every option as `resolve` does, and give the source of each option that was given."""
+    """Settle every option as `resolve` does, and return the source of each option that was given."""
     values: dict[str, Any] = {}
     given: dict[str, Source] = {}
     for option in OPTIONS:
@@ -338,7 +338,7 @@ OF_A_TEST = ("samples", "seed", "min_agreement", "spread", "alpha", "beta", "pop
 
 
 def overridden(settings: Settings, values: Mapping[str, object], source: str) -> Settings:
-    """Give settings with some values of a single test replaced, validated as if from a command line.
+    """Return settings with some values of a single test replaced, validated as if from a command line.
 
     Raises:
         InputError: A key is not among `OF_A_TEST`, or its value cannot be used.

@@ -69,10 +69,10 @@ class Subject(Examples):
             row for each example.
         loss: The training loss, ``loss(model, batch) -> scalar tensor``; the batch has the structure of the data,
             ``(images, labels)`` where both are given.
-        name: How the report calls it; the running test's name, or "model", when empty.
+        name: The name in the report; the running test's name, or "model", when empty.
         stage: ``"converted"``, ``"finetuned"``, or ``"auto"``: see `libraries.alignment.standing_of`.
-        seed: Of all randomness in the audit.
-        class_names: For the report.
+        seed: The seed of all randomness in the audit.
+        class_names: The names of the classes, for the report.
         task: What the outputs mean; ``"auto"`` lets labels, loss and names decide: see `pytest_bnn.tasks`.
         output: The name of the output that the task's claims are about, where the network gives several.
         factory: What made the model, a function without arguments. It is called again, where that is quick, by claims
@@ -145,7 +145,7 @@ class Subject(Examples):
 
     @classmethod
     def of(cls, model: nn.Module | Subject, given: Given) -> Subject:
-        """Take a subject as it is, or make one from a model and what was given beside it."""
+        """Return a subject as it is, or a new one of a model and of what was given beside it."""
         if not isinstance(model, Subject):
             return cls(model, **given)
         if given:
@@ -201,7 +201,7 @@ class Subject(Examples):
 
     @property
     def standing(self) -> Standing:
-        """What the model is, and why."""
+        """The stage of the model, and the evidence for it."""
         if self._standing is None:
             told = self._stage_option
             self._standing = self.shown if told == "auto" else Standing(told, "the stage was given", told=True)
@@ -209,7 +209,7 @@ class Subject(Examples):
 
     @property
     def shown(self) -> Standing:
-        """What the model is by its weights, whatever was told."""
+        """The stage that the model's weights show, whatever stage was given."""
         if self._shown is None:
             pairs = {(id(tensor.module), tensor.mu_name) for tensor, _ in self.alignment.pairs}
             prints = [t.print for t in self.traces if (id(t.tensor.module), t.tensor.mu_name) in pairs] if pairs else []
@@ -225,7 +225,7 @@ class Subject(Examples):
 
     @property
     def alignment(self) -> Alignment:
-        """Which module of the teacher is which of the model."""
+        """The module of the model that each module of the teacher became."""
         if self._alignment is None:
             self._alignment = align(self.model, self.teacher)
         return self._alignment
@@ -262,14 +262,14 @@ class Subject(Examples):
         )
 
     def labels_of(self, output: str) -> Any:
-        """Give the labels of one output: those of its name, where they have names; all where there is one output."""
+        """Return the labels of one output: those of its name, where they have names; all where there is one output."""
         labels = self.labels
         if isinstance(labels, Mapping):
             return labels.get(output, labels.get(output.rpartition(".")[2]))
         return labels if len(self.fields) < 2 or (self._task is not None and output == self._task.field) else None
 
     def forward_once(self) -> Tensor:
-        """Give outputs on all images as an example: the teacher's where there is one, else those of the first pass."""
+        """Return outputs on all images as an example: the teacher's if there is one, else those of the first pass."""
         return self.teacher_output() if self.teacher is not None else next(self.bank.blocks(0, 1))[0]
 
     @property
@@ -298,7 +298,7 @@ class Subject(Examples):
         return "" if getattr(self, need) is not None else HOW_TO_GIVE[need]
 
     def teacher_output(self) -> Tensor:
-        """Give the teacher's output on all images, computed once, on the model's device.
+        """Return the teacher's output on all images, computed once, on the model's device.
 
         Raises:
             InputError: The teacher does not accept the images, or its outputs are NaN or infinite for some.

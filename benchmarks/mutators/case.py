@@ -61,7 +61,7 @@ class Case:
     options: dict[str, dict[str, object]] | None = None
 
     def copy(self) -> Case:
-        """Give one whose model may be broken; the teacher and the data are the same."""
+        """Return one whose model may be broken; the teacher and the data are the same."""
         return replace(self, model=copy.deepcopy(self.model))
 
     def subject(self) -> Subject:
@@ -85,12 +85,12 @@ Ways = Iterator[tuple[str, str, Apply]]
 
 
 def tensor_of(case: Case, tensor: PosteriorTensor) -> PosteriorTensor:
-    """Give the tensor of the same name in a copy of the model."""
+    """Return the tensor of the same name in a copy of the model."""
     return next(t for layer in bayesian_layers(case.model) for t in layer.tensors if t.name == tensor.name)
 
 
 def layer_of(case: Case, layer: BayesianLayer) -> BayesianLayer:
-    """Give the layer at the same path in a copy of the model."""
+    """Return the layer at the same path in a copy of the model."""
     return next(other for other in bayesian_layers(case.model) if other.path == layer.path)
 
 

@@ -24,7 +24,7 @@ _PRIOR_MEAN = 0.1
 
 
 def small_cases(networks: Mapping[str, nn.Module]) -> list[Case]:
-    """Give both small networks under both estimators, freshly converted, and each of them fine-tuned under one."""
+    """Return both small networks under both estimators, freshly converted, and each of them fine-tuned under one."""
     return [*fresh_cases(networks), *trained_cases(networks)]
 
 

@@ -15,7 +15,7 @@ from pytest_bnn.libraries.posterior import BayesianLayer, PosteriorTensor, bayes
 
 
 def of_draw(tensor: PosteriorTensor, partner: PosteriorTensor | None, later: PosteriorTensor | None) -> Ways:
-    """Give every way to break a draw; ``partner`` and ``later`` are other tensors of its shape, where there are any."""
+    """Return every way to break a draw; ``partner`` and ``later`` are other tensors of its shape, if there are any."""
     for factor in FACTORS:
         yield "draw", f"scaled by {factor}", _drawing(tensor, _scaled(factor))
     yield "draw", "permuted", _drawing(tensor, lambda eps: eps.copy_(eps.normal_().roll(1, 0)))
@@ -36,7 +36,7 @@ def of_draw(tensor: PosteriorTensor, partner: PosteriorTensor | None, later: Pos
 
 
 def of_training(layer: BayesianLayer) -> Ways:
-    """Give every way to break a layer's noise in train mode alone."""
+    """Return every way to break a layer's noise in train mode alone."""
     yield "draw in train mode", "left out", _in_training(layer, lambda: Tensor.zero_)
     for factor in (*EXTREMES, 0.1):
         yield "draw in train mode", f"scaled by {factor}", _in_training(layer, partial(_scaled, factor))
@@ -45,7 +45,7 @@ def of_training(layer: BayesianLayer) -> Ways:
 
 
 def of_draws() -> Ways:
-    """Give every way to break the noise of all layers at once, which another model of the same factory shows."""
+    """Return every way to break the noise of all layers at once, which another model of the same factory shows."""
     yield "draws", "of a seeded generator", lambda case: _own_generator(case, seeded=True)
     yield "draws", "of a generator of their own", lambda case: _own_generator(case, seeded=False)
 

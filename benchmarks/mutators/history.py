@@ -14,7 +14,7 @@ from pytest_bnn.libraries.posterior import BayesianLayer, PosteriorTensor, bayes
 
 
 def of_start(layer: BayesianLayer) -> Ways:
-    """Give every way in which one layer of a fresh conversion may have another history than the others."""
+    """Return every way in which one layer of a fresh conversion may have another history than the others."""
     yield "start", "never loaded", lambda case: _constructed(layer_of(case, layer))
     yield "start", "rho as constructed", lambda case: _constructed(layer_of(case, layer), mu=False)
     yield "start", "one sigma a tensor", _each(layer, _one_sigma)
@@ -24,7 +24,7 @@ def of_start(layer: BayesianLayer) -> Ways:
 
 
 def of_training(layer: BayesianLayer) -> Ways:
-    """Give every way in which one layer of a fine-tuned conversion may have another history than the others."""
+    """Return every way in which one layer of a fine-tuned conversion may have another history than the others."""
     yield "trained", "never loaded", lambda case: _constructed(layer_of(case, layer))
     yield "trained", "left as converted", _each(layer, _mu_kept, _as_converted)
     yield "trained", "sigma left as converted", _each(layer, _as_converted)
@@ -35,14 +35,14 @@ def of_training(layer: BayesianLayer) -> Ways:
 
 
 def of_start_of_all() -> Ways:
-    """Give every way in which a whole fresh conversion may contradict what is said of it."""
+    """Return every way in which a whole fresh conversion may contradict what is said of it."""
     yield "stage", "told to be fine-tuned", lambda case: setattr(case, "stage", "finetuned")
     yield "stage", "told to be a conversion", lambda case: setattr(case, "stage", "converted")
     yield "stage", "never loaded", _never_loaded
 
 
 def of_training_of_all() -> Ways:
-    """Give every way in which a whole fine-tuned conversion may contradict what is said of it."""
+    """Return every way in which a whole fine-tuned conversion may contradict what is said of it."""
     yield "trained stage", "told to be fine-tuned", lambda case: setattr(case, "stage", "finetuned")
     yield "trained stage", "told to be a conversion", lambda case: setattr(case, "stage", "converted")
     yield "trained stage", "every sigma left as converted", _all(_as_converted)

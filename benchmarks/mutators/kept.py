@@ -16,7 +16,7 @@ _ALLOWED = 1
 
 
 def norms_of(model: nn.Module) -> Iterator[tuple[str, str, str]]:
-    """Give path, name and attribute of each tensor that may be broken."""
+    """Return path, name and attribute of each tensor that may be broken."""
     for path, module in model.named_modules():
         if isinstance(module, nn.BatchNorm2d):
             yield path, "weight", "norm's scale"
@@ -26,7 +26,7 @@ def norms_of(model: nn.Module) -> Iterator[tuple[str, str, str]]:
 
 
 def of_kept(path: str, name: str, attribute: str) -> Ways:
-    """Give every way to break one tensor of a norm."""
+    """Return every way to break one tensor of a norm."""
     start = float(name in ("weight", "running_var"))
     yield attribute, "at the constructor's start", _changed(path, name, lambda value: torch.full_like(value, start))
     for factor in FACTORS:

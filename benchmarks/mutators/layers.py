@@ -15,7 +15,7 @@ from pytest_bnn.libraries.posterior import BayesianLayer
 
 
 def of_layer(layer: BayesianLayer, twin: BayesianLayer | None) -> Ways:
-    """Give every way to break a layer's KL term and its place; ``twin`` is another of its shapes, if there is one."""
+    """Return every way to break a layer's KL term and its place; ``twin`` is another of its shapes, if there is one."""
     for factor in FACTORS:
         yield "KL", f"scaled by {factor}", _with_kl(layer, times(factor))
     yield "KL", "NaN", _with_kl(layer, times(torch.nan))
@@ -31,7 +31,7 @@ def of_layer(layer: BayesianLayer, twin: BayesianLayer | None) -> Ways:
 
 
 def of_forward(layer: BayesianLayer) -> Ways:
-    """Give every way to break what a layer's forward does beside its draw."""
+    """Return every way to break what a layer's forward does beside its draw."""
     yield "forward", "without gradient", _with_forward(layer, _without_gradient)
     yield "forward", "output detached", _with_forward(layer, lambda call, x: call(x).detach())
     yield "forward", "mean of the batch added", _with_forward(layer, _with_mean_of_batch)

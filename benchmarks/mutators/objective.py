@@ -17,7 +17,7 @@ from pytest_bnn.libraries.posterior import bayesian_layers, zero_noise
 
 
 def of_loss(case: Case) -> Ways:
-    """Give every way to break the loss of a case."""
+    """Return every way to break the loss of a case."""
     for name, term in _DATA_TERMS.items():
         yield "data term", name, _with(_data(term))
     for factor in WEIGHTS:
@@ -137,7 +137,7 @@ def _term(model: nn.Module, _: Batch) -> Tensor:
 
 
 def _by_hand(model: nn.Module, part: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]) -> Tensor:
-    """Give the mean of a part over each tensor, given mu, sigma and those of the prior, summed over the tensors."""
+    """Return the mean of a part over each tensor, given mu, sigma and those of the prior, summed over the tensors."""
     values = []
     for t in (tensor for layer in bayesian_layers(model) for tensor in layer.tensors):
         prior = getattr(t.module, t.prior_mu_name), getattr(t.module, t.prior_sigma_name)

@@ -12,7 +12,7 @@ from pytest_bnn.libraries.posterior import PosteriorTensor
 
 
 def of_posterior(tensor: PosteriorTensor, partner: PosteriorTensor | None) -> Ways:
-    """Give every way to break mu, sigma and prior; ``partner`` is another tensor of the shape, where there is one."""
+    """Return every way to break mu, sigma and prior; ``partner`` is another tensor of the shape, where there is one."""
     yield from _of_values("mu", tensor, tensor.mu_name, partner)
     yield "mu", "frozen", lambda case: tensor_of(case, tensor).mu.requires_grad_(False)
     yield "mu", "aliased with the teacher", lambda case: _alias_teacher(tensor_of(case, tensor), case.teacher)

@@ -13,7 +13,7 @@ PACKAGES = ("pytest-bnn", "torch", "torchvision", "bayesian-torch", "numpy", "sc
 
 
 def versions() -> dict[str, str]:
-    """Give the version of Python and of every package that shapes an audit; ``"missing"`` where there is none."""
+    """Return the version of Python and of every package that shapes an audit; ``"missing"`` where there is none."""
     found = {"python": platform.python_version()}
     for name in PACKAGES:
         try:

@@ -20,7 +20,7 @@ def class_name(subject: Subject, index: int) -> str:
 
 
 def thumbnail(images: Inputs, index: int) -> str:
-    """Give a PNG of an image tensor as a data URI, stretched to its full range; empty where it is no picture."""
+    """Return a PNG of an image tensor as a data URI, stretched to its full range; empty where it is no picture."""
     from PIL import Image
 
     pictures = images.tensors[0] if isinstance(images, Batch) else images

@@ -50,7 +50,7 @@ class Thresholds:
         )
 
     def options_of(self, check: Declaration) -> dict[str, object]:
-        """Give the options of a check that these thresholds settle."""
+        """Return the options of a check that these thresholds settle."""
         of_settings: dict[str, object] = {
             "min_agreement": self.min_agreement,
             "population": self.population,

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from pytest_bnn.audit.exhibits import describe
+from pytest_bnn.audit.description import describe
 from pytest_bnn.audit.plan import Explicit, Step, Thresholds, merged, plan
 from pytest_bnn.audit.provenance import provenance
 from pytest_bnn.checks import choices, registry
@@ -68,10 +68,10 @@ def audit_model(
             of such items or a DataLoader of such batches.
         loss: The training loss, ``loss(model, batch) -> scalar tensor``; the batch has the structure of the data.
         checks: Ids of the checks to run; all when None.
-        name: How the report calls the model.
+        name: The model's name in the report.
         stage: ``"converted"``, ``"finetuned"`` or ``"auto"``.
-        seed: Of all randomness; that of the settings in force when None, which is 0 by default.
-        class_names: For the report.
+        seed: The seed of all randomness; that of the settings in force when None, which is 0 by default.
+        class_names: The names of the classes, for the report.
         thresholds: What the checks require; the settings in force when None.
         options: Options of single checks, which go before all else: ``{"kl.loss": {"num_batches": 45}}``.
         budget: Error rates of this audit; those of ``thresholds``, or of the settings in force, when None.
@@ -131,7 +131,7 @@ def planned(
     options: Explicit | None = None,
     budget: Budget | None = None,
 ) -> tuple[Step, ...]:
-    """Give the plan of an audit: the checks that were chosen, with their options and shares of the error rates.
+    """Return the plan of an audit: the checks that were chosen, with their options and shares of the error rates.
 
     Raises:
         InputError: There is no such check, or an option cannot be used.

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pytest_bnn.checks._watching import Backwards, OutputCall, keeping, moved_mu, run_backward
-from pytest_bnn.checks.finding import Finding, LossError, NoCutError, accused
+from pytest_bnn.checks.finding import Finding, LossError, NoCutError, at_fault
 from pytest_bnn.data.batch import Batch, rows_of
 from pytest_bnn.data.loss import BATCH
 from pytest_bnn.errors import InputError
@@ -107,7 +107,7 @@ def evaluate(
         prior_shift: With every prior mean moved by that much.
         mu_shift: With every mu moved by random numbers, as large as sigma; in the cut the drawn weights stay.
         push: In the cut, what is added to the drawn weights of some tensors, mu left where it is.
-        seed: Of the random generators; the subject's when None.
+        seed: The seed of the random generators; the subject's when None.
         backward: Take the gradient too.
         batch: What the loss gets; the subject's when None.
         replaced: Gives what the loss gets in place of each output of the model.
@@ -271,7 +271,7 @@ def _first_line(error: Exception) -> str:
 
 
 def is_finite(gradient: Tensor | None) -> bool:
-    """Say whether a gradient, if there is one, has neither NaN nor infinity."""
+    """Return whether a gradient, if there is one, has neither NaN nor infinity."""
     return gradient is None or not_finite(gradient) == 0
 
 
@@ -282,7 +282,7 @@ def without_a_gradient(found: list[PosteriorTensor], tensors: int, *, of: str, r
         headline=f"the loss's gradient to {of} is NaN or infinite in {len(found)} of {tensors} tensors, "
         f"{found[0].name} first: one training step would make them NaN",
         layers=tuple(
-            accused(t, f"{t.role}: the gradient is NaN or infinite; the smallest sigma is {float(t.sigma.min()):.2g}")
+            at_fault(t, f"{t.role}: the gradient is NaN or infinite; the smallest sigma is {float(t.sigma.min()):.2g}")
             for t in found
         ),
         remedy=remedy,

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_bnn.checks import choices, registry
 from pytest_bnn.checks.declaration import BUDGET, CheckOption, Declaration, Need
-from pytest_bnn.checks.finding import Finding, LossError, accused, not_applicable
+from pytest_bnn.checks.finding import Finding, LossError, at_fault, not_applicable
 from pytest_bnn.checks.values import NoKindError, annotated, kind_of
 from pytest_bnn.errors import InputError, OptionError
 from pytest_bnn.options import budget_in_force, in_force
@@ -33,11 +33,11 @@ class Check:
     """A claim about a subject with the function that judges it; made by `check`.
 
     Args:
-        id: How reports and options know it.
+        id: The id in reports and options.
         claim: What is true of a sound model.
         needs: What must be given beside the model: ``"teacher"``, ``"images"``, ``"loss"``.
         sampled: Whether sampling decides it.
-        function: What judges it.
+        function: The function that judges it.
         declaration: All of this, where it is known already.
     """
 
@@ -69,7 +69,7 @@ class Check:
 
     @property
     def id(self) -> str:
-        """How reports and options know it."""
+        """The id in reports and options."""
         return self.declaration.id
 
     @property
@@ -107,7 +107,7 @@ class Check:
         return judged(self.declaration, subject, find, inside_an_audit=True, severity=severity)
 
     def budgeted(self, budget: Budget | None) -> dict[str, Budget]:
-        """Give the argument for the share of the error rates, where the function takes one; those in force when None.
+        """Return the argument for the share of the error rates, where the function takes one; those in force when None.
 
         Args:
             budget: The share.
@@ -244,7 +244,7 @@ def _signature(check: Check) -> inspect.Signature:
 
 
 def _documentation(check: Check) -> str:
-    """Give the function's documentation as that of ``measure_*``: what it says of the subject belongs to **given."""
+    """Return the documentation of ``measure_*``: the function's, with what it says of the subject under **given."""
     text = inspect.getdoc(check.function) if check.function is not None else ""
     if not text:
         return f"Measure whether the claim holds: {check.claim}"
@@ -265,4 +265,4 @@ def _documentation(check: Check) -> str:
     return f"{head}{heading}{arguments}{own + chr(10) if own else ''}{last}{rest[entries.end() :]}"
 
 
-__all__ = ["Check", "Finding", "LossError", "OptionError", "accused", "check", "not_applicable"]
+__all__ = ["Check", "Finding", "LossError", "OptionError", "at_fault", "check", "not_applicable"]

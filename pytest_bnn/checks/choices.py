@@ -45,7 +45,7 @@ class Choices:
     plugins: tuple[str, ...] = ()
 
     def strongest(self, id: str, option: str) -> Choice | None:
-        """Give the choice of the strongest source; None where no source names the option."""
+        """Return the choice of the strongest source; None where no source names the option."""
         found = self.by_name.get((id, option), ())
         return max(found, key=lambda choice: choice.source.level, default=None)
 
@@ -71,7 +71,7 @@ def choosing(choices: Choices) -> Iterator[None]:
 
 
 def chosen() -> Choices:
-    """Give the choices in force."""
+    """Return the choices in force."""
     return _choices.get()
 
 
@@ -180,7 +180,7 @@ def require_usable(choices: Choices, *, finally_: bool) -> None:
 
 
 def filled(check: Declaration, explicit: Mapping[str, object]) -> dict[str, Any]:
-    """Give every option of a check, those in ``explicit`` as they are and the others from what is in force.
+    """Return every option of a check, those in ``explicit`` as they are and the others from what is in force.
 
     Raises:
         TypeError: An explicit name is no option.
@@ -204,7 +204,7 @@ def filled(check: Declaration, explicit: Mapping[str, object]) -> dict[str, Any]
 
 
 def severity_of(id: str) -> Severity:
-    """Give the severity of a check: whether a failure is an error or a warning, or the claim is not judged.
+    """Return the severity of a check: whether a failure is an error or a warning, or the claim is not judged.
 
     Raises:
         InputError: The severity is none of these.

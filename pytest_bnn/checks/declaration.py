@@ -58,7 +58,7 @@ class Declaration:
     where: str = ""
 
     def option(self, name: str) -> CheckOption | None:
-        """Give the option of a name; None where there is none."""
+        """Return the option of a name; None where there is none."""
         return next((option for option in self.options if option.name == name), None)
 
 
@@ -67,7 +67,7 @@ class _UnknownError(Exception):
 
 
 def declared_in(path: Path, id: str = "", where: str = "") -> tuple[Declaration, ...]:
-    """Give the checks that a file declares with ``@check`` or ``@pytest_bnn.check``.
+    """Return the checks that a file declares with ``@check`` or ``@pytest_bnn.check``.
 
     Args:
         path: The file.
@@ -146,7 +146,7 @@ def _options(function: ast.FunctionDef, path: Path) -> Iterator[CheckOption]:
 
 
 def _aliases(path: Path) -> Mapping[str, Any]:
-    """Give the module's own names of kinds: ``Width = Annotated[float, ...]`` cannot be read, ``Width = float`` can."""
+    """Return the module's own names of kinds: ``Width = float`` can be read, ``Annotated[float, ...]`` not."""
     found = {}
     for node in _tree(path).body:
         if isinstance(node, ast.Assign) and len(node.targets) == 1 and isinstance(node.targets[0], ast.Name):
@@ -158,7 +158,7 @@ def _aliases(path: Path) -> Mapping[str, Any]:
 
 
 def _value(node: ast.expr, path: Path, depth: int = 0) -> Any:
-    """Give the value of a constant expression: literals, and names that a module assigns or imports from another."""
+    """Return the value of a constant expression: literals, and names that a module assigns or imports from another."""
     try:
         return ast.literal_eval(node)
     except ValueError:
@@ -179,7 +179,7 @@ def _value(node: ast.expr, path: Path, depth: int = 0) -> Any:
 
 
 def _assigned(statement: ast.Assign, name: str) -> ast.expr | None:
-    """Give what is assigned to a name, alone or as one of several; None for nothing."""
+    """Return what is assigned to a name, alone or as one of several; None for nothing."""
     for target in statement.targets:
         if isinstance(target, ast.Name) and target.id == name:
             return statement.value

@@ -36,8 +36,8 @@ class Finding:
     charts: tuple[Chart, ...] = ()
 
 
-def accused(tensor: PosteriorTensor, finding: str) -> LayerFinding:
-    """Give the finding about a layer with a faulty posterior tensor."""
+def at_fault(tensor: PosteriorTensor, finding: str) -> LayerFinding:
+    """Return the finding about a layer with a faulty posterior tensor."""
     return LayerFinding(path=tensor.path, kind=type(tensor.module).__name__, ok=False, finding=finding)
 
 

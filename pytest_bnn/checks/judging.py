@@ -81,7 +81,7 @@ def _must_decide() -> bool:
 
 
 def _notes(check: Declaration, subject: Subject, finding: Finding) -> tuple[str, ...]:
-    """Give the notes about the data and the loss's batch, where the verdict rests on them."""
+    """Return the notes about the data and the loss's batch, where the verdict rests on them."""
     if finding.verdict is Verdict.NOT_APPLICABLE and not finding.measurements:
         return ()
     return (subject.notes if "images" in check.needs else ()) + (subject.loss_notes() if "loss" in check.needs else ())

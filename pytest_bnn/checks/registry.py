@@ -37,7 +37,7 @@ _read: dict[str, Declaration] = {}
 
 @functools.cache
 def files() -> dict[str, Path]:
-    """Give the file of every check of ours by its id, which is its place; names with an underscore are helpers."""
+    """Return the file of every built-in check by its id, which is its place; helpers begin with an underscore."""
     found = {}
     for path in sorted(_FOLDER.glob("*/*.py")):
         if not (path.name.startswith("_") or path.parent.name.startswith("_")):
@@ -47,18 +47,18 @@ def files() -> dict[str, Path]:
 
 @functools.cache
 def built_in() -> tuple[str, ...]:
-    """Give the ids of our checks, in the order of a report."""
+    """Return the ids of our checks, in the order of a report."""
     return tuple(_in_order(_ours(id) for id in files()))
 
 
 def ids() -> tuple[str, ...]:
-    """Give the ids of all checks, in the order of a report."""
+    """Return the ids of all checks, in the order of a report."""
     others = [id for id in (*_installed(), *_read, *_registered) if id not in files()]
     return tuple(_in_order([*(_ours(id) for id in built_in()), *(_known(id) for id in dict.fromkeys(others))]))
 
 
 def declaration(id: str) -> Declaration | None:
-    """Give what a check says of itself; None for one of an installed package that cannot be read without importing it.
+    """Return a check's declaration; None for an installed package's that cannot be read without importing it.
 
     Raises:
         InputError: There is no such check.
@@ -97,7 +97,7 @@ def refuse(id: str, where: str = "") -> NoReturn:
 
 
 def chosen(checks: Iterable[str] | str | None) -> tuple[str, ...]:
-    """Give the ids that were chosen, in the order of a report; all when None.
+    """Return the ids that were chosen, in the order of a report; all when None.
 
     Raises:
         InputError: There is no such check.
@@ -111,7 +111,7 @@ def chosen(checks: Iterable[str] | str | None) -> tuple[str, ...]:
 
 
 def id_of_place(function: Callable[..., Any]) -> str:
-    """Give the id of a check of ours, that of its file.
+    """Return the id of a check of ours, that of its file.
 
     Raises:
         InputError: The function is in no file of ours, so that its check needs an id.

@@ -26,7 +26,7 @@ def _declared(id: str) -> Declaration:
 
 
 def stub_of_checks() -> str:
-    """Give the stub of `pytest_bnn.checks`: the signature of every ``measure_*`` and ``assert_*``."""
+    """Return the stub of `pytest_bnn.checks`: the signature of every ``measure_*`` and ``assert_*``."""
     functions = []
     for what in ("assert", "measure"):
         for id in sorted(registry.built_in()):
@@ -52,7 +52,7 @@ def stub_of_checks() -> str:
 
 
 def stub_of_package() -> str:
-    """Give the stub of `pytest_bnn`: where each public name comes from."""
+    """Return the stub of `pytest_bnn`: where each public name comes from."""
     lines = []
     for home, names in sorted(pytest_bnn._HOMES.items()):
         parts = [f"{name} as {name}" for name in sorted(names)]
@@ -65,7 +65,7 @@ def stub_of_package() -> str:
 
 
 def readme(text: str) -> str:
-    """Give the README with the table of checks as it has to be."""
+    """Return the README with the table of checks as it has to be."""
     rows = []
     for id in registry.built_in():
         check = _declared(id)
@@ -75,7 +75,7 @@ def readme(text: str) -> str:
 
 
 def api(text: str) -> str:
-    """Give the API page with the names of all checks."""
+    """Return the API page with the names of all checks."""
     for what in ("measure", "assert"):
         names = [f".. autofunction:: pytest_bnn.{what}_{id.replace('.', '_')}\n" for id in sorted(registry.built_in())]
         text = re.sub(rf"(?:^\.\. autofunction:: pytest_bnn\.{what}_\w+\n)+", "".join(names), text, flags=re.M)
@@ -95,7 +95,7 @@ def checks(text: str) -> str:
 
 
 def written() -> dict[Path, str]:
-    """Give every file that follows from the list of checks, with the text that it should have."""
+    """Return every file that follows from the list of checks, with the text that it should have."""
     found = {_PACKAGE / "checks" / "__init__.pyi": stub_of_checks(), _PACKAGE / "__init__.pyi": stub_of_package()}
     pages = {_PACKAGE.parent / "README.md": readme, _DOCS / "api.md": api, _DOCS / "checks.md": checks}
     for path, made in pages.items():

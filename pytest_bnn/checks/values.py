@@ -108,7 +108,7 @@ class Kind:
         return f"{plain} | None" if self.optional else plain
 
     def judged(self, value: object) -> Any:
-        """Give a Python value of this kind as it is used.
+        """Return a Python value of this kind in the form that the check uses.
 
         Raises:
             ValueError: It is of another kind, or breaks a rule.
@@ -121,7 +121,7 @@ class Kind:
         return value
 
     def read(self, given: object) -> Any:
-        """Give the value that a text, or what TOML made of it, stands for.
+        """Return the value that a text, or what TOML made of it, stands for.
 
         Raises:
             ValueError: It stands for none of this kind.
@@ -175,7 +175,7 @@ class NoKindError(Exception):
 
 
 def kind_of(annotation: Any) -> Kind:
-    """Give the kind of an option by its annotation.
+    """Return the kind of an option by its annotation.
 
     Raises:
         NoKindError: The annotation is none that an option can have.
@@ -208,7 +208,7 @@ def _with(kind: Kind, **changes: Any) -> Kind:
 
 
 def annotated(text: str, names: Mapping[str, Any] | None = None) -> Any:
-    """Give what the text of an annotation stands for, by names that are given; by those of this module without any.
+    """Return the type that the text of an annotation stands for, by the names given, else by this module's.
 
     Raises:
         NoKindError: The annotation calls something, or has names that are not given.

@@ -30,7 +30,7 @@ def convert(
     moped_enable: bool = True,
     moped_delta: float = 0.1,
 ) -> nn.Module:
-    """Give a Bayesian copy of a network; the network itself is not touched.
+    """Return a Bayesian copy of a network; the network itself is not touched.
 
     Every Linear, convolution and transposed convolution becomes the Bayesian layer that bayesian-torch's ``dnn_to_bnn``
     makes, and so do the projections of attention; what the library gets wrong is mended or refused. Device, dtype,

@@ -22,7 +22,7 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_
 
 
 def build(model: nn.Module, plan: Plan, conversion: Conversion) -> nn.Module:
-    """Give the converted copy of a model.
+    """Return the converted copy of a model.
 
     The copy is a deep copy that is told beforehand what becomes of every layer, so whatever refers to a layer, at
     several paths or outside of the module tree, refers to its one Bayesian form.

@@ -65,7 +65,7 @@ class BayesianMultiheadAttention(nn.MultiheadAttention):
         return [self.get_submodule(name) for name in PROJECTIONS]
 
     def _mask(self, q: Tensor, k: Tensor, attention: Tensor | None, padding: Tensor | None) -> Tensor | None:
-        """Give one additive mask that broadcasts to ``[N, heads, L, S]``."""
+        """Return one additive mask that broadcasts to ``[N, heads, L, S]``."""
         mask = None
         if attention is not None:
             mask = _additive(attention, q)

@@ -23,7 +23,7 @@ class Baked:
 
 
 def baked(module: nn.Module, name: str) -> Baked:
-    """Give a layer's weight or bias: plain, parametrized, or made by a hook (weight norm, spectral norm, pruning)."""
+    """Return a layer's weight or bias: plain, parametrized, or made by a hook (weight norm, spectral norm, pruning)."""
     for hook in making_hooks(module).values():
         if _tensor_of(hook) == name:
             sources = [module._parameters.get(source) for source in _sources(hook)]
@@ -39,13 +39,13 @@ def baked(module: nn.Module, name: str) -> Baked:
 
 
 def making_hooks(module: nn.Module) -> dict[int, Any]:
-    """Give the hooks that make a layer's weight before every forward, by their keys."""
+    """Return the hooks that make a layer's weight before every forward, by their keys."""
     kinds = (WeightNorm, SpectralNorm, BasePruningMethod)
     return {key: hook for key, hook in module._forward_pre_hooks.items() if isinstance(hook, kinds)}
 
 
 def sources(module: nn.Module) -> set[str]:
-    """Give the names of the parameters and buffers that those hooks use, and of what they make."""
+    """Return the names of the parameters and buffers that those hooks use, and of what they make."""
     return {name for hook in making_hooks(module).values() for name in (_tensor_of(hook), *_sources(hook))}
 
 

@@ -19,7 +19,7 @@ _TRANSPOSED = {1: functional.conv_transpose1d, 2: functional.conv_transpose2d, 3
 
 
 def draw(layer: Any) -> tuple[Tensor, Tensor | None]:
-    """Give sigma * eps of a layer's weight and bias, with fresh eps in the layer's buffers, as the library does."""
+    """Return sigma * eps of a layer's weight and bias, with fresh eps in the layer's buffers, as the library does."""
     weight_name = "kernel" if hasattr(layer, "rho_kernel") else "weight"
     eps = getattr(layer, f"eps_{weight_name}").data.normal_()
     weight = torch.log1p(torch.exp(getattr(layer, f"rho_{weight_name}"))) * eps
@@ -30,7 +30,7 @@ def draw(layer: Any) -> tuple[Tensor, Tensor | None]:
 
 
 def signs(like: Tensor) -> Tensor:
-    """Give random signs of a tensor's shape, as the library's Flipout draws them."""
+    """Return random signs of a tensor's shape, as the library's Flipout draws them."""
     return like.clone().uniform_(-1, 1).sign()
 
 
@@ -168,7 +168,7 @@ class LinearFlipout(_KeylessFlipout, library.LinearFlipout):  # type: ignore[mis
 
 
 def layer_class(kind: str, estimator: str, *, own: bool) -> type[nn.Module]:
-    """Give the class of a Bayesian layer: the library's, or ours where the layer needs more."""
+    """Return the class of a Bayesian layer: the library's, or ours where the layer needs more."""
     assert estimator in ESTIMATORS
     name = kind + estimator
     found: type[nn.Module] = globals()[name] if own else getattr(library, name)

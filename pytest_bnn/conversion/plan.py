@@ -217,7 +217,7 @@ def _layer_plan(path: str, module: nn.Module, base: type[nn.Module], *, keyless:
 
 
 def _between(module: nn.Module, base: type[nn.Module]) -> list[type]:
-    """Give the classes by which a module's class extends a base, save for the one that parametrizing made."""
+    """Return the classes by which a module's class extends a base, save for the one that parametrizing made."""
     classes = [cls for cls in type(module).__mro__ if cls not in base.__mro__]
     return classes[1:] if parametrize.is_parametrized(module) else classes
 
@@ -276,7 +276,7 @@ def _plan_attention(path: str, module: nn.Module, plan: Plan, conversion: Conver
 
 
 def _swin(model: nn.Module, plan: Plan) -> Iterator[int]:
-    """Plan torchvision's windowed attention, which reads its layers' weights; give the layers without a key bias."""
+    """Plan torchvision's windowed attention, which reads its layers' weights; return the layers without a key bias."""
     if "torchvision.models.swin_transformer" not in sys.modules:
         return
     from pytest_bnn.conversion.swin import CONVERTED, KEYLESS

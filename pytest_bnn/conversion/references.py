@@ -25,7 +25,7 @@ class Method:
 
 
 def references(model: nn.Module, planned: dict[int, str]) -> Iterator[Method | str]:
-    """Give what refers to layers other than as a child module: methods to re-point, and obstacles in words.
+    """Yield the references to layers that are no child modules: methods to re-point, and obstacles in words.
 
     Lists, tuples, sets, dicts and plain attributes need nothing: a deep copy that already holds the Bayesian layers
     refers to those. Functions are not copied, and parameters are, so both would keep the old layer in use.
@@ -48,7 +48,7 @@ def references(model: nn.Module, planned: dict[int, str]) -> Iterator[Method | s
 
 
 def shared_tensors(model: nn.Module, planned: dict[int, str]) -> Iterator[str]:
-    """Give the tensors that layers share with other modules, in words."""
+    """Yield the tensors that layers share with other modules, in words."""
     owners: defaultdict[int, dict[int, str]] = defaultdict(dict)
     inside = {id(part) for m in model.modules() if id(m) in planned for part in m.modules()}
     for path, module in model.named_modules():

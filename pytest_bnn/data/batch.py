@@ -52,7 +52,7 @@ class Batch:
         return self.rows
 
     def __getitem__(self, rows: slice | Tensor) -> Batch:
-        """Give some of the examples, by a slice or by their numbers."""
+        """Return some of the examples, by a slice or by their numbers."""
         numbers = torch.arange(self.rows)[rows]
 
         def take(leaf: Any) -> Any:
@@ -61,7 +61,7 @@ class Batch:
         return self._mapped(take, rows=len(numbers))
 
     def parts(self) -> list[tuple[Batch, int]]:
-        """Give the batches that the network is called with, each with how many of its first rows count.
+        """Return the batches that the network is called with, each with how many of its first rows count.
 
         A network of one size gets rows from the start again where there are not enough left.
         """
@@ -92,7 +92,7 @@ class Batch:
         return network(*batch.arguments, **batch.keywords)
 
     def copied(self) -> Batch:
-        """Give the same with copies of all tensors."""
+        """Return the same examples with copies of all tensors."""
         return self._mapped(_copy, rows=self.rows)
 
     @property
@@ -122,7 +122,7 @@ Inputs = Tensor | Batch
 
 
 def rows_of(tree: Any, dim: int = 0) -> int:
-    """Give the number of examples in a tree: the length, along ``dim``, of its first tensor that has that dimension.
+    """Return the number of examples in a tree: the length, along ``dim``, of its first tensor that has that dimension.
 
     Raises:
         ValueError: There is no such tensor.
@@ -152,7 +152,7 @@ def per_example(rows: int) -> Stop:
 
 
 def row_dim(leaf: Tensor, *, rows: int, dim: int) -> int | None:
-    """Give the dimension of a tensor that counts the examples; None where it has none."""
+    """Return the dimension of a tensor that counts the examples; None where it has none."""
     if leaf.ndim > dim and leaf.shape[dim] == rows:
         return dim
     return 0 if dim and leaf.ndim and leaf.shape[0] == rows else None
@@ -178,7 +178,7 @@ def call(network: nn.Module, inputs: Inputs) -> Any:
 
 
 def device_of(inputs: Inputs) -> torch.device:
-    """Give the device that inputs lie on."""
+    """Return the device that inputs lie on."""
     found = inputs.tensors if isinstance(inputs, Batch) else [inputs]
     return found[0].device
 

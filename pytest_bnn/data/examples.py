@@ -96,13 +96,13 @@ class Examples:
         return () if found is None else found.fields
 
     def require_images(self) -> Inputs:
-        """Give the images; `Check.run` has made sure that there are some."""
+        """Return the images; `Check.run` has made sure that there are some."""
         images = self.images
         assert images is not None
         return images
 
     def loss_batch(self) -> Any:
-        """Give the batch that the training loss gets: a copy, anew for each call.
+        """Return the batch that the training loss gets: a copy, anew for each call.
 
         It is the loader's own first batch, or of examples without a loader at most `BATCH` (as many as the network
         takes at once, where it takes no other), in the structure in which they were given: ``(images, labels)`` for

@@ -59,7 +59,7 @@ def arranged(samples: Samples, network: nn.Module, accepts: Callable[[Inputs, bo
 
 
 def _ways(samples: Samples, network: nn.Module) -> Iterator[Arranged]:
-    """Give the ways in which a network may take examples, the likeliest first."""
+    """Yield the ways in which a network may take examples, the likeliest first."""
     item = samples.item
     if isinstance(item, Tensor):
         yield _way(samples, (item,), {}, None)
@@ -98,7 +98,7 @@ def _of_sequence(samples: Samples, network: nn.Module, parts: list[Any]) -> Iter
 
 
 def _beside_rows(part: Any, rows: int) -> bool:
-    """Say whether a tensor may belong to inputs, by having more than one number for each example."""
+    """Return whether a tensor may belong to inputs, by having more than one number for each example."""
     return isinstance(part, Tensor) and part.ndim > 1 and len(part) == rows and part.shape[1:].numel() > 1
 
 
@@ -149,7 +149,7 @@ def _parameters(network: nn.Module) -> list[inspect.Parameter]:
 
 
 def _positions(network: nn.Module) -> tuple[int, int]:
-    """Give how many positional arguments a forward needs, and how many it takes."""
+    """Return how many positional arguments a forward needs, and how many it takes."""
     positional = [p for p in _parameters(network) if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     required = sum(p.default is p.empty for p in positional)
     if any(p.kind is p.VAR_POSITIONAL for p in _parameters(network)):
@@ -158,7 +158,7 @@ def _positions(network: nn.Module) -> tuple[int, int]:
 
 
 def _names(network: nn.Module) -> tuple[set[str], bool, set[str]]:
-    """Give the names that a forward takes, whether it takes any, and those that it needs."""
+    """Return the names that a forward takes, whether it takes any, and those that it needs."""
     parameters = _parameters(network)
     known = [p for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
     takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters)

@@ -59,7 +59,7 @@ def _first_tensor(tree: Any) -> Tensor:
 
 
 def is_pair(item: Any) -> bool:
-    """Say whether examples are ``(images, labels)``, ``(images, None)`` or ``(images,)``, with one tensor of images."""
+    """Return whether examples are ``(images, labels)``, ``(images, None)`` or ``(images,)``, the images one tensor."""
     return isinstance(item, tuple | list) and 1 <= len(item) <= 2 and isinstance(item[0], Tensor)
 
 
@@ -101,7 +101,7 @@ def require_finite_inputs(inputs: Inputs) -> None:
 
 
 def rows_not_finite(values: Tensor) -> list[int]:
-    """Give the numbers of the rows that hold NaN or infinity."""
+    """Return the numbers of the rows that hold NaN or infinity."""
     found: list[int] = (~torch.isfinite(values)).unsqueeze(-1).flatten(1).any(1).nonzero().flatten().tolist()
     return found
 
@@ -128,7 +128,7 @@ def require_finite_answers(teacher: nn.Module, output: Tensor) -> None:
 
 
 def batch_for_loss(samples: Samples, probed: Probed, labels: Any, model: nn.Module, most: int) -> Any:
-    """Give a copy of the batch that a training loss gets, in the structure in which the examples were given.
+    """Return a copy of the batch that a training loss gets, in the structure in which the examples were given.
 
     Args:
         samples: The examples.
@@ -172,7 +172,7 @@ def labels_in(batch: Any, samples: Samples, probed: Probed) -> Tensor | None:
 
 
 def _beside(labels: Any, samples: Samples, tree: Any) -> Any:
-    """Give copies of the labels of a batch, out of those that were given beside the examples."""
+    """Return copies of the labels of a batch, out of those that were given beside the examples."""
     numbers = torch.arange(rows_of(tree, samples.dim))
 
     def take(leaf: Any) -> Any:

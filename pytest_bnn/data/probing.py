@@ -93,7 +93,7 @@ def probe(samples: Samples, model: nn.Module, teacher: nn.Module | None, *, seed
 
 
 def _only_way(samples: Samples) -> Arranged | None:
-    """Give the arrangement where there is no choice: a tensor, as most data are."""
+    """Return the arrangement where there is no choice: a tensor, as most data are."""
     if isinstance(samples.item, Tensor) and samples.dim == 0:
         return Arranged(samples.item, None)
     return None
@@ -104,7 +104,7 @@ def _batch(inputs: Inputs) -> Batch:
 
 
 def _sizes(samples: Samples) -> list[int]:
-    """Give the numbers of examples to try: a few, the loader's own, all."""
+    """Return the numbers of examples to try: a few, the loader's own, all."""
     wanted = (min(_FEW, samples.rows), samples.batch_rows, samples.rows)
     return list(dict.fromkeys(size for size in wanted if size and size <= samples.rows))
 
@@ -124,7 +124,7 @@ class _Ran:
 
 
 def _tried(network: nn.Module, inputs: Inputs, sizes: list[int], seed: int) -> _Ran:
-    """Give what the first size that a network takes showed, or else the first error."""
+    """Return what the first size that a network takes showed, or else the first error."""
     first: _Ran | None = None
     for size in sizes:
         ran = _run(network, inputs, size, seed)
@@ -138,7 +138,7 @@ def _tried(network: nn.Module, inputs: Inputs, sizes: list[int], seed: int) -> _
 
 
 def _twice(few: _Ran, other: _Ran) -> _Ran:
-    """Give what calls with two and with three examples showed together."""
+    """Return what calls with two and with three examples showed together."""
     # A tensor of another kind may have just as many entries by chance.
     fields = tuple(field for field in few.fields if field in other.fields) or few.fields
     only = bool(other.error) and not isinstance(other.error, NoRowsError)

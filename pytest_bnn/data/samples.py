@@ -46,7 +46,7 @@ class Samples:
         return None if self.first is None else rows_of(self.first, self.dim)
 
     def take(self, rows: int) -> Any:
-        """Give the first examples in the structure in which they were given."""
+        """Return the first examples in the structure in which they were given."""
         return _some(self.item, torch.arange(min(rows, self.rows)), self.rows, self.dim)
 
 
@@ -61,7 +61,7 @@ def samples_of(data: Any, source: str = "data", limit: int = MAX_EXAMPLES, *, se
             DataLoader of such batches.
         source: How messages call it.
         limit: The most examples to take.
-        seed: Of the subset.
+        seed: The seed of the subset.
         dim: The dimension that counts the examples: 1 where time comes first.
 
     Raises:
@@ -93,7 +93,7 @@ def samples_of(data: Any, source: str = "data", limit: int = MAX_EXAMPLES, *, se
 
 
 def as_tensors(tree: Any) -> Any:
-    """Give a tree with its numpy arrays, and its lists of numbers, as tensors."""
+    """Return a tree with its numpy arrays, and its lists of numbers, as tensors."""
     if type(tree) in (list, tuple):
         if tree and _all_numbers(tree):
             return torch.as_tensor(tree)
@@ -105,7 +105,7 @@ def as_tensors(tree: Any) -> Any:
 
 
 def _of_numpy(leaf: Any) -> Any:
-    """Give an array of numbers as a tensor, of the same memory where that can be; all else as it is."""
+    """Return an array of numbers as a tensor, of the same memory where that can be; all else as it is."""
     if isinstance(leaf, numpy.ndarray) and leaf.dtype.kind in "biufc":
         native = numpy.ascontiguousarray(leaf).astype(leaf.dtype.newbyteorder("="), copy=False)
         return torch.from_numpy(native if native.flags.writeable else native.copy()).reshape(leaf.shape)
@@ -221,7 +221,7 @@ def _has_rows(batch: Any) -> bool:
 
 
 def _batches(data: Any, limit: int, seed: int, dim: int) -> tuple[list[Any], Tensor | None]:
-    """Give batches of at least ``limit`` examples, or of all, and the places of the examples where they are known."""
+    """Return batches of at least ``limit`` examples, or of all, and the places of the examples where they are known."""
     if isinstance(data, DataLoader):
         length = _length(data.dataset)
         in_order = isinstance(data.sampler, SequentialSampler) and data.batch_size is not None

@@ -27,7 +27,7 @@ _LONGEST = 600
 
 
 def load(name: str, option: str) -> Any:
-    """Import ``MODULE:NAME`` and give the object; the module is executed, with the current folder importable.
+    """Import ``MODULE:NAME`` and return the object; the module is executed, with the current folder importable.
 
     Raises:
         InputError: The text has another form, the module or the name is missing, or importing it raises.
@@ -67,7 +67,7 @@ def load(name: str, option: str) -> Any:
 
 
 def load_model(name: str, option: str) -> nn.Module:
-    """Call ``MODULE:FACTORY`` without arguments and give the network that it returns.
+    """Call ``MODULE:FACTORY`` without arguments and return its network.
 
     Raises:
         InputError: As in `load`; the factory raises, or returns no module.
@@ -76,7 +76,7 @@ def load_model(name: str, option: str) -> nn.Module:
 
 
 def load_model_and_factory(name: str, option: str) -> tuple[nn.Module, Factory | None]:
-    """Give `load_model` and the factory that made it, which knows how long that took; None for a network by its name.
+    """Return `load_model` and the factory that made it, which knows how long that took; None for a network by its name.
 
     Raises:
         InputError: As in `load_model`.
@@ -95,7 +95,7 @@ def load_model_and_factory(name: str, option: str) -> tuple[nn.Module, Factory |
 
 
 def load_data(name: str, option: str, limit: int = MAX_EXAMPLES, *, seed: int = 0, dim: int = 0) -> Samples:
-    """Call ``MODULE:FACTORY`` without arguments and give its examples, at most ``limit``.
+    """Call ``MODULE:FACTORY`` without arguments and return its examples, at most ``limit``.
 
     Raises:
         InputError: As in `load` and `samples_of`.
@@ -117,7 +117,7 @@ def load_named(name: str, option: str) -> Any:
 
 
 def load_loss(name: str, option: str) -> Loss:
-    """Give the function ``MODULE:FUNCTION``.
+    """Return the function ``MODULE:FUNCTION``.
 
     Raises:
         InputError: As in `load`, or it cannot be called.
@@ -129,7 +129,7 @@ def load_loss(name: str, option: str) -> Loss:
 
 
 def load_function(name: str, option: str) -> Callable[[int], object]:
-    """Give the function ``MODULE:FUNCTION`` of an example's number.
+    """Return the function ``MODULE:FUNCTION`` of an example's number.
 
     Raises:
         InputError: As in `load`, or it cannot be called.
@@ -173,7 +173,7 @@ def _raised(what: str, error: BaseException) -> InputError:
 
 
 def _gist(text: str) -> str:
-    """Give an error's first line; of one that ends in a colon, such as load_state_dict's, what it announces too."""
+    """Return an error's first line; of one that ends in a colon, such as load_state_dict's, what it announces too."""
     lines = [line.strip().rstrip(".") for line in text.strip().splitlines() if line.strip()] or [""]
     if not lines[0].endswith(":"):
         return lines[0]
@@ -189,7 +189,7 @@ _NO_ACCELERATOR = re.compile(
 
 
 def _unfilled(factory: Any) -> list[str]:
-    """Give the arguments without which a factory cannot be called; none where its signature is not known."""
+    """Return the arguments without which a factory cannot be called; none where its signature is not known."""
     try:
         parameters = inspect.signature(factory).parameters.values()
     except (TypeError, ValueError):

@@ -48,14 +48,14 @@ def _split() -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def digit_grids(part: Literal["train", "held_out"]) -> tuple[Tensor, Tensor]:
-    """Give the digits at their own size: ``[N, 1, 8, 8]``, float32 in [-1, 1], and labels ``[N]``, as copies."""
+    """Return the digits at their own size: ``[N, 1, 8, 8]``, float32 in [-1, 1], and labels ``[N]``, as copies."""
     train, train_labels, held_out, held_out_labels = _split()
     grids, labels = (train, train_labels) if part == "train" else (held_out, held_out_labels)
     return grids.clone(), labels.clone()
 
 
 def digits(part: Literal["train", "held_out", "hard"], count: int | None = None) -> tuple[Tensor, Tensor]:
-    """Give scikit-learn's digits as the embedded teacher sees them.
+    """Return scikit-learn's digits as the embedded teacher sees them.
 
     Args:
         part: ``"train"`` (1437 images), ``"held_out"`` (360 images, never trained on) or ``"hard"`` (the 360 held-out
@@ -76,7 +76,7 @@ def digits(part: Literal["train", "held_out", "hard"], count: int | None = None)
 
 
 def outside_digits() -> dict[str, Tensor]:
-    """Give images that are no digits of the embedded teacher's task, from fixed seeds: the same every time.
+    """Return images that are no digits of the embedded teacher's task, from fixed seeds: the same every time.
 
     Returns:
         Four sets of 360 images ``[360, 3, 32, 32]``, float32 in [-1, 1], three equal channels as the digits have:
@@ -127,7 +127,7 @@ def _generator(seed: int) -> Generator:
 
 
 def photograph(name: str = "flower.jpg") -> Image:
-    """Give one of the two real photographs that scikit-learn ships, opened with Pillow.
+    """Return one of the two real photographs that scikit-learn ships, opened with Pillow.
 
     Args:
         name: ``"china.jpg"`` or ``"flower.jpg"``, 640x427 pixels each.
@@ -190,7 +190,7 @@ def digits_batch(image: Image) -> Tensor:
 
 
 def photograph_crops(part: Literal["train", "held_out"]) -> Tensor:
-    """Give crops of the two photographs for a network with ImageNet weights: other places for each part.
+    """Return crops of the two photographs for a network with ImageNet weights: other places for each part.
 
     Every photograph is resized to a short side of 256; ``"train"`` has twelve places in each, mirrored too
     (48 images), ``"held_out"`` eight between them (16 images).
@@ -219,5 +219,5 @@ def photograph_crops(part: Literal["train", "held_out"]) -> Tensor:
 def suitable(
     images: Literal["digits", "photographs"], part: Literal["train", "held_out"]
 ) -> tuple[Tensor, Tensor | None]:
-    """Give the bundled images for a teacher's task, with labels where there are any."""
+    """Return the bundled images for a teacher's task, with labels where there are any."""
     return digits(part) if images == "digits" else (photograph_crops(part), None)

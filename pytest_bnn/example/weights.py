@@ -58,7 +58,7 @@ def load_teacher(source: str | Path = "digits") -> Teacher:
 
 
 def model_card() -> dict[str, object]:
-    """Give the embedded teacher's model card: accuracy, split, seed, sha256."""
+    """Return the embedded teacher's model card: accuracy, split, seed, sha256."""
     card: dict[str, object] = json.loads(EMBEDDED.with_suffix(".json").read_text(encoding="utf-8"))
     return card
 

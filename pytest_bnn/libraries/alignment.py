@@ -111,7 +111,7 @@ class _Elsewhere:
         self.how: dict[str, str] = {}
 
     def layer_at(self, path: str) -> BayesianLayer | None:
-        """Give the Bayesian layer that a path of the teacher leads to."""
+        """Return the Bayesian layer that a path of the teacher leads to."""
         return self.by_module.get(id(self.modules.get(self.paths.get(path, "\0"))))
 
     def run(self, prefix: str) -> None:
@@ -170,7 +170,7 @@ def _tensors(layer: BayesianLayer, shape: torch.Size) -> list[PosteriorTensor]:
 
 
 def _weights(network: nn.Module) -> dict[str, tuple[nn.Module, Tensor]]:
-    """Give each module with a weight, by path, and that weight; a parametrized one is computed, changing nothing."""
+    """Return each module with a weight, by path, and that weight; a parametrized one is computed, changing nothing."""
     found = {}
     for path, module in network.named_modules():
         # By its methods: what TorchScript made of a module has no dictionaries.
@@ -184,7 +184,7 @@ def _weights(network: nn.Module) -> dict[str, tuple[nn.Module, Tensor]]:
 
 
 def is_related(cosines: list[float], sizes: list[int], error: float) -> bool:
-    """Say whether cosines of tensors of these sizes are larger than those of unrelated ones, wrongly with ``error``."""
+    """Return whether cosines at these sizes are above those of unrelated tensors, wrongly with ``error``."""
     usable = [(c, n) for c, n in zip(cosines, sizes, strict=True) if math.isfinite(c) and n > 1]
     if not usable:
         return False
@@ -253,7 +253,7 @@ def _unrelated(prints: Sequence[Fingerprint], why: str, could_show: bool) -> Sta
 
 
 def _only_mu_was_changed(prints: Sequence[Fingerprint]) -> bool:
-    """Say whether every sigma is where the conversion put it, and most mu are no trained version of the teacher's."""
+    """Return whether every sigma is where the conversion put it, and most mu are no trained copy of the teacher's."""
     moved = [p for p in prints if not p.untouched]
     trained = [p for p in moved if is_related([p.cosine], [p.size], UNRELATED_ERROR / len(moved))]
     return all(p.untrained_sigma for p in moved) and 2 * len(trained) <= len(prints)
@@ -265,5 +265,5 @@ def stage_of(model: nn.Module, teacher: nn.Module | None) -> Stage:
 
 
 def weight_pairs(model: nn.Module, teacher: nn.Module | None) -> list[tuple[PosteriorTensor, Tensor]]:
-    """Give each posterior weight tensor with the weight that it has in the teacher, where there is one."""
+    """Return each posterior weight tensor with the weight that it has in the teacher, where there is one."""
     return list(align(model, teacher).pairs)

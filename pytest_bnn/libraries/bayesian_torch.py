@@ -46,7 +46,7 @@ _PROBED: WeakKeyDictionary[nn.Module, tuple[object, SigmaMap | None]] = WeakKeyD
 
 
 def _base() -> type[nn.Module] | None:
-    """Give the library's base class where the library is loaded; without it no module can be an instance."""
+    """Return the library's base class where the library is loaded; without it no module can be an instance."""
     loaded = sys.modules.get("bayesian_torch.layers.base_variational_layer")
     return None if loaded is None else loaded.BaseVariationalLayer_
 
@@ -67,12 +67,12 @@ class BayesianTorch:
     )
 
     def owns(self, module: nn.Module) -> bool:
-        """Say whether a module is the library's."""
+        """Return whether a module is the library's."""
         base = _base()
         return (base is not None and isinstance(module, base)) or _copy_of(module) is not None
 
     def layer(self, path: str, module: nn.Module) -> BayesianLayer | None:
-        """Give the layer that a module is."""
+        """Return the layer that a module is."""
         tensors = tuple(self._tensors(path, module))
         if not tensors:
             return None
@@ -91,7 +91,7 @@ class BayesianTorch:
                 yield PosteriorTensor(path, role, module, mu, rho, eps, prior_mu, prior_sigma, how)  # type: ignore[arg-type]
 
     def is_stock(self, layer: BayesianLayer) -> bool:
-        """Say whether the CPU sampler may stand in for a layer's forward."""
+        """Return whether the CPU sampler may stand in for a layer's forward."""
         module: Any = layer.module
         if "forward" in vars(module):
             return False
@@ -107,18 +107,18 @@ class BayesianTorch:
         )
 
     def border(self, layer: BayesianLayer) -> tuple[list[int], str] | None:
-        """Give how a layer pads its input before its call."""
+        """Return how a layer pads its input before its call."""
         module: Any = layer.module
         return (module.border, module.padding_mode) if type(module) in STAND_INS and hasattr(module, "border") else None
 
     def layer_kl(self, layer: BayesianLayer) -> Tensor:
-        """Give a layer's KL as the library computes it."""
+        """Return a layer's KL as the library computes it."""
         kl = layer.module.kl_loss()  # type: ignore[operator]
         assert isinstance(kl, Tensor)
         return kl
 
     def brings_own_kl(self, layer: BayesianLayer) -> bool:
-        """Say whether a layer's class has a ``kl_loss`` that is not the library's; a patch of one layer is none."""
+        """Return whether a layer's class has a ``kl_loss`` that is not the library's; a patch of one layer is none."""
         kind = type(layer.module)
         method = getattr(kind, "kl_loss", None)
         if "kl_loss" in vars(layer.module) or method is None or not _is_in_its_module(kind):
@@ -126,7 +126,7 @@ class BayesianTorch:
         return str(method.__module__).split(".")[0] not in ("bayesian_torch", "pytest_bnn")
 
     def kl(self, model: nn.Module) -> Tensor | None:
-        """Give a model's KL as the library computes it."""
+        """Return a model's KL as the library computes it."""
         if not any(hasattr(module, "kl_loss") for module in model.modules()):
             return None
         if not clashes(model):
@@ -138,7 +138,7 @@ class BayesianTorch:
 
 
 def start_of(module: nn.Module) -> tuple[float, float] | None:
-    """Give the means about which a layer's constructor drew mu and rho, as the layer keeps them; None without."""
+    """Return the means about which a layer's constructor drew mu and rho, as the layer keeps them; None without."""
     found = []
     for name in ("posterior_mu_init", "posterior_rho_init"):
         value = getattr(module, name, None)
@@ -150,13 +150,13 @@ def start_of(module: nn.Module) -> tuple[float, float] | None:
 
 
 def _is_in_its_module(kind: type) -> bool:
-    """Say whether a class stands in a module, or in a function there; one made on the fly patches one layer."""
+    """Return whether a class stands in a module, or in a function there; one made on the fly patches one layer."""
     outermost = kind.__qualname__.partition(".")[0]
     return "<locals>" in kind.__qualname__ or hasattr(sys.modules.get(kind.__module__), outermost)
 
 
 def has_kl(module: nn.Module) -> bool:
-    """Say whether a module has a method ``kl_loss()`` that needs no argument."""
+    """Return whether a module has a method ``kl_loss()`` that needs no argument."""
     method = getattr(module, "kl_loss", None)
     if method is None or isinstance(method, nn.Module) or not callable(method):
         return False
@@ -168,7 +168,7 @@ def has_kl(module: nn.Module) -> bool:
 
 
 def clashes(model: nn.Module) -> tuple[str, ...]:
-    """Give the paths whose ``kl_loss`` is no method without arguments, so that ``get_kl_loss`` cannot call it."""
+    """Return the paths whose ``kl_loss`` is no method without arguments, so that ``get_kl_loss`` cannot call it."""
     return tuple(p for p, module in model.named_modules() if hasattr(module, "kl_loss") and not has_kl(module))
 
 
@@ -223,7 +223,7 @@ def _weights(module: nn.Module, images: Tensor, value: float) -> list[Tensor]:
 
 
 def inputs_of(module: nn.Module, mu: Tensor) -> Tensor:
-    """Give inputs that a layer with such weights takes: a linear one, or a convolution."""
+    """Return inputs that a layer with such weights takes: a linear one, or a convolution."""
     if mu.ndim == 2:
         return torch.ones(2, mu.shape[1], dtype=mu.dtype, device=mu.device)
     groups = int(getattr(module, "groups", 1))

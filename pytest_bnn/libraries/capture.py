@@ -39,7 +39,7 @@ class LayerCall:
         return [used for call in self.functional for used in (call.weight, call.bias) if used is not None]
 
     def noise(self) -> list[tuple[PosteriorTensor, Tensor]]:
-        """Give the noise that the call really used, ``w - mu``, in units of the weights, for each posterior tensor.
+        """Return the noise that the call really used, ``w - mu``, in units of the weights, for each posterior tensor.
 
         Flipout perturbs in a second functional call, whose weight is the noise itself. Tensors that the call does not
         reveal are left out: a layer that computes by other means, or more often than its estimator does.
@@ -88,7 +88,7 @@ class _Capture(TorchFunctionMode):
         return result
 
     def moved(self, call: FunctionalCall) -> FunctionalCall:
-        """Give a call whose weight lies behind those of the calls before, where there is room."""
+        """Return a call whose weight lies behind those of the calls before, where there is room."""
         assert self.memory is not None
         start = sum(earlier.functional[-1].weight.numel() for earlier in self.calls if earlier.functional)
         room = self.memory[start : start + call.weight.numel()]

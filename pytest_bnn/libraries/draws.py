@@ -121,5 +121,5 @@ def eager() -> AbstractContextManager[object]:
 
 
 def in_backward() -> bool:
-    """Say whether a backward pass is running: a module that runs now is run again, by activation checkpointing."""
+    """Return whether a backward pass is running: a module that runs now is run again, by activation checkpointing."""
     return bool(torch._C._current_graph_task_id() != -1)

@@ -105,7 +105,7 @@ def apart_from(mu: Tensor, weight: Tensor) -> tuple[float, float]:
 
 
 def moved_by(tensor: PosteriorTensor, weight: Tensor, *, share: float = 0.5) -> float:
-    """Give how far a share of mu is from the teacher's weight at most, in multiples of what rounding hides in sigma."""
+    """Return how far a share of mu is from the teacher's weight at most, in units of what rounding hides in sigma."""
     mu, rho = some(tensor.mu.detach()), some(rho_of(tensor))
     weight = some(weight.detach().to(mu.device))
     usable = usable_places(rho, weight)
@@ -117,13 +117,13 @@ def moved_by(tensor: PosteriorTensor, weight: Tensor, *, share: float = 0.5) -> 
 
 
 def rho_of(tensor: PosteriorTensor) -> Tensor:
-    """Give what sigma is computed from, detached and of mu's shape."""
+    """Return what sigma is computed from, detached and of mu's shape."""
     rho = tensor.rho.detach()
     return rho.expand_as(tensor.mu) if rho.shape != tensor.mu.shape else rho
 
 
 def some(values: Tensor) -> Tensor:
-    """Give at most `_ENOUGH` values of a tensor, evenly spread over it and over the places of a kernel, flat."""
+    """Return at most `_ENOUGH` values of a tensor, evenly spread over it and over the places of a kernel, flat."""
     flat = values.flatten()
     step = -(-flat.numel() // _ENOUGH) or 1
     # Of a kernel of which the data reach the middle alone, a step of 9 or 36 would always give the same corner.
@@ -133,25 +133,25 @@ def some(values: Tensor) -> Tensor:
 
 
 def cosine(tensor: PosteriorTensor, weight: Tensor) -> float:
-    """Give the cosine of the posterior mean to a weight, in [-1, 1]; NaN where one of them is 0 or not finite."""
+    """Return the cosine of the posterior mean to a weight, in [-1, 1]; NaN where one of them is 0 or not finite."""
     mu, weight = tensor.mu.detach().double().flatten(), weight.detach().to(tensor.mu.device).double().flatten()
     return float(mu @ weight / (mu.norm() * weight.norm()))
 
 
 def equal_values(mu: Tensor, weight: Tensor) -> bool:
-    """Say whether two tensors are equal to the bit, in the coarser dtype of the two."""
+    """Return whether two tensors are equal to the bit, in the coarser dtype of the two."""
     return torch.equal(mu.to(weight.dtype), weight) or torch.equal(weight.to(mu.dtype), mu)
 
 
 def is_one_ratio(rho: Tensor, reference: Tensor, how: SigmaMap = SOFTPLUS) -> bool:
-    """Say whether sigma / abs(reference) is one number over the tensor, to the rounding of both dtypes.
+    """Return whether sigma / abs(reference) is one number over the tensor, to the rounding of both dtypes.
 
     Places where the reference is 0, or where sigma is at the floor, tell nothing and are left out. Where all others
     have the same size, a constant sigma would look the same, so the answer is no.
 
     Args:
         rho: What sigma is computed from.
-        reference: Of the same shape: mu, or the teacher's weight.
+        reference: A tensor of the same shape: mu, or the teacher's weight.
         how: How sigma is computed.
     """
     if len(usable_places(rho, reference)) < 2:
@@ -162,14 +162,14 @@ def is_one_ratio(rho: Tensor, reference: Tensor, how: SigmaMap = SOFTPLUS) -> bo
 
 
 def usable_places(rho: Tensor, reference: Tensor) -> Tensor:
-    """Give the numbers of the places, of flat tensors, where sigma / abs(reference) tells something."""
+    """Return the numbers of the places, of flat tensors, where sigma / abs(reference) tells something."""
     size, r = reference.double().abs().flatten(), rho.double().flatten()
     usable: Tensor = ((size > 0) & torch.isfinite(size) & torch.isfinite(r) & (r > _FLOOR)).nonzero().flatten()
     return usable
 
 
 def ratios(rho: Tensor, reference: Tensor, how: SigmaMap = SOFTPLUS) -> tuple[Tensor, Tensor, Tensor]:
-    """Give log(sigma / abs(reference)), abs(reference), and by how much rounding moves the first, where it is usable.
+    """Return log(sigma / abs(reference)), abs(reference), and by how much rounding moves the first, where it is usable.
 
     MOPED rounds delta * abs(w), its expm1 and its logarithm; rho's own rounding moves sigma by abs(rho) eps of itself.
     """
@@ -183,7 +183,7 @@ def ratios(rho: Tensor, reference: Tensor, how: SigmaMap = SOFTPLUS) -> tuple[Te
 
 
 def precision(values: Tensor) -> torch.finfo:
-    """Give the limits of the coarsest dtype that holds the values exactly: a model may have been cast up."""
+    """Return the limits of the coarsest dtype that holds the values exactly: a model may have been cast up."""
     for dtype in (torch.bfloat16, torch.float16, torch.float32):
         if torch.equal(values.to(dtype).to(values.dtype).nan_to_num(), values.nan_to_num()):
             return torch.finfo(dtype)
@@ -198,7 +198,7 @@ def _is_random_start(mu: Tensor, rho: Tensor, means: tuple[float, float] | None)
 
 
 def _is_normal(values: Tensor, mean: float | None) -> bool:
-    """Say whether values may have come from the normal distribution of the random start, about a mean where known.
+    """Return whether values may have come from the normal distribution of the random start, about a mean where known.
 
     By the z-test of the mean, the chi-square test of the variance and the Kolmogorov-Smirnov test of the shape. The
     rounding of a coarse dtype counts as the most by which it moves a value.
@@ -218,14 +218,14 @@ def _is_normal(values: Tensor, mean: float | None) -> bool:
 
 
 def score_bound(tensors: int, error: float) -> float:
-    """Give the score that any of so many standard normal ones exceeds with at most this probability (Bonferroni)."""
+    """Return the score that any of so many standard normal ones exceeds with at most this probability (Bonferroni)."""
     from scipy.stats import norm
 
     return float(norm.isf(error / tensors))
 
 
 def relation(cosines: Tensor, sizes: Tensor) -> tuple[float, float]:
-    """Give the largest score of single cosines, and the score of all of them together, weighed by their sizes.
+    """Return the largest score of single cosines, and the score of all of them together, weighed by their sizes.
 
     Under independence of the weights (isotropic in one of each pair), each is standard normal: see
     `stats.normal.correlation_scores`. Stouffer's sum with weights sqrt(n) is standard normal again.

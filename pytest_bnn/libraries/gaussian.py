@@ -26,16 +26,16 @@ class SigmaMap:
     name: Literal["softplus", "exp"]
 
     def into(self, out: Tensor, rho: Tensor) -> Tensor:
-        """Write sigma, as the layers compute it, into a tensor of rho's shape; give that tensor."""
+        """Write sigma, as the layers compute it, into a tensor of rho's shape; return that tensor."""
         out.copy_(rho).exp_()
         return out.log1p_() if self.name == "softplus" else out
 
     def of(self, rho: Tensor) -> Tensor:
-        """Give sigma with its graph; finite wherever rho is."""
+        """Return sigma with its graph; finite wherever rho is."""
         return nn.functional.softplus(rho, threshold=80) if self.name == "softplus" else rho.exp()
 
     def slope(self, rho: Tensor) -> Tensor:
-        """Give the derivative of sigma with respect to rho."""
+        """Return the derivative of sigma with respect to rho."""
         return torch.sigmoid(rho) if self.name == "softplus" else rho.exp()
 
 
@@ -43,7 +43,7 @@ SOFTPLUS, EXP = SigmaMap("softplus"), SigmaMap("exp")
 
 
 def kl_of_normals(mu: Tensor, sigma: Tensor, prior_mu: Tensor, prior_sigma: Tensor) -> Tensor:
-    """Give KL(N(mu, sigma^2) || N(prior_mu, prior_sigma^2)) element by element, in nats.
+    """Return KL(N(mu, sigma^2) || N(prior_mu, prior_sigma^2)) element by element, in nats.
 
     Source: Kingma and Welling 2014, appendix B.
     """
@@ -56,7 +56,7 @@ def not_finite(*tensors: Tensor) -> int:
 
 
 def slot(module: nn.Module, name: str) -> tuple[dict[str, Any], str] | None:
-    """Give the dictionary and key where a module keeps an attribute; None where it is computed.
+    """Return the dictionary and key where a module keeps an attribute; None where it is computed.
 
     With a parametrization (`torch.nn.utils.parametrize`) that is its place among the parametrizations.
     """
@@ -71,7 +71,7 @@ def slot(module: nn.Module, name: str) -> tuple[dict[str, Any], str] | None:
 
 
 def leaf_of(value: Tensor) -> Tensor | None:
-    """Give the parameter that a tensor is computed from; itself where it is one, None where there are several."""
+    """Return the parameter that a tensor is computed from; itself where it is one, None where there are several."""
     if value.grad_fn is None:
         return value
     leaves = leaves_behind(value)
@@ -141,7 +141,7 @@ class PosteriorTensor:
         return found.exp() if self.prior_is_log else found
 
     def flat_prior(self) -> tuple[Tensor, Tensor]:
-        """Give prior mean and sigma detached, flat and contiguous: one number each where all are equal."""
+        """Return prior mean and sigma detached, flat and contiguous: one number each where all are equal."""
         priors = [prior.detach() for prior in (self.prior_mu, self.prior_sigma)]
         if all(bool((prior == prior.flatten()[0]).all()) for prior in priors):
             mean, sigma = (prior.flatten()[:1].clone() for prior in priors)
@@ -155,13 +155,13 @@ class PosteriorTensor:
         return self.mu.numel()
 
     def kl_sum(self) -> float:
-        """Give KL(posterior || prior), summed over the tensor, in nats, by the closed form in float64."""
+        """Return KL(posterior || prior), summed over the tensor, in nats, by the closed form in float64."""
         mu, rho, prior_mu, prior_sigma = self._double()
         kl = kl_of_normals(mu, self.map.of(rho), prior_mu, prior_sigma)
         return float(kl.sum())
 
     def kl_gradient(self) -> tuple[Tensor, Tensor]:
-        """Give the gradient of `kl_sum` to `mu_parameter` and to `rho_parameter`, in float64."""
+        """Return the gradient of `kl_sum` to `mu_parameter` and to `rho_parameter`, in float64."""
         mu, rho, prior_mu, prior_sigma = self._double()
         sigma = self.map.of(rho)
         to_mu = (mu - prior_mu) / prior_sigma**2
@@ -169,16 +169,16 @@ class PosteriorTensor:
         return self._to_parameter(self.mu_name, to_mu), self._to_parameter(self.rho_name, to_rho)
 
     def is_prior(self) -> bool:
-        """Say whether the posterior is the prior, up to rounding: where it started from it."""
+        """Return whether the posterior is the prior, up to rounding: where it started from it."""
         return self.sigma_is_the_prior() and self.mu_is_the_prior()
 
     def mu_is_the_prior(self) -> bool:
-        """Say whether mu is the prior's up to rounding, so that the KL has no gradient to mu."""
+        """Return whether mu is the prior's up to rounding, so that the KL has no gradient to mu."""
         mu, _, prior_mu, prior_sigma = self._double()
         return bool(((mu - prior_mu).abs() <= self._rounding() * prior_sigma).all())
 
     def sigma_is_the_prior(self) -> bool:
-        """Say whether sigma is the prior's up to rounding, so that the KL has no gradient to rho."""
+        """Return whether sigma is the prior's up to rounding, so that the KL has no gradient to rho."""
         prior_sigma = self.prior_sigma.detach().expand(self.mu.shape)
         for part in (slice(0, 1), slice(None)):  # one entry is mostly enough to say no
             sigma, prior = (t.flatten()[part].double() for t in (self.sigma, prior_sigma))
@@ -190,7 +190,7 @@ class PosteriorTensor:
         return 16 * torch.finfo(self.mu.dtype).eps
 
     def data_to_rho(self, to_weight: Tensor, eps: Tensor) -> Tensor:
-        """Give the part of rho's gradient that comes through the weight: ``to_weight * eps * dsigma / drho``."""
+        """Return the part of rho's gradient that comes through the weight: ``to_weight * eps * dsigma / drho``."""
         slope = self.map.slope(self.rho.detach().double())
         return self._to_parameter(self.rho_name, to_weight.double() * eps.double() * slope)
 

@@ -84,7 +84,7 @@ def _is_one_value(values: Tensor) -> bool:
 
 
 def traces(model: nn.Module, teacher: nn.Module | None, alignment: Alignment) -> tuple[Trace, ...]:
-    """Give what each posterior tensor of a model tells, in the order of the model; biases are paired with weights."""
+    """Return what each posterior tensor of a model tells, in its order; biases are paired with weights."""
     weights = {(id(tensor.module), tensor.mu_name): weight for tensor, weight in alignment.pairs}
     paired = {id(tensor.module) for tensor, _ in alignment.pairs}
     sources = dict(teacher.named_modules()) if teacher is not None else {}
@@ -101,12 +101,12 @@ def traces(model: nn.Module, teacher: nn.Module | None, alignment: Alignment) ->
 
 
 def carries_the_teacher(trace: Trace, among: int) -> bool:
-    """Say whether a tensor has something of the teacher's weight, among so many tensors that are asked about."""
+    """Return whether a tensor has something of the teacher's weight, among so many tensors that are asked about."""
     return trace.print.equal or is_related([trace.print.cosine], [trace.print.size], UNRELATED_ERROR / among)
 
 
 def left_at_the_start(found: Sequence[Trace]) -> tuple[Trace, ...]:
-    """Give the weight tensors at the library's random start, where most others have something of the teacher.
+    """Return the weight tensors at the library's random start, where most others have something of the teacher.
 
     Each is large enough that even a moderate relation to the teacher's weight would show, and shows none.
     """
@@ -141,7 +141,7 @@ class Displaced:
 
 
 def displaced(found: Sequence[Trace]) -> Iterator[Displaced]:
-    """Give the tensors whose sorted sigma is one share of the sorted abs(mu) of a tensor, itself or another.
+    """Yield the tensors whose sorted sigma is one share of the sorted abs(mu) of a tensor, itself or another.
 
     That is a fresh conversion's in the wrong places: training scales sigma by another factor at each place. Where sigma
     is the memory of the tensor that it fits, the two share a parameter, which is another fault.
@@ -163,7 +163,7 @@ def displaced(found: Sequence[Trace]) -> Iterator[Displaced]:
 
 
 def _in_its_places(trace: Trace) -> bool:
-    """Say whether sigma is about one share of abs(mu) at most places, so that it is where it belongs."""
+    """Return whether sigma is about one share of abs(mu) at most places, so that it is where it belongs."""
     rho, mu = some(rho_of(trace.tensor)), some(trace.tensor.mu.detach())
     if not len(usable_places(rho, mu)):
         return False
@@ -172,7 +172,7 @@ def _in_its_places(trace: Trace) -> bool:
 
 
 def _norms(values: Tensor) -> float:
-    """Give the ratio of the sum of absolute values to the Euclidean norm; NaN for zeros and for what is not finite."""
+    """Return the ratio of the sum of absolute values to the Euclidean norm; NaN for zeros and unless all are finite."""
     flat = values.flatten()
     return float(flat.abs().sum(dtype=torch.float64) / torch.linalg.vector_norm(flat, dtype=torch.float64))
 
@@ -192,7 +192,7 @@ def _share_memory(trace: Trace, donor: Trace) -> bool:
 
 
 def barely_moved(trace: Trace) -> bool:
-    """Say whether mu is so near to the teacher's weight that steps too small for rho's dtype explain it."""
+    """Return whether mu is so near to the teacher's weight that steps too small for rho's dtype explain it."""
     if trace.weight is None or trace.print.equal:
         return False
     return not moved_by(trace.tensor, trace.weight) > FAR
@@ -206,7 +206,7 @@ def never_trained(trace: Trace) -> bool:
 
 
 def moved_beside(model: nn.Module, teacher: nn.Module | None, alignment: Alignment) -> tuple[str, ...]:
-    """Give the names of parameters without a posterior that the teacher has not got, or has with other values.
+    """Return the names of parameters without a posterior that the teacher has not got, or has with other values.
 
     Without a teacher all of them: nothing shows whether they moved.
     """

@@ -54,31 +54,31 @@ class Adapter(Protocol):
     conventions: tuple[Convention, ...]
 
     def layer(self, path: str, module: nn.Module) -> BayesianLayer | None:
-        """Give the layer that a module is; None where it owns no posterior, or is not the library's."""
+        """Return the layer that a module is; None where it owns no posterior, or is not the library's."""
         ...
 
     def owns(self, module: nn.Module) -> bool:
-        """Say whether a module is the library's, composites included."""
+        """Return whether a module is the library's, composites included."""
         ...
 
     def is_stock(self, layer: BayesianLayer) -> bool:
-        """Say whether a layer's forward is one functional call with drawn tensors, which gives the output."""
+        """Return whether a layer's forward is one functional call with drawn tensors, which gives the output."""
         ...
 
     def border(self, layer: BayesianLayer) -> tuple[list[int], str] | None:
-        """Give how a layer pads its input before its call; None where the call itself does."""
+        """Return how a layer pads its input before its call; None where the call itself does."""
         ...
 
     def layer_kl(self, layer: BayesianLayer) -> Tensor:
-        """Give a layer's KL as the library computes it, with its graph."""
+        """Return a layer's KL as the library computes it, with its graph."""
         ...
 
     def brings_own_kl(self, layer: BayesianLayer) -> bool:
-        """Say whether a layer's class, on purpose, computes a KL that is not the library's."""
+        """Return whether a layer's class, on purpose, computes a KL that is not the library's."""
         ...
 
     def kl(self, model: nn.Module) -> Tensor | None:
-        """Give a model's KL as the library computes it, with its graph; None where it finds no layer."""
+        """Return a model's KL as the library computes it, with its graph; None where it finds no layer."""
         ...
 
 
@@ -115,10 +115,10 @@ class BayesianLayer:
         return self.adapter.border(self)
 
     def kl(self) -> Tensor:
-        """Give the KL term as the layer itself, or its library, computes it, with its graph."""
+        """Return the KL term as the layer itself, or its library, computes it, with its graph."""
         return self.adapter.layer_kl(self)
 
 
 def tensors_of(layers: Iterable[BayesianLayer]) -> tuple[PosteriorTensor, ...]:
-    """Give the posterior tensors of some layers."""
+    """Return the posterior tensors of some layers."""
     return tuple(tensor for layer in layers for tensor in layer.tensors)

@@ -46,7 +46,7 @@ _NAMED = re.compile(r"bayes|variational|flipout|reparam", re.IGNORECASE)
 
 
 def bayesian_layers(model: nn.Module) -> tuple[BayesianLayer, ...]:
-    """Give the layers of a model that own a posterior, in the order of ``named_modules``, each once."""
+    """Return the layers of a model that own a posterior, in the order of ``named_modules``, each once."""
     return tuple(layer for path, module in model.named_modules() if (layer := _layer(path, module)) is not None)
 
 
@@ -59,12 +59,12 @@ def _layer(path: str, module: nn.Module) -> BayesianLayer | None:
 
 
 def is_bayesian(module: nn.Module) -> bool:
-    """Say whether a module is a layer of a known library, composites such as bayesian-torch's LSTM included."""
+    """Return whether a module is a layer of a known library, composites such as bayesian-torch's LSTM included."""
     return any(adapter.owns(module) for adapter in ADAPTERS)
 
 
 def unknown_layers(model: nn.Module) -> tuple[tuple[str, str], ...]:
-    """Give path and kind of each module that looks like a Bayesian layer and that no adapter knows.
+    """Return path and kind of each module that looks like a Bayesian layer and that no adapter knows.
 
     It owns a pair of parameters of one shape that are named as a mean and a width, or computes with noise in eval mode
     and owns several tensors of one shape, or is called Bayesian. It has a forward of its own: what `torch.fx` leaves of
@@ -99,7 +99,7 @@ def _kind(module: nn.Module) -> str:
 
 
 def _owns_parameters(module: nn.Module) -> bool:
-    """Say whether a module computes with parameters that are no other layer's: its own, or its samplers'."""
+    """Return whether a module computes with parameters that are no other layer's: its own, or its samplers'."""
     return any(True for _ in module.parameters(recurse=False))
 
 
@@ -116,7 +116,7 @@ def _has_pair(module: nn.Module) -> bool:
 
 
 def _varies_by_itself(module: nn.Module) -> bool:
-    """Say whether a module that owns several tensors of one shape computes with noise, whatever their names are."""
+    """Return whether a module that owns several tensors of one shape computes with noise, whatever their names are."""
     own = [p for p in module.parameters(recurse=False) if p.ndim >= 2 and not is_lazy(p) and p.is_floating_point()]
     pairs = [p for p in own if sum(p.shape == other.shape for other in own) > 1]
     if not pairs or type(module).__module__.startswith("torch."):
@@ -182,7 +182,7 @@ def nobody_knows(model: nn.Module) -> str:
 
 
 def orphaned_posteriors(model: nn.Module) -> tuple[str, ...]:
-    """Give the paths that still own mu and rho although no Bayesian layer is left there.
+    """Return the paths that still own mu and rho although no Bayesian layer is left there.
 
     That is what ``torch.fx`` and ``create_feature_extractor`` make of a Bayesian network: the parameters
     survive, the layers and with them fresh noise and KL do not.
@@ -203,13 +203,13 @@ class KlError(Exception):
 
 
 def adapters_of(model: nn.Module) -> tuple[Adapter, ...]:
-    """Give the adapters whose layers are in a model, each once."""
+    """Return the adapters whose layers are in a model, each once."""
     found = {id(layer.adapter): layer.adapter for layer in bayesian_layers(model)}
     return tuple(found.values())
 
 
 def kl(model: nn.Module) -> Tensor | None:
-    """Give the model's KL term as its library computes it; None where nothing is Bayesian.
+    """Return the model's KL term as its library computes it; None where nothing is Bayesian.
 
     For bayesian-torch that is what ``get_kl_loss`` gives, also where the model has no layer with a posterior.
 
@@ -228,6 +228,6 @@ def _asked(model: nn.Module) -> Iterator[Adapter]:
 
 
 def counted_twice(model: nn.Module) -> tuple[str, ...]:
-    """Give the paths of layers whose KL ``get_kl_loss`` adds again for a layer around them (docs/faults.md, A12)."""
+    """Return the paths of layers whose KL ``get_kl_loss`` adds again for a layer around them (docs/faults.md, A12)."""
     outer = [path for path, module in model.named_modules() if hasattr(module, "kl_loss")]
     return tuple(p for p in outer if any(p.startswith(f"{o}.") or (o == "" and p) for o in outer))

@@ -141,7 +141,7 @@ def unproven_silence(model: nn.Module, run: Callable[[], Tensor], *, seed: int) 
     Args:
         model: What is silenced.
         run: Runs the model on a few rows and gives its output.
-        seed: Of the passes.
+        seed: The seed of the passes.
     """
     seed_everything(seed)
     with zero_noise(model):
@@ -159,7 +159,7 @@ def unproven_silence(model: nn.Module, run: Callable[[], Tensor], *, seed: int) 
 
 
 def same(one: Tensor, other: Tensor) -> bool:
-    """Say whether two outputs are equal up to ten roundings of their largest value; NaN equals NaN."""
+    """Return whether two outputs are equal up to ten roundings of their largest value; NaN equals NaN."""
     if one.shape != other.shape:
         return False
     if torch.equal(one, other) or not one.is_floating_point():

@@ -34,27 +34,27 @@ class TorchBnn:
     )
 
     def owns(self, module: nn.Module) -> bool:
-        """Say whether a module is the library's."""
+        """Return whether a module is the library's."""
         kind = next((kind.__name__ for kind in type(module).__mro__ if kind.__name__ in _KINDS), None)
         return kind is not None and all(hasattr(module, name) for name in _OWN)
 
     def layer(self, path: str, module: nn.Module) -> BayesianLayer | None:
-        """Give the layer that a module is."""
+        """Return the layer that a module is."""
         if not self.owns(module):
             return None
         name = next(kind.__name__ for kind in type(module).__mro__ if kind.__name__ in _KINDS)
         return BayesianLayer(path, module, _KINDS[name], "Reparameterization", tuple(_tensors(path, module)), self)
 
     def is_stock(self, layer: BayesianLayer) -> bool:
-        """Say whether the CPU sampler may stand in for a layer's forward."""
+        """Return whether the CPU sampler may stand in for a layer's forward."""
         return False
 
     def border(self, layer: BayesianLayer) -> tuple[list[int], str] | None:
-        """Give how a layer pads its input before its call."""
+        """Return how a layer pads its input before its call."""
         return None
 
     def layer_kl(self, layer: BayesianLayer) -> Tensor:
-        """Give a layer's KL as the library computes it."""
+        """Return a layer's KL as the library computes it."""
         library: Any = sys.modules.get("torchbnn.functional")
         terms = []
         for tensor in layer.tensors:
@@ -66,11 +66,11 @@ class TorchBnn:
         return torch.stack(terms).sum()
 
     def brings_own_kl(self, layer: BayesianLayer) -> bool:
-        """Say whether a layer's class computes another KL: none does, it is computed for the model."""
+        """Return whether a layer's class computes another KL: none does, it is computed for the model."""
         return False
 
     def kl(self, model: nn.Module) -> Tensor | None:
-        """Give a model's KL as the library computes it."""
+        """Return a model's KL as the library computes it."""
         found = (self.layer(path, module) for path, module in model.named_modules())
         layers = [layer for layer in found if layer is not None]
         if not layers:

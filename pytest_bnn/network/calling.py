@@ -22,13 +22,13 @@ class Arguments(Protocol):
         """The names of the outputs that count; all that have rows when None."""
 
     def __len__(self) -> int:
-        """Give the number of examples."""
+        """Return the number of examples."""
 
     def call(self, network: nn.Module) -> Any:
         """Call a network."""
 
     def parts(self) -> Sequence[tuple[Arguments, int]]:
-        """Give what the network takes at once, each with how many of its first rows count."""
+        """Return what the network takes at once, each with how many of its first rows count."""
 
 
 class ForwardError(Exception):
@@ -70,7 +70,7 @@ def output_tensor(output: Any) -> Tensor:
 
 
 def output_fields(output: Any, rows: int) -> dict[str, Tensor]:
-    """Give the tensors of an output that have a row of real numbers for each example, by their place in it.
+    """Return the tensors of an output that have a row of real numbers for each example, by their place in it.
 
     Where the first dimension is a multiple of the number of examples, as for tokens that were flattened, each
     example has that many rows. Whole numbers and truth values count where there is nothing else.
@@ -89,7 +89,7 @@ def output_fields(output: Any, rows: int) -> dict[str, Tensor]:
 
 
 def _opened(output: Any) -> Any:
-    """Give the tensors of an object that is no tree, such as a distribution, by the names of its attributes."""
+    """Return the tensors of an object that is no tree, such as a distribution, by the names of its attributes."""
     if isinstance(output, Tensor) or is_inner(output):
         return output
     held = {name: value for name, value in getattr(output, "__dict__", {}).items() if isinstance(value, Tensor)}
@@ -97,7 +97,7 @@ def _opened(output: Any) -> Any:
 
 
 def forward(model: nn.Module, inputs: Tensor | Arguments) -> Tensor:
-    """Run a model once on a batch, without gradients; give its outputs as rows.
+    """Run a model once on a batch, without gradients; return its outputs as rows.
 
     One tensor is given as it is, ``[N, ...]``; several are flattened and put side by side, ``[N, numbers]``, in the
     order of `layout`.
@@ -112,7 +112,7 @@ def forward(model: nn.Module, inputs: Tensor | Arguments) -> Tensor:
 
 
 def layout(model: nn.Module, inputs: Tensor | Arguments) -> tuple[Field, ...]:
-    """Give the tensors that `forward` gives for such inputs, in their order.
+    """Return the tensors that `forward` gives for such inputs, in their order.
 
     Raises:
         ForwardError: As in `forward`.
@@ -121,7 +121,7 @@ def layout(model: nn.Module, inputs: Tensor | Arguments) -> tuple[Field, ...]:
 
 
 def look(model: nn.Module, inputs: Tensor | Arguments) -> tuple[tuple[Field, ...], bool]:
-    """Give `layout`, and whether there are other tensors, which would seem to have rows for another number of inputs.
+    """Return `layout`, and whether there are other tensors, which would seem to have rows for another number of inputs.
 
     Raises:
         ForwardError: As in `forward`.

@@ -49,12 +49,12 @@ class Parting:
 
 
 def tolerance(*tensors: Tensor) -> float:
-    """Give the relative float tolerance for the coarsest dtype among tensors."""
+    """Return the relative float tolerance for the coarsest dtype among tensors."""
     return max(_TOLERANCE.get(tensor.dtype, _TOLERANCE[torch.float32]) for tensor in tensors)
 
 
 def difference(one: Tensor, other: Tensor) -> float:
-    """Give the largest difference relative to the largest absolute value of ``one``; NaN counts as infinite.
+    """Return the largest difference relative to the largest absolute value of ``one``; NaN counts as infinite.
 
     Different shapes give -1.
     """
@@ -89,7 +89,7 @@ def traced(model: nn.Module) -> Iterator[list[Call]]:
 
 
 def first_parting(one: list[Call], other: list[Call]) -> Parting | None:
-    """Compare the calls of two runs path by path, in order; give the first whose outputs differ."""
+    """Compare the calls of two runs path by path, in order; return the first whose outputs differ."""
     by_path: dict[str, list[Call]] = {}
     for call in other:
         by_path.setdefault(call.path, []).append(call)

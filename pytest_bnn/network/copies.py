@@ -42,7 +42,7 @@ class Copies:
 
 
 def last_copies(modules: Sequence[nn.Module], run: Callable[[], object], rows: int) -> Copies | None:
-    """Run a network on distinct examples; give the copies that the last call of some modules got and gave equally.
+    """Run a network on distinct examples; return the copies that the last call of some modules got and gave equally.
 
     Registers hooks for as long as it runs.
 
@@ -74,7 +74,7 @@ def last_copies(modules: Sequence[nn.Module], run: Callable[[], object], rows: i
 
 
 def takes_their_mean(copies: Copies, run: Callable[[], Tensor], rows: int) -> bool:
-    """Say whether what a network makes of copies changes equally with each of them, as their mean does.
+    """Return whether what a network makes of copies changes equally with each of them, as their mean does.
 
     Args:
         copies: What `last_copies` gave.
@@ -120,7 +120,7 @@ def _changed(copies: Copies, copy: int, rows: int) -> Iterator[None]:
 
 
 def _addition(output: Tensor, copies: Copies, copy: int, rows: int) -> Tensor:
-    """Give what is added: another amount to each number of a row, since a softmax does not notice a constant."""
+    """Return what is added to each row: other amounts to its numbers, since a softmax cancels a constant."""
     number, layout = copies.number, copies.layout
     chosen = torch.zeros(number, dtype=output.dtype, device=output.device)
     chosen[copy] = 1.0
@@ -141,7 +141,7 @@ def _addition(output: Tensor, copies: Copies, copy: int, rows: int) -> Tensor:
 
 
 def _copies(tensor: Tensor, rows: int) -> list[tuple[int, Layout]]:
-    """Give the ways in which a tensor holds equal copies of rows that are not all equal, with their number."""
+    """Return the ways in which a tensor holds equal copies of rows that are not all equal, with their number."""
     physical, hidden = _physical(tensor)
     if hidden:
         ways: list[tuple[Layout, Tensor]] = [("vmap", physical)] if physical.ndim > 1 else []
@@ -159,7 +159,7 @@ def _copies(tensor: Tensor, rows: int) -> list[tuple[int, Layout]]:
 
 
 def _equal(parts: Tensor) -> bool:
-    """Say whether all parts along the first dimension are equal, up to rounding."""
+    """Return whether all parts along the first dimension are equal, up to rounding."""
     if parts.numel() == 0 or not parts.is_floating_point():
         return bool((parts == parts[:1]).all())
     values = parts.detach()
@@ -168,7 +168,7 @@ def _equal(parts: Tensor) -> bool:
 
 
 def _physical(tensor: Tensor) -> tuple[Tensor, bool]:
-    """Give the numbers behind a tensor, first the dimension that ``torch.vmap`` hides, and whether it hides one."""
+    """Return the numbers behind a tensor, first the dimension that ``torch.vmap`` hides, and whether it hides one."""
     functorch: Any = torch._C._functorch
     if functorch.maybe_current_level() is None:
         return tensor, False
@@ -179,7 +179,7 @@ def _physical(tensor: Tensor) -> tuple[Tensor, bool]:
 
 
 def _vmap_size() -> int:
-    """Give over how many entries the innermost ``torch.vmap`` that is running maps; 0 where none is."""
+    """Return the size of the innermost ``torch.vmap`` that is running; 0 where none is."""
     functorch: Any = torch._C._functorch
     running = functorch.peek_interpreter_stack()
     if running is None or running.key() != functorch.TransformType.Vmap:

@@ -27,7 +27,7 @@ def undisturbed(*models: nn.Module, seed: int, unwritten: Iterable[Tensor] = ())
 
     Args:
         *models: What is looked at.
-        seed: Of the random generators inside.
+        seed: The seed of the random generators inside.
         unwritten: Parameters and buffers that nothing inside writes to: they are neither copied nor compared.
     """
     spared = {id(tensor) for tensor in unwritten}

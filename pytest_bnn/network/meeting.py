@@ -93,7 +93,7 @@ def _calls(network: nn.Module, run: Run, seat: Seat) -> list[_Call]:
 
 
 def _row(tensor: Tensor, rows: int, place: int) -> Tensor | None:
-    """Give the part of a tensor inside of a network that is one example's; None where none is known to be."""
+    """Return the part of a tensor inside of a network that is one example's; None where none is known to be."""
     if not tensor.ndim:
         return None
     if len(tensor) == rows:
@@ -107,7 +107,7 @@ def _row(tensor: Tensor, rows: int, place: int) -> Tensor | None:
 
 
 def _agree(one: list[Tensor | None], other: list[Tensor | None]) -> bool | None:
-    """Say whether rows agree; None where nothing can be compared."""
+    """Return whether rows agree; None where nothing can be compared."""
     pairs = [(a, b) for a, b in zip(one, other, strict=False) if a is not None and b is not None]
     gaps = [difference(a, b) for a, b in pairs if a.shape == b.shape]
     return None if not gaps else max(gaps) <= _APART

@@ -59,7 +59,7 @@ class Operand:
 
 
 def operands(network: nn.Module, run: Callable[[], object], named: Mapping[str, Tensor]) -> list[Operand]:
-    """Give the uses of some tensors as operands in one run of a network; each once.
+    """Return the uses of some tensors as operands in one run of a network; each once.
 
     An operand that depends on the input itself is none, and neither is what is looked up in a table. Registers hooks:
     use it within `isolation.undisturbed`.
@@ -194,7 +194,7 @@ def _union(labels: Iterable[int]) -> int:
 
 @cache
 def _written_places(func: Any) -> tuple[int, ...]:
-    """Give the places of the arguments that an operation writes to."""
+    """Return the places of the arguments that an operation writes to."""
     arguments = enumerate(func._schema.arguments)
     return tuple(i for i, argument in arguments if argument.alias_info is not None and argument.alias_info.is_write)
 
@@ -207,7 +207,7 @@ def _storage(tensor: Tensor) -> int:
 
 
 def _reach(tensor: Tensor) -> tuple[int, int]:
-    """Give the first byte that a tensor reaches, and the one behind its last."""
+    """Return the first byte that a tensor reaches, and the one behind its last."""
     try:
         start = tensor.data_ptr()
         last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))

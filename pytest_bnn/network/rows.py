@@ -181,7 +181,7 @@ def _batches(whole: Tensor, count: int, size: int | None) -> Iterator[Tensor]:
 
 
 def _sizes(whole: Tensor, count: int) -> list[int]:
-    """Give small numbers of examples that no other dimension of the outputs is a multiple of."""
+    """Return small numbers of examples that no other dimension of the outputs is a multiple of."""
     return [s for s in _SMALL if s < count and not any(d > 1 and d % s == 0 for d in whole.shape[1:-1])]
 
 
@@ -231,7 +231,7 @@ def _dependence(
 
 
 def _pairs(example: int, count: int, size: int) -> Iterator[tuple[Dependence, Seat, Seat]]:
-    """Give pairs of batches of one size that differ in one thing: who is in it, and where the example is."""
+    """Yield pairs of batches of one size that differ in one thing: who is in it, and where the example is."""
     rest = [number for number in range(count) if number != example]
     some = [example, *(rest * size)[: size - 1]]
     others = rest[size - 1 :][: size - 1]

@@ -69,7 +69,7 @@ def _sequence(tree: Any, values: list[Any]) -> Any:
 
 
 def leaves(tree: Any, name: str = "", stop: Stop | None = None) -> list[tuple[str, Any]]:
-    """Give every leaf of a tree with its place: ``("1.mask", tensor)``; the place of a tree that is a leaf is empty.
+    """Return every leaf of a tree with its place: ``("1.mask", tensor)``; the place of a tree that is a leaf is empty.
 
     ``stop`` is as in `mapped`.
     """
@@ -82,14 +82,14 @@ def leaves(tree: Any, name: str = "", stop: Stop | None = None) -> list[tuple[st
 
 
 def is_inner(tree: Any) -> bool:
-    """Say whether something is a node with children, and no leaf."""
+    """Return whether something is a node with children, and no leaf."""
     if isinstance(tree, Tensor | PackedSequence | torch.Size | str | bytes):
         return False
     return isinstance(tree, Mapping | list | tuple) or (dataclasses.is_dataclass(tree) and not isinstance(tree, type))
 
 
 def children(tree: Any) -> list[tuple[str, Any]]:
-    """Give the children of a node by name; none of a leaf."""
+    """Return the children of a node by name; none of a leaf."""
     if not is_inner(tree):
         return []
     if isinstance(tree, Mapping):
@@ -102,7 +102,7 @@ def children(tree: Any) -> list[tuple[str, Any]]:
 
 
 def tensors(tree: Any) -> list[Tensor]:
-    """Give the tensors of a tree, in its order; those of packed sequences are their data."""
+    """Return the tensors of a tree, in its order; those of packed sequences are their data."""
     found = (leaf.data if isinstance(leaf, PackedSequence) else leaf for _, leaf in leaves(tree))
     return [leaf for leaf in found if isinstance(leaf, Tensor)]
 
@@ -117,7 +117,7 @@ def describe(tree: Any) -> str:
 
 
 def kind(value: object) -> str:
-    """Give what a value is, with its article: ``a dict``, ``an Image``, ``None``."""
+    """Return a name of what a value is, with its article: ``a dict``, ``an Image``, ``None``."""
     name = type(value).__name__
     return "None" if value is None else f"an {name}" if name[:1] in "AEIOUaeiou" else f"a {name}"
 

@@ -85,7 +85,7 @@ class _Search:
         return self._known[path, place]
 
     def score(self, root: str, start: str) -> tuple[int, int]:
-        """Give how well, and how many, anchors under a root are found under a path of the model."""
+        """Return how well, and how many, anchors under a root are found under a path of the model."""
         found = [self.fit(p, _join(start, p[len(root) :].lstrip("."))) for p in self.anchors if _is_under(p, root)]
         return sum(found), sum(map(bool, found))
 
@@ -117,7 +117,7 @@ class _Search:
 
 
 def _inner(network: nn.Module, anchors: list[str]) -> Iterator[str]:
-    """Give the paths that hold all anchors, from the network itself inwards."""
+    """Yield the paths that hold all anchors, from the network itself inwards."""
     path, module = "", network
     while True:
         yield path

@@ -116,7 +116,7 @@ def check_conversion(
         convert: Gives the converted network for a deterministic one: a new one, or its argument changed in place.
         network: Deterministic; from `pytest_bnn.strategies.architectures`, or any other that runs.
         x: A batch for it, ``[N, ...]``.
-        seed: Of all randomness.
+        seed: The seed of all randomness.
         skip: Properties that the converter does not claim, such as `mean_equals_teacher` where posteriors start at
             random.
 

@@ -137,7 +137,7 @@ _Draws = dict[tuple[str, str], tuple[PosteriorTensor, list[Tensor]]]
 
 
 def _draws(trial: Trial) -> _Draws:
-    """Give the standardised draws of each tensor, of the first call in each of some passes."""
+    """Return the standardised draws of each tensor, of the first call in each of some passes."""
     found: _Draws = {}
     sizes = [t.count for layer in bayesian_layers(trial.result) for t in layer.tensors if t.count]
     passes = min(_MAX_PASSES, max(_MIN_PASSES, -(-_DRAWS // min(sizes, default=_DRAWS))))

@@ -189,7 +189,7 @@ def _calls(trial: Trial, model: nn.Module) -> dict[str, int]:
 
 
 def answered_for(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Give the layers that a converter has to answer for, by every path that leads to them."""
+    """Yield the layers that a converter has to answer for, by every path that leads to them."""
     for path, module in network.named_modules(remove_duplicate=False):
         if isinstance(module, ANSWERED_FOR):
             yield path, module
@@ -206,7 +206,7 @@ def _replaced(model: nn.Module) -> set[str]:
 
 
 def _posterior(model: nn.Module) -> dict[tuple[str, str], PosteriorTensor]:
-    """Give the posterior tensors by every path of their layer, and role."""
+    """Return the posterior tensors by every path of their layer, and role."""
     tensors = {id(layer.module): layer.tensors for layer in bayesian_layers(model)}
     return {
         (path, tensor.role): tensor
@@ -216,7 +216,7 @@ def _posterior(model: nn.Module) -> dict[tuple[str, str], PosteriorTensor]:
 
 
 def _weights(network: nn.Module) -> Iterator[tuple[str, str, Tensor]]:
-    """Give weight and bias of the layers in question; those of a parametrization as it computes them."""
+    """Yield weight and bias of the layers in question; those of a parametrization as it computes them."""
     for path, module in network.named_modules(remove_duplicate=False):
         if isinstance(module, nn.Linear | nn.modules.conv._ConvNd):
             for name in ("weight", "bias"):
@@ -231,7 +231,7 @@ def _is_trained(module: nn.Module, name: str) -> bool:
 
 
 def _sources(name: str) -> tuple[str, ...]:
-    """Give the parameters of which torch's hooks make a weight: weight norm, spectral norm, pruning."""
+    """Return the parameters of which torch's hooks make a weight: weight norm, spectral norm, pruning."""
     return (f"{name}_g", f"{name}_v", f"{name}_orig")
 
 
@@ -244,6 +244,6 @@ def _places(network: nn.Module) -> list[list[str]]:
 
 
 def _owner(name: str) -> str:
-    """Give the path of the layer that a parameter belongs to; a parametrization belongs to its layer."""
+    """Return the path of the layer that a parameter belongs to; a parametrization belongs to its layer."""
     path = name.rpartition(".")[0]
     return path.partition(".parametrizations")[0] if not path.startswith("parametrizations") else ""

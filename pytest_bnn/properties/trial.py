@@ -44,7 +44,7 @@ class Trial:
         convert: The converter.
         network: The network as the caller gave it; it is never handed to the converter.
         x: A batch for it.
-        seed: Of the converter's run, and of every forward pass.
+        seed: The seed of the converter's run, and of every forward pass.
         given: The copy that the converter got.
         before: What that copy was before.
         converted: What the converter gave, or None where it raised.
@@ -85,13 +85,13 @@ class Trial:
         return self.converted
 
     def expected(self) -> tuple[Tensor, ...]:
-        """Give the teacher's outputs, with every module in eval mode."""
+        """Return the teacher's outputs, with every module in eval mode."""
         if self._expected is None:
             self._expected = outputs(self.network, self.x, self.seed)
         return self._expected
 
     def outputs(self, name: str, *, mean: bool = False) -> tuple[Tensor, ...]:
-        """Give the converted network's outputs, with every module in eval mode; where it raises, ``name`` fails."""
+        """Return the converted network's outputs, with every module in eval mode; where it raises, ``name`` fails."""
         with raising(name, "the converted network's forward", self.result):
             if mean:
                 with zero_sigma(self.result):
@@ -119,7 +119,7 @@ def attempt(convert: Converter, network: nn.Module, x: Tensor, *, seed: int = 0)
         convert: Gives the converted network: a new one, or its argument changed in place.
         network: Deterministic.
         x: A batch that the network takes, ``[N, ...]``.
-        seed: Of all that is random, from 0.
+        seed: The seed of all that is random, from 0.
 
     Raises:
         TypeError: The network is no module, or the converter gives none.
@@ -163,7 +163,7 @@ def evaluated(*models: nn.Module, seed: int) -> Iterator[None]:
 
 
 def outputs(model: nn.Module, x: Tensor, seed: int) -> tuple[Tensor, ...]:
-    """Run a network from a seed and give all tensors of its output."""
+    """Run a network from a seed and return all tensors of its output."""
     with evaluated(model, seed=seed), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return tuple(_tensors(model(x)))
@@ -182,7 +182,7 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 
 
 def first_line(error: BaseException) -> str:
-    """Give the first line of what an exception says."""
+    """Return the first line of what an exception says."""
     return next(iter(str(error).strip().splitlines()), "")
 
 
@@ -206,7 +206,7 @@ class Snapshot:
         return Snapshot(modules, tensors)
 
     def difference(self, model: nn.Module) -> tuple[str, str] | None:
-        """Give the path and the first thing that a model no longer is; None where it is the same."""
+        """Return the path and the first thing that a model no longer is; None where it is the same."""
         now = Snapshot.of(model)
         for path, (module, kind, training, attributes, registered) in self.modules.items():
             if path not in now.modules:
@@ -234,7 +234,7 @@ class Snapshot:
 
 
 def named(path: str) -> str:
-    """Give a module's name for people."""
+    """Return a module's name for people."""
     return path or "the network itself"
 
 
@@ -248,13 +248,13 @@ def hooks(module: nn.Module) -> dict[str, int]:
 
 
 def named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Give parameters and buffers at every path that leads to them."""
+    """Yield parameters and buffers at every path that leads to them."""
     yield from model.named_parameters(remove_duplicate=False)
     yield from model.named_buffers(remove_duplicate=False)
 
 
 def same(one: Tensor, other: Tensor) -> bool:
-    """Say whether two tensors are equal to the bit, NaN included."""
+    """Return whether two tensors are equal to the bit, NaN included."""
     one, other = one.detach(), other.detach()
     if one.shape != other.shape or one.dtype != other.dtype:
         return False

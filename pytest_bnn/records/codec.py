@@ -96,7 +96,7 @@ def _with_floats(plain: Any) -> Any:
 
 
 def schema_definitions(kind: type[Any]) -> dict[str, Any]:
-    """Give the JSON Schema definitions of a record and of all that it holds, with the encoding of NaN."""
+    """Return the JSON Schema definitions of a record and of all that it holds, with the encoding of NaN."""
     import msgspec
 
     schema = json.loads(json.dumps(msgspec.json.schema(kind)))  # its defaults are tuples

@@ -14,7 +14,7 @@ Inconclusive: TypeAlias = Literal["fail", "warn"]
 
 
 class Verdict(enum.StrEnum):
-    """How a claim fared. ``warn`` is for what the user should know and no claim forbids."""
+    """The outcome of a check. ``warn`` is for what the user should know and no claim forbids."""
 
     PASS = "pass"  # noqa: S105  no password
     WARN = "warn"
@@ -58,7 +58,7 @@ class Threshold:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Certainty:
-    """What a verdict by sampling stands on: its share of the run's budget, and the statistic with its interval.
+    """The basis of a verdict by sampling: its share of the run's budget, and the statistic with its interval.
 
     The check fails a sound model with a chance of at most ``alpha``, and passes an unsound one with at most ``beta``.
     ``low`` and ``high`` are the bounds that were compared with the threshold, each None where there is none.
@@ -71,7 +71,7 @@ class Certainty:
     high: float | None = None
 
     def explain(self) -> str:
-        """Give it as one line of text."""
+        """Return the layer's finding as one line of text."""
         bounds = {
             (True, True): "",
             (False, True): f" at least {show(self.low)}",
@@ -83,7 +83,7 @@ class Certainty:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerFinding:
-    """What a check has to say about one layer, by its path in the model. ``ok`` is False for offenders."""
+    """A check's finding about one layer, by its path in the model; ``ok`` is False where the layer is at fault."""
 
     path: str
     kind: str
@@ -117,14 +117,14 @@ class Evidence:
     charts: tuple[Chart, ...] = ()
 
     def __getitem__(self, name: str) -> Scalar:
-        """Give the value of the measurement called ``name``; KeyError lists the names there are."""
+        """Return the value of the measurement called ``name``; KeyError lists the names there are."""
         for measurement in self.measurements:
             if measurement.name == name:
                 return measurement.value
         raise KeyError(f"no measurement {name!r}; there are {[m.name for m in self.measurements]}")
 
     def explain(self, offenders: int = 5) -> str:
-        """Give the whole story as text: headline, observed against allowed, worst layers, remedy."""
+        """Return the whole story as text: headline, observed against allowed, worst layers, remedy."""
         lines = [f"{self.id} {self.verdict.replace('_', ' ')} for {self.subject!r}: {self.headline}"]
         lines.append(f"  claim:    {self.claim}")
         if self.threshold is not None:
@@ -154,5 +154,5 @@ class Evidence:
 
 
 def is_failure(verdict: Verdict, *, inconclusive: Inconclusive = "fail") -> bool:
-    """Say whether a verdict fails a test or a run."""
+    """Return whether a verdict fails a test or a run."""
     return verdict in (Verdict.FAIL, Verdict.ERROR) or (verdict is Verdict.INCONCLUSIVE and inconclusive == "fail")

@@ -25,7 +25,7 @@ class Recorder:
     subjects: list[SubjectRecord] = field(default_factory=list)
 
     def drain(self) -> AuditRun:
-        """Give what was collected since the last call, and forget it."""
+        """Return what was collected since the last call, and forget it."""
         run = AuditRun(checks=tuple(self.checks), subjects=tuple(self.subjects))
         self.checks.clear()
         self.subjects.clear()
@@ -58,11 +58,11 @@ def record(item: Evidence | SubjectRecord) -> None:
 
 
 def recorder_in_force() -> bool:
-    """Say whether a recorder is in force, as in a running test."""
+    """Return whether a recorder is in force, as in a running test."""
     return _recorder.get() is not None
 
 
 def default_subject_name() -> str:
-    """Give the name of a subject that was given none: the recorder's, ``"model"`` without one."""
+    """Return the name of a subject that was given none: the recorder's, ``"model"`` without one."""
     recorder = _recorder.get()
     return Recorder().subject if recorder is None else recorder.subject

@@ -110,7 +110,7 @@ class AuditRun:
 
     @classmethod
     def merged(cls, runs: Iterable[AuditRun], *, provenance: Mapping[str, str], title: str = "") -> AuditRun:
-        """Give one run with the checks and subjects of several, in their order."""
+        """Return one run with the checks and subjects of several, in their order."""
         runs = list(runs)
         return cls(
             checks=tuple(check for run in runs for check in run.checks),
@@ -126,7 +126,7 @@ class AuditRun:
         return next((verdict for verdict in SEVERITY if verdict in found), Verdict.NOT_APPLICABLE)
 
     def __getitem__(self, id: str) -> Evidence:
-        """Give the evidence of the check ``id``; the first one where several subjects were audited."""
+        """Return the evidence of the check ``id``; the first one where several subjects were audited."""
         for check in self.checks:
             if check.id == id:
                 return check
@@ -146,7 +146,7 @@ class AuditRun:
         return self
 
     def to_json(self) -> str:
-        """Give the run as JSON text, ending in a newline."""
+        """Return the run as JSON text, ending in a newline."""
         plain = to_plain(self)
         assert isinstance(plain, dict)
         document = {"schema_version": SCHEMA_VERSION, "verdict": self.verdict.value, **plain}
@@ -177,7 +177,7 @@ class AuditRun:
 
 
 def json_schema() -> dict[str, Any]:
-    """Give the JSON Schema of an audit, made from the records themselves."""
+    """Return the JSON Schema of an audit, made from the records themselves."""
     definitions = schema_definitions(AuditRun)
     run = definitions["AuditRun"]
     run["properties"] = {

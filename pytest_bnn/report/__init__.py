@@ -14,7 +14,7 @@ __all__ = ["render_html", "render_markdown"]
 
 
 def render_html(run: AuditRun) -> str:
-    """Give the run as one HTML page that needs no network, no script and no other file.
+    """Return the run as one HTML page that needs no network, no script and no other file.
 
     Every text of the run is escaped, and an image is embedded only when it is a PNG in a base64 data URI.
     """
@@ -24,7 +24,7 @@ def render_html(run: AuditRun) -> str:
 
 
 def render_markdown(run: AuditRun) -> str:
-    """Give the run as GitHub-flavored Markdown: verdict, matrix of claims, and the claims that do not hold."""
+    """Return the run as GitHub-flavored Markdown: verdict, matrix of claims, and the claims that do not hold."""
     from pytest_bnn.report import markdown
 
     return markdown.render(run)

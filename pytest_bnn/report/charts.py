@@ -25,7 +25,7 @@ _CLASSES_SHOWN = 10
 
 
 def verdict_bar(counts: Mapping[Verdict, int]) -> str:
-    """Give one bar, divided as the verdicts are."""
+    """Return one bar, divided as the verdicts are."""
     total = sum(counts.values())
     if not total:
         return ""
@@ -54,7 +54,7 @@ def verdict_bar(counts: Mapping[Verdict, int]) -> str:
 
 
 def gauge(threshold: Threshold) -> str:
-    """Give observed against allowed on one axis, "" where they are no finite numbers."""
+    """Return a gauge of observed against allowed on one axis, "" where they are no finite numbers."""
     numbers = [
         float(value)
         for value in (threshold.observed, threshold.allowed)
@@ -106,14 +106,14 @@ def gauge(threshold: Threshold) -> str:
 
 
 def width_scale(values: Iterable[float | None]) -> tuple[float, float]:
-    """Give the decades that all layers of a subject share."""
+    """Return the decades that all layers of a subject share."""
     positive = [value for value in finite(values) if value > 0]
     low, high = decades(positive)
     return low, high
 
 
 def width_axis(ends: tuple[float, float]) -> str:
-    """Give the axis of the layer widths, for the head of their column."""
+    """Return the axis of the layer widths, for the head of their column."""
     scale = Scale(*ends, 6.0, 134.0, log=True)
     ticks = decade_ticks(*ends, most=4)
     parts = [element("line", x1=scale(tick), x2=scale(tick), y1=14, y2=18, class_="tick") for tick in ticks]
@@ -129,7 +129,7 @@ def width_axis(ends: tuple[float, float]) -> str:
 
 
 def width_bar(value: float, ends: tuple[float, float], path: str) -> str:
-    """Give one layer's median of sigma / abs(mu) on the axis of its subject; no bar for NaN and infinity."""
+    """Return one layer's median of sigma / abs(mu) on the axis of its subject; no bar for NaN and infinity."""
     scale = Scale(*ends, 6.0, 134.0, log=True)
     parts = [element("rect", x=6, y=6, width=128, height=4, rx=2, class_="track")]
     parts += [
@@ -151,7 +151,7 @@ def width_bar(value: float, ends: tuple[float, float], path: str) -> str:
 
 
 def distribution(classes: tuple[ClassShare, ...], leader: str | None) -> str:
-    """Give a predictive distribution: bars for the BNN's mean, whiskers for 5-95 %, diamonds for the teacher."""
+    """Return a predictive distribution: bars for the BNN's mean, whiskers for 5-95 %, diamonds for the teacher."""
     shown = classes[:_CLASSES_SHOWN]
     if not shown:
         return ""

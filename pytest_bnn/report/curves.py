@@ -39,7 +39,7 @@ class Key:
 
 
 def curves(record: Chart) -> str:
-    """Give a chart as SVG; values that are not finite have no place in it."""
+    """Return a chart as SVG; values that are not finite have no place in it."""
     bottom = _COUNTS_BOTTOM if record.counts else _BOTTOM
     x_ends, y_ends = _ends(record)
     ticks = round_ticks(*y_ends)
@@ -75,7 +75,7 @@ def curves(record: Chart) -> str:
 
 
 def keys(record: Chart) -> list[Key]:
-    """Give the legend of a chart."""
+    """Return the legend of a chart."""
     found = [
         Key(_swatch(element("line", x1=1, x2=25, y1=6, y2=6, class_=f"curve {look}")), line.name)
         for line, look in _looks(record.lines)
@@ -90,7 +90,7 @@ def keys(record: Chart) -> list[Key]:
 
 
 def ridges(record: Ridges) -> str:
-    """Give histograms one above the other as SVG, each to a height of its own."""
+    """Return histograms one above the other as SVG, each to a height of its own."""
     bottom = _TOP + _ROW * len(record.rows)
     edges = finite(record.edges)
     ends = (edges[0], edges[-1]) if len(edges) == len(record.edges) > 1 and edges[0] < edges[-1] else (0.0, 1.0)
@@ -139,7 +139,7 @@ def _x_axis(x: Scale, ends: Point, name: str, bottom: float, middle: float) -> l
 
 
 def _looks(lines: Sequence[ChartLine]) -> Iterator[tuple[ChartLine, str]]:
-    """Give each line its look: the model's, the teacher's, or one of its own."""
+    """Return each line its look: the model's, the teacher's, or one of its own."""
     others = 0
     for line in lines:
         if line.whose == "other":

@@ -37,7 +37,7 @@ def require_writable(path: str | Path, option: str = "the report's path") -> Non
 
 
 def write_report(run: AuditRun, path: str | Path) -> tuple[Path, Path]:
-    """Write a run as ``path`` (HTML) and as JSON beside it; give both paths.
+    """Write a run as ``path`` (HTML) and as JSON beside it; return both paths.
 
     Raises:
         InputError: As in `require_writable`.

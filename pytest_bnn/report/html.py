@@ -23,7 +23,7 @@ _STEPS_SHOWN = 6
 
 
 def render(run: AuditRun) -> str:
-    """Give the run as one HTML page."""
+    """Return the run as one HTML page."""
     shape = outline(run)
     page = _environment().get_template("report.html.j2")
     return wording.clean(
@@ -113,7 +113,7 @@ def _each_markup(draw: Callable[..., list[str]]) -> Callable[..., Any]:
 
 
 def _keys(chart: Chart) -> list[tuple[Any, str]]:
-    """Give the legend of a chart: drawings, and what they stand for."""
+    """Return the legend of a chart: drawings, and what they stand for."""
     from markupsafe import Markup
 
     return [(Markup(key.drawing), key.name) for key in curves.keys(chart)]  # noqa: S704 - svg.py escaped it

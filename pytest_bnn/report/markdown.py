@@ -18,7 +18,7 @@ _LINKING: Final = re.compile(r"(?i)(:)(?=//)|(www|mailto|xmpp)(?=[.:])|(@)(?=\S)
 
 
 def render(run: AuditRun) -> str:
-    """Give the run as Markdown, ending in a newline."""
+    """Return the run as Markdown, ending in a newline."""
     shape = outline(run)
     blocks = [
         f"## {wording.SYMBOLS[run.verdict]} {wording.sentence(shape.counts)}",

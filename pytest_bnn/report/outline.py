@@ -129,7 +129,7 @@ class Picture:
 
 
 def picture(uri: str) -> Picture | None:
-    """Give the picture of a data URI, None unless it is a PNG written in base64 and nothing else."""
+    """Return the picture of a data URI, None unless it is a PNG written in base64 and nothing else."""
     match = _DATA_URI.fullmatch(uri)
     if match is None:
         return None
@@ -163,12 +163,12 @@ def leaders(prediction: Prediction) -> Leaders:
 
 
 def by_mean(prediction: Prediction) -> list[ClassShare]:
-    """Give the classes by the BNN's mean, highest first; those that are NaN are left out."""
+    """Return the classes by the BNN's mean, highest first; those that are NaN are left out."""
     return sorted((share for share in prediction.classes if share.mean == share.mean), key=lambda share: -share.mean)
 
 
 def by_teacher(prediction: Prediction) -> list[ClassShare]:
-    """Give the classes by the teacher's probability, highest first; those without one are left out."""
+    """Return the classes by the teacher's probability, highest first; those without one are left out."""
     known = [(share.teacher, share) for share in prediction.classes if share.teacher is not None]
     ranked = sorted((pair for pair in known if pair[0] == pair[0]), key=lambda pair: -pair[0])
     return [share for _, share in ranked]

@@ -21,7 +21,7 @@ class Scale:
     log: bool = False
 
     def __call__(self, value: float) -> float:
-        """Give the position of a finite value; values beyond an end stand at that end."""
+        """Return the position of a finite value; values beyond an end stand at that end."""
         if self.log:
             below, above = math.log10(self.low), math.log10(self.high)
             share = (math.log10(value) - below) / (above - below) if value > 0 else 0.0
@@ -37,12 +37,12 @@ def finite(values: Iterable[float | None]) -> list[float]:
 
 
 def logarithmic(values: list[float], span: float = 100.0) -> bool:
-    """Say whether positive values spread so far that a linear axis would hide the small ones."""
+    """Return whether positive values spread so far that a linear axis would hide the small ones."""
     return bool(values) and min(values) > 0 and max(values) / min(values) >= span
 
 
 def linear_range(values: list[float], *, zero: bool = False) -> tuple[float, float]:
-    """Give ends of a linear axis that enclose the values and are never equal."""
+    """Return ends of a linear axis that enclose the values and are never equal."""
     low, high = (min(values), max(values)) if values else (0.0, 1.0)
     if zero or (low > 0 and low < 0.4 * high):
         low = min(0.0, low)
@@ -54,7 +54,7 @@ def linear_range(values: list[float], *, zero: bool = False) -> tuple[float, flo
 
 
 def rounded_range(values: list[float]) -> tuple[float, float]:
-    """Give ends of a linear axis that enclose the values and stand at ticks."""
+    """Return ends of a linear axis that enclose the values and stand at ticks."""
     low, high = linear_range(values)
     ticks = round_ticks(low, high)
     if len(ticks) < 2:
@@ -64,7 +64,7 @@ def rounded_range(values: list[float]) -> tuple[float, float]:
 
 
 def decades(values: list[float]) -> tuple[float, float]:
-    """Give the powers of ten around positive values, at least one decade apart."""
+    """Return the powers of ten around positive values, at least one decade apart."""
     smallest, largest = (min(values), max(values)) if values else (0.1, 1.0)
     low = max(-307, math.floor(math.log10(smallest)))
     high = min(307, max(low + 1, math.ceil(math.log10(largest))))
@@ -72,7 +72,7 @@ def decades(values: list[float]) -> tuple[float, float]:
 
 
 def round_ticks(low: float, high: float, count: int = 4) -> list[float]:
-    """Give about ``count`` round numbers within a linear range."""
+    """Return about ``count`` round numbers within a linear range."""
     span = high - low
     if not math.isfinite(span) or span <= 0:
         return [low, high]
@@ -87,7 +87,7 @@ def round_ticks(low: float, high: float, count: int = 4) -> list[float]:
 
 
 def decade_ticks(low: float, high: float, most: int = 5) -> list[float]:
-    """Give powers of ten within a logarithmic range, at most ``most`` of them."""
+    """Return powers of ten within a logarithmic range, at most ``most`` of them."""
     first, last = round(math.log10(low)), round(math.log10(high))
     stride = max(1, math.ceil((last - first) / (most - 1)))
     return [10.0**power for power in range(first, last + 1, stride)]

@@ -6,7 +6,7 @@ from html import escape
 
 
 def element(name: str, *children: str, **attributes: str | float) -> str:
-    """Give an element. Children are markup that `element` or `text` made; attributes are escaped.
+    """Return an element. Children are markup that `element` or `text` made; attributes are escaped.
 
     A trailing underscore leaves a name, other underscores become dashes: ``class_``, ``text_anchor``.
     """
@@ -15,19 +15,19 @@ def element(name: str, *children: str, **attributes: str | float) -> str:
 
 
 def text(content: str, x: float, y: float, **attributes: str | float) -> str:
-    """Give a line of text, escaped."""
+    """Return a line of text, escaped."""
     return element("text", escape(content), x=x, y=y, **attributes)
 
 
 def titled(name: str, title: str, **attributes: str | float) -> str:
-    """Give an element with a title, which browsers show on hovering."""
+    """Return an element with a title, which browsers show on hovering."""
     return element(name, element("title", escape(title)), **attributes)
 
 
 def chart(
     *children: str, title: str, description: str, width: float, height: float, kind: str, **attributes: str | float
 ) -> str:
-    """Give a chart: an image with a title and a description for who cannot see it."""
+    """Return a chart: an image with a title and a description for who cannot see it."""
     return element(
         "svg",
         element("title", escape(title)),

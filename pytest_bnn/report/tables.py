@@ -22,7 +22,7 @@ class Table:
 
 
 def chart_tables(chart: Chart) -> list[Table]:
-    """Give the numbers of a chart: lines over the same places in one table, then the band, then the counts."""
+    """Return the numbers of a chart: lines over the same places in one table, then the band, then the counts."""
     tables = []
     for _, same in groupby(chart.lines, key=lambda line: line.x):
         lines = list(same)
@@ -46,7 +46,7 @@ def chart_tables(chart: Chart) -> list[Table]:
 
 
 def ridge_table(ridges: Ridges) -> Table:
-    """Give the counts of all sets by bin, their mean and their median."""
+    """Return the counts of all sets by bin, their mean and their median."""
     rows = [
         ("mean", *(_said(row.mean) for row in ridges.rows)),
         ("median", *(_said(row.median) for row in ridges.rows)),

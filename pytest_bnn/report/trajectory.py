@@ -38,7 +38,7 @@ class Line:
 
 
 def multiples(steps: Sequence[TrainingStep]) -> list[str]:
-    """Give the four charts of a trajectory; none when there is no step."""
+    """Return the four charts of a trajectory; none when there is no step."""
     if not steps:
         return []
     at = [step.step for step in steps]
@@ -67,15 +67,15 @@ def line_chart(
     log: bool = False,
     ends: tuple[float, float] | None = None,
 ) -> str:
-    """Give lines over steps. A value that is not finite interrupts its line and is marked at the top.
+    """Return lines over steps. A value that is not finite interrupts its line and is marked at the top.
 
     Args:
         steps: Where the values belong, in any order.
         lines: The first is drawn solid, the second dashed.
-        unit: Of the values; "" for none.
+        unit: The unit of the values; "" for none.
         title: Names the chart.
         log: Use a logarithmic axis where the values are positive and span two decades.
-        ends: Of the axis, when the values do not decide them.
+        ends: The ends of the axis, when the values do not decide them.
     """
     known = finite(value for line in lines for value in line.values)
     log = log and logarithmic(known)

@@ -127,5 +127,5 @@ def sentence(counts: Mapping[Verdict, int]) -> str:
 
 
 def in_severity_order(counts: Mapping[Verdict, int]) -> list[tuple[Verdict, int]]:
-    """Give the verdicts that occur, worst first, with their counts."""
+    """Return the verdicts that occur, worst first, with their counts."""
     return [(verdict, counts[verdict]) for verdict in SEVERITY if counts.get(verdict)]

@@ -33,7 +33,7 @@ BLOCK = 64 * 2**20
 
 
 def pass_seed(seed: int, index: int) -> int:
-    """Give pass number ``index`` its own seed, so that a pass does not depend on which ones ran before it."""
+    """Return the seed of pass number ``index``: its own, so that no pass depends on which ones ran before it."""
     return int(
         numpy.random.SeedSequence(seed, spawn_key=(index,)).generate_state(1, numpy.uint64)[0] >> numpy.uint64(1)
     )
@@ -60,7 +60,7 @@ class PassBank:
     Args:
         model: The network.
         images: Inputs ``[N, ...]``, or a batch of other arguments.
-        seed: Of the passes.
+        seed: The seed of the passes.
         sampler: ``"auto"``, ``"own"`` or ``"engine"``; the setting in force when None.
         like: The bank of the same model on other images; where these have the shape of its own, what draws its passes
             draws these too.
@@ -157,7 +157,7 @@ class PassBank:
     def draw(
         self, start: int, stop: int, rows: Tensor | None = None, *, noisy: Collection[str] | None = None
     ) -> Tensor:
-        """Give the passes from ``start`` up to ``stop``, on some images or all, without keeping them.
+        """Return the passes from ``start`` up to ``stop``, on some images or all, without keeping them.
 
         Args:
             start: The number of the first pass, from 0.
@@ -262,7 +262,7 @@ def forward_in_chunks(model: nn.Module, images: Inputs) -> Tensor:
 
 
 def _state(model: nn.Module) -> tuple[object, ...]:
-    """Give what tells whether a model may have changed: its modules, modes, hooks and tensors, noise buffers aside."""
+    """Return a summary by which changes of a model show: modules, modes, hooks and tensors, but no noise buffers."""
     found: list[object] = []
     for module in model.modules():
         hooks = len(module._forward_hooks), len(module._forward_pre_hooks), "forward" in vars(module)

@@ -34,7 +34,7 @@ class Normals:
         return self.means.shape[1]
 
     def __getitem__(self, rows: Tensor) -> Normals:
-        """Give some of the numbers."""
+        """Return some of the numbers."""
         return Normals(means=self.means[:, rows], deviations=self.deviations[:, rows])
 
     @property

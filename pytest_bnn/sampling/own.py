@@ -17,7 +17,7 @@ _KNOWN = frozenset({"torch", "torchvision", "bayesian_torch", "pytest_bnn"})
 
 
 def unwritten(model: nn.Module) -> list[Tensor]:
-    """Give the parameters and priors of a model whose forward is known not to write to them; none of any other.
+    """Return the parameters and priors of a model whose forward is known not to write to them; none of any other.
 
     Known are modules of torch, torchvision, bayesian-torch and this package, without hooks or forwards of their own.
     """

@@ -30,18 +30,18 @@ class Predictive:
     It holds tensors, to compute with; unlike `Evidence` it is no part of an audit's JSON.
 
     Attributes:
-        passes: How many were drawn.
-        seed: Of the passes.
-        sampler: What drew them, and why; both in turn, where that changed on the way.
-        mean: Of the outputs, ``[N, C]``.
-        variance: Of the outputs over passes, ``[N, C]``, divided by ``passes - 1``; NaN for a single pass.
-        probabilities: The mean over passes, ``[N, C]``.
-        votes: In how many passes a class led, ``[N, C]``, whole numbers; of equal classes the first leads.
+        passes: The number of passes drawn.
+        seed: The seed of the passes.
+        sampler: The sampler that drew them, and why; both in turn, where that changed on the way.
+        mean: The mean of the outputs over passes, ``[N, C]``.
+        variance: The variance of the outputs over passes, ``[N, C]``, divided by ``passes - 1``; NaN for a single pass.
+        probabilities: The mean of the class probabilities over passes, ``[N, C]``.
+        votes: The number of passes in which a class led, ``[N, C]``, whole numbers; of equal classes the first leads.
         confidence: Histogram over passes of the leading class's probability, ``[N, bins]``, whole numbers; equal bins
             from 0 to 1, which hold their lower edge, and the last one its upper edge too.
-        predictive_entropy: Of the mean probabilities, ``[N]``: the total uncertainty.
+        predictive_entropy: The entropy of the mean probabilities, ``[N]``: the total uncertainty.
         expected_entropy: The mean entropy of a pass, ``[N]``: the aleatoric part.
-        mutual_information: Between class and weights, ``[N]``: the epistemic part, the difference of the two.
+        mutual_information: That between class and weights, ``[N]``: the epistemic part, the difference of the two.
     """
 
     passes: int
@@ -67,7 +67,7 @@ def predict(
     sampler: str | None = None,
     progress: Callable[[int, int], object] | None = None,
 ) -> Predictive:
-    """Draw Monte-Carlo passes of a classifier and give its predictive distribution.
+    """Draw Monte-Carlo passes of a classifier and return its predictive distribution.
 
     Pass k is that of every `PassBank` with the same seed. Passes are drawn a few at a time and forgotten, so memory
     does not grow with their number. The number drawn at a time changes no count, and floats by rounding alone.
@@ -77,9 +77,9 @@ def predict(
     Args:
         model: The Bayesian network; judged in eval mode, and left undisturbed.
         images: Inputs ``[N, ...]``, moved to the model's device and dtype.
-        passes: How many.
-        seed: Of the passes.
-        bins: Of the histogram.
+        passes: The number of passes.
+        seed: The seed of the passes.
+        bins: The number of bins of the histogram.
         sampler: ``"auto"``, ``"own"`` or ``"engine"``; the setting in force when None.
         progress: Called with the passes done and their number, after every few. What it raises ends the passes.
 
@@ -164,7 +164,7 @@ class _Running:
         return self.outputs.count
 
     def block(self) -> int:
-        """Give how many passes to draw next."""
+        """Return how many passes to draw next."""
         classes = self.votes.shape[1] if self.passes else _CLASSES
         return max(1, min(_BLOCK_PASSES * share(), _BLOCK_NUMBERS // (self.images * classes)))
 
@@ -205,7 +205,7 @@ class _Running:
             )
 
     def result(self, seed: int, sampler: str) -> Predictive:
-        """Give the predictive distribution over the passes so far."""
+        """Return the predictive distribution over the passes so far."""
         found = self.as_given if self.given_are_shares else self.softmaxed
         total, expected = torch.special.entr(found.shares.mean).sum(1), found.entropy.mean
         return Predictive(

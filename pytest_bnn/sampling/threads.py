@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 def share() -> int:
-    """Give the number of threads that this process should use.
+    """Return the number of threads that this process should use.
 
     What ``threads`` in the settings says; otherwise the cores that the process may run on, split over pytest-xdist's
     workers, and never more than torch was told to use (``OMP_NUM_THREADS``, ``torch.set_num_threads``).

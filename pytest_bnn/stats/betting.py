@@ -17,7 +17,7 @@ _BETS = (1 / 16, 1 / 4, 1 / 2, 3 / 4, 1.0)
 
 @functools.lru_cache(maxsize=4096)
 def certain_majority(trials: int, error_rate: float) -> int | None:
-    """Give how many of ``trials`` coins must show heads to call them unfair, wrongly with at most ``error_rate``.
+    """Return how many of ``trials`` coins must show heads to call them unfair, wrongly with at most ``error_rate``.
 
     However often one looks: it is the count at which the capital of `BettingTest` has reached ``1 / error_rate``.
     None where no count is enough.
@@ -61,7 +61,7 @@ class BettingTest:
         self.log_largest[rows] = torch.maximum(self.log_largest[rows], capital)
 
     def positive(self, error_rate: float) -> Tensor:
-        """Say for each entry whether its mean is positive, wrong with at most ``error_rate`` each."""
+        """Return for each entry whether its mean is positive, wrong with at most ``error_rate`` each."""
         return self.log_largest >= -torch.log(torch.tensor(error_rate, dtype=torch.float64))
 
 
@@ -88,18 +88,18 @@ class LeadingClassTest:
         self._behind.update(-gap, rows)
 
     def leading(self, error_rate: float) -> Tensor:
-        """Say for each image whether its class is decided to lead, any wrongly with at most ``error_rate``."""
+        """Return for each image whether its class is decided to lead, any wrongly with at most ``error_rate``."""
         ahead = self._ahead.positive(error_rate / max(1, len(self.leaders)))
         ahead[torch.arange(len(self.leaders)), self.leaders] = True
         return ahead.all(dim=1)
 
     def overtaken(self, error_rate: float) -> Tensor:
-        """Say for each image whether some other class is decided to be ahead, any wrongly with ``error_rate``."""
+        """Return for each image whether some other class is decided to be ahead, any wrongly with ``error_rate``."""
         return self._behind.positive(error_rate / max(1, len(self.leaders)) / max(1, self._classes - 1)).any(dim=1)
 
 
 def decidable_gap(draws: int, error_rate: float) -> float:
-    """Give the least constant gap that `BettingTest` decides after so many draws at an error rate; above 1 for none."""
+    """Return the least constant gap that `BettingTest` decides after so many draws; above 1 where it decides none."""
 
     def decides(gap: float) -> bool:
         capital = [draws * math.log1p(bet * gap) for bet in _BETS]

@@ -23,5 +23,5 @@ class Budget:
                 raise ValueError(f"{name} must lie between 0 and 0.5, not {value!r}")
 
     def split(self, parts: int) -> Budget:
-        """Give the share of one of so many checks: together they stay within the budget (Bonferroni)."""
+        """Return the share of one of so many checks: together they stay within the budget (Bonferroni)."""
         return Budget(alpha=self.alpha / max(1, parts), beta=self.beta / max(1, parts))

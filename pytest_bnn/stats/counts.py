@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def at_most(successes: int, chances: Tensor) -> float:
-    """Give the probability of at most so many successes in independent trials with these chances, each in [0, 1].
+    """Return the probability of at most so many successes in independent trials with these chances, each in [0, 1].
 
     Source: the Poisson-binomial distribution, by convolution (Hong 2013, "On computing the distribution function for
     the Poisson binomial distribution").
@@ -30,14 +30,14 @@ def at_most(successes: int, chances: Tensor) -> float:
 
 
 def at_least_of_fair(successes: int, trials: int) -> float:
-    """Give the probability of at least so many successes in trials with chance one half: the sign test, one-sided."""
+    """Return the probability of at least so many successes in trials with chance one half: the sign test, one-sided."""
     from scipy.stats import binom
 
     return float(binom.sf(successes - 1, trials, 0.5))
 
 
 def chance_of_equal_counts(rows: int, distinct: int) -> float:
-    """Give the probability that each of so many equally frequent things occurs equally often in so many draws.
+    """Return the probability that each of so many equally frequent things occurs equally often in so many draws.
 
     Things that are not equally frequent do with a smaller one. 0 where the rows cannot be shared out.
     """
@@ -48,6 +48,6 @@ def chance_of_equal_counts(rows: int, distinct: int) -> float:
 
 
 def chance_of_order(counts: Iterable[int]) -> float:
-    """Give the probability that things of several kinds, so many of each, come sorted in a random order."""
+    """Return the probability that things of several kinds, so many of each, come sorted in a random order."""
     numbers = [count for count in counts if count]
     return math.exp(sum(math.lgamma(count + 1) for count in numbers) - math.lgamma(sum(numbers) + 1))

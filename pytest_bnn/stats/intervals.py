@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def trials_needed(error_rate: float) -> int:
-    """Give the least number of trials that decides anything in `median_bounds`: where all of them agree."""
+    """Return the least number of trials that decides anything in `median_bounds`: where all of them agree."""
     trials = 1
     while certain_majority(trials, error_rate) is None:
         trials += 1
@@ -22,7 +22,7 @@ def trials_needed(error_rate: float) -> int:
 
 
 def draws_below_median(error_rate: float) -> int:
-    """Give how many independent draws all lie below their median with a chance of at most ``error_rate``.
+    """Return how many independent draws all lie below their median with a chance of at most ``error_rate``.
 
     Whatever their distribution: each does with a chance of at most one half, so it is the least n with
     ``2**-n <= error_rate``. This is the sign test, where the number of draws is settled beforehand.
@@ -31,7 +31,7 @@ def draws_below_median(error_rate: float) -> int:
 
 
 def median_bounds(values: Tensor, error_rate: float) -> tuple[Tensor, Tensor]:
-    """Give a lower and an upper confidence bound of the median of each column, each wrong with ``error_rate``.
+    """Return a lower and an upper confidence bound of the median of each column, each wrong with ``error_rate``.
 
     The values of a column, ``[trials, ...]``, are independent draws of one distribution, of which nothing is assumed:
     no moments, no symmetry, no density. The bounds are order statistics. They hold together for every number of
@@ -50,7 +50,7 @@ def median_bounds(values: Tensor, error_rate: float) -> tuple[Tensor, Tensor]:
 
 
 def clopper_pearson_lower(successes: int, trials: int, error_rate: float) -> float:
-    """Give the exact lower confidence bound of a share, one-sided, at level ``1 - error_rate``.
+    """Return the exact lower confidence bound of a share, one-sided, at level ``1 - error_rate``.
 
     Source: Clopper and Pearson 1934, by the beta quantile of scipy.
     """
@@ -64,12 +64,12 @@ def clopper_pearson_lower(successes: int, trials: int, error_rate: float) -> flo
 
 
 def clopper_pearson_upper(successes: int, trials: int, error_rate: float) -> float:
-    """Give the exact upper confidence bound of a share, one-sided, at level ``1 - error_rate``."""
+    """Return the exact upper confidence bound of a share, one-sided, at level ``1 - error_rate``."""
     return 1 - clopper_pearson_lower(trials - successes, trials, error_rate)
 
 
 def trials_for_share(share: float, observed: float, error_rate: float) -> int | None:
-    """Give how many trials, of which the share ``observed`` succeeds, carry the claim of at least ``share``.
+    """Return how many trials, of which the share ``observed`` succeeds, carry the claim of at least ``share``.
 
     None where no number does: the observed share is not above the claimed one. By bisection of `clopper_pearson_lower`.
     """

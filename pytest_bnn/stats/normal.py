@@ -41,14 +41,14 @@ class Sums:
         return math.sqrt(self.squares / self.count) if self.count else math.nan
 
     def mean_p(self) -> float:
-        """Give the p-value of a mean of 0: the z-test, two-sided; variance 1 is part of the hypothesis."""
+        """Return the p-value of a mean of 0: the z-test, two-sided; variance 1 is part of the hypothesis."""
         from scipy.stats import norm
 
         z = abs(self.total) / math.sqrt(self.count) - self.slack * math.sqrt(self.count)
         return min(1.0, 2 * float(norm.sf(z)))
 
     def variance_p(self) -> float:
-        """Give the p-value of variance 1 about mean 0: the chi-square test, two-sided.
+        """Return the p-value of variance 1 about mean 0: the chi-square test, two-sided.
 
         Rounding by at most r a draw moves the mean square by at most 2 r E|z| + r^2 = r (1.6 + r).
         """
@@ -66,7 +66,7 @@ def _bounds(slack: float) -> tuple[float, float]:
 
 
 def effect(count: int, level: float, power: float, slack: float = 0.0) -> float:
-    """Give the relative error of sigma that ``count`` draws show at ``level`` with this power, in either direction.
+    """Return the relative error of sigma that ``count`` draws show at ``level`` with this power, in either direction.
 
     Source: the power function of the chi-square test of a variance, solved for the ratio of variances.
     """
@@ -80,7 +80,7 @@ def effect(count: int, level: float, power: float, slack: float = 0.0) -> float:
 
 
 def draws_needed(target: float, level: float, power: float) -> int:
-    """Give how many draws show a relative error ``target`` of sigma at ``level`` with this power."""
+    """Return how many draws show a relative error ``target`` of sigma at ``level`` with this power."""
     low, high = 1, 2
     while effect(high, level, power) > target:
         low, high = high, 2 * high
@@ -91,7 +91,7 @@ def draws_needed(target: float, level: float, power: float) -> int:
 
 
 def shape_p(draws: Tensor, slack: float) -> float:
-    """Give the p-value of N(0, 1) by the exact Kolmogorov-Smirnov test; rounding moves the distribution by ``slack``.
+    """Return the p-value of N(0, 1) by the exact Kolmogorov-Smirnov test; rounding moves the distribution by ``slack``.
 
     Source: Massey 1951; the exact distribution is scipy's ``kstwo``.
     """
@@ -120,14 +120,14 @@ def correlation_scores(cosines: Tensor, sizes: Tensor) -> Tensor:
 
 
 def score_p(scores: Tensor) -> Tensor:
-    """Give the two-sided p-values of standard normal scores."""
+    """Return the two-sided p-values of standard normal scores."""
     from scipy.stats import norm
 
     return torch.as_tensor(2 * norm.sf(scores.abs().numpy()), dtype=torch.float64)
 
 
 def compared(size: int, rounds: Iterable[tuple[list[Tensor], list[Tensor]]]) -> tuple[Tensor, Tensor]:
-    """Give the p-values of independence of each of so many heads (row) and each of as many others; mean cosines.
+    """Return the p-values of independence of each of so many heads (row) and each of as many others; mean cosines.
 
     Each round is compared on the entries that two heads have in common; scores add up over rounds, which are
     independent. Without entries in common p is 1.
@@ -144,7 +144,7 @@ def compared(size: int, rounds: Iterable[tuple[list[Tensor], list[Tensor]]]) -> 
 
 
 def squares_p(total: float, count: int) -> float:
-    """Give the p-value of a sum of squares of so many standard normal scores: are they too large together?"""
+    """Return the p-value of a sum of squares of so many standard normal scores: are they too large together?"""
     from scipy.stats import chi2
 
     return float(chi2.sf(total, count)) if count else 1.0
@@ -162,13 +162,13 @@ def any_dependence(values: Tensor) -> Tensor:
 
 
 def _cosines(one: list[Tensor], other: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """Give the cosines of each two heads on the entries that both have, and how many these are."""
+    """Return the cosines of each two heads on the entries that both have, and how many these are."""
     width = max(len(head) for head in [*one, *other])
     return masked_cosines(_rows(one, width), _rows(other, width))
 
 
 def masked_cosines(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """Give the cosines of each two rows on the entries that both have, and how many these are.
+    """Return the cosines of each two rows on the entries that both have, and how many these are.
 
     Args:
         one: Rows of numbers, 0 where there is none, and 1 where there is one.

@@ -36,7 +36,7 @@ class ConversionExample:
     Args:
         teacher: The network that was converted.
         parameters: How.
-        seed: Of the random posterior, without MOPED.
+        seed: The seed of the random posterior, without MOPED.
         converted: What ``convert_with(teacher, parameters)`` gave.
         x: A batch of inputs for both, in the dtype of both.
     """
@@ -48,7 +48,7 @@ class ConversionExample:
     x: Tensor
 
     def __repr__(self) -> str:
-        """Give the code that makes ``network``, ``converted`` and ``x``."""
+        """Return the code that makes ``network``, ``converted`` and ``x``."""
         changed = {f.name: getattr(self.parameters, f.name) for f in fields(Conversion)}
         changed = {name: value for name, value in changed.items() if value != getattr(_DEFAULT, name)}
         arguments = ", ".join(f"{name}={value!r}" for name, value in changed.items())

@@ -163,7 +163,7 @@ _DRAWERS: dict[str, Callable[[Draw[Any], Shape, int], Piece]] = {
 
 
 def fitting(kinds: Collection[str], shape: Shape) -> list[str]:
-    """Give the kinds that can take a shape, in the order of `KINDS`."""
+    """Return the kinds that can take a shape, in the order of `KINDS`."""
     return [
         kind
         for kind in KINDS
@@ -221,7 +221,7 @@ def layers(
 
 
 def suffix(dtype: torch.dtype) -> str:
-    """Give the call that casts a module."""
+    """Return the call that casts a module."""
     return "" if dtype is torch.float32 else ".double()" if dtype is torch.float64 else f".to({dtype})"
 
 

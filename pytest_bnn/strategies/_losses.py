@@ -75,7 +75,7 @@ class ExampleLoss:
         return -self.expected_weight if self.kind == "negative" else self.expected_weight
 
     def __call__(self, model: nn.Module, batch: tuple[Tensor, Tensor | None]) -> Tensor:
-        """Give the loss of a batch, a scalar with its graph.
+        """Return the loss of a batch, a scalar with its graph.
 
         Raises:
             ValueError: The model has no Bayesian layer, and the loss has a KL term.
@@ -102,7 +102,7 @@ class ExampleLoss:
         return _TEMPERATURE**2 * nn.functional.kl_div(log_probabilities, softened, reduction="batchmean")
 
     def __repr__(self) -> str:
-        """Give the call that makes the loss, for a teacher named ``network``."""
+        """Return the call that makes the loss, for a teacher named ``network``."""
         values = ", ".join(f"{name}={getattr(self, name)!r}" for name in ("weighting", "number", "convention", "kind"))
         return f"ExampleLoss(teacher=network, data_term={self.data_term!r}, {values})"
 

@@ -43,7 +43,7 @@ class ConversionMachine(RuleBasedStateMachine):
 
     @staticmethod
     def convert(network: nn.Module) -> nn.Module:
-        """Give the converted network: what a subclass overrides."""
+        """Return the converted network: what a subclass overrides."""
         return convert(network)
 
     def __init__(self) -> None:

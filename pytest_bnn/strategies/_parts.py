@@ -155,5 +155,5 @@ PARTS = {
 
 
 def definition(part: str, **names: object) -> str:
-    """Give the code of one class."""
+    """Return the code of one class."""
     return dedent(PARTS[part]).strip().format(**names)

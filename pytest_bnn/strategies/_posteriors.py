@@ -50,7 +50,7 @@ class PosteriorState(OrderedDict[str, Tensor]):
             model: The converted network.
             kind: Of `POSTERIOR_KINDS`; see `posterior_states`.
             only: The one tensor of that kind, as in ``"0.weight"``, beside healthy ones; None for all tensors.
-            seed: Of everything random.
+            seed: The seed of everything random.
 
         Raises:
             ValueError: There is no such kind, or no such posterior tensor.
@@ -77,7 +77,7 @@ class PosteriorState(OrderedDict[str, Tensor]):
         return state
 
     def __repr__(self) -> str:
-        """Give the call that makes the state."""
+        """Return the call that makes the state."""
         only = "" if self.only is None else f", only={self.only!r}"
         return f"PosteriorState.of(converted, kind={self.kind!r}{only}, seed={self.seed})"
 
@@ -88,12 +88,12 @@ class PosteriorState(OrderedDict[str, Tensor]):
         return OrderedDict, (list(self.items()),), {"_metadata": self._metadata}
 
     def copy(self) -> OrderedDict[str, Tensor]:  # type: ignore[override]
-        """Give a plain state dict with the same tensors."""
+        """Return a plain state dict with the same tensors."""
         return copy.copy(self)
 
 
 def _drawn(tensor: PosteriorTensor, kind: str, generator: Generator) -> tuple[Tensor, Tensor]:
-    """Give mu and sigma of a tensor after a training, in float64 on the CPU."""
+    """Return mu and sigma of a tensor after a training, in float64 on the CPU."""
 
     def uniform(least: float, most: float) -> Tensor:
         return least + (most - least) * torch.rand(mu.shape, generator=generator, dtype=torch.float64)

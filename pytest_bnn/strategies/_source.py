@@ -20,7 +20,7 @@ _input_shapes: Any = WeakIdKeyDictionary()
 
 
 def source(example: nn.Module | Tensor) -> str:
-    """Give the code that rebuilds a drawn network as ``network``, or the expression of a drawn input.
+    """Return the code that rebuilds a drawn network as ``network``, or the expression of a drawn input.
 
     The code needs torch alone (and torchvision, for `teachers`). It seeds torch's global generator.
 
@@ -53,7 +53,7 @@ def remember(example: Tensor, expression: str) -> None:
 
 
 def input_shape(model: nn.Module) -> Shape | None:
-    """Give the shape of one input without the batch: of a drawn network, or its attribute ``input_shape``."""
+    """Return the shape of one input without the batch: of a drawn network, or its attribute ``input_shape``."""
     known = _input_shapes.get(model)
     shape = getattr(model, "input_shape", None) if known is None else known
     return None if shape is None else tuple(shape)

@@ -47,7 +47,7 @@ def _teachers(
 
 
 def _is_alive(teacher: nn.Module) -> bool:
-    """Say whether the outputs tell images apart: with few channels, some seeds leave every ReLU at 0 for many."""
+    """Return whether the outputs tell images apart: with few channels, some seeds leave every ReLU at 0 for many."""
     reference = next(teacher.parameters())
     images = torch.randn((16, *_SHAPE), generator=torch.Generator().manual_seed(0)).to(reference)
     with torch.no_grad():

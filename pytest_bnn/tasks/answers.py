@@ -31,7 +31,7 @@ class Answers:
         return len(self.labels)
 
     def __getitem__(self, rows: Tensor | slice) -> Answers:
-        """Give some of the rows."""
+        """Return some of the rows."""
         return Answers(self.said[rows], self.sure[rows], self.labels[rows], self.classes)
 
     @property
@@ -51,7 +51,7 @@ class Answers:
 
 
 def answers_of(task: Task, outputs: Tensor, labels: Any, rows: Tensor) -> Answers | None:
-    """Give a network's answers beside the labels of some examples; None where these are no classes.
+    """Return a network's answers beside the labels of some examples; None where these are no classes.
 
     Args:
         task: What the outputs mean.
@@ -69,7 +69,7 @@ def answers_of(task: Task, outputs: Tensor, labels: Any, rows: Tensor) -> Answer
 
 
 def class_labels(labels: Any, rows: int) -> Tensor | None:
-    """Give labels as indices of classes ``[N]``, on the CPU; None where they are something else."""
+    """Return labels as indices of classes ``[N]``, on the CPU; None where they are something else."""
     if not isinstance(labels, Tensor) or labels.is_complex() or not labels.ndim or len(labels) != rows:
         return None
     flat = labels.detach().cpu()

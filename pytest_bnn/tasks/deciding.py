@@ -107,7 +107,7 @@ def decide_each(
 
 
 def _field(output: str | None, fields: tuple[Field, ...], reached: Callable[[], dict[str, Tensor]]) -> tuple[str, str]:
-    """Give the output that claims of a task are about, or why it is not known."""
+    """Return the output that claims of a task are about, or why it is not known."""
     names = [field.name for field in fields]
     if output is not None:
         if output in names:
@@ -158,7 +158,7 @@ def _kind(rows: Tensor, labels: Any, field: str, classes: int, reached: Callable
 
 
 def _by_labels(rows: Tensor, labels: Tensor, gradient: Gradient) -> _Found | None:
-    """Give what labels say; None where they say nothing."""
+    """Return what the labels tell about the task; None where they tell nothing."""
     if labels.is_complex():
         return None
     shape = tuple(rows.shape[1:])
@@ -200,7 +200,7 @@ def _by_places(rows: Tensor, labels: Tensor, gradient: Gradient) -> _Found | Non
 
 
 def _by_entries(labels: Tensor, shape: tuple[int, ...]) -> _Found | None:
-    """Give what labels say that are as many as outputs."""
+    """Return what labels tell that are as many as the outputs."""
     if _is_two_valued(labels):
         if len(shape) == 1 and are_shares(labels.double()):
             return _Found("classification", "the labels are distributions over classes")
@@ -220,13 +220,13 @@ def _is_two_valued(labels: Tensor) -> bool:
 
 
 def _fits(rows: Tensor, labels: Tensor) -> tuple[bool, bool]:
-    """Say whether the classes of dense outputs may be the first dimension of a row, and whether the last."""
+    """Return whether the classes of dense outputs may be the first dimension of a row, and whether the last."""
     shape, places = tuple(rows.shape[1:]), tuple(labels.shape[1:])
     return shape[1:] == places, shape[:-1] == places
 
 
 def _classes_last(rows: Tensor, labels: Any) -> bool:
-    """Say whether the classes are the last dimension of outputs that the user calls dense."""
+    """Return whether the classes are the last dimension of outputs that the user calls dense."""
     if isinstance(labels, Tensor) and any(fits := _fits(rows, labels)):
         return not fits[0]
     return rows.ndim == 3
@@ -245,7 +245,7 @@ def _misfit(kind: Kind, rows: Tensor) -> str:
 
 
 def _sums_to_zero(gradient: Tensor) -> bool:
-    """Say whether a gradient moves the outputs of each row against each other: their softmax is what counts."""
+    """Return whether a gradient moves the outputs of each row against each other: their softmax is what counts."""
     values = gradient.double()
     size = values.abs().sum(1)
     # The loss may have been computed in half precision.

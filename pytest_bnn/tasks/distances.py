@@ -89,7 +89,7 @@ def _some(value: float) -> bool:
 
 
 def _toward_the_mean(outputs: Tensor, slope: Tensor, target: Tensor, allowed: float) -> bool:
-    """Say whether all numbers are pulled toward the mean of labels that differ."""
+    """Return whether all numbers are pulled toward the mean of labels that differ."""
     spread = float(target.std(unbiased=False))
     basis = torch.stack([outputs, torch.ones_like(outputs)], 1)
     k, offset = (float(value) for value in torch.linalg.lstsq(basis, slope[:, None]).solution[:, 0])

@@ -34,8 +34,8 @@ def pull_of(task: Task, outputs: Tensor, gradient: Tensor, labels: Tensor | None
     Args:
         task: What the outputs mean.
         outputs: ``[rows, ...]``, as the model gave them.
-        gradient: Of the loss, of the same shape.
-        labels: Of the same rows, in their order; None where there are none.
+        gradient: The gradient of the loss to them, of the same shape.
+        labels: The labels of the same rows, in their order; None where there are none.
         teacher: The teacher's outputs on the same rows, for distillation; None where there are none.
     """
     allowed = FULL if outputs.dtype in (torch.float32, torch.float64) else HALF
@@ -57,7 +57,7 @@ def pull_of(task: Task, outputs: Tensor, gradient: Tensor, labels: Tensor | None
 
 
 def _sure_of(outputs: Tensor, allowed: float) -> float:
-    """Give how far the largest share is from 1 where a row's pull is more than its rounding, which is that of a 1."""
+    """Return how far the largest share is from 1 where a row's pull is more than its rounding, which is that of a 1."""
     return max(_SURE, torch.finfo(outputs.dtype).eps / 4 / allowed)
 
 
@@ -195,7 +195,7 @@ def _one_sign(scale: Tensor) -> bool:
 
 
 def _is_one_factor(scale: Tensor, classes: Tensor) -> bool:
-    """Say whether all rows, or all rows of each class, have one factor, as in a likelihood and not in a reward."""
+    """Return whether all rows, or all rows of each class, have one factor, as in a likelihood and not in a reward."""
     if len(scale) < 2:
         return False
     groups = [scale] if len(classes.unique()) == len(classes) else [scale[classes == c] for c in classes.unique()]

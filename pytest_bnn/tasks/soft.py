@@ -63,7 +63,7 @@ def _solved(parts: Sequence[Tensor], slope: Tensor, live: Tensor, allowed: float
 
 
 def _sign_of_all(factors: Sequence[float]) -> int:
-    """Give the sign that all factors have; 0 where they differ, as those of two directions that are nearly one do."""
+    """Return the sign that all factors have; 0 where they differ, as those of two directions that are nearly one do."""
     return 1 if all(value > 0 for value in factors) else -1 if all(value < 0 for value in factors) else 0
 
 

@@ -33,7 +33,7 @@ class FixedSigma:
 
 
 def kl(model: nn.Module, *, convention: Convention = "mean per tensor", sigma: FixedSigma | None = None) -> Tensor:
-    """Give KL(posterior || prior) of a network, in nats, with its gradient to every mu and rho.
+    """Return KL(posterior || prior) of a network, in nats, with its gradient to every mu and rho.
 
     ``"mean per tensor"`` is what bayesian-torch's ``get_kl_loss`` gives: the mean over each weight and bias tensor,
     summed over tensors. ``"sum"`` is the divergence of an ELBO, the sum over all weights; divide it by the number of

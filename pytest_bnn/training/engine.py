@@ -54,7 +54,7 @@ class _Trained:
         self.eps.copy_(((used - self.tensor.mu.detach()) / self.tensor.sigma).flatten())
 
     def arrays(self) -> tuple[Any, ...]:
-        """Give what the compiled step works on, in its order."""
+        """Return the arrays that the compiled step works on, in its order."""
         gradient = torch.zeros_like(self.weight) if self.weight.grad is None else self.weight.grad
         tensors = (self.tensor.mu.detach(), self.tensor.rho.detach(), self.weight.detach(), self.eps, gradient)
         return (
@@ -101,7 +101,7 @@ class FusedSteps:
                 self.tensors[id(call.layer.module), "bias"].take(used.bias.detach())
 
     def forward(self, images: Tensor, target: Tensor) -> tuple[float, None]:
-        """Give the data term on a batch; the KL comes with `update`."""
+        """Return the data term on a batch; the KL comes with `update`."""
         for leaf in (*(value.weight for value in self.tensors.values()), *self.others):
             leaf.grad = None
         with torch.enable_grad():
@@ -109,7 +109,7 @@ class FusedSteps:
         return float(self._loss.detach()), None
 
     def update(self, learning_rate: float) -> tuple[float, float]:
-        """Take the step and draw the next weights; give the KL before it and the norm of the loss's gradient."""
+        """Take the step and draw the next weights; return the KL before it and the norm of the loss's gradient."""
         self._loss.backward()
         return self._move(learning_rate)
 
@@ -184,9 +184,9 @@ def fused_steps(
         model: The network, in eval mode; it is left undisturbed.
         images: A few of the training images; two suffice.
         target: What the data term compares the logits with, one row for each image.
-        data_term: Of the loss.
+        data_term: The data term of the loss.
         kl_weight: Factor on the KL term.
-        seed: Of the noise.
+        seed: The seed of the noise.
 
     Raises:
         Unsupported: The engine must not train it; the message says why.

@@ -29,7 +29,7 @@ LEAST_STEPS = 10
 
 
 def distillation_loss(teacher: nn.Module, kl_weight: float) -> Loss:
-    """Give the loss that `finetune` minimizes: mean squared error to the teacher's logits + weight * KL.
+    """Return the loss that `finetune` minimizes: mean squared error to the teacher's logits + weight * KL.
 
     The KL term is bayesian-torch's ``get_kl_loss``.
     """
@@ -64,10 +64,10 @@ class _Stepper(Protocol):
     name: str
 
     def forward(self, images: Tensor, target: Tensor) -> tuple[float, float | None]:
-        """Give the data term on a batch, and the KL where it is known before the step."""
+        """Return the data term on a batch, and the KL where it is known before the step."""
 
     def update(self, learning_rate: float) -> tuple[float, float]:
-        """Take the step; give the KL before it and the norm of the loss's gradient."""
+        """Take the step; return the KL before it and the norm of the loss's gradient."""
 
 
 class _OwnSteps:
@@ -120,12 +120,12 @@ def finetune(
         teacher: The deterministic network.
         images: Training images ``[N, ...]``, batched in a random order.
         steps: How many optimizer steps.
-        batch: Images a step.
-        learning_rate: Of Adam, at the first step.
+        batch: How many images a step takes.
+        learning_rate: Adam's learning rate at the first step.
         decay: Factor on the learning rate after every step.
         kl_weight: Factor on the library's KL term; None means 1 / number of batches in ``images``.
-        seed: Of the order of images and of the noise.
-        class_names: Names for the trajectory's top-1 class.
+        seed: The seed of the order of images and of the noise.
+        class_names: The names of the classes, for the trajectory's top-1 class.
         progress: Called with every step as it is done.
 
     Returns:
@@ -210,12 +210,12 @@ def _require_finite(model: nn.Module, step: int, data_term: float, kl: float | N
 
 
 def number_of_batches(images: int, batch: int = BATCH) -> int:
-    """Give how many batches make one pass over a training set."""
+    """Return how many batches make one pass over a training set."""
     return max(1, -(-images // batch))
 
 
 def batch_size(images: Tensor) -> int:
-    """Give the batch that `finetune` takes of the bundled images: 32 digits, or 8 crops of 224x224."""
+    """Return the batch that `finetune` takes of the bundled images: 32 digits, or 8 crops of 224x224."""
     return BATCH if images[0].numel() < 3 * 64 * 64 else BATCH // 4
 
 

@@ -87,7 +87,7 @@ def _reader(*, bias: bool) -> Reader:
 
 
 def reader(kind: type[nn.Module] = Reader, *, bias: bool = True) -> nn.Module:
-    """Give a trained network, as an instance of a subclass of `Reader` with another forward where one is given."""
+    """Return a trained network, as an instance of a subclass of `Reader` with another forward where one is given."""
     network = copy.deepcopy(_reader(bias=bias))
     object.__setattr__(network, "__class__", kind)
     return network

@@ -40,7 +40,7 @@ def audit(given: Input, data: Any) -> AuditRun:
 
 
 def wrong(case: Case, run: AuditRun) -> list[str]:
-    """Give what an audit says against the right answer."""
+    """Return what an audit says against the right answer."""
     found = []
     for evidence in run.checks:
         allowed = case.verdicts.get(evidence.id, SOUND)

@@ -94,7 +94,7 @@ def capital(wins: int, losses: int) -> Fraction:
 
 
 def coins(against: float, in_favour: float, looks: Iterable[int]) -> tuple[float, float]:
-    """Give the chances that fair coins decide against, and in favour, at one of these numbers of coins.
+    """Return the chances that fair coins decide against, and in favour, at one of these numbers of coins.
 
     In favour where heads own ``1 / in_favour``, else against where tails own ``1 / against``; then it is over.
     """

@@ -87,7 +87,7 @@ KINDS = {"A1", "A2-extractor", "A5", "A22", "B2", "B9-new-head", "B11", "B12-dro
 
 
 def _in_push() -> dict[str, str]:
-    """Give the estimator of each row that every push has: those of `KINDS`, and the first that claims another check."""
+    """Return the estimator of each row in every push: those of `KINDS`, and the first that claims another check."""
     kinds: dict[str, str] = {}
     claimed = {check for fault in FAULTS if fault.id in KINDS for check in _checks(fault)}
     for place, fault in enumerate(FAULTS):

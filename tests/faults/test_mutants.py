@@ -89,7 +89,7 @@ def test_mutant(kind: Kind, chosen: dict[Kind, tuple[Case, Mutant]], health: dic
 
 
 def _state(case: Case) -> list[object]:
-    """Give what of a case a mutant may change: numbers, flags, classes, and what is beside the model."""
+    """Return what of a case a mutant may change: numbers, flags, classes, and what is beside the model."""
     found: list[object] = [case.loss, case.stage, case.options]
     found += [(name, value.numpy().tobytes()) for name, value in case.model.state_dict().items()]
     found += [(name, parameter.requires_grad) for name, parameter in case.model.named_parameters()]
@@ -158,7 +158,7 @@ def test_mutants_that_are_right_in_a_forward_pass_are_broken(cases: list[Case]) 
         return copied.model, copied.teacher
 
     def gradients(model: Any) -> tuple[torch.Tensor | None, torch.Tensor]:
-        """Give the data term's gradient to rho, and what it has to be: that to mu, times eps, times dsigma/drho."""
+        """Return the data term's gradient to rho, and what it has to be: that to mu, times eps, times dsigma/drho."""
         layer = model.block.conv1
         noise = []
         layer.register_forward_hook(lambda *_: noise.append(layer.eps_kernel.clone()))

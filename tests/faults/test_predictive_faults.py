@@ -68,7 +68,7 @@ MEASURES: dict[str, Callable[..., Evidence]] = {
 
 
 def failing(model: nn.Module, **arguments: Any) -> dict[str, Evidence]:
-    """Give what fails of the four claims, beside the teacher where one is given."""
+    """Return what fails of the four claims, beside the teacher where one is given."""
     subject = Subject(model, **arguments)
     found = {id: measure(subject) for id, measure in MEASURES.items()}
     return {id: evidence for id, evidence in found.items() if evidence.verdict is Verdict.FAIL}

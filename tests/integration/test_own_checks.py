@@ -95,7 +95,7 @@ def folder(tmp_path: Path, net_py: str, monkeypatch: pytest.MonkeyPatch) -> Iter
 
 
 def audit(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
-    """Give the exit code and what was said."""
+    """Return the exit code and what was said."""
     try:
         with recording(Recorder(subject="model")):
             code: object = cli.main(["audit", *arguments])

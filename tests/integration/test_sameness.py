@@ -162,7 +162,7 @@ def plain(run: Run) -> Any:
 
 
 def values(found: object, where: str = "") -> Iterator[tuple[str, object]]:
-    """Give every value of an audit that is not the environment's, with the place where it stands."""
+    """Yield every value of an audit that is not the environment's, with the place where it stands."""
     if isinstance(found, dict):
         for key, value in found.items():
             if key not in ENVIRONMENT:

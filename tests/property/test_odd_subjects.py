@@ -64,7 +64,7 @@ def accusations(checks: tuple[Evidence, ...]) -> list[str]:
 
 
 def warnings(checks: tuple[Evidence, ...]) -> list[str]:
-    """Give what neither passes nor abstains, but for what is right to say."""
+    """Return what neither passes nor abstains, but for what is right to say."""
     doubtful = [e for e in checks if e.verdict in (Verdict.WARN, Verdict.INCONCLUSIVE)]
     return [
         e.explain()
@@ -74,7 +74,7 @@ def warnings(checks: tuple[Evidence, ...]) -> list[str]:
 
 
 def without_a_way(checks: tuple[Evidence, ...]) -> list[str]:
-    """Give the evidence that abstains and names no premise, or no way to meet it."""
+    """Return the evidence that abstains and names no premise, or no way to meet it."""
     abstaining = [e for e in checks if e.verdict is Verdict.NOT_APPLICABLE]
     return [e.explain() for e in abstaining if not e.headline.strip() or not WAY.search(f"{e.headline} {e.remedy}")]
 
@@ -115,7 +115,7 @@ def test_every_network_is_healthy(shape: str) -> None:
 
 
 def taught(meaning: Meaning, *, right: bool) -> tuple[Any, Tensor, Any]:
-    """Give outputs that are near to their labels, or far from them, the labels, and the teacher's outputs."""
+    """Return outputs that are near to their labels, or far from them, the labels, and the teacher's outputs."""
     places = torch.arange(24) % CLASSES
     said = places if right else (places + 1) % CLASSES
     numbers = torch.linspace(-2, 2, 24)[:, None]

@@ -241,7 +241,7 @@ def converts_again(network: nn.Module) -> nn.Module:
 
 
 def fails_half_way(network: nn.Module) -> nn.Module:
-    """Give up where there is more than Linear and ReLU, and leave one Linear converted; do the rest well."""
+    """Return up where there is more than Linear and ReLU, and leave one Linear converted; do the rest well."""
     converted = convert(network)
     simple = (nn.Linear, nn.Sequential, nn.ReLU)
     strange = [path for path, module in network.named_modules() if path and not isinstance(module, simple)]

@@ -98,14 +98,14 @@ def test_a_feature_shows_in_some_of_the_networks_drawn_for_it(feature: str) -> N
 
 
 def words(network: nn.Module) -> set[str]:
-    """Give the names in a network's code, those of its own class aside."""
+    """Return the names in a network's code, those of its own class aside."""
     code = source(network).split("class Network")[0] + source(network).split("network = ")[1]
     return set(re.findall(r"[A-Za-z_]+", code))
 
 
 @cache
 def plain_words() -> set[str]:
-    """Give the names in the code of plain chains."""
+    """Return the names in the code of plain chains."""
     seen = set[str]()
 
     @settings(max_examples=300, derandomize=True, deadline=None, database=None)

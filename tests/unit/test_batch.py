@@ -28,7 +28,7 @@ class Record:
 
 
 def items(count: int = ROWS) -> list[dict[str, Any]]:
-    """Give examples as a data set has them, of which a loader makes a batch."""
+    """Return examples as a data set has them, of which a loader makes a batch."""
     generator = torch.Generator().manual_seed(0)
     return [
         {

@@ -32,13 +32,13 @@ from pytest_bnn.example.weights import load_teacher
 
 
 def enlarged(image: numpy.ndarray) -> Tensor:
-    """Give an 8x8 digit as the teacher sees it, resized by Pillow: the oracle for torch's interpolation."""
+    """Return an 8x8 digit as the teacher sees it, resized by Pillow: the oracle for torch's interpolation."""
     large = Image.fromarray(image.astype(numpy.float32)).resize((32, 32), Image.Resampling.BILINEAR)
     return torch.from_numpy(numpy.array(large)) / 8 - 1
 
 
 def keys(images: Tensor) -> list[bytes]:
-    """Give each image as a key that forgives float noise: the finest step between two digits is far above."""
+    """Return each image as a key that forgives float noise: the finest step between two digits is far above."""
     return [(image[0] * 1000).round().to(torch.int32).numpy().tobytes() for image in images]
 
 

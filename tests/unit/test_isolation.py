@@ -25,7 +25,7 @@ def images() -> Tensor:
 
 
 def everything(model: nn.Module) -> dict[str, Any]:
-    """Give all that a user could notice: tensors by identity and bytes, gradients, modes, hooks, attributes."""
+    """Return all that a user could notice: tensors by identity and bytes, gradients, modes, hooks, attributes."""
     found: dict[str, Any] = {}
     for path, module in model.named_modules():
         found[f"{path} mode"] = module.training

@@ -32,7 +32,7 @@ def images(count: int = 9) -> Tensor:
 
 
 def scripted(outputs: Tensor, monkeypatch: pytest.MonkeyPatch, block: int = 7, **options: Any) -> Predictive:
-    """Give what predict() says of passes that a test makes up."""
+    """Return what predict() says of passes that a test makes up."""
     monkeypatch.setattr(PassBank, "draw", lambda self, start, stop: outputs[start:stop])
     monkeypatch.setattr(predictive._Running, "block", lambda self: block)
     return pytest_bnn.predict(nn.Identity(), torch.zeros(outputs.shape[1], 1), passes=len(outputs), **options)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pytest_bnn.audit import scoring
-from pytest_bnn.audit.exhibits import describe
+from pytest_bnn.audit.description import describe
 from pytest_bnn.audit.predictive import MISTAKES, predictive
 from pytest_bnn.audit.run import audit_model
 from pytest_bnn.checks import registry

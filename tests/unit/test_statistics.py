@@ -65,7 +65,7 @@ def test_impossible_counts_are_refused(successes: int, trials: int) -> None:
 
 
 def exact_capital(draws: list[Fraction]) -> Fraction:
-    """Give the mixture's largest capital by exact arithmetic."""
+    """Return the mixture's largest capital by exact arithmetic."""
     capitals, largest = [Fraction(1)] * len(BETS), Fraction(1)
     for draw in draws:
         capitals = [capital * (1 + bet * draw) for capital, bet in zip(capitals, BETS, strict=True)]

@@ -34,7 +34,7 @@ def images(count: int = 5) -> Tensor:
 
 
 def moved(teacher: nn.Module, by: float, layers: int = 3) -> nn.Module:
-    """Give a conversion whose first layers' means were moved by a share of their own spread, as training does."""
+    """Return a conversion whose first layers' means were moved by a share of their own spread, as training does."""
     model = convert(teacher)
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():

@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import pytest_bnn
 from pytest_bnn import checks
-from pytest_bnn.audit.exhibits import describe
+from pytest_bnn.audit.description import describe
 from pytest_bnn.checks.noise._pairs import Finite, Pairs, first_pairs
 from pytest_bnn.checks.teacher import _medians
 from pytest_bnn.checks.teacher._items import FIRST_PASSES, Claim
@@ -430,7 +430,7 @@ def test_memory_does_not_grow_with_passes(rows: int, classes: int, monkeypatch: 
             items.take(block, torch.arange(rows))
         return items.median
 
-    def exhibits(passes: int) -> object:
+    def described(passes: int) -> object:
         shown = subject()
         for _ in shown.bank.blocks(0, passes):
             pass
@@ -445,7 +445,7 @@ def test_memory_does_not_grow_with_passes(rows: int, classes: int, monkeypatch: 
         "pairs": lambda passes: first_pairs(subject(), passes).spreads(1.0),
         "agreement": agreement,
         "medians of a regression": regression,
-        "exhibits": exhibits,
+        "description": described,
     }
     with using(Settings(sampler="own", threads=1)):
         for name, run in runs.items():

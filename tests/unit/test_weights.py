@@ -42,7 +42,7 @@ class Bomb:
 
 
 def refusal(source: str | Path) -> str:
-    """Give the message of the WeightsError, after making sure that it is one line and ends with its fix."""
+    """Return the message of the WeightsError, after making sure that it is one line and ends with its fix."""
     with pytest.raises(WeightsError) as caught:
         load_teacher(source)
     message = str(caught.value)

@@ -11,12 +11,12 @@ from pytest_bnn.tasks.answers import Answers
 
 
 def best_possible(answers: Answers) -> int:
-    """Give how many answers could be right at most, were they given to those examples that they fit best."""
+    """Return the most answers that can be right, however they are assigned to the examples."""
     return int(torch.minimum(answers.said_counts, answers.label_counts).sum())
 
 
 def claimed_wrongly(answers: Answers) -> float:
-    """Give a p-value of "each answer is right with at least half of the probability that the teacher gives it".
+    """Return a p-value of "each answer is right with at least half of the probability that the teacher gives it".
 
     Judged by what is possible at all: the answers of each class, and the labels of each class, are counted, however
     they are paired. So a low accuracy alone says nothing here, and a teacher that says one class for all does, where
@@ -26,12 +26,12 @@ def claimed_wrongly(answers: Answers) -> float:
 
 
 def chance(answers: Answers) -> float:
-    """Give the share of answers that would be right, were answers and labels paired at random."""
+    """Return the share of answers that would be right, were answers and labels paired at random."""
     return float((answers.said_counts.double() * answers.label_counts).sum()) / len(answers) ** 2
 
 
 def is_at_chance(answers: Answers, budget: Budget) -> bool:
-    """Say whether nothing shows that the answers are better than chance, where knowledge would have shown.
+    """Return whether nothing shows that the answers are better than chance, where knowledge would have shown.
 
     Knowledge is shown by an accuracy whose lower bound (Clopper and Pearson) is above chance, or by one class that the
     teacher says more often where it is the label than elsewhere (Fisher's exact test). It would have shown where the
@@ -46,13 +46,13 @@ def is_at_chance(answers: Answers, budget: Budget) -> bool:
 
 
 def says_the_commonest(answers: Answers) -> bool:
-    """Say whether the teacher is right as often as whoever always says the label of more than half of the examples."""
+    """Return whether the teacher does no worse than always saying the label of more than half of the examples."""
     commonest = int(answers.label_counts.max()) if len(answers) else 0
     return 2 * commonest > len(answers) and answers.right >= commonest
 
 
 def _least_p(answers: Answers) -> float:
-    """Give the p-value of answers that know no class, by Fisher's exact test of each class and Bonferroni's bound."""
+    """Return the p-value of answers that know no class, by Fisher's exact test of each class and Bonferroni's bound."""
     from scipy.stats import hypergeom
 
     said, labels = answers.said_counts, answers.label_counts
@@ -66,7 +66,7 @@ def _least_p(answers: Answers) -> float:
 
 
 def other_order(answers: Answers, error_rate: float) -> dict[int, int]:
-    """Give which label each class of the teacher's fits, where the labels count the classes in another order.
+    """Return which label each class of the teacher's fits, where the labels count the classes in another order.
 
     The order is found on one half of the examples and tested on the other, by the sign test over the examples on which
     the two orders differ. Classes change places only where the examples of none are worse off, so that a class that

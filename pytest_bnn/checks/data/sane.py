@@ -100,7 +100,7 @@ def _find(subject: Subject, budget: Budget) -> Finding:
 
 
 def _teacher(subject: Subject) -> Tensor | None:
-    """Give the teacher's output that the task is about; all of them where it is about none."""
+    """Return the teacher's output that the task is about; all of them where it is about none."""
     if subject.teacher is None:
         return None
     outputs, fields = subject.teacher_output().detach().cpu(), subject.fields

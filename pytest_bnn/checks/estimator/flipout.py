@@ -82,7 +82,7 @@ class _Row:
         return not_finite(self.deviations) == 0
 
     def p(self) -> tuple[float, str]:
-        """Give the smaller p-value of mean 0 and variance 1, and what it says."""
+        """Return the smaller p-value of mean 0 and variance 1, and what it means in words."""
         if not self.finite:
             return 0.0, "it is NaN or infinite"
         flat = self.deviations.flatten()
@@ -218,7 +218,7 @@ def _says(row: _Row, words: str) -> LayerFinding:
 
 
 def _inputs(subject: Subject, layers: list[BayesianLayer]) -> dict[str, Tensor]:
-    """Give the input of each layer's first call, in a pass at the posterior mean."""
+    """Return the input of each layer's first call, in a pass at the posterior mean."""
     found: dict[str, Tensor] = {}
     handles = []
     for layer in layers:
@@ -261,12 +261,12 @@ def _row(layer: BayesianLayer, x: Tensor) -> _Row:
 
 
 def _channel(layer: BayesianLayer) -> int:
-    """Give the dimension of the channels: the last one of a linear layer, the second of a convolution."""
+    """Return the dimension of the channels: the last one of a linear layer, the second of a convolution."""
     return -1 if layer.tensors[0].mu.ndim == 2 else 1
 
 
 def _of_examples(sign: Tensor, layer: BayesianLayer) -> bool:
-    """Say whether signs are constant over all dimensions but the examples and the channels."""
+    """Return whether signs are constant over all dimensions but the examples and the channels."""
     if sign.ndim <= 2:
         return True
     positions = sign.movedim(_channel(layer), 1).flatten(2)
@@ -274,13 +274,13 @@ def _of_examples(sign: Tensor, layer: BayesianLayer) -> bool:
 
 
 def _pooled(values: Tensor, layer: BayesianLayer) -> Tensor:
-    """Give the mean over positions: ``[examples, channels]``."""
+    """Return the mean over positions: ``[examples, channels]``."""
     channels = values.movedim(_channel(layer), 1)
     return channels.flatten(2).mean(2) if channels.ndim > 2 else channels
 
 
 def _spread(layer: BayesianLayer, x: Tensor) -> Tensor:
-    """Give the standard deviation of one example's pooled output under the posterior, ``[channels]``, in closed form.
+    """Return the standard deviation of one example's pooled output under the posterior, ``[channels]``, in closed form.
 
     The pooled output is linear in the weights, so its gradient to mu holds the coefficients; each weight has a part in
     one channel alone, so that one gradient of their sum has them all.

@@ -14,7 +14,7 @@ from pytest_bnn.libraries.protocol import BayesianLayer
 
 @contextmanager
 def own_buffers(layers: tuple[BayesianLayer, ...]) -> Iterator[None]:
-    """Give every call of a layer noise buffers of its own, which no later call writes over."""
+    """Let every call of a layer draw into noise buffers of its own, which no later call writes over."""
     buffers = {id(layer.module): [tensor.eps_name for tensor in layer.tensors] for layer in layers}
 
     def fresh(module: nn.Module, _inputs: Any) -> None:

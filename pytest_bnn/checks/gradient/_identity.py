@@ -55,7 +55,7 @@ def rows_of(found: Evaluation, left: Evaluation, tensors: Sequence[PosteriorTens
     Args:
         found: With the noise as it is drawn.
         left: The cut: what of the gradients is not the data's.
-        tensors: Of the model. Those that a call does not reveal are left out.
+        tensors: Posterior tensors of the model. Those that a call does not reveal are left out.
     """
     parts = _parts(found)
     calls: dict[str, int] = {}

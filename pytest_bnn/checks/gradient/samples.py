@@ -139,7 +139,7 @@ def _by_normal(subject: Subject, layers: tuple[BayesianLayer, ...]) -> Finding |
 
 
 def _changes_by_itself(subject: Subject, layers: tuple[BayesianLayer, ...], left: Evaluation) -> bool:
-    """Say whether the gradient beside the data's part is another one when it is taken again."""
+    """Return whether the gradient beside the data's part is another one when it is taken again."""
     again = evaluate(subject, layers, noise="cut")
     for key, pair in left.gradients.items():
         for one, other in zip(pair, again.gradients[key], strict=True):
@@ -151,7 +151,7 @@ def _changes_by_itself(subject: Subject, layers: tuple[BayesianLayer, ...], left
 
 
 def _same_with_own_buffers(subject: Subject, layers: tuple[BayesianLayer, ...], left: Evaluation) -> bool:
-    """Say whether the gradients are right once each call has noise buffers of its own, so that sharing is the cause."""
+    """Return whether gradients are right once each call has noise buffers of its own: then sharing is the cause."""
     with own_buffers(layers):
         found = evaluate(subject, layers)
     return all(row.off <= row.allowed for row in rows_of(found, left, tensors_of(layers)))
@@ -297,7 +297,7 @@ def _notes(layers: tuple[BayesianLayer, ...], rows: list[Row], found: Evaluation
 
 
 def _is_a_sum(subject: Subject) -> bool:
-    """Say whether the loss is a sum over its forward passes: its gradient to one's outputs does not depend on others.
+    """Return whether the loss is a sum over its forward passes: its gradient to one's outputs depends on no other.
 
     A mean of outputs inside a logarithm, or their spread, is none: it cannot be run backward pass by pass.
     """

@@ -39,7 +39,7 @@ class DataTerm:
         return tuple(count / self.counts[0] for count in self.counts)
 
     def units(self, weight: float) -> tuple[float, ...]:
-        """Give a weight in units of the data term: of its mean over examples, and of that over labels."""
+        """Return a weight in units of the data term: of its mean over examples, and of that over labels."""
         if self.times is None:
             return (weight,)
         return tuple(weight / self.times / each for each in (self.per_example if self.over == "mean" else (1.0,)))

@@ -136,7 +136,7 @@ def by_own_width(tensor: PosteriorTensor, to_mu: Tensor | None, to_rho: Tensor |
 
 
 def _solved(basis: Tensor, gradient: Tensor) -> tuple[float, float, float] | None:
-    """Give the factors of two directions in a gradient, and the share of it that they leave, if they can be had."""
+    """Return the factors of two directions in a gradient, and the share of it that they leave, if they can be had."""
     scale, found = basis.norm(dim=0), gradient.detach().double().flatten()
     if not bool(torch.isfinite(basis).all()) or not bool((scale > 0).all()) or not bool(found.any()):
         return None

@@ -63,7 +63,7 @@ class Judgement:
         )
 
     def works_with_noise(self) -> bool:
-        """Say whether the loss has a value as it is."""
+        """Return whether the loss has a value as it is."""
         try:
             self.run(noise="drawn")
         except (InputError, LossError):
@@ -79,7 +79,7 @@ class Judgement:
             return Evaluation(value=math.inf)
 
     def is_flat(self) -> bool:
-        """Say whether a KL term without a gradient gets one where the prior is far away."""
+        """Return whether a KL term without a gradient gets one where the prior is far away."""
         try:
             far = self.run(prior_shift=PRIOR_SHIFT)
         except (InputError, LossError):
@@ -269,11 +269,11 @@ class Judgement:
         return ""
 
     def apart(self, one: float, other: float) -> bool:
-        """Say whether two weights differ by more than rounding."""
+        """Return whether two weights differ by more than rounding."""
         return abs(one - other) > self.tolerance * max(abs(one), abs(other))
 
     def near(self, one: float, other: float) -> bool:
-        """Say whether a weight is another one, up to rounding."""
+        """Return whether a weight is another one, up to rounding."""
         return bool(other) and abs(one / other - 1) <= self.tolerance
 
     def not_finite(self, found: Evaluation) -> list[PosteriorTensor]:

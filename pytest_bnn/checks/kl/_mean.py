@@ -40,7 +40,7 @@ def of_the_mean(
         before: The gradient to the parameter behind mu.
         after: The same with mu moved.
         moved: How far, in units of mu.
-        weight: Of the KL, as the gradient to rho shows it.
+        weight: The weight of the KL, as the gradient to rho shows it.
     """
     prior_mu, prior_sigma = tensor.prior_mu.detach().double(), tensor.prior_sigma.detach().double()
     whole = tensor.mu_gradient(weight * (tensor.mu.detach().double() + moved - prior_mu) / prior_sigma**2)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pytest_bnn.checks._objective import FINITE_DERIVATIVE, Evaluation, unproven, without_a_gradient
-from pytest_bnn.checks.finding import Finding, LossError, NoCutError, accused, not_applicable
+from pytest_bnn.checks.finding import Finding, LossError, NoCutError, at_fault, not_applicable
 from pytest_bnn.checks.kl._expected import of_the_weight
 from pytest_bnn.checks.kl._fits import notes_on
 from pytest_bnn.checks.kl._held import of_the_means
@@ -91,7 +91,7 @@ def _in_both_modes(judgement: Judgement, reading: Reading) -> tuple[Reading, str
 
 
 def _same(judgement: Judgement, reading: Reading, trained: Evaluation) -> bool:
-    """Say whether the gradients to rho are the same in train mode, so that nothing has to be read there."""
+    """Return whether the gradients to rho are the same in train mode, so that nothing has to be read there."""
     for key, (_, one) in reading.first.gradients.items():
         other = trained.gradients[key][1]
         if one is None or other is None:
@@ -116,13 +116,13 @@ def _judged(judgement: Judgement, reading: Reading, mode: str) -> Finding:
     offenders = [(f, "the loss has no gradient to its rho") for f in reading.absent]
     offenders += [(f, f"{f.residual:.2g} of the gradient to its rho is not the KL term's") for f in reading.strangers]
     offenders += [(f, f"the KL term has weight {reading.weights[id(f)]:.6g} here") for f in reading.uneven]
-    layers = [accused(fit.tensor, f"{fit.tensor.role}: {words}") for fit, words in offenders]
+    layers = [at_fault(fit.tensor, f"{fit.tensor.role}: {words}") for fit, words in offenders]
     notes = [mode] if mode else []
     if not problem:
         verdict, problem, remedy, bad = of_the_means(judgement, reading)
         if problem and (why := judgement.undecided(reading)):
             return not_applicable(why)
-        layers += [accused(mean.tensor, f"{mean.tensor.role}: {words}") for mean, words in bad]
+        layers += [at_fault(mean.tensor, f"{mean.tensor.role}: {words}") for mean, words in bad]
     notes += _notes_on_means(judgement, reading)
     headline = f"the KL term has weight {found.value:.6g} {found.share}"
     headline += "" if expected is None else f" (expected {expected:.6g})"

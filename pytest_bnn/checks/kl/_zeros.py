@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from pytest_bnn.checks.finding import accused
+from pytest_bnn.checks.finding import at_fault
 from pytest_bnn.libraries.gaussian import PosteriorTensor
 from pytest_bnn.libraries.protocol import BayesianLayer
 from pytest_bnn.records.evidence import LayerFinding
@@ -57,7 +57,7 @@ def zeros_of(layers: Sequence[BayesianLayer], teacher: nn.Module | None) -> Zero
                 words = (
                     f"{noisy:,} of {int(pruned.sum()):,} weights of the {tensor.role} that the teacher's mask prunes"
                 )
-                found.noisy.append(accused(tensor, f"{words} get noise (sigma up to {widest:.2g})"))
+                found.noisy.append(at_fault(tensor, f"{words} get noise (sigma up to {widest:.2g})"))
             else:
                 found.notes.append(
                     f"{tensor.name}: {int(pruned.sum()):,} weights are pruned by the teacher's mask, and have no noise"
@@ -66,7 +66,7 @@ def zeros_of(layers: Sequence[BayesianLayer], teacher: nn.Module | None) -> Zero
         count = int(dead.sum())
         if count > DEAD_SHARE * tensor.count:
             finding = f"{count:,} of {tensor.count:,} sigma of the {tensor.role} are dead (below {DEAD_SIGMA:g})"
-            found.dead.append(accused(tensor, finding))
+            found.dead.append(at_fault(tensor, finding))
     return found
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pytest_bnn.checks.check import check
-from pytest_bnn.checks.finding import Finding, accused, not_applicable
+from pytest_bnn.checks.finding import Finding, at_fault, not_applicable
 from pytest_bnn.checks.kl._sick import NOT_FINITE, not_finite
 from pytest_bnn.checks.kl._zeros import DEAD_SIGMA, zeros_of
 from pytest_bnn.libraries import posterior
@@ -251,7 +251,7 @@ def _gradient_problems(
                 if error <= allowed:
                     continue
                 problem = f"the gradient to {role} of {tensor.name} is off by {error:.2g} of its size"
-            found.append(accused(tensor, problem))
+            found.append(at_fault(tensor, problem))
     return found
 
 

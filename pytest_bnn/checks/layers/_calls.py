@@ -43,7 +43,7 @@ def calls(model: nn.Module, rows: Inputs, wanted: set[str], *, seed: int, single
         model: What runs; it is left as it was.
         rows: Its inputs.
         wanted: Paths of the modules to wait for.
-        seed: Of the noise.
+        seed: The seed of the noise.
         single: Run rows one by one, and do not stop early: what `Calls.always` is for.
     """
     seen = Calls()
@@ -74,7 +74,7 @@ def calls(model: nn.Module, rows: Inputs, wanted: set[str], *, seed: int, single
 
 
 def calls_in_train_mode(model: nn.Module, rows: Inputs, *, seed: int) -> set[str]:
-    """Give the paths of the modules that a pass in train mode calls; none where it raises."""
+    """Return the paths of the modules that a pass in train mode calls; none where it raises."""
     called: set[str] = set()
     with eager(), undisturbed(model, seed=seed):
         for path, module in model.named_modules():

@@ -82,7 +82,7 @@ def require_posteriors(subject: Subject, layers: dict[str, BayesianLayer], rows:
 
 
 def _owner(name: str) -> str:
-    """Give the path of the module that a parameter belongs to, that of a parametrized one included."""
+    """Return the path of the module that a parameter belongs to, that of a parametrized one included."""
     path = name.rpartition(".")[0]
     return path.partition(".parametrizations.")[0].removeprefix("parametrizations.") if "parametriz" in path else path
 
@@ -157,7 +157,7 @@ def _is_under(path: str, root: str) -> bool:
 
 
 def _trained(subject: Subject) -> set[str]:
-    """Give the names of the model's parameters whose counterparts in the teacher are trained."""
+    """Return the names of the model's parameters whose counterparts in the teacher are trained."""
     if subject.teacher is None:
         return set()
     places = subject.alignment.paths

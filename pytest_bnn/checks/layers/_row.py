@@ -68,6 +68,6 @@ class Row:
             self.problem, self.remedy, self.choice = problem, remedy, True
 
     def matches(self, pattern: str) -> bool:
-        """Say whether a pattern, as in fnmatch, is that of its path, its place or one of its tensors."""
+        """Return whether a pattern, as in fnmatch, is that of its path, its place or one of its tensors."""
         paths = (self.path, self.path if self.place is None else self.place, *self.names)
         return any(fnmatchcase(path, pattern) for path in paths)

@@ -10,7 +10,7 @@ from pytest_bnn.subject import Subject
 
 
 def is_convolution_or_linear(module: nn.Module) -> bool:
-    """Say whether the claim is about a module: a deterministic convolution or Linear, subclasses included."""
+    """Return whether the claim is about a module: a deterministic convolution or Linear, subclasses included."""
     return isinstance(module, nn.modules.conv._ConvNd | nn.Linear) and not is_bayesian(module)
 
 

@@ -34,7 +34,7 @@ def require_use(subject: Subject, layers: dict[str, BayesianLayer], rows: list[R
 
 
 def _idle(subject: Subject, silent: set[str], notes: list[str]) -> set[str]:
-    """Give those of the layers that no pass called for which there is no excuse."""
+    """Return the layers that no pass called and that have no excuse."""
     if not silent or subject.images is None:
         return set()
     original = _originals(subject.alignment, silent) if subject.teacher is not None else {}
@@ -56,7 +56,7 @@ def _idle(subject: Subject, silent: set[str], notes: list[str]) -> set[str]:
 
 
 def _originals(alignment: Alignment, layers: set[str]) -> dict[str, str]:
-    """Give the teacher's module for each layer: its own counterpart, or that of the nearest module around it."""
+    """Return the teacher's module for each layer: its own counterpart, or that of the nearest module around it."""
     teacher_paths, found = alignment.teacher_paths(), {}
     for path in layers:
         around = path

@@ -131,7 +131,7 @@ def _on_purpose(row: Row) -> str:
 
 
 def _rows(subject: Subject, layers: dict[str, BayesianLayer]) -> list[Row]:
-    """Give the teacher's layers, each with what is wrong with its counterpart."""
+    """Return the teacher's layers, each with what is wrong with its counterpart."""
     modules = dict(subject.model.named_modules(remove_duplicate=False))
     by_module = {id(layer.module): layer for layer in layers.values()}
     paths = subject.alignment.paths
@@ -158,7 +158,7 @@ def _rows(subject: Subject, layers: dict[str, BayesianLayer]) -> list[Row]:
 
 
 def _extra(subject: Subject, layers: dict[str, BayesianLayer]) -> list[Row]:
-    """Give the model's layers that are nobody's counterpart in the teacher."""
+    """Return the model's layers that are nobody's counterpart in the teacher."""
     paths = subject.alignment.paths
     known = set(paths.values()) if subject.teacher is not None else set()
     own = {id(module) for module in subject.teacher.modules()} if subject.teacher is not None else set()

@@ -163,7 +163,7 @@ def _noisy_in(calls: list[LayerCall]) -> set[Key]:
 
 
 def _drawn_outside(subject: Subject, left: Evaluation) -> set[Key]:
-    """Give the tensors that have noise in a pass of the model by itself; nothing where the loss shows no call."""
+    """Return the tensors that have noise in a pass of the model by itself; nothing where the loss shows no call."""
     if not any(call.noise() for call in left.calls):
         return set()
     with undisturbed(subject.model, seed=subject.seed), torch.no_grad(), capture(subject.model) as calls:

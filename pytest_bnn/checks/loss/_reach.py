@@ -18,7 +18,7 @@ from pytest_bnn.subject import Subject
 
 
 def arrived(left: Evaluation, layer: BayesianLayer) -> bool:
-    """Say whether the loss is connected to what a layer drew, in any of its calls."""
+    """Return whether the loss is connected to what a layer drew, in any of its calls."""
     return any(used.grad is not None for used in _used(left, layer))
 
 

@@ -17,7 +17,7 @@ from pytest_bnn.subject import Subject
 
 
 def largest_at_the_labels(subject: Subject, layers: tuple[BayesianLayer, ...], left: Evaluation) -> bool:
-    """Say whether the loss is larger where the outputs are the labels than on both sides of them.
+    """Return whether the loss is larger where the outputs are the labels than on both sides of them.
 
     That is what a distance whose sign was lost is. A loss that compares the outputs with something else than the labels
     (a residual, a logarithm, other units) rises toward one side.
@@ -46,7 +46,7 @@ def largest_at_the_labels(subject: Subject, layers: tuple[BayesianLayer, ...], l
 
 
 def moves_with_the_outputs(subject: Subject, layers: list[BayesianLayer], left: Evaluation) -> bool:
-    """Say whether the loss changes where random numbers, large or all 0, take the place of the model's outputs.
+    """Return whether the loss changes where random numbers, large or all 0, take the place of the model's outputs.
 
     Hinges are 0 wherever the network is sure enough, and no change of its weights may bring them back.
     """

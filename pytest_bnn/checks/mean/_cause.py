@@ -100,7 +100,7 @@ def _same(one: Tensor | None, other: Tensor | None) -> bool:
 
 
 def _lost(now: nn.Module, original: nn.Module) -> list[str]:
-    """Give the running statistics that are as a layer is built with them, and are not so in the teacher's."""
+    """Return the running statistics that are as a layer is built with them, and are not so in the teacher's."""
     mine, theirs = dict(now.named_buffers(recurse=False)), dict(original.named_buffers(recurse=False))
     starts = {"running_mean": 0, "running_var": 1}
     return [
@@ -115,7 +115,7 @@ def _lost(now: nn.Module, original: nn.Module) -> list[str]:
 
 @contextmanager
 def restored_statistics(teacher: nn.Module, model: nn.Module, alignment: Alignment) -> Iterator[tuple[str, ...]]:
-    """Give the layers of a model whose running statistics were estimated anew, and put the teacher's there for a while.
+    """Put the teacher's running statistics where they were estimated anew, for a while; yield the layers' paths.
 
     A layer that has one of them as it was built is not among them: it lost the teacher's, and estimated nothing.
     """

@@ -28,7 +28,7 @@ class Other:
 
 
 def other_weights(teacher: nn.Module, model: nn.Module, alignment: Alignment) -> tuple[Other, ...]:
-    """Give the posterior means that differ from the teacher's weights and biases by more than rounding.
+    """Return the posterior means that differ from the teacher's weights and biases by more than rounding.
 
     Empty where a weight of the teacher need not be that of the model for both to compute the same: where a
     normalisation is folded into a weight (it has no counterpart with the same statistics and scales), layers lie
@@ -70,7 +70,7 @@ def _normalises(module: nn.Module) -> bool:
 
 
 def _is_kept(norm: nn.Module, counterpart: nn.Module | None) -> bool:
-    """Say whether a normalisation is in the model as it is in the teacher: nothing of it is folded into weights."""
+    """Return whether a normalisation is in the model as it is in the teacher: nothing of it is folded into weights."""
     if type(counterpart) is not type(norm):
         return False
     here, there = counterpart.state_dict(), norm.state_dict()

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pytest_bnn.checks.check import check
-from pytest_bnn.checks.finding import Finding, accused, not_applicable, raised_remedy
+from pytest_bnn.checks.finding import Finding, at_fault, not_applicable, raised_remedy
 from pytest_bnn.checks.mean._cause import Cause, cause_of, restored_statistics
 from pytest_bnn.checks.mean._weights import hidden, other_weights
 from pytest_bnn.data.batch import Inputs
@@ -146,7 +146,7 @@ _UNKNOWN = (
 
 
 def _was_converted(subject: Subject) -> bool:
-    """Say whether it is known that the model should be its teacher; without a Bayesian layer nothing was trained."""
+    """Return whether it is known that the model should be its teacher; without a Bayesian layer nothing was trained."""
     return subject.stage == "converted" or not bayesian_layers(subject.model)
 
 
@@ -193,7 +193,7 @@ def _varying(subject: Subject, expected: Tensor, allowed: float) -> str:
 
 
 def _trained_without_its_weights(subject: Subject) -> str:
-    """Give the first layer whose bias has moved, where every sigma has too, though no weight's mu; else nothing."""
+    """Return the first layer whose bias has moved, where every sigma has too, though no weight's mu; else nothing."""
     assert subject.teacher is not None
     alignment = subject.alignment
     prints = [fingerprint(tensor, weight) for tensor, weight in alignment.pairs]
@@ -211,7 +211,7 @@ def _trained_without_its_weights(subject: Subject) -> str:
 
 
 def _estimated_anew(subject: Subject, expected: Tensor, allowed: float) -> tuple[str, ...]:
-    """Give the layers whose running statistics alone keep the model from being its teacher; none where more does."""
+    """Return the layers whose running statistics alone keep the model from being its teacher; none where more does."""
     assert subject.teacher is not None
     with (
         eager(),
@@ -234,7 +234,7 @@ def _unrelated(why: str, cosines: list[tuple[PosteriorTensor, float]], aligned: 
         headline=f"the teacher's weights are not in this model: {why}",
         measurements=aligned,
         layers=tuple(
-            accused(tensor, f"cosine of mu to the teacher's weight {found:.3f}, as between unrelated weights")
+            at_fault(tensor, f"cosine of mu to the teacher's weight {found:.3f}, as between unrelated weights")
             for tensor, found in cosines
         ),
         remedy="convert with moped_enable=True so that mu starts at the teacher's weights, and load checkpoints with "

@@ -31,7 +31,7 @@ class Span:
 
     @classmethod
     def of(cls, tensor: Tensor, name: str, path: str, kind: str, role: Role, *, buffer: bool = False) -> Span:
-        """Give the span of a tensor."""
+        """Return the span of a tensor."""
         reach = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
         start = tensor.data_ptr()
         end = start + reach * tensor.element_size()
@@ -44,7 +44,7 @@ class Span:
 
 
 def of_posteriors(model: nn.Module) -> Iterator[Span]:
-    """Give mu, rho, noise and priors of all Bayesian layers."""
+    """Yield mu, rho, noise and priors of all Bayesian layers."""
     for layer in bayesian_layers(model):
         for tensor in layer.tensors:
             # Of what is computed anew in each call, such as a parametrized rho, the parameter behind it is written.
@@ -62,7 +62,7 @@ def of_posteriors(model: nn.Module) -> Iterator[Span]:
 
 
 def of_all(network: nn.Module, role: Role) -> Iterator[Span]:
-    """Give all parameters and buffers of a network."""
+    """Yield all parameters and buffers of a network."""
     modules = dict(network.named_modules())
     tensors: list[tuple[str, Tensor, bool]] = [(name, tensor, False) for name, tensor in network.named_parameters()]
     tensors += [(name, tensor, True) for name, tensor in network.named_buffers()]
@@ -77,7 +77,7 @@ def _has_memory(tensor: Tensor) -> bool:
 
 
 def overlaps(spans: list[Span]) -> list[tuple[Span, Span]]:
-    """Give the pairs that overlap and of which something may write one; that one comes first.
+    """Return the pairs that overlap and of which something may write one; that one comes first.
 
     Posteriors must not overlap with anything but deterministic tensors of their own model, which one may tie to a mu;
     other tensors of the model must not with the teacher's. They come in the order of the model, not of the memory,

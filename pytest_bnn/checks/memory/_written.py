@@ -21,7 +21,7 @@ _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
 def reached(subject: Subject, names: Collection[str]) -> set[str]:
-    """Give those of a model's parameters that are trained: a gradient of the outputs reaches them.
+    """Return the names of the parameters that are trained: a gradient of the outputs reaches them.
 
     Without images, or where the pass raises, those that require a gradient.
     """
@@ -42,7 +42,7 @@ def reached(subject: Subject, names: Collection[str]) -> set[str]:
 
 
 def changed_in_training(subject: Subject, names: Collection[str]) -> set[str]:
-    """Give those of a model's buffers that a pass changes after ``model.train()``.
+    """Return the names of those buffers that a pass changes after ``model.train()``.
 
     Without images, or where the pass raises, the running statistics of normalisation layers.
     """
@@ -68,7 +68,7 @@ def _equal(one: Tensor, other: Tensor | None) -> bool:
 
 
 def is_frozen(model: nn.Module, path: str, trained: Collection[str]) -> bool:
-    """Say whether a module is part of something with parameters of which none is trained."""
+    """Return whether a module is part of something with parameters of which none is trained."""
     parts = path.split(".") if path else []
     for depth in range(len(parts), 0, -1):
         root = ".".join(parts[:depth])

@@ -148,7 +148,7 @@ class _Shared:
         )
 
     def module_of(self, span: Span) -> str | None:
-        """Give the path of the outermost module around a tensor that is the teacher's own; None where there is none."""
+        """Return the path of the outermost module around a tensor that is the teacher's own; None without one."""
         around = [p for p in self.modules if span.path == p or span.path.startswith(f"{p}.") or not p]
         return min(around, key=len, default=None)
 

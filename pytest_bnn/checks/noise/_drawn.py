@@ -31,11 +31,11 @@ class Drawn:
     noise: dict[str, list[tuple[Tensor, Tensor]]] = field(default_factory=dict)
 
     def repeats(self, other: Drawn) -> list[str]:
-        """Give the paths of the layers that drew the same in another pass."""
+        """Return the paths of the layers that drew the same in another pass."""
         return [path for path in self.noise if self._same(other, path)]
 
     def comparable(self, other: Drawn) -> list[str]:
-        """Give the paths of the layers of which it can be said whether they did."""
+        """Return the paths of the layers of which this can be judged."""
         return [path for path in self.noise if self._same(other, path) is not None]
 
     def _same(self, other: Drawn, path: str) -> bool | None:
@@ -55,7 +55,7 @@ class Drawn:
 
 
 def drawn(model: nn.Module, run: Callable[[], object], sigmas: dict[tuple[str, str], Tensor]) -> Drawn:
-    """Run a model and give what its layers drew; where a call does not reveal it, the layer is left out.
+    """Run a model and return what its layers drew; where a call does not reveal it, the layer is left out.
 
     Args:
         model: What runs.
@@ -99,7 +99,7 @@ class Generators(TorchFunctionMode):
 
 
 def own_generators(model: nn.Module, run: Callable[[], object]) -> dict[str, int]:
-    """Run a model; give the layers that draw with a generator of their own, each with the seed that it started from."""
+    """Run a model; return the layers with a generator of their own, each with the seed that it started from."""
     mode = Generators()
     paths = {id(layer.module): layer.path for layer in bayesian_layers(model)}
     modules = [layer.module for layer in bayesian_layers(model)]

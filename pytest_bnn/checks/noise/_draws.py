@@ -96,7 +96,7 @@ class TensorDraws:
         return len(self.heads)
 
     def head(self, number: int, *, last: bool = False) -> Tensor:
-        """Give the head of the first draw of a pass, or of its last; empty where there is none."""
+        """Return the head of the first draw of a pass, or of its last; empty where there is none."""
         found = [head for head, of in zip(self.heads, self.passes, strict=True) if of == number]
         return found[-1 if last else 0] if found else self.sigma[:0].cpu()
 
@@ -106,7 +106,7 @@ class TensorDraws:
         return 1 + self.draws * (self.draws - 1) // 2 if self.count > 1 and self.draws > 1 else 0
 
     def reused(self) -> tuple[float, str]:
-        """Give the smallest p-value of independent draws, times the number of tests, and what it is about."""
+        """Return the smallest p-value of independent draws, times the number of tests, and what it is about."""
         if not self.tests_between_passes:
             return 1.0, ""
         cosines, sizes = (torch.tensor(values, dtype=torch.float64) for values in zip(*self._scores, strict=True))
@@ -132,7 +132,7 @@ def _cosine(one: Tensor, other: Tensor) -> float:
 
 
 def between_layers(tensors: list[TensorDraws]) -> tuple[Tensor, Tensor]:
-    """Give the p-values of independence of each two tensors, ``[tensors, tensors]``, and their mean cosines.
+    """Return the p-values of independence of each two tensors, ``[tensors, tensors]``, and their mean cosines.
 
     The first `HEAD` entries of both are compared draw by draw; where one tensor has no draw to compare, p is 1.
     """
@@ -142,7 +142,7 @@ def between_layers(tensors: list[TensorDraws]) -> tuple[Tensor, Tensor]:
 
 
 def across_passes(tensors: list[TensorDraws]) -> tuple[Tensor, Tensor]:
-    """Give the p-values of independence of what a tensor (row) drew and another (column) in the pass before; cosines.
+    """Return the p-values of independence of what a tensor (row) drew and another (column) in the pass before; cosines.
 
     A pass's first draw of the one is compared with the last draw of the other, as `between_layers` compares. No two
     of these pairs share a draw, so their scores are independent.

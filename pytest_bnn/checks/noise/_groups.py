@@ -108,7 +108,7 @@ def grouped(subject: Subject, calm: Tensor, live: Tensor) -> Grouped:
 
 
 def _numbers(subject: Subject, calm: Tensor) -> list[int]:
-    """Give the numbers of an example that a regression is about, where each may have a unit of its own."""
+    """Return the numbers of an example that a regression is about, where each may have a unit of its own."""
     # Labels, loss and names of outputs are asked only where they can matter.
     numbers = calm[0].numel()
     few = [field for field in subject.fields if field.size <= MOST_NUMBERS]
@@ -124,7 +124,7 @@ def _numbers(subject: Subject, calm: Tensor) -> list[int]:
 
 
 def _said(subject: Subject, columns: list[int]) -> list[Tensor]:
-    """Give what the teacher and the labels say about the same numbers, ``[N, numbers]``, where it can be compared."""
+    """Return the teacher's answers and the labels for the same numbers, ``[N, numbers]``, where they compare."""
     found = []
     if subject.teacher is not None:
         answers = subject.teacher_output().detach().double()

@@ -93,7 +93,7 @@ def _backward(subject: Subject, few: Inputs, forwarded: Tensor, inside: list[Ten
 
 
 def _total(model: nn.Module, few: Inputs) -> tuple[Tensor | None, str]:
-    """Give the sum of a model's outputs with its graph, or why there is none."""
+    """Return the sum of a model's outputs with its graph, or why there is none."""
     try:
         with torch.enable_grad():
             output = call(model, few)

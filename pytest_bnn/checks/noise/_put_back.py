@@ -21,7 +21,7 @@ Call: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 def generator_state(few: Inputs) -> Tensor:
-    """Give the state of the global generator that a network draws from: its device's."""
+    """Return the state of the global generator that a network draws from: its device's."""
     device = device_of(few)
     return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
 

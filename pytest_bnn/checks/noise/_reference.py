@@ -60,7 +60,7 @@ _WIDE = 0.1
 
 
 def cannot_vary(subject: Subject, floor: float) -> Tensor:
-    """Say for each image whether its outputs cannot vary by more than ``floor``, whatever the layers' noise is.
+    """Return for each image whether its outputs cannot vary by more than ``floor``, whatever the layers' noise is.
 
     That is so where weights drawn from the posterior here do not move them either, at least not in nearly every pair of
     passes, and either
@@ -89,7 +89,7 @@ def _nearly_always(pairs: Pairs, scale: Scale) -> Tensor:
 
 
 def _blank(subject: Subject) -> Tensor:
-    """Say for each image whether no Bayesian layer gets anything but zeros for it."""
+    """Return for each image whether no Bayesian layer gets anything but zeros for it."""
     images = subject.require_images()
     found = torch.ones(len(images), dtype=torch.bool)
     called = False
@@ -110,7 +110,7 @@ def _blank(subject: Subject) -> Tensor:
 
 
 def _varies_inside(subject: Subject, floor: float) -> Tensor:
-    """Say for each image whether some Bayesian layer's output varies by more than ``floor`` of that layer's scale."""
+    """Return for each image whether a Bayesian layer's output varies by more than ``floor`` of that layer's scale."""
     images = subject.require_images()
     found = torch.zeros(len(images), dtype=torch.bool)
     seen: dict[str, Pairs | None] = {}

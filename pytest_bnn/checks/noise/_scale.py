@@ -19,14 +19,14 @@ Scale: TypeAlias = float | Tensor
 
 
 def scale_of(outputs: Tensor) -> float:
-    """Give the standard deviation over images and outputs; the root mean square where there is only one number."""
+    """Return the standard deviation over images and outputs; the root mean square where there is only one number."""
     spread = float(outputs.std()) if outputs.numel() > 1 else 0.0
     found = spread or (float(outputs.square().mean().sqrt()) if outputs.numel() else 0.0) or 1.0
     return found if math.isfinite(found) else 1.0
 
 
 def scales_of(outputs: Tensor, fields: tuple[Field, ...] = (), live: Tensor | None = None) -> Scale:
-    """Give the scale of outputs ``[N, ...]``, each tensor's own where several are side by side.
+    """Return the scale of outputs ``[N, ...]``, each tensor's own where several are side by side.
 
     Args:
         outputs: What the network says without noise.
@@ -48,7 +48,7 @@ def scales_of(outputs: Tensor, fields: tuple[Field, ...] = (), live: Tensor | No
 
 
 def without_noise(subject: Subject, *, again: bool = False) -> Tensor:
-    """Give what the network says with every sigma at 0, in float64: the signal that its noise is measured by.
+    """Return what the network says with every sigma at 0, in float64: the signal that its noise is measured by.
 
     Args:
         subject: What is judged.
@@ -59,10 +59,10 @@ def without_noise(subject: Subject, *, again: bool = False) -> Tensor:
 
 
 def scale_without_noise(subject: Subject, live: Tensor | None = None) -> Scale:
-    """Give the scale of what the network says with every sigma at 0."""
+    """Return the scale of what the network says with every sigma at 0."""
     return scales_of(without_noise(subject), subject.fields, live)
 
 
 def typical(scale: Scale) -> float:
-    """Give one number for a scale, to show."""
+    """Return one number for a scale, to show."""
     return float(scale.mean()) if isinstance(scale, Tensor) else scale

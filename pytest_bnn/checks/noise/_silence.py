@@ -81,7 +81,7 @@ def causes_of_silence(subject: Subject, spread: float) -> list[str]:
 
 
 def _what_the_forward_does_to_the_generator(subject: Subject) -> str:
-    """Say whether a forward pass seeds the random generator, or puts it back; empty where it does neither."""
+    """Return how a forward pass resets the random generator: seeds it, or puts it back; empty where it does neither."""
     ends, kept, outputs = [], [], []
     for seed in (subject.seed, subject.seed + 1):
         with undisturbed(subject.model, seed=subject.seed):

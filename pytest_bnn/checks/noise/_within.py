@@ -33,7 +33,7 @@ class _Compared:
     sizes: list[Tensor] = field(default_factory=list)
 
     def p(self) -> tuple[float, str]:
-        """Give the smallest p-value times their number and what it is about; of all together by their squares."""
+        """Return the smallest p-value times their number and what it is about; of all together by their squares."""
         cosines, sizes = torch.stack(self.cosines), torch.stack(self.sizes)
         scores = torch.zeros_like(cosines)
         usable = sizes > 1
@@ -56,7 +56,7 @@ class _Closest:
     found: list[tuple[float, int, int]] = field(default_factory=list)
 
     def p(self, name: str) -> tuple[float, str]:
-        """Give the p-value of all draws together, and what the typical draw shows."""
+        """Return the p-value of all draws together, and what the typical draw shows."""
         cosines = torch.tensor([cosine for cosine, _, _ in self.found], dtype=torch.float64)
         values = score_p(correlation_scores(cosines, torch.full_like(cosines, self.entries)))
         cosine, i, j = sorted(self.found, reverse=True)[(len(self.found) - 1) // 2]
@@ -151,7 +151,7 @@ class Within:
         return len(self._closest) + sum(1 if f.together else len(f.names) for f in self._found.values())
 
     def dependent(self) -> tuple[float, str]:
-        """Give the smallest p-value of independent entries, times the number of tests, and what it is about."""
+        """Return the smallest p-value of independent entries, times the number of tests, and what it is about."""
         return min(self._families(), default=(1.0, ""))
 
     def _families(self) -> Iterator[tuple[float, str]]:

@@ -82,7 +82,7 @@ def _find(subject: Subject) -> Finding:
             f"the forward of {_first_of(kept)} puts back the global random generator from which it drew: what comes "
             "next draws the same numbers"
         )
-        layers += [_accused(subject, path, "puts the generator back after its draw") for path in kept]
+        layers += [_at_fault(subject, path, "puts the generator back after its draw") for path in kept]
         remedies.append(
             "remove torch.random.fork_rng() and torch.set_rng_state() from the forward: a draw has to move the "
             "generator on; what must not move it draws from a generator of its own, seeded from entropy"
@@ -94,7 +94,7 @@ def _find(subject: Subject) -> Finding:
             f"the {copies.number} samples of a call are one draw: {path or 'the model itself'} gets {copies.number} "
             "copies of each example in one call, draws its weights once for all, and gives equal outputs"
         )
-        layers.append(_accused(subject, path, f"gives equal outputs for {copies.number} copies of each example"))
+        layers.append(_at_fault(subject, path, f"gives equal outputs for {copies.number} copies of each example"))
         remedies.append(
             f"run {copies.number} passes for {copies.number} samples, each with a draw of its own, in place of one "
             "pass over a repeated batch or a vmap whose randomness is 'same'"
@@ -103,7 +103,7 @@ def _find(subject: Subject) -> Finding:
     builds = Builds(seeds={}, why=_RESETS) if passes.resets else compare_builds(subject, few)
     if builds.repeated:
         problems.append(_repeated(builds))
-        layers += [_accused(subject, path, _draws_again(builds, path)) for path in builds.repeated]
+        layers += [_at_fault(subject, path, _draws_again(builds, path)) for path in builds.repeated]
         remedies.append(
             "let the layers draw from torch's global generator (generator=None), or seed their own from entropy: "
             "generator.seed()"
@@ -193,6 +193,6 @@ def _draws_again(builds: Builds, path: str) -> str:
     return f"draws what the same layer of another model draws{own}"
 
 
-def _accused(subject: Subject, path: str, finding: str) -> LayerFinding:
+def _at_fault(subject: Subject, path: str, finding: str) -> LayerFinding:
     kind = next((layer.kind for layer in bayesian_layers(subject.model) if layer.path == path), "")
     return LayerFinding(path=path, kind=kind, ok=False, finding=finding)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pytest_bnn.checks.check import check
-from pytest_bnn.checks.finding import NOTHING_BAYESIAN, Finding, accused, not_applicable
+from pytest_bnn.checks.finding import NOTHING_BAYESIAN, Finding, at_fault, not_applicable
 from pytest_bnn.checks.noise._draws import TensorDraws
 from pytest_bnn.checks.noise._hypotheses import FAMILIES, independence, marginals, number_of_tests
 from pytest_bnn.checks.values import FewPasses
@@ -187,7 +187,7 @@ def _judged(
             relation=">=", allowed=budget.alpha,
         ),
         layers=tuple(
-            accused(t.tensor, test.words)
+            at_fault(t.tensor, test.words)
             for test in bad
             for t in test.about[:1]
         ),

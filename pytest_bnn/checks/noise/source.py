@@ -167,7 +167,7 @@ def _of_the_network(subject: Subject) -> str:
 
 
 def _leak(subject: Subject, pairs: _Pairs, silent: float, allowed: float, budget: Budget) -> Finding:
-    """Give the finding of outputs that vary without the posterior's noise."""
+    """Return the finding of outputs that vary without the posterior's noise."""
     where = _other_noise(subject, in_train_mode=False)
     words = f"with every sigma at 0 two passes still differ by {silent:.2g} of the outputs' scale"
     words += f"; the noise enters at {where.path or 'the model itself'} ({where.kind})" if where else ""

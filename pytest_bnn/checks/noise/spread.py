@@ -78,7 +78,7 @@ class _Bounds:
     surely_below: float
 
     def verdict(self, band: tuple[float, float]) -> Verdict:
-        """Say whether all spreads surely lie in the band, or one surely does not."""
+        """Return whether all spreads surely lie in the band, or one surely does not."""
         least, most = band
         if least <= self.low and max(self.high) <= most:
             return Verdict.PASS
@@ -147,7 +147,7 @@ def _find(subject: Subject, band: tuple[float, float], max_passes: int, budget: 
 def _look_longer(
     subject: Subject, bounds: _Bounds, seen: Pairs, rows: Tensor, groups: Grouped, most: float, budget: Budget
 ) -> int:
-    """Draw further passes of a few images until the group that looks widest surely is too wide; give their number."""
+    """Draw further passes of a few images until the group that looks widest surely is too wide; return their number."""
     at = int(bounds.found[:, 1:].median(0).values.argmax())
     group, passes, last = groups.groups[at], seen.passes, _LONGER * seen.passes
     found = group.spreads(seen, most=True)[:, rows].square().mean(1).sqrt()
@@ -273,7 +273,7 @@ def _remedy(verdict: Verdict, passes: int, budget: Budget, *, wide: bool) -> str
 
 
 def _attribution(subject: Subject, only: Group | None, groups: Grouped) -> list[tuple[str, str, float]]:
-    """Give path, kind and relative variance of the outputs, or of one group, for the noise of each layer alone."""
+    """Return path, kind and relative variance of the outputs, or of one group, for the noise of each layer alone."""
     layers = bayesian_layers(subject.model)
     size = -(-len(layers) // _GROUPS)
     rows = torch.arange(len(subject.require_images()))[:_IMAGES]

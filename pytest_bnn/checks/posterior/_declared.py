@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pytest_bnn.checks.finding import Finding, accused
+from pytest_bnn.checks.finding import Finding, at_fault
 from pytest_bnn.checks.posterior._story import count, fresh, is_untrained
 from pytest_bnn.libraries.history import Trace, barely_moved, carries_the_teacher, moved_beside
 from pytest_bnn.records.evidence import Threshold, Verdict
@@ -45,7 +45,7 @@ def _not_trained(subject: Subject, found: Sequence[Trace], weights: Sequence[Tra
             relation=">=",
             allowed=1,
         ),
-        layers=tuple(accused(trace.tensor, f"{trace.tensor.name} shows no step of training") for trace in weights),
+        layers=tuple(at_fault(trace.tensor, f"{trace.tensor.name} shows no step of training") for trace in weights),
         remedy=_LOAD,
     )
     if not beside:
@@ -76,7 +76,7 @@ def _trained(weights: Sequence[Trace]) -> Finding | None:
         threshold=Threshold(
             quantity="weight tensors that moved", observed=len(moved), relation="<=", allowed=len(paired) // 2
         ),
-        layers=tuple(accused(t.tensor, f"cosine of mu to the teacher's weight {t.print.cosine:.4f}") for t in moved),
+        layers=tuple(at_fault(t.tensor, f"cosine of mu to the teacher's weight {t.print.cosine:.4f}") for t in moved),
         remedy="say --stage finetuned, or leave it away; to audit the conversion itself, give the model before its "
         "training",
     )

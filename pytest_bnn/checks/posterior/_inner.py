@@ -19,7 +19,7 @@ from pytest_bnn.subject import Subject
 
 
 def inner(subject: Subject, found: Sequence[Trace], others: Collection[str]) -> tuple[Trace, ...]:
-    """Give the tensors whose layer feeds one of the others, shown by shifting its output at the posterior mean.
+    """Return the tensors whose layer feeds one of the others, shown by shifting its output at the posterior mean.
 
     None without images, and none where the layers cannot be watched.
 
@@ -46,7 +46,7 @@ def _changes(plain: dict[str, list[Tensor]], shifted: dict[str, list[Tensor]], o
 
 
 def _outputs(subject: Subject, shifted: nn.Module | None) -> dict[str, list[Tensor]]:
-    """Give what each module gives on a few images at the posterior mean, with one module's output shifted."""
+    """Return each module's outputs on a few images at the posterior mean, with one module's output shifted."""
     few = subject.require_images()[:TRACED_IMAGES]
     found: dict[str, list[Tensor]] = {}
     with torch.no_grad(), eager(), undisturbed(subject.model, seed=subject.seed), zero_sigma(subject.model):

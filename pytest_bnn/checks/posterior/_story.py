@@ -18,12 +18,12 @@ _NOTHING_SHOWS = (
 
 
 def count(things: Sized, name: str) -> str:
-    """Give a number with its noun."""
+    """Return a number with its noun."""
     return f"{len(things)} {name}{'' if len(things) == 1 else 's'}"
 
 
 def share(found: Sequence[Trace], *, of_teacher: bool = False) -> str:
-    """Give the share of abs(mu), or of the teacher's, that sigma is in some tensors; empty where none of them tells."""
+    """Return sigma's share of abs(mu), or of the teacher's, in some tensors; empty where none of them tells."""
     deltas = sorted(d for t in found if not math.isnan(d := t.delta_of_teacher if of_teacher else t.delta))
     if not deltas:
         return ""
@@ -83,7 +83,7 @@ def _of_mu(weights: Sequence[Trace]) -> str:
 
 
 def is_untrained(weights: Sequence[Trace]) -> bool:
-    """Say whether every weight tensor that can tell is at the library's random start."""
+    """Return whether every weight tensor that can tell is at the library's random start."""
     telling = [trace for trace in weights if trace.print.size >= FEW]
     return bool(telling) and all(trace.print.random_start for trace in telling)
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from fnmatch import fnmatchcase
 
 from pytest_bnn.checks.check import check
-from pytest_bnn.checks.finding import NOTHING_BAYESIAN, Finding, accused, not_applicable
+from pytest_bnn.checks.finding import NOTHING_BAYESIAN, Finding, at_fault, not_applicable
 from pytest_bnn.checks.posterior._declared import contradiction
 from pytest_bnn.checks.posterior._inner import inner
 from pytest_bnn.checks.posterior._story import count, share, told
@@ -79,7 +79,7 @@ def _apart(_subject: Subject, found: Sequence[Trace]) -> Finding | None:
     for one in apart:
         ratio = f"{one.delta:.4g} times abs(mu)"
         where = "of this tensor, at other places" if one.donor is one.trace else f"of {one.donor.tensor.name}"
-        layers.append(accused(one.trace.tensor, f"the sigma of {one.trace.tensor.name} is {ratio} {where}"))
+        layers.append(at_fault(one.trace.tensor, f"the sigma of {one.trace.tensor.name} is {ratio} {where}"))
     return Finding(
         verdict=Verdict.FAIL,
         headline=f"sigma lies apart from its mu in {count(apart, 'tensor')}: {layers[0].finding}",
@@ -110,7 +110,7 @@ def _left(subject: Subject, found: Sequence[Trace]) -> Finding | None:
         + f", beside {count(paired, 'weight tensor')} that carry the teacher: "
         + ("it was never loaded or never trained" if inside else "never loaded, or a new layer with little training"),
         layers=tuple(
-            accused(
+            at_fault(
                 trace.tensor,
                 f"mu and rho are distributed as the constructor draws them; cosine of mu to the teacher's weight "
                 f"{trace.print.cosine:.3f}",

@@ -192,7 +192,7 @@ _PLACE = {
 
 
 def _before(subject: Subject) -> tuple[bool | None, str]:
-    """Say whether the teacher's outputs depend on the batch too; None where that is not known, with why."""
+    """Return whether the teacher's outputs depend on the batch too; None where that is not known, with why."""
     if subject.teacher is None:
         return None, (
             "whether it was so before the conversion is not known: no teacher was given (--teacher MODULE:FACTORY, or "

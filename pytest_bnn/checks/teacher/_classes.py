@@ -82,12 +82,12 @@ def _is_lost(against: int, images: int, rate: float, level: float) -> bool:
 
 
 def images_needed(claim_rate: float, level: float) -> int:
-    """Give the least number of images of a class on which it can be found lost: where none of them agrees."""
+    """Return the least number of images of a class on which it can be found lost: where none of them agrees."""
     return max(1, math.ceil(math.log(level) / math.log(claim_rate))) if 0 < claim_rate < 1 else 1
 
 
 def open_in_doubt(items: Votes) -> Tensor:
-    """Give the undecided items of the classes that may be lost: further passes of them may show it."""
+    """Return the undecided items of the classes that may be lost: further passes of them may show it."""
     doubtful = [c.index for c in class_counts(items) if c.may_be_lost and not c.lost]
     if not doubtful:
         return torch.arange(0)

@@ -26,8 +26,8 @@ class Distance:
     """Total variation of probabilities to the teacher's, mean over items.
 
     Attributes:
-        mean: Of the mean prediction.
-        calm: Of the network at its posterior mean: what the noise does not explain.
+        mean: That of the mean prediction.
+        calm: That of the network at its posterior mean: what the noise does not explain.
         surer: Whether the network at its mean is as sure of the teacher's class as the teacher, or of the labels.
         scale: By how much its scores are the teacher's, in words; empty where the outputs are no scores.
     """

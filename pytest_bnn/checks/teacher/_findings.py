@@ -33,7 +33,7 @@ def finding_of(
     apart: Distance | None,
     distance: float,
 ) -> Finding:
-    """Give the finding about one output.
+    """Return the finding about one output.
 
     Args:
         subject: What is judged.
@@ -147,7 +147,7 @@ def finding_of(
 
 
 def _single(items: Votes | Numbers) -> float:
-    """Give the share of items on which a single pass agrees: over the passes on all images, or the first ones."""
+    """Return the share of items on which a single pass agrees: over the passes on all images, or the first ones."""
     return items.single_share if isinstance(items, Numbers) else items.single / (items.whole * items.count)
 
 

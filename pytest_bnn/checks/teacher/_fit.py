@@ -16,7 +16,7 @@ from pytest_bnn.network.wrappers import eager
 
 
 def misfits(network: nn.Module, images: Inputs, paths: list[str], *, seed: int, mean: bool) -> dict[str, float]:
-    """Give, for batch norms by path, how far the statistics of their input are from the running ones.
+    """Return, for batch norms by path, how far the statistics of their input are from the running ones.
 
     The divergence KL(N(m, v) || N(running mean, running variance)) of a channel, in nats; the median over the channels.
     Channels that do not vary, and norms that are not called, are left out.
@@ -25,7 +25,7 @@ def misfits(network: nn.Module, images: Inputs, paths: list[str], *, seed: int, 
         network: What runs.
         images: Its inputs.
         paths: Where its norms are.
-        seed: Of the noise.
+        seed: The seed of the noise.
         mean: Whether it runs at its posterior mean.
     """
     found: dict[str, float] = {}

@@ -45,19 +45,19 @@ class Claim:
         return count - 1 if (count - 1) / images >= self.min_agreement else count
 
     def passes(self, agree: int, images: int) -> bool:
-        """Say whether the claim is certain when so many images agree."""
+        """Return whether the claim is certain when so many images agree."""
         if not self.population:
             return agree >= self.needed(images)
         return clopper_pearson_lower(agree, images, self.of_passes.beta) >= self.min_agreement
 
     def fails(self, disagree: int, images: int) -> bool:
-        """Say whether the claim is certainly wrong when so many images disagree."""
+        """Return whether the claim is certainly wrong when so many images disagree."""
         if not self.population:
             return disagree > images - self.needed(images)
         return clopper_pearson_upper(images - disagree, images, self.of_passes.alpha) < self.min_agreement
 
     def interval(self, agree: int, disagree: int, items: int) -> tuple[float, float]:
-        """Give the share that is certain at beta, and the share that is not excluded at alpha."""
+        """Return the share that is certain at beta, and the share that is not excluded at alpha."""
         if not self.population:
             return agree / items, 1 - disagree / items
         return (
@@ -93,11 +93,11 @@ class Items(Protocol):
         """Whether the mean so far agrees on each item: the point estimate."""
 
     def rows_of(self, items: Tensor) -> Tensor:
-        """Give the images that items lie in."""
+        """Return the images that items lie in."""
 
 
 def undecided(items: Items) -> Tensor:
-    """Give the numbers of the items that are not decided."""
+    """Return the numbers of the items that are not decided."""
     return (~(items.leading | items.overtaken)).nonzero().flatten()
 
 
@@ -109,7 +109,7 @@ def verdict(items: Items) -> Verdict:
 
 
 def hopeless(items: Items) -> bool:
-    """Say whether no number of passes can decide: the items are too few."""
+    """Return whether no number of passes can decide: the items are too few."""
     open_ = len(undecided(items))
     agree, disagree = int(items.leading.sum()), int(items.overtaken.sum())
     return not items.claim.passes(agree + open_, items.count) and not items.claim.fails(disagree + open_, items.count)
@@ -200,13 +200,13 @@ class Votes:
         return agreeing
 
     def rows_of(self, items: Tensor) -> Tensor:
-        """Give the images that items lie in."""
+        """Return the images that items lie in."""
         rows: Tensor = (self.chosen[items] // self.per_image).unique()
         return rows
 
 
 def shares_of(task: Task, outputs: Tensor, passes: int) -> Tensor:
-    """Give the shares of classes, item by item, of outputs behind ``passes`` leading dimensions."""
+    """Return the shares of classes, item by item, of outputs behind ``passes`` leading dimensions."""
     if task.kind == "dense":
         return task.at_places(outputs, passes)
     return task.probabilities(outputs)

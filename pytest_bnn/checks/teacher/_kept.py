@@ -46,7 +46,7 @@ class Kept:
 
 
 def kept(subject: Subject) -> list[Kept]:
-    """Give the tensors without a posterior that model and teacher both have, by their modules' places and shapes."""
+    """Return the tensors without a posterior that model and teacher both have, by their modules' places and shapes."""
     assert subject.teacher is not None
     sources = dict(subject.teacher.named_modules())
     modules = dict(subject.model.named_modules())

@@ -12,7 +12,7 @@ _RIGHT = 0.5
 
 
 def classes_given(subject: Subject, task: Task, count: int) -> Tensor | None:
-    """Give the class of each example by its label, ``[N]``; None where labels are no classes of whole examples."""
+    """Return the class of each example by its label, ``[N]``; None where labels are no classes of whole examples."""
     labels = subject.labels_of(task.field)
     if task.kind not in ("classification", "binary") or not isinstance(labels, Tensor) or labels.is_complex():
         return None

@@ -129,5 +129,5 @@ class Numbers:
         return ((self.below <= half) & (self.above < self.passes - half)).all(1)
 
     def rows_of(self, items: Tensor) -> Tensor:
-        """Give all images: their passes are kept together."""
+        """Return all images: their passes are kept together."""
         return torch.arange(self.count)

@@ -77,7 +77,7 @@ def _name(subject: Subject, index: int) -> str:
 
 
 def of_classes(subject: Subject, counts: list[ClassCount], claim: Claim) -> tuple[Measurement, ...]:
-    """Give the class with the least agreement, and how many classes have enough images to be judged."""
+    """Return the class with the least agreement, and how many classes have enough images to be judged."""
     if not counts:
         return ()
     rate, level = 1 - claim.min_agreement, claim.of_classes / len(counts)

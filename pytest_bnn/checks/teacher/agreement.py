@@ -214,7 +214,7 @@ def _take(subject: Subject, task: Task, items: Votes | Numbers, stop: int, rows:
 
 
 def _wanted(items: Votes | Numbers) -> Tensor:
-    """Give the items of which further passes may decide something."""
+    """Return the items of which further passes may decide something."""
     if verdict(items) is Verdict.INCONCLUSIVE and not hopeless(items):
         return undecided(items)
     doubtful = verdict(items) is Verdict.PASS and isinstance(items, Votes)
@@ -222,7 +222,7 @@ def _wanted(items: Votes | Numbers) -> Tensor:
 
 
 def _as_shares(task: Task, first: Iterable[Tensor]) -> tuple[Task, Task, list[str]]:
-    """Give the task of the teacher's outputs and that of the model's: one of the two may give probabilities alone."""
+    """Return the task of the teacher's outputs and that of the model's: one of the two may give probabilities alone."""
     if task.kind == "classification":
         dims = all(are_shares(block) for block in first)
         if task.shares == dims:
@@ -242,5 +242,5 @@ def _as_shares(task: Task, first: Iterable[Tensor]) -> tuple[Task, Task, list[st
 
 
 def _looks(max_passes: int) -> int:
-    """Give how often a doubling number of passes is looked at."""
+    """Return how often a doubling number of passes is looked at."""
     return 1 + max(0, math.ceil(math.log2(max_passes / FIRST_PASSES)))

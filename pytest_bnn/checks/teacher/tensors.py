@@ -133,7 +133,7 @@ def _premise_lost(subject: Subject, statistics: list[Kept]) -> str:
 
 
 def _may_be_folded(one: Kept, lost: list[Kept]) -> bool:
-    """Say whether a batch norm does nothing at all, as one whose scale and shift went into the layer before it."""
+    """Return whether a batch norm does nothing at all, as one whose scale and shift went into the layer before it."""
     own = {other.name for other in lost if other.module is one.module}
     return set(_STATISTICS) <= own
 
@@ -149,7 +149,7 @@ def _is_the_teacher(subject: Subject, put_back: list[Kept]) -> bool:
 
 
 def _distance(subject: Subject, put_back: list[Kept]) -> float | None:
-    """Give how far the model at its mean is from its teacher's outputs; None where they have other shapes."""
+    """Return how far the model at its mean is from its teacher's outputs; None where they have other shapes."""
     expected, outputs = subject.teacher_output(), _outputs(subject, put_back)
     if outputs.shape != expected.shape:
         return None
@@ -158,7 +158,7 @@ def _distance(subject: Subject, put_back: list[Kept]) -> float | None:
 
 
 def _confirmed(subject: Subject, lost: list[Kept], notes: list[str]) -> list[Kept]:
-    """Give those that the model misses: with the teacher's values it comes closer to the teacher's outputs."""
+    """Return those that the model misses: with the teacher's values it comes closer to the teacher's outputs."""
     if not lost or subject.images is None:
         return [one for one in lost if one.now.numel() > 1]
     now = _distance(subject, [])
@@ -204,7 +204,7 @@ def _layers(lost: list[Kept]) -> tuple[LayerFinding, ...]:
 
 
 def _unfit(subject: Subject, statistics: list[Kept], notes: list[str]) -> list[LayerFinding]:
-    """Give the batch norms whose statistics moved to where they fit no activations, where the teacher's fit its own."""
+    """Return the batch norms whose statistics fit no activations any more, where the teacher's fit its own."""
     assert subject.teacher is not None
     if not statistics or subject.images is None:
         return []
@@ -235,7 +235,7 @@ def _unfit(subject: Subject, statistics: list[Kept], notes: list[str]) -> list[L
 
 
 def _misfits(subject: Subject, images: Inputs, paths: list[str]) -> dict[str, float]:
-    """Give the misfits of the model's norms, at its mean or in a noisy pass, whichever is smaller."""
+    """Return the misfits of the model's norms, at its mean or in a noisy pass, whichever is smaller."""
     runs = [misfits(subject.model, images, paths, seed=subject.seed, mean=mean) for mean in (True, False)]
     return {path: min(run[path] for run in runs if path in run) for path in paths if any(path in run for run in runs)}
 

@@ -80,7 +80,7 @@ def to_float16(model: nn.Module) -> dict[str, Tensor]:
 
 
 def judged(state: dict[str, Tensor], part: Literal["held_out", "hard"]) -> tuple[float, float]:
-    """Give accuracy and mean confidence of a float16 state_dict, loaded as float32, on a part of the digits."""
+    """Return accuracy and mean confidence of a float16 state_dict, loaded as float32, on a part of the digits."""
     model = torchvision.models.resnet18(num_classes=10)
     model.load_state_dict({name: t.float() if t.is_floating_point() else t for name, t in state.items()})
     images, labels = digits(part)

@@ -163,7 +163,7 @@ def _between_layers(noise: Mapping[tuple[str, int], _Draws]) -> Iterator[_Test]:
 
 
 def _related(one: Tensor, other: Tensor) -> float:
-    """Give the probability of so large a product: given one, its product with fresh numbers is normal.
+    """Return the probability of so large a product: given one, its product with fresh numbers is normal.
 
     With coins for numbers it is sub-Gaussian, so that Hoeffding's bound holds; it is used for both.
     """

@@ -37,7 +37,7 @@ def shake_hands(model: nn.Module, images: Tensor, seed: int) -> Engine:
     Args:
         model: The network; it is left undisturbed.
         images: Its inputs.
-        seed: Of the engine's noise.
+        seed: The seed of the engine's noise.
 
     Raises:
         Unsupported: The engine must not be used; the message says why.
@@ -99,7 +99,7 @@ def refusal(model: nn.Module, layers: Sequence[BayesianLayer], images: Tensor) -
 def _compare(
     model: nn.Module, layers: Sequence[BayesianLayer], two: Tensor, noise: Noise, *, channels_last: bool
 ) -> tuple[Worker, int]:
-    """Let the engine repeat passes of the model's own forward; give its worker, and the images of a chunk."""
+    """Let the engine repeat passes of the model's own forward; return its worker, and the images of a chunk."""
     weights = sum(layer.weights for layer in layers)
     passes = max(_LEAST_PASSES, min(_MOST_PASSES, _ENOUGH_DRAWS // max(1, weights)))
     tests, memory = DrawTests(), torch.empty(weights)

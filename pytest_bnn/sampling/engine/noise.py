@@ -30,11 +30,11 @@ class Noise(Protocol):
         """Write ``mean + spread * eps`` into ``out``; all float32, dense and of one layout; a mean of None is 0."""
 
     def flipped(self, values: Tensor, rows: Tensor, stream: int, index: int, scratch: Scratch) -> Tensor:
-        """Give dense float32 values ``[rows, ...]`` with random signs, keyed by the number (int64) of each row."""
+        """Return dense float32 values ``[rows, ...]`` with random signs, keyed by the number (int64) of each row."""
 
 
 def flat(tensor: Tensor) -> Tensor:
-    """Give a dense tensor's memory as one dimension, whatever its layout, without a copy."""
+    """Return a dense tensor's memory as one dimension, whatever its layout, without a copy."""
     return tensor.as_strided((tensor.numel(),), (1,))
 
 
@@ -116,7 +116,7 @@ class TorchNoise:
 
 
 def make_noise(seed: int) -> tuple[Noise, str]:
-    """Give the fastest source there is, and why it is not the compiled one, empty where it is."""
+    """Return the fastest source there is, and why it is not the compiled one, empty where it is."""
     try:
         return PhiloxNoise(seed), ""
     except Exception as error:

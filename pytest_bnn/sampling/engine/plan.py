@@ -180,7 +180,7 @@ def _is_known(group: Sequence[LayerCall]) -> bool:
 
 
 def _foldable(group: Sequence[LayerCall], consumers: Consumers, norm_calls: dict[int, int]) -> nn.BatchNorm2d | None:
-    """Give the BatchNorm that alone takes the layer's output, in eval mode; None where there is none."""
+    """Return the BatchNorm that alone takes the layer's output, in eval mode; None where there is none."""
     if len(group) != 1:
         return None
     call = group[0]
@@ -239,7 +239,7 @@ def _plan_layer(index: int, group: Sequence[LayerCall], norm: nn.BatchNorm2d | N
 
 
 def _affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    """Give factor and shift of a BatchNorm in eval mode, for each channel."""
+    """Return factor and shift of a BatchNorm in eval mode, for each channel."""
     assert norm.running_var is not None
     assert norm.running_mean is not None
     scale = torch.rsqrt(norm.running_var.detach().double() + norm.eps)

@@ -24,7 +24,7 @@ _summing: Any = njit(nogil=True, cache=True, error_model="numpy", fastmath={"con
 
 @compiled
 def _take_prior(prior_mu: Any, prior_sigma: Any, low: Any, size: Any, centers: Any, precisions: Any, last: Any) -> Any:
-    """Fill a block of so many numbers with prior means and precisions; give the sum of the logarithms of their sigma.
+    """Fill a block of so many numbers with prior means and precisions; return the sum of the logarithms of their sigma.
 
     ``last`` holds the mean and sigma that the whole block is filled with from before, NaN where it is not.
     """
@@ -81,7 +81,7 @@ def _mantissa(x: Any) -> Any:
 
 @_summing
 def sum_of_logarithms(values: Any) -> Any:
-    """Give the sum of the logarithms of a block of positive, normal float32: one logarithm for eight mantissas."""
+    """Return the sum of the logarithms of a block of positive, normal float32: one logarithm for eight mantissas."""
     rows = values.reshape(8, NUMBERS // 8)
     a, b, c, d, e, f, g, h = rows[0], rows[1], rows[2], rows[3], rows[4], rows[5], rows[6], rows[7]
     exponents = numpy.int32(0)
@@ -123,7 +123,7 @@ def take_sigma(rho: Any, grown: Any, sigmas: Any) -> None:
 
 @_summing
 def _quadratic(mu: Any, rho: Any, sigmas: Any, centers: Any, precisions: Any) -> Any:
-    """Give the sum of (sigma^2 + (mu - prior mean)^2) / (2 prior sigma^2) over a block; NaN where rho is beyond 87."""
+    """Return the sum of (sigma^2 + (mu - prior mean)^2) / (2 prior sigma^2) over a block; NaN if rho is beyond 87."""
     part: Any = FLOAT(0)
     beyond = numpy.int32(0)
     for j in range(mu.size):
@@ -135,7 +135,7 @@ def _quadratic(mu: Any, rho: Any, sigmas: Any, centers: Any, precisions: Any) ->
 
 @compiled
 def divergence(mu: Any, rho: Any, prior_mu: Any, prior_sigma: Any, factor: Any, to_mu: Any, to_rho: Any) -> Any:
-    """Give KL(N(mu, sigma^2) || prior), summed, with sigma = log(1 + exp(rho)); NaN where rho is beyond 87.
+    """Return KL(N(mu, sigma^2) || prior), summed, with sigma = log(1 + exp(rho)); NaN where rho is beyond 87.
 
     All arrays are flat float32; the prior's have size 1 or the tensor's. ``factor`` times the gradient to mu and to rho
     is written into ``to_mu`` and ``to_rho``, where these are not empty.
@@ -165,7 +165,7 @@ def divergence(mu: Any, rho: Any, prior_mu: Any, prior_sigma: Any, factor: Any, 
 
 @_summing
 def distance(mu: Any, prior_mu: Any, prior_sigma: Any, factor: Any, to_mu: Any) -> Any:
-    """Give the sum of ((mu - prior mean) / prior sigma)^2 / 2: what mu has to do with `divergence`, arrays as there."""
+    """Return the sum of ((mu - prior mean) / prior sigma)^2 / 2, the part of `divergence` that mu has."""
     total: Any = 0.0
     one_prior = prior_mu.size == 1
     center, precision = prior_mu[0], FLOAT(1) / (prior_sigma[0] * prior_sigma[0])

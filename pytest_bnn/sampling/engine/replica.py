@@ -64,17 +64,17 @@ class Worker:
             )
 
     def count(self, key: int) -> int:
-        """Give the number of a layer's call within this forward, from 0."""
+        """Return the number of a layer's call within this forward, from 0."""
         call = self.counts.get(key, 0)
         self.counts[key] = call + 1
         return call
 
     def silences(self, layer: LayerPlan) -> bool:
-        """Say whether a layer is to be without noise."""
+        """Return whether a layer is to be without noise."""
         return self.noisy is not None and layer.layer.path not in self.noisy
 
     def weights(self, layer: LayerPlan, call: int) -> list[Tensor]:
-        """Give weight and bias (or only the weight) for one call of a layer."""
+        """Return weight and bias (or only the weight) for one call of a layer."""
         key = id(layer.layer.module)
         if call >= layer.calls:
             raise Unsupported("its forward does not always call the same layers")
@@ -102,7 +102,7 @@ class Worker:
         return values
 
     def signed(self, values: Tensor, layer: LayerPlan, call: int, half: int) -> Tensor:
-        """Give values ``[rows, ...]`` times Flipout's random signs, for its input (0) or output (1).
+        """Return values ``[rows, ...]`` times Flipout's random signs, for its input (0) or output (1).
 
         The signs of a row depend on the number of its image, not on the images beside it.
         """
@@ -183,7 +183,7 @@ class _Uncalled(nn.Module):
 
 
 def replicate(model: nn.Module, swap: dict[int, nn.Module]) -> nn.Module:
-    """Give a network of the same modules that shares all parameters, with buffers and containers of its own.
+    """Return a network of the same modules that shares all parameters, with buffers and containers of its own.
 
     Args:
         model: The network.

@@ -37,7 +37,7 @@ class Engine:
         return self.workers[0].noise.name
 
     def run(self, passes: range, images: Tensor, rows: Tensor, *, noisy: Collection[str] | None = None) -> Tensor:
-        """Give the outputs ``[passes, images, ...]`` of some passes.
+        """Return the outputs ``[passes, images, ...]`` of some passes.
 
         Args:
             passes: Their numbers.
@@ -55,7 +55,7 @@ class Engine:
         return torch.stack([self._in_chunks(index, images, rows) for index in passes])
 
     def run_apart(self, batches: Sequence[tuple[Tensor, Tensor]]) -> list[Tensor]:
-        """Give the outputs of pass 0 on several batches of images with their numbers, each batch by itself."""
+        """Return the outputs of pass 0 on several batches of images with their numbers, each batch by itself."""
         return spread(self.workers, batches, lambda worker, batch: _forward(worker, 0, *batch))
 
     def _in_chunks(self, index: int, images: Tensor, rows: Tensor) -> Tensor:
@@ -86,6 +86,6 @@ def _forward(worker: Worker, index: int, images: Tensor, rows: Tensor) -> Tensor
 
 
 def passes_chunk(calls: Sequence[LayerCall], images: int) -> int:
-    """Give how many images a chunk should have, from what a pass on some images did."""
+    """Return how many images a chunk should have, estimated from a pass on some images."""
     largest = max((call.output.numel() for call in calls if isinstance(call.output, Tensor)), default=1)
     return max(1, CHUNK_NUMBERS * images // max(1, largest))

@@ -22,11 +22,11 @@ class Taps:
     input_size: tuple[int, ...]
 
     def fit(self, input: Tensor) -> bool:
-        """Say whether an input has the size."""
+        """Return whether an input has the size."""
         return tuple(input.shape[-len(self.input_size) :]) == self.input_size
 
     def cut(self, call: FunctionalCall) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Give a call's further arguments, positional and by keyword, with this padding in them."""
+        """Return a call's further arguments, positional and by keyword, with this padding in them."""
         at = _NAMES.index("padding")
         if len(call.rest) > at:
             return (*call.rest[:at], self.padding, *call.rest[at + 1 :]), call.keywords
@@ -34,7 +34,7 @@ class Taps:
 
 
 def used_taps(call: FunctionalCall) -> Taps | None:
-    """Give the part of a convolution's kernel that reaches its input; None where all of it does or it cannot be told.
+    """Return the part of a convolution's kernel that reaches its input; None where all of it does or it cannot be told.
 
     A ResNet's last stage sees one pixel of a small image: of each 3x3 kernel, eight weights of nine meet padding alone.
     The outputs with the part alone are the same.
@@ -64,7 +64,7 @@ def _each(value: Any, dimensions: int) -> tuple[int, ...]:
 
 
 def _part(size: int, width: int, stride: int, padding: int, dilation: int) -> tuple[slice, int]:
-    """Give the used part of one dimension of a kernel, and its padding; all of it where a part would not do."""
+    """Return the used part of one dimension of a kernel, and its padding; all of it where a part would not do."""
     outputs = (size + 2 * padding - dilation * (width - 1) - 1) // stride + 1
     used = [
         tap

@@ -74,7 +74,7 @@ def train() -> Mapping[str, nn.Module]:
 
 
 def sure_of(networks: Mapping[str, nn.Module], count: int = 12) -> tuple[Tensor, Tensor]:
-    """Give held-out images, with labels, of which all networks are sure: agreement can be decided on every one."""
+    """Return held-out images, with labels, of which all networks are sure: agreement can be decided on every one."""
     images, labels = small_digits("held_out")
     with torch.no_grad():
         sure = torch.stack([network(images).softmax(1).max(1).values > 0.99 for network in networks.values()]).all(0)

@@ -89,7 +89,7 @@ class Patient:
         return self
 
     def counts(self) -> dict[str, int]:
-        """Give the numbers that explanations name."""
+        """Return the numbers that explanations name."""
         layers = sum(isinstance(m, nn.Conv2d | nn.Linear) for m in self.teacher.modules())
         stem, second = (self.part(self.teacher, name).weight.numel() for name in ("stem", "block.conv2"))
         return {"layers": layers, "others": layers - 1, "stem": stem, "second": second, "zeros": zeros(stem)}
@@ -101,7 +101,7 @@ def zeros(weights: int) -> int:
 
 
 def patient(name: str, estimator: str, networks: Mapping[str, nn.Module]) -> Patient:
-    """Give a patient with a copy of a network: ``residual`` or ``plain`` of these, or the embedded ``resnet18``."""
+    """Return a patient with a copy of a network: ``residual`` or ``plain`` of these, or the embedded ``resnet18``."""
     if name == "resnet18":
         images, labels = digits("held_out", 2)
         teacher, paths = load_teacher("digits").model, RESNET18_PATHS

@@ -18,7 +18,7 @@ def with_loss(term: Callable[[nn.Module], Any]) -> Callable[[Patient], Given]:
 
 
 def with_loss_of_head(term: Callable[[nn.Module, nn.Module], Any]) -> Callable[[Patient], Given]:
-    """Give the term the model and its head."""
+    """Return an injector of a loss whose term is given the model and its head."""
 
     def inject(patient: Patient) -> Given:
         return with_loss(lambda model: term(model, patient.part(model, "head")))(patient)

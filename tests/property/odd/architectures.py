@@ -34,7 +34,7 @@ class Residual(nn.Module):
 
 
 def _columns(width: int) -> int:
-    """Give a width that four heads, or two of them in two stages, divide: 4, 8 or 12."""
+    """Return a width that four heads, or two of them in two stages, divide: 4, 8 or 12."""
     return 4 * (1 + width // 6)
 
 

@@ -185,7 +185,7 @@ def _by_modules(model: nn.Module) -> Tensor:
 
 
 def _summed(model: nn.Module) -> Tensor:
-    """Give the KL over all weights, by torch's own formula."""
+    """Return the KL over all weights, by torch's own formula."""
     total = torch.zeros(())
     for layer in [module for module in model.modules() if hasattr(module, "kl_loss")]:
         for mu, rho in [(n, n.replace("mu_", "rho_")) for n in ("mu_weight", "mu_kernel", "mu_bias")]:
@@ -207,6 +207,6 @@ KLS: dict[str, tuple[Callable[[nn.Module], Tensor], Literal["batches", "labels"]
 
 
 def weight_of(term: DataTerm, kl: str, labels: Tensor) -> float:
-    """Give the weight of the KL term beside a data term on a batch."""
+    """Return the weight of the KL term beside a data term on a batch."""
     share = 1 / (BATCHES if KLS[kl][1] == "batches" else BATCHES * labels.numel())
     return share * (labels.numel() if term.over == "sum" else 1)

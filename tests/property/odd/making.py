@@ -70,7 +70,7 @@ _NORMS = (nn.LayerNorm, nn.BatchNorm2d)
 
 
 def _known(shape: Shape, teacher: nn.Module) -> tuple[Any, Tensor]:
-    """Give examples that the teacher is sure of, with its answers for labels.
+    """Return examples that the teacher is sure of, with its answers for labels.
 
     A model that is trained on them goes on agreeing with it.
     """

@@ -58,13 +58,13 @@ class Recipe:
 
 
 def term_of(recipe: Recipe) -> DataTerm:
-    """Give the data term of a recipe, the first of its kind where it names none."""
+    """Return the data term of a recipe, the first of its kind where it names none."""
     terms = TERMS[ALL[recipe.shape].meaning]
     return terms[recipe.term] if recipe.term else next(iter(terms.values()))
 
 
 def healthy(recipe: Recipe) -> Recipe:
-    """Give each forward pass noise of its own where several are run backward at once (A1), and where layers share."""
+    """Return each forward pass noise of its own where several are run backward at once (A1), and where layers share."""
     term = term_of(recipe)
     at_once = term.together or (term.several and not recipe.backward)
     own = recipe.noise == "fresh buffers" or (recipe.noise == "local" and recipe.type == "Reparameterization")

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from pytest_bnn.audit.exhibits import CLASSES, IMAGES, describe, sha256
+from pytest_bnn.audit.description import CLASSES, IMAGES, describe, sha256
 from pytest_bnn.audit.pictures import THUMBNAIL
 from pytest_bnn.conversion import convert
 from pytest_bnn.libraries.posterior import bayesian_layers

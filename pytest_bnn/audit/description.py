@@ -1,4 +1,4 @@
-"""What a report shows of a subject beside its verdicts: layers, predictions beside their images, a fingerprint."""
+"""A subject's description in a report beside its verdicts: layers, predictions beside their images, a fingerprint."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def describe(subject: Subject, training: Sequence[TrainingStep] = ()) -> Subject
 
 
 def sha256(model: nn.Module) -> str:
-    """Give the SHA-256 of a model's state: names, dtypes, shapes and bytes of its state_dict, in its order."""
+    """Return the SHA-256 of a model's state: names, dtypes, shapes and bytes of its state_dict, in its order."""
     digest = hashlib.sha256()
     for name, tensor in model.state_dict().items():
         if not isinstance(tensor, Tensor) or is_lazy(tensor):
@@ -159,7 +159,7 @@ def _what_outputs_are(subject: Subject) -> Literal["probabilities", "scores", ""
 
 
 def _leaders(mean: Tensor, teacher: Tensor | None) -> list[int]:
-    """Give the leading classes of the mean, the teacher's own leading class among them."""
+    """Return the leading classes of the mean, the teacher's own leading class among them."""
     leaders: list[int] = mean.argsort(descending=True)[:CLASSES].tolist()
     if teacher is not None and int(teacher.argmax()) not in leaders:
         leaders[-1] = int(teacher.argmax())
@@ -174,7 +174,7 @@ def _teacher_shares(subject: Subject, shape: torch.Size) -> Tensor | None:
 
 
 def _class_indices(labels: Any) -> list[int] | None:
-    """Give labels as class indices, where they are some and not soft labels, or targets of a regression."""
+    """Return labels as class indices; None for soft labels and for targets of a regression."""
     if not isinstance(labels, Tensor) or labels.numel() != len(labels) or labels.is_complex():
         return None
     values = labels.flatten().double()
