@@ -76,7 +76,7 @@ def _against_teacher(generator: torch.Generator) -> tuple[bool, ...]:
     mine, labels = (logs / 3).log_softmax(1), _drawn(logs, generator)
     worse = brier(mine, labels) - brier(logs, labels)
     truth = sum((logs[:, c].exp() * (brier(mine, y) - brier(logs, y))).mean() for c, y in _each(len(logs)))
-    radii = (hoeffding_radius(ranges_of(mine.exp(), logs.exp()), rate) for rate in RATES)
+    radii = (hoeffding_radius(ranges_of(mine, logs), rate) for rate in RATES)
     return tuple(float(worse.mean() - truth) > radius for radius in radii)
 
 

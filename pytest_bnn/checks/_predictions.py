@@ -15,7 +15,7 @@ from pytest_bnn.data.repeats import repeats
 from pytest_bnn.errors import InputError
 from pytest_bnn.network.calling import ForwardError, judged_field
 from pytest_bnn.records.evidence import Verdict
-from pytest_bnn.sampling.mixture import Mixing, Mixture
+from pytest_bnn.sampling.mixture import SMALL, Mixing, Mixture
 from pytest_bnn.stats.intervals import clopper_pearson_lower
 from pytest_bnn.subject import Subject
 from pytest_bnn.tasks.answers import class_labels
@@ -201,6 +201,8 @@ def labelled(subject: Subject, passes: int) -> Labelled:
 
 def part_of(found: Predicted, rows: Tensor) -> Predicted:
     """Return the predictions for some of the examples."""
+    if torch.equal(rows, torch.arange(len(found.mixture.squares))):
+        return found
     teacher = None if found.teacher is None else found.teacher[rows]
     return Predicted(mixture=found.mixture.part(rows), teacher=teacher, task=found.task)
 
@@ -248,7 +250,8 @@ def log_shares_of(subject: Subject, outputs: Tensor) -> Tensor:
     task = subject.task
     outputs = judged_field(outputs.detach().cpu(), subject.fields, task.field)
     chosen = _chosen(task, outputs[None], _places(task, outputs, subject.seed))[0]
-    return _task_of(task, chosen).log_probabilities(chosen).double()
+    found = _task_of(task, chosen).log_probabilities(chosen)
+    return found.double() if found.numel() <= SMALL else found.float()
 
 
 @contextmanager

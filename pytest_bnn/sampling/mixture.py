@@ -3,16 +3,34 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-#: Up to so many numbers the sums are in float64.
-_SMALL = 4_000_000
+#: Up to so many numbers probabilities are kept in float64.
+SMALL = 4_000_000
 
 #: Numbers of one pass that are worked on at a time.
 _BLOCK = 2_000_000
+
+
+def by_rows(of: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
+    """Return what a function gives for the rows of tensors, ``[N]``, which it gets some rows at a time, in float64.
+
+    Args:
+        of: Gets the rows of each tensor; those of floating point are in float64.
+        tensors: Of ``N`` rows each; the first one is the widest.
+    """
+    rows = max(1, _BLOCK // max(1, tensors[0].shape[1]))
+    blocks = zip(*(tensor.split(rows) for tensor in tensors), strict=True)
+    return torch.cat([of(*(part.double() if part.is_floating_point() else part for part in block)) for block in blocks])
+
+
+def scored(shares: Tensor, labels: Tensor) -> Tensor:
+    """Return the Brier score of probabilities ``[N, C]`` at labels ``[N]``, in [0, 2], ``[N]``."""
+    return shares.square().sum(1) - 2 * shares.gather(1, labels[:, None])[:, 0] + 1
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -40,8 +58,7 @@ class Mixture:
     @property
     def entropy(self) -> Tensor:
         """Entropy of the mean probabilities in nats, ``[N]``: the total uncertainty."""
-        entropy: Tensor = torch.special.entr(self.shares).sum(1).double()
-        return entropy
+        return by_rows(lambda logs: torch.special.entr(logs.exp()).sum(1), self.log_shares)
 
     @property
     def mutual_information(self) -> Tensor:
@@ -53,11 +70,13 @@ class Mixture:
         """Variance of the probabilities over passes, summed over classes, unbiased, ``[N]``; 0 for a single pass."""
         if self.passes < 2:
             return torch.zeros_like(self.squares)
-        gap = self.squares - self.shares.double().square().sum(1)
+        gap = self.squares - by_rows(lambda logs: logs.exp().square().sum(1), self.log_shares)
         return gap.clamp_min(0) * (self.passes / (self.passes - 1))
 
     def part(self, rows: Tensor) -> Mixture:
-        """Return the mixture for some of the examples."""
+        """Return the mixture for some of the examples; this one where these are all, in their order."""
+        if torch.equal(rows, torch.arange(len(self.squares))):
+            return self
         return Mixture(
             passes=self.passes,
             log_shares=self.log_shares[rows],
@@ -75,9 +94,8 @@ class Mixture:
 
         Source: Ferro 2014, "Fair scores for ensemble forecasts".
         """
-        shares = self.shares.double()
-        own = shares.gather(1, labels[:, None])[:, 0]
-        return shares.square().sum(1) - 2 * own + 1 - self.variance / self.passes
+        plain = by_rows(lambda logs, y: scored(logs.exp(), y), self.log_shares, labels)
+        return plain - self.variance / self.passes
 
 
 class Mixing:
@@ -90,7 +108,7 @@ class Mixing:
     def take(self, log_shares: Tensor) -> None:
         """Take the log probabilities of one pass, ``[N, C]``."""
         if not self.passes:
-            dtype = torch.float64 if log_shares.numel() <= _SMALL else torch.float32
+            dtype = torch.float64 if log_shares.numel() <= SMALL else torch.float32
             self._log_sum = torch.full(log_shares.shape, -math.inf, dtype=dtype)
             self._entropy = torch.zeros(len(log_shares), dtype=torch.float64)
             self._squares = torch.zeros(len(log_shares), dtype=torch.float64)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor
 
 from pytest_bnn.checks._predictions import PASSES, Labelled, NotHereError, in_two_looks, labelled, ruled_out
@@ -12,6 +11,7 @@ from pytest_bnn.checks.check import check
 from pytest_bnn.checks.finding import Finding, not_applicable
 from pytest_bnn.checks.values import FewPasses, Positive
 from pytest_bnn.records.evidence import Certainty, Measurement, Threshold, Verdict
+from pytest_bnn.sampling.mixture import by_rows, scored
 from pytest_bnn.stats.budget import Budget
 from pytest_bnn.stats.intervals import hoeffding_radius
 from pytest_bnn.stats.likelihoods import temperature
@@ -67,7 +67,7 @@ def _judge(found: Labelled, teacher: Tensor, margin: float, budget: Budget) -> F
     mixture, labels = found.mixture, found.labels
     own = mixture.brier(labels)
     its = brier(teacher, labels)
-    gap, ranges = float((own - its).mean()), ranges_of(mixture.shares.double(), teacher.exp())
+    gap, ranges = float((own - its).mean()), ranges_of(mixture.log_shares, teacher)
     low = gap - hoeffding_radius(ranges, budget.alpha)
     high = gap + hoeffding_radius(ranges, budget.beta)
     verdict = Verdict.FAIL if low > margin else Verdict.PASS if high <= margin else Verdict.INCONCLUSIVE
@@ -115,18 +115,21 @@ def _judge(found: Labelled, teacher: Tensor, margin: float, budget: Budget) -> F
 
 def brier(log_shares: Tensor, labels: Tensor) -> Tensor:
     """Return the Brier score of each example, ``[N]``, in [0, 2]."""
-    shares = log_shares.double().exp()
-    return shares.square().sum(1) - 2 * shares.gather(1, labels[:, None])[:, 0] + 1
+    return by_rows(lambda logs, y: scored(logs.exp(), y), log_shares, labels)
 
 
 def ranges_of(one: Tensor, other: Tensor) -> Tensor:
-    """Return how far the difference of the Brier scores can go, by the label alone, ``[N]``."""
-    gaps = one - other
-    return 2 * (gaps.amax(1) - gaps.amin(1))
+    """Return how far the difference of the Brier scores can go, by the label alone, ``[N]``, of log probabilities."""
+
+    def of(mine: Tensor, its: Tensor) -> Tensor:
+        gaps = mine.exp() - its.exp()
+        return 2 * (gaps.amax(1) - gaps.amin(1))
+
+    return by_rows(of, one, other)
 
 
 def _of_one_pass(found: Labelled) -> float:
-    shares = found.mixture.shares.double().gather(1, found.labels[:, None])[:, 0]
+    shares = found.mixture.log_shares.gather(1, found.labels[:, None])[:, 0].double().exp()
     return float((found.mixture.squares - 2 * shares + 1).mean())
 
 
@@ -135,14 +138,14 @@ def _scores(whose: str, log_shares: Tensor, labels: Tensor) -> list[Measurement]
     accuracy = Measurement(name=f"accuracy{whose}", value=right)
     if count := ruled_out(log_shares, labels):
         return [accuracy, Measurement(name=f"labels of a probability of 0{whose}", value=count)]
-    own = log_shares.double().gather(1, labels[:, None])[:, 0]
+    own = log_shares.gather(1, labels[:, None])[:, 0].double()
     best = math.exp(temperature(log_shares, labels).best)
-    cooled = torch.log_softmax(log_shares.double() / best, 1)
+    cooled = by_rows(lambda logs, y: scored((logs / best).softmax(1), y), log_shares, labels)
     return [
         accuracy,
         Measurement(name=f"negative log likelihood{whose}", value=-float(own.mean()), unit="nats"),
         Measurement(
-            name=f"Brier score{whose} at its best temperature", value=float(brier(cooled, labels).mean()),
+            name=f"Brier score{whose} at its best temperature", value=float(cooled.mean()),
             note=f"temperature {best:.3g}",
         ),
     ]  # fmt: skip

@@ -72,7 +72,7 @@ def _of(name: str, found: Labelled, margin: float, budget: Budget) -> Judged:
     teacher = found.predicted.teacher
     assert teacher is not None
     gap = float((found.mixture.brier(found.labels) - brier(teacher, found.labels)).mean())
-    fixed = ranges_of(found.mixture.shares.double(), teacher.exp())
+    fixed = ranges_of(found.mixture.log_shares, teacher)
     beyond = gap - margin
     squares = float(fixed.double().square().sum())
     p = 1.0 if beyond <= 0 else math.exp(-2 * (beyond * len(found)) ** 2 / squares) if squares else 0.0

@@ -78,7 +78,8 @@ class _Order:
 
     @classmethod
     def of(cls, log_shares: Tensor, labels: Tensor) -> _Order:
-        leading, answers = log_shares.double().max(1)
+        leading, answers = log_shares.max(1)
+        leading = leading.double()
         return cls(wrong=answers != labels, unsure=-torch.expm1(leading), places=ranks(leading), answers=answers)
 
     @property
