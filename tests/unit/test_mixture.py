@@ -72,7 +72,7 @@ def test_what_is_too_small_for_a_float_stays(passes: torch.Tensor) -> None:
 
 def test_large_ones_are_kept_in_single_precision(passes: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = mixed(passes)
-    monkeypatch.setattr(mixture, "_SMALL", 1)
+    monkeypatch.setattr(mixture, "SMALL", 1)
     small = mixed(passes)
     assert (whole.log_shares.dtype, small.log_shares.dtype) == (torch.float64, torch.float32)
     torch.testing.assert_close(small.log_shares.double(), whole.log_shares, rtol=1e-5, atol=1e-6)
