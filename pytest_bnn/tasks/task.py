@@ -86,5 +86,5 @@ class Task:
 
 def are_shares(outputs: Tensor, *, dim: int = -1) -> bool:
     """Return whether every row of outputs is a distribution over classes: not negative, and with the sum 1."""
-    sums = outputs.double().sum(dim)
+    sums = outputs.sum(dim, dtype=torch.float64)
     return bool((outputs >= 0).all()) and bool((sums - 1).abs().le(_SUM).all())
