@@ -46,7 +46,10 @@ _PRIOR = "another sound prior: reported by `kl.present`, not judged"
 _SAME_PRIOR = "all priors are the same, so nothing changes"
 _TRAINED_NOISE = "noise may be tempered or annealed in training, and no claim is made about how wide it is there"
 _HELD_NOISE = "noise may be held over several passes in training, and no claim is made about when it is drawn again"
-_AS_CROSS_ENTROPY = "where a network is sure of its classes, this is the pull of a cross-entropy, up to rounding"
+_AS_CROSS_ENTROPY = (
+    "where a network is sure of its classes, this is the pull of a cross-entropy, "
+    "up to less than `loss.data` tells apart"
+)
 _SAME_LOSS = "the same loss, written in another way"
 _SAME_OPTIMUM = "both terms alike, as a learning rate does"
 _ANEW = "statistics may be estimated anew, for the noise or for other data"

@@ -35,6 +35,7 @@ def test_the_healthy_one() -> None:
     assert scores(converted()).verdict is Verdict.PASS
 
 
+@pytest.mark.fault("B67", "regression.coverage")
 def test_intervals_half_as_wide() -> None:
     """B67: found and named by the factor, which a score hardly shows."""
     evidence = coverage(converted(wider=0.5))
@@ -56,6 +57,7 @@ class PassesApart(nn.Module):
         return {**output, "mean": output["mean"] + self.by * torch.randn(1)}
 
 
+@pytest.mark.fault("B68", "regression.coverage", "regression.scores")
 def test_a_spread_too_wide() -> None:
     """B68: the passes disagree by more than the labels scatter, and the remedy is about them."""
     evidence = coverage(PassesApart(converted(), 2.0))
@@ -65,6 +67,7 @@ def test_a_spread_too_wide() -> None:
     assert scores(PassesApart(converted(), 4.0)).verdict is Verdict.FAIL
 
 
+@pytest.mark.fault("B69", "regression.coverage", "regression.scores")
 @pytest.mark.parametrize("by", [-0.8, 0.8])
 def test_a_shift(by: float) -> None:
     """B69: the cause is the shift, and not the width."""
@@ -75,6 +78,7 @@ def test_a_shift(by: float) -> None:
     assert scores(converted(shift=by)).verdict is Verdict.FAIL
 
 
+@pytest.mark.fault("B70", "regression.coverage")
 def test_a_log_variance_that_is_called_a_log_deviation() -> None:
     """B70: the loss reads it as one, and what the network is used with as another."""
     evidence = measure_regression_coverage(converted(), images=INPUTS, labels=LABELS, head="log_std")
@@ -82,6 +86,7 @@ def test_a_log_variance_that_is_called_a_log_deviation() -> None:
     assert "a variance taken for a deviation, or for its logarithm" in evidence.remedy
 
 
+@pytest.mark.fault("B71", "regression.coverage")
 def test_a_declared_noise_that_is_a_variance() -> None:
     """B71: of deviation .2 the variance .04 is declared."""
     torch.manual_seed(2)
