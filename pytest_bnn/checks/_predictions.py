@@ -326,16 +326,17 @@ def _knowing(found: Predicted, labels: Tensor, kept: Tensor) -> Literal["model",
     return None
 
 
-def in_two_looks(judge: Callable[[int], Finding], passes: int) -> Finding:
+def in_two_looks(judge: Callable[[int], Finding], passes: int, first: int = FIRST) -> Finding:
     """Judge by the mean of few passes, and by that of ``passes`` before anything is accused.
 
     Args:
         judge: Judges by so many passes.
         passes: The most.
+        first: The few.
     """
-    found = judge(min(FIRST, passes))
+    found = judge(min(first, passes))
     accuses = found.verdict in (Verdict.FAIL, Verdict.WARN)
-    return judge(passes) if accuses and passes > FIRST else found
+    return judge(passes) if accuses and passes > first else found
 
 
 def more_labels(count: int, reach: float, wanted: float) -> int | None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pytest_bnn.checks._predictions import NotHereError, known_classes
+from pytest_bnn.checks._predictions import NotHereError, in_two_looks, known_classes
 from pytest_bnn.checks.check import check
 from pytest_bnn.checks.finding import Finding, not_applicable
 from pytest_bnn.checks.uncertainty._series import Series, series_of
@@ -29,8 +29,9 @@ _HARMFUL = 0.05
 #: Examples of each step, which show a trend of their own.
 _EXAMPLES = 128
 
-#: Passes of each step, of which there are many.
-_PASSES = 4
+#: Passes of each step, of which there are many; before anything is accused, and else the few that may pass a model.
+_PASSES = 16
+_FEW = 4
 
 
 @check(
@@ -68,16 +69,20 @@ def shift(
     Source: Ovadia et al. 2019, "Can you trust your model's uncertainty?"; Waudby-Smith and Ramdas 2024 for the bounds
     of a mean.
     """
+
+    def look(passes: int) -> Finding:
+        found = series_of(subject, examples, passes)
+        if presumed := found[0].steps[0].presumed:
+            return not_applicable(presumed)
+        labels = known_classes(subject, passes)
+        each = budget.split(len(found))
+        judged = [_of(one, None if labels is None else labels[one.rows], min_trend, each) for one in found]
+        return _judge(judged, min_trend, budget, passes)
+
     try:
-        found = series_of(subject, examples, max_passes)
-        labels = known_classes(subject, max_passes)
+        return in_two_looks(look, max_passes, _FEW)
     except NotHereError as error:
         return not_applicable(str(error))
-    if presumed := found[0].steps[0].presumed:
-        return not_applicable(presumed)
-    each = budget.split(len(found))
-    judged = [_of(one, None if labels is None else labels[one.rows], min_trend, each) for one in found]
-    return _judge(judged, min_trend, budget, max_passes)
 
 
 measure_uncertainty_shift, assert_uncertainty_shift = shift.measure, shift.assert_
