@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
 from torch import Tensor
 
+from pytest_bnn.checks._knowing import who_knows
 from pytest_bnn.checks.finding import Finding
 from pytest_bnn.data.repeats import repeats
 from pytest_bnn.errors import InputError
 from pytest_bnn.network.calling import ForwardError, judged_field
 from pytest_bnn.records.evidence import Verdict
 from pytest_bnn.sampling.mixture import SMALL, Mixing, Mixture
-from pytest_bnn.stats.intervals import clopper_pearson_lower
 from pytest_bnn.subject import Subject
 from pytest_bnn.tasks.answers import class_labels
 from pytest_bnn.tasks.task import Task, are_shares
@@ -27,13 +27,14 @@ FIRST = 8
 #: Passes before anything is accused: the mean of few is surer of itself than that of many, where passes differ.
 PASSES = 64
 
-#: The chance at which labels that nobody knows would count as known.
-_CHANCE = 1e-3
+#: The share of the largest entropy from which on a model says nothing of its examples.
+_UNSURE = 0.98
 
 _NO_CLASSES = (
     "the claim is about the probabilities of classes, and the task is regression: say --task classification where the "
-    "outputs are scores of classes, or --output NAME where another output has them"
+    "outputs are scores of classes (binary where one number is), or --output NAME where another output has them"
 )
+_NO_LABELS = "the labels are no class for each decision: let {whose} return (images, class indices [{shape}])"
 _PRESUMED = "{why}, which is no more than presumed: give labels, the loss, --task or --output"
 _ROUNDED = (
     "{count} of {of} labels are of classes to which the outputs give a probability of exactly 0, and it cannot be told "
@@ -171,10 +172,14 @@ def labelled(subject: Subject, passes: int) -> Labelled:
         raise NotHereError("the claim is about labelled examples: give them with --data or --evaluation")
     with naming("" if judged is subject else "--evaluation"):
         task = judged.task
+    if task.kind == "unknown":
+        raise NotHereError(task.why)
     given = judged.labels_of(task.field)
     if given is None:
+        whose = "--data or --evaluation" if judged is subject else "--evaluation"
         raise NotHereError(
-            "the claim is about the truth, and no labels were given: let --data or --evaluation return (images, labels)"
+            f"the claim is about the truth, and no labels were given: let {whose} return (images, labels)"
+            + ("" if judged is subject else "; those of --data are not of these examples")
         )
     with naming("" if judged is subject else "--evaluation"):
         found = predicted(judged, passes)
@@ -182,12 +187,21 @@ def labelled(subject: Subject, passes: int) -> Labelled:
         raise NotHereError(found.presumed)
     labels = _classes(judged, given, task)
     if labels is None:
-        raise NotHereError("the labels are no class for each example: let --data return (images, class indices [N])")
+        whose, shape = (
+            ("--data" if judged is subject else "--evaluation"),
+            "[N, ...]" if task.kind == "dense" else "[N]",
+        )
+        raise NotHereError(
+            f"the labels are no class for each decision: let {whose} return (images, class indices {shape}), as whole "
+            "numbers"
+        )
     kept = repeats(judged.require_images()).first
     classes = found.mixture.log_shares.shape[1]
     kept = kept[(labels[kept] >= 0) & (labels[kept] < classes)]
     if not len(kept):
-        raise NotHereError("no label is a class of the model: give class indices from 0, with --data or labels=")
+        raise NotHereError(
+            "no label is a class of the model: give class indices from 0, with --data, --evaluation or labels="
+        )
     left_out = len(labels) - len(kept)
     _require_exact(found, labels[kept], kept)
     return Labelled(
@@ -208,10 +222,10 @@ def part_of(found: Predicted, rows: Tensor) -> Predicted:
 
 
 def known_classes(subject: Subject, passes: int) -> Tensor | None:
-    """Return the class of each of a subject's own examples ``[N]``, where labels say it that somebody has learned.
+    """Return the class of each of a subject's own examples ``[N]``; None where labels do not say it for all.
 
-    None where there are none, where one is no class of the model's, or where neither the model nor its teacher is right
-    on them more often than by chance.
+    Raises:
+        NotHereError: Neither the model nor its teacher knows the labels, or the model says nothing of its examples.
     """
     given = subject.labels_of(subject.task.field)
     labels = None if given is None else _classes(subject, given, subject.task)
@@ -220,8 +234,27 @@ def known_classes(subject: Subject, passes: int) -> Tensor | None:
     found = predicted(subject, passes)
     if bool((labels < 0).any()) or bool((labels >= found.mixture.log_shares.shape[1]).any()):
         return None
-    known = _knowing(found, labels, repeats(subject.require_images()).first)
-    return None if known is None else labels
+    _known(found, labels, repeats(subject.require_images()).first)
+    return labels
+
+
+def require_learned(subject: Subject, passes: int) -> None:
+    """Refuse a model that is about as unsure as it can be of its own examples, or of which nobody knows the labels.
+
+    It has not learned what could be told from something else.
+
+    Raises:
+        NotHereError: So it is.
+    """
+    known_classes(subject, passes)
+    mixture = predicted(subject, passes).mixture
+    most = math.log(mixture.log_shares.shape[1])
+    typical = float(mixture.entropy.median())
+    if typical >= _UNSURE * most:
+        raise NotHereError(
+            f"the model is as unsure of its own examples as it can be (an entropy of {typical:.3g} nats, {most:.3g} at "
+            "most), so that nothing can make it less sure: train it first"
+        )
 
 
 def calibrated(subject: Subject, passes: int) -> Labelled:
@@ -271,7 +304,9 @@ def _classes(subject: Subject, given: object, task: Task) -> Tensor | None:
     rows = len(subject.require_images())
     if task.kind != "dense":
         return class_labels(given, rows)
-    if not isinstance(given, Tensor) or len(given) != rows or given.is_floating_point() or given.is_complex():
+    if not isinstance(given, Tensor) or len(given) != rows or given.is_complex():
+        return None
+    if given.is_floating_point() and not bool(((given == 0) | (given == 1)).all()):
         return None
     places = _places(
         task, judged_field(subject.forward_once().detach().cpu(), subject.fields, task.field), subject.seed
@@ -299,7 +334,8 @@ def _known(found: Predicted, labels: Tensor, kept: Tensor) -> bool:
 
     What is not known cannot be known rightly sure.
     """
-    who = _knowing(found, labels, kept)
+    teacher = None if found.teacher is None else found.teacher[kept]
+    who = who_knows(found.mixture.log_shares[kept], teacher, labels[kept])
     if who is None:
         raise NotHereError(
             "neither the model nor its teacher is right on the labels more often than by chance, so that there is "
@@ -309,31 +345,8 @@ def _known(found: Predicted, labels: Tensor, kept: Tensor) -> bool:
     return who == "model"
 
 
-def _knowing(found: Predicted, labels: Tensor, kept: Tensor) -> Literal["model", "teacher"] | None:
-    """Return who is right on the labels more often than by chance: the model, or else its teacher, or nobody."""
-    counts = torch.bincount(labels[kept])
-    best = float(counts.max()) / len(kept)
-    for log_shares in (found.mixture.log_shares, found.teacher):
-        if log_shares is None:
-            continue
-        said = log_shares[kept].argmax(1)
-        right = int((said == labels[kept]).sum())
-        # By chance, answers given in these shares meet labels in those; nobody beats the commonest class by it.
-        met = float((torch.bincount(said, minlength=len(counts))[: len(counts)] * counts).sum()) / len(kept) ** 2
-        guess = max(met, best if len(said.unique()) == 1 else met)
-        if clopper_pearson_lower(right, len(kept), _CHANCE) > guess:
-            return "model" if log_shares is found.mixture.log_shares else "teacher"
-    return None
-
-
 def in_two_looks(judge: Callable[[int], Finding], passes: int, first: int = FIRST) -> Finding:
-    """Judge by the mean of few passes, and by that of ``passes`` before anything is accused.
-
-    Args:
-        judge: Judges by so many passes.
-        passes: The most.
-        first: The few.
-    """
+    """Judge by the mean of the ``first`` few passes, and by that of ``passes`` before anything is accused."""
     found = judge(min(first, passes))
     accuses = found.verdict in (Verdict.FAIL, Verdict.WARN)
     return judge(passes) if accuses and passes > first else found
@@ -342,9 +355,3 @@ def in_two_looks(judge: Callable[[int], Finding], passes: int, first: int = FIRS
 def more_labels(count: int, reach: float, wanted: float) -> int | None:
     """Return how many labels would decide, where ``count`` reach so far and ``wanted`` would do; None for no number."""
     return None if wanted <= 0 else max(count + 1, round(count * (reach / wanted) ** 2))
-
-
-def of_classes(numbers: Sequence[int], names: Sequence[str]) -> str:
-    """Name some classes."""
-    shown = [f"{number} ({names[number]})" if number < len(names) else str(number) for number in numbers[:4]]
-    return ", ".join(shown) + (f" and {len(numbers) - 4} more" if len(numbers) > 4 else "")

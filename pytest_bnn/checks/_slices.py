@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,6 +12,8 @@ from torch import Tensor
 
 from pytest_bnn.checks._predictions import Labelled, NotHereError, part_of
 from pytest_bnn.checks.finding import Finding
+from pytest_bnn.errors import InputError
+from pytest_bnn.network.isolation import undisturbed
 from pytest_bnn.records.evidence import Certainty, Measurement, Threshold, Verdict
 from pytest_bnn.stats.budget import Budget
 from pytest_bnn.subject import Subject
@@ -50,16 +52,18 @@ def groups_of(subject: Subject, found: Labelled) -> dict[str, Labelled]:
     """Return the labelled predictions of each group, by name.
 
     Raises:
-        NotHereError: The function fails, or its groups are none.
+        NotHereError: It gives no groups, one for each example, or the labels.
+        InputError: It raises.
     """
     slices = subject.slices
     assert slices is not None
     numbers = subject.evaluated.places[found.rows].tolist()
     members: dict[str, list[int]] = {}
-    for row, number in enumerate(numbers):
-        group = _group(slices, number)
-        if group is not None:
-            members.setdefault(str(group), []).append(row)
+    with undisturbed(subject.model, seed=subject.seed):
+        for row, number in enumerate(numbers):
+            group = _group(slices, number)
+            if group is not None:
+                members.setdefault(group, []).append(row)
     if not members:
         raise NotHereError("--slices gives no group for any example: let it return one for the number of an example")
     if len(members) > _MOST:
@@ -67,16 +71,29 @@ def groups_of(subject: Subject, found: Labelled) -> dict[str, Labelled]:
             f"--slices gives {len(members)} groups for {len(numbers)} examples: let it return one of a few groups, not "
             "something of each example's own"
         )
+    _require_free_of_labels(found, members)
     return {name: _part(found, torch.tensor(rows)) for name, rows in sorted(members.items())}
 
 
-def _group(slices: Callable[[int], object], number: int) -> object:
-    try:
-        return slices(number)
-    except (Exception, SystemExit) as error:
+def _require_free_of_labels(found: Labelled, members: Mapping[str, list[int]]) -> None:
+    """Refuse groups that are the labels: which they are has to be fixed before a label is seen."""
+    several = [rows for rows in members.values() if len(rows) > 1]
+    alone = all(len(found.labels[rows].unique()) == 1 for rows in several)
+    if alone and several and len(found.labels.unique()) > 1:
         raise NotHereError(
-            f"--slices raised {type(error).__name__} for example {number}: {error}; it gets the number of an example "
-            "in the data, from 0"
+            "the groups of --slices are chosen by the label, where no prediction can follow the labels of a group: let "
+            "it return something that is known without them; for single classes see calibration.classes"
+        )
+
+
+def _group(slices: Callable[[int], object], number: int) -> str | None:
+    try:
+        found = slices(number)
+        return None if found is None else str(found)
+    except (Exception, SystemExit) as error:
+        raise InputError(
+            f"--slices raised {type(error).__name__} for example {number}: {error}",
+            fix="let it take the number of an example in the data, from 0, and return its group, or None",
         ) from error
 
 

@@ -240,13 +240,25 @@ def named_sets(given: Any, like: Any) -> dict[str, Any]:
     Args:
         given: A mapping of names to examples, or examples; None for no set.
         like: Examples of the model's own task: a mapping with the same keys is one set of such examples.
+
+    Raises:
+        InputError: It is a list of sets.
     """
     if given is None:
         return {}
     item = like.item if isinstance(like, Samples) else like
     if isinstance(given, dict) and not (isinstance(item, dict) and set(given) <= set(item)):
         return {str(name): examples for name, examples in given.items()}
+    if isinstance(given, list) and len(given) > 1 and all(_is_a_set(one) for one in given):
+        raise InputError(
+            f"ood is a list of {len(given)} sets of examples (--ood)",
+            fix="give several sets in a dictionary, by name, or one set",
+        )
     return {"outside": given}
+
+
+def _is_a_set(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.ndim > 1 and value.is_floating_point()
 
 
 def named_series(given: Any) -> dict[str, list[Any]]:

@@ -113,7 +113,10 @@ def load_named(name: str, option: str) -> Any:
     if not callable(found) or _is_data(found):
         return found
     _require_factory(found, name, option)
-    return _call(found, name, option)
+    made = _call(found, name, option)
+    if made is None:
+        raise InputError(f"{option}: {name}() returned None", fix="let it return the examples")
+    return made
 
 
 def load_loss(name: str, option: str) -> Loss:

@@ -6,6 +6,7 @@ NaN and infinities, which JSON lacks, are written as ``{"float": "NaN" | "Infini
 from __future__ import annotations
 
 import enum
+import inspect
 import json
 import math
 from collections.abc import Mapping
@@ -101,6 +102,13 @@ def schema_definitions(kind: type[Any]) -> dict[str, Any]:
 
     schema = json.loads(json.dumps(msgspec.json.schema(kind)))  # its defaults are tuples
     definitions: dict[str, Any] = _with_non_finite(schema["$defs"])
+    for definition in definitions.values():
+        # What msgspec does from 0.23 on, for older ones too.
+        if "description" in definition:
+            definition["description"] = inspect.cleandoc(definition["description"])
+        for name, value in definition.get("properties", {}).items():
+            if value.get("type") == "object" and name not in definition.get("required", ()):
+                value.setdefault("default", {})
     definitions["NonFinite"] = {
         "description": "NaN or an infinity, which JSON numbers cannot express",
         "type": "object",

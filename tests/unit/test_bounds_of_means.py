@@ -10,8 +10,7 @@ import torch
 from scipy import optimize, special, stats
 from sklearn.metrics import roc_auc_score
 
-from pytest_bnn.checks.uncertainty._order import auroc
-from pytest_bnn.stats.intervals import hoeffding_radius, pairs_bounds
+from pytest_bnn.stats.intervals import auroc, hoeffding_radius, pairs_bounds
 from tests.checks.predicting import generator
 
 

@@ -350,3 +350,16 @@ def test_several_outputs_of_which_one_is_named(task: Any) -> None:
     named = measure_data_sane(model, teacher=Two(), output="1", task=task, **given)
     assert named.verdict is Verdict.FAIL, named.explain()
     assert "another order" in named.headline
+
+
+def test_labels_in_another_order_beside_the_data_are_found() -> None:
+    """The data are right; those that claims about predictions are judged on count the classes from another one on."""
+    generator = torch.Generator().manual_seed(3)
+    classes = torch.randint(CLASSES, (400,), generator=generator)
+    inputs = torch.stack([classes.float(), torch.randn(400, generator=generator)], 1)
+    given: dict[str, Any] = {"images": inputs[:200], "labels": classes[:200], "teacher": Oracle()}
+    right = measure_data_sane(Oracle(), evaluation=(inputs[200:], classes[200:]), **given)
+    assert right.verdict is Verdict.PASS, right.explain()
+    moved = measure_data_sane(Oracle(), evaluation=(inputs[200:], (classes[200:] + 1) % CLASSES), **given)
+    assert moved.verdict is Verdict.FAIL, moved.explain()
+    assert moved.headline.startswith("of the examples of --evaluation: the labels count the classes in another order")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +15,6 @@ from pytest_bnn.checks._predictions import (
     calibrated,
     in_two_looks,
     more_labels,
-    of_classes,
 )
 from pytest_bnn.checks.check import check
 from pytest_bnn.checks.finding import Finding, not_applicable
@@ -103,7 +103,7 @@ def _judge(found: Labelled, most: float, budget: Budget, names: tuple[str, ...])
         headline=_headline(found, rows, wrong, open_, names, inherited=inherited),
         measurements=tuple(
             Measurement(
-                name=f"class {of_classes([row.number], names)}",
+                name=f"class {_listed([row.number], names)}",
                 value=float(f"{math.exp(row.likely.best):.3g}"),
                 unit="times the odds",
                 note=f"{row.labels} labels, {row.predicted:.3g} predicted",
@@ -177,13 +177,13 @@ def _headline(
         many = f", and of {len(wrong) - 1} more classes" if len(wrong) > 1 else ""
         whose = "; so does the teacher, from which it is inherited" if inherited else ""
         return (
-            f"the model predicts class {of_classes([row.number], names)} {way}: {row.labels} of {len(found)} labels, "
+            f"the model predicts class {_listed([row.number], names)} {way}: {row.labels} of {len(found)} labels, "
             f"where it says {row.predicted:.3g}; its odds are {math.exp(min(abs(row.surely.best), 700)):.3g} times "
             f"off{many}{whose}"
         )
     if open_:
         numbers = [row.number for row in sorted(open_, key=lambda row: row.labels)]
-        which = of_classes(numbers, names)
+        which = _listed(numbers, names)
         return f"{len(found)} labels do not decide it for {len(open_)} of {len(rows)} classes: {which}"
     worst = max(rows, key=_reach)
     return (
@@ -209,3 +209,9 @@ def _remedy(found: Labelled, wrong: list[_Class], open_: list[_Class], limit: fl
     if len(needed) < len(open_) or None in needed:
         return "give more labels of these classes: --evaluation MODULE:FACTORY"
     return f"about {max(n for n in needed if n)} labels like these would decide it: --evaluation MODULE:FACTORY"
+
+
+def _listed(numbers: Sequence[int], names: Sequence[str]) -> str:
+    """Name some classes."""
+    shown = [f"{number} ({names[number]})" if number < len(names) else str(number) for number in numbers[:4]]
+    return ", ".join(shown) + (f" and {len(numbers) - 4} more" if len(numbers) > 4 else "")

@@ -66,11 +66,18 @@ def temperature(subject: Subject, *, band: Band = BAND, max_passes: FewPasses = 
 measure_calibration_temperature, assert_calibration_temperature = temperature.measure, temperature.assert_
 
 
+#: A network has the labels that it was trained with right, which it does not know of itself.
+_SEEN = "where the training has seen these examples, give others with --evaluation; otherwise "
+
+
 def _judge(found: Labelled, band: tuple[float, float], budget: Budget) -> Finding:
     if impossible := ruled_out(found.mixture.log_shares, found.labels):
+        teacher = found.predicted.teacher
+        inherited = teacher is not None and ruled_out(teacher, found.labels) >= impossible
         return Finding(
-            verdict=Verdict.FAIL,
-            headline=f"{impossible} of {len(found)} labels are of classes to which the model gives a probability of 0",
+            verdict=Verdict.WARN if inherited else Verdict.FAIL,
+            headline=f"{impossible} of {len(found)} labels are of classes to which the model gives a probability of 0"
+            + (", and so does its teacher, from which it is inherited" if inherited else ""),
             threshold=Threshold(quantity="labels that are ruled out", observed=impossible, relation="==", allowed=0),
             remedy="look for scores of minus infinity: a mask that leaves out classes which occur",
             samples=found.mixture.passes,
@@ -117,13 +124,14 @@ def _judge(found: Labelled, band: tuple[float, float], budget: Budget) -> Findin
 
 
 def _inherited(found: Labelled, surely: Interval, band: tuple[float, float], budget: Budget) -> bool:
-    """Say whether the teacher is outside of the band too, on the same side."""
+    """Say whether the teacher is outside of the band too, on the same side, and the model no further than it may be."""
     if found.predicted.teacher is None:
         return False
     if ruled_out(found.predicted.teacher, found.labels):
         return surely.best > 1
     teacher = family_of(found.predicted.teacher, found.labels).interval(budget.alpha).mapped(_exp)
-    return teacher.outside(*band) and (teacher.best > 1) == (surely.best > 1)
+    meets = teacher.low <= surely.high and surely.low <= teacher.high
+    return teacher.outside(*band) and (teacher.best > 1) == (surely.best > 1) and meets
 
 
 def _headline(
@@ -148,11 +156,16 @@ def _remedy(found: Labelled, verdict: Verdict, likely: Interval, band: tuple[flo
     if verdict is Verdict.PASS:
         return ""
     if verdict is Verdict.FAIL:
-        return (
-            f"dividing the scores by {_best(likely)} would mend it on average (temperature scaling, on data of its "
-            "own); look first at what else sets their scale: a temperature left in the head, a softmax that is applied "
+        look = (
+            "look at what sets the scale of the scores: a temperature left in the head, a softmax that is applied "
             "twice, a spread that is too wide"
         )
+        if likely.best <= _LEAST or likely.best >= 1 / _LEAST:
+            return f"{_SEEN}{look}" if likely.best < 1 else look
+        scaling = (
+            f"dividing the scores by {_best(likely)} would mend it on average (temperature scaling, on data of its own)"
+        )
+        return f"{_SEEN if likely.best < 1 else ''}{look}; {scaling}"
     wanted = min(math.log(likely.best / band[0]), math.log(band[1] / likely.best)) if likely.best > 0 else 0.0
     reach = max(math.log(likely.best / likely.low) if likely.low > 0 else math.inf, math.log(likely.high / likely.best))
     needed = more_labels(len(found), reach, wanted) if math.isfinite(reach) else None

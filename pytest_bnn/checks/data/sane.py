@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -19,7 +19,8 @@ from pytest_bnn.checks.data._knowledge import (
 )
 from pytest_bnn.checks.finding import Finding
 from pytest_bnn.data.repeats import Repeats, repeats
-from pytest_bnn.network.calling import field_of
+from pytest_bnn.errors import InputError
+from pytest_bnn.network.calling import ForwardError, field_of
 from pytest_bnn.records.evidence import Certainty, Measurement, Threshold, Verdict
 from pytest_bnn.stats.budget import Budget
 from pytest_bnn.stats.counts import chance_of_order
@@ -83,7 +84,9 @@ def _find(subject: Subject, budget: Budget) -> Finding:
     answers = None
     if labels is not None and outputs is not None:
         answers = answers_of(subject.task, outputs, labels, found.first)
-    problems = [*_of_answers(answers, budget), *_of_outputs(outputs, answers, found)]
+    beside = _evaluated(subject)
+    each = budget.split(1 if beside is None else 2)
+    problems = [*_of_answers(answers, each), *_of_evaluation(beside, each), *_of_outputs(outputs, answers, found)]
     problems += [*_of_examples(found), *_of_labels(labels, answers)]
     problems.sort(key=lambda problem: problem.verdict is not Verdict.FAIL)
     given = subject.labels is not None
@@ -97,6 +100,26 @@ def _find(subject: Subject, budget: Budget) -> Finding:
         notes=tuple(problem.said for problem in problems[1:]),
         certainty=_certainty(answers, budget),
     )
+
+
+def _evaluated(subject: Subject) -> Answers | None:
+    """Return the teacher's answers to labelled examples that are given beside the data; None where there are none."""
+    try:
+        other = subject.evaluated
+        if other is subject or other.images is None or (outputs := _teacher(other)) is None:
+            return None
+        if other.task.kind not in ("classification", "binary"):
+            return None
+        found = repeats(other.require_images())
+    except (InputError, ForwardError):  # claims about predictions say what is wrong with them
+        return None
+    labels = class_labels(other.labels, found.rows)
+    return None if labels is None else answers_of(other.task, outputs, labels, found.first)
+
+
+def _of_evaluation(answers: Answers | None, budget: Budget) -> Iterator[_Problem]:
+    for problem in _of_answers(answers, budget):
+        yield replace(problem, said=f"of the examples of --evaluation: {problem.said}")
 
 
 def _teacher(subject: Subject) -> Tensor | None:

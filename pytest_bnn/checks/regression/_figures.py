@@ -86,8 +86,8 @@ def charts(own: Standard, budget: Budget) -> tuple[Chart, ...]:
             y_ends=(0.0, 1.0),
         ),
         Chart(
-            title="Distribution function of the labels in that of their predictions",
-            x_name="predictive distribution function at the label (PIT)",
+            title="Are labels as spread as predicted? (PIT)",
+            x_name="PIT of the label",
             y_name="share of labels below",
             lines=(ChartLine(name="labels", x=axis, y=tuple(shares.tolist()), steps=True, whose="model"),),
             caption="Where labels follow their predictions it is the diagonal, and runs inside of the band, all of it, "

@@ -10,6 +10,7 @@ from pytest_bnn.checks._numbers import Numbers, numbers, without_the_noise
 from pytest_bnn.checks._predictions import PASSES, NotHereError
 from pytest_bnn.checks.check import check
 from pytest_bnn.checks.finding import Finding, not_applicable
+from pytest_bnn.checks.scores.against_teacher import at_most
 from pytest_bnn.checks.values import FewPasses, NumbersHead, Positive
 from pytest_bnn.records.evidence import Certainty, Measurement, Threshold, Verdict
 from pytest_bnn.sampling.normals import Normals, ranges_of_difference
@@ -95,7 +96,7 @@ def judge(found: Numbers, teacher: Normals, margin: float, budget: Budget, calm:
     n = len(found)
     said = f"CRPS {float(own.mean()):.3g}, the teacher's {float(its.mean()):.3g}, {_UNIT} ({n} labels)"
     headline = {
-        Verdict.PASS: f"the model is as good as its teacher: {said}, worse by {high:.2g} at most",
+        Verdict.PASS: f"the model is as good as its teacher: {said}, {at_most(high)}",
         Verdict.FAIL: f"the model is worse than its teacher: {said}, by {low:.2g} at least",
         Verdict.INCONCLUSIVE: f"{n} labels do not decide whether it is as good as its teacher: {said}",
     }[verdict]

@@ -74,7 +74,7 @@ def _judge(found: Labelled, teacher: Tensor, margin: float, budget: Budget) -> F
     n = len(found)
     said = f"Brier score {float(own.mean()):.3g}, the teacher's {float(its.mean()):.3g} ({n} labels)"
     headline = {
-        Verdict.PASS: f"the model is as good as its teacher: {said}, worse by {high:.2g} at most",
+        Verdict.PASS: f"the model is as good as its teacher: {said}, {at_most(high)}",
         Verdict.FAIL: f"the model is worse than its teacher: {said}, by {low:.2g} at least",
         Verdict.INCONCLUSIVE: f"{n} labels do not decide whether it is as good as its teacher: {said}",
     }[verdict]
@@ -111,6 +111,11 @@ def _judge(found: Labelled, teacher: Tensor, margin: float, budget: Budget) -> F
             high=high if verdict is not Verdict.FAIL else None,
         ),
     )
+
+
+def at_most(difference: float) -> str:
+    """Word an upper bound of how much worse something is."""
+    return f"better by at least {-difference:.2g}" if difference < 0 else f"worse by {difference:.2g} at most"
 
 
 def brier(log_shares: Tensor, labels: Tensor) -> Tensor:

@@ -72,8 +72,10 @@ def _judge(subject: Subject, found: Labelled, band: tuple[float, float], budget:
 def _of(name: str, found: Labelled, band: tuple[float, float], budget: Budget) -> Judged:
     if count := ruled_out(found.mixture.log_shares, found.labels):
         words = f"{count} labels are of classes to which the model gives a probability of 0"
+        teacher = found.predicted.teacher
+        inherited = teacher is not None and ruled_out(teacher, found.labels) >= count
         return Judged(
-            name=name, labels=len(found), value=math.inf, p=0.0, holds=False, inherited=False, words=words
+            name=name, labels=len(found), value=math.inf, p=0.0, holds=False, inherited=inherited, words=words
         )  # fmt: skip
     family = family_of(found.mixture.log_shares, found.labels)
     likely = family.interval(budget.beta)

@@ -10,6 +10,7 @@ from pytest_bnn.checks._predictions import NotHereError, Predicted, naming, part
 from pytest_bnn.data.batch import rows_of
 from pytest_bnn.data.corruptions import are_images, corruptions
 from pytest_bnn.data.repeats import repeats
+from pytest_bnn.errors import InputError
 from pytest_bnn.subject import Subject
 
 
@@ -26,7 +27,8 @@ def series_of(subject: Subject, examples: int, passes: int) -> list[Series]:
     """Return the series that were given, or those that are made of images; each example once.
 
     Raises:
-        NotHereError: There are none, they do not hold the same number of examples, or cannot be predicted.
+        NotHereError: There are none, or they cannot be predicted.
+        InputError: They do not hold the same number of examples.
     """
     images = subject.require_images()
     kept = repeats(images).first[:examples]
@@ -38,7 +40,9 @@ def series_of(subject: Subject, examples: int, passes: int) -> list[Series]:
             "at growing amounts of a shift, --shifts MODULE:FACTORY (shifts= in Python)"
         )
     start = subject.on(images[kept])
-    made = corruptions(images[kept], subject.seed)
+    made = dict(corruptions(images[kept], subject.seed))
+    if subject.task.kind == "dense":
+        del made["rotation"]  # what is said of a place would have to turn with it
     return [
         Series(name=name, rows=kept, steps=tuple(predicted(one, passes) for one in (start, *map(subject.on, steps))))
         for name, steps in made.items()
@@ -49,9 +53,9 @@ def _given(subject: Subject, name: str, steps: list[Subject], kept: Tensor, pass
     with naming("--shifts"):
         counts = [rows_of(subject.require_images()), *(rows_of(step.require_images()) for step in steps)]
     if len(set(counts)) > 1:
-        raise NotHereError(
-            f"the steps of {name} hold {', '.join(map(str, counts[1:]))} examples, and the data {counts[0]}: give the "
-            "same examples in each, in the same order"
+        raise InputError(
+            f"--shifts: the steps of {name} hold {', '.join(map(str, counts[1:]))} examples, and the data {counts[0]}",
+            fix="give the same examples in each, in the same order",
         )
     with naming("--shifts"):
         found = [part_of(predicted(one, passes), kept) for one in (subject, *steps)]

@@ -11,11 +11,10 @@ from torch import Tensor
 from pytest_bnn.checks._predictions import PASSES, Labelled, NotHereError, calibrated, in_two_looks
 from pytest_bnn.checks.check import check
 from pytest_bnn.checks.finding import Finding, not_applicable
-from pytest_bnn.checks.uncertainty._order import auroc
 from pytest_bnn.checks.values import FewPasses, Positive
 from pytest_bnn.records.evidence import Certainty, Measurement, Threshold, Verdict
 from pytest_bnn.stats.budget import Budget
-from pytest_bnn.stats.intervals import clopper_pearson_upper, hoeffding_radius, pairs_bounds
+from pytest_bnn.stats.intervals import auroc, clopper_pearson_upper, hoeffding_radius, pairs_bounds
 from pytest_bnn.subject import Subject
 
 #: Of the area under the generalised risk coverage curve, which lies in [0, 1].
@@ -206,6 +205,11 @@ def _headline(
     if verdict is Verdict.FAIL and surely_below < _CHANCE:
         whose = ", and so are its teacher's, from which it is inherited" if inherited else ""
         return f"the wrong answers are the confident ones: {said}, certainly at most {surely_below:.3g}{whose}"
+    if verdict is Verdict.FAIL and its is not None and own.auroc >= its.auroc:
+        return (
+            f"the model makes more errors than its teacher, {wrong} against {int(its.wrong.sum())} among {n}: AUGRC "
+            f"{own.augrc:.3g}, the teacher's {its.augrc:.3g}, worse by {low:.2g} at least; it knows them as well"
+        )
     if verdict is Verdict.FAIL and its is not None:
         return (
             f"the model knows its errors less well than its teacher: AUGRC {own.augrc:.3g}, the teacher's "
@@ -234,7 +238,10 @@ def _remedy(verdict: Verdict, own: _Order, *, ordered: bool, reversed_: bool) ->
             "or of each example's own; and whether the labels are those of the data (data.sane)"
         )
     if verdict is Verdict.FAIL:
-        return "see noise.spread and calibration.temperature: a smaller spread, or more fine-tuning toward the teacher"
+        return (
+            "see scores.against_teacher and teacher.agreement, then noise.spread and calibration.temperature: a "
+            "smaller spread, or more fine-tuning toward the teacher"
+        )
     if ordered:
         return "give more labels, or allow more: --set uncertainty.errors.margin=..."
     more = "of which the model gets some wrong " if own.pairs < 20 else ""

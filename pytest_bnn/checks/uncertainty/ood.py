@@ -7,14 +7,23 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pytest_bnn.checks._predictions import PASSES, NotHereError, Predicted, in_two_looks, naming, predicted
+from pytest_bnn.checks._predictions import (
+    PASSES,
+    NotHereError,
+    Predicted,
+    in_two_looks,
+    naming,
+    part_of,
+    predicted,
+    require_learned,
+)
 from pytest_bnn.checks.check import check
 from pytest_bnn.checks.finding import Finding, not_applicable
-from pytest_bnn.checks.uncertainty._order import auroc
 from pytest_bnn.checks.values import FewPasses, Share
+from pytest_bnn.data.repeats import repeats
 from pytest_bnn.records.evidence import Certainty, Measurement, Threshold, Verdict
 from pytest_bnn.stats.budget import Budget
-from pytest_bnn.stats.intervals import pairs_bounds
+from pytest_bnn.stats.intervals import auroc, pairs_bounds
 from pytest_bnn.subject import Subject
 
 #: Half is chance, 1 is a perfect order.
@@ -57,9 +66,10 @@ def ood(subject: Subject, *, min_auroc: Share = LEAST, max_passes: FewPasses = P
         )
 
     def look(passes: int) -> Finding:
-        own, each = predicted(subject, passes), budget.split(len(sets))
+        own, each = _distinct(subject, passes), budget.split(len(sets))
         with naming("--ood"):
-            others = {name: predicted(other, passes) for name, other in sets.items()}
+            others = {name: _distinct(other, passes) for name, other in sets.items()}
+        require_learned(subject, passes)
         found = _judge([_of(name, own, other, each) for name, other in others.items()], min_auroc, budget, passes)
         if own.presumed and found.verdict is Verdict.FAIL:
             raise NotHereError(own.presumed)
@@ -72,6 +82,11 @@ def ood(subject: Subject, *, min_auroc: Share = LEAST, max_passes: FewPasses = P
 
 
 measure_uncertainty_ood, assert_uncertainty_ood = ood.measure, ood.assert_
+
+
+def _distinct(subject: Subject, passes: int) -> Predicted:
+    """Return the predictions for each distinct example: copies are no further examples."""
+    return part_of(predicted(subject, passes), repeats(subject.require_images()).first)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pytest_bnn.checks._predictions import NotHereError, in_two_looks, known_classes
+from pytest_bnn.checks._predictions import NotHereError, in_two_looks, known_classes, require_learned
 from pytest_bnn.checks.check import check
 from pytest_bnn.checks.finding import Finding, not_applicable
 from pytest_bnn.checks.uncertainty._series import Series, series_of
@@ -74,7 +74,10 @@ def shift(
         found = series_of(subject, examples, passes)
         if presumed := found[0].steps[0].presumed:
             return not_applicable(presumed)
+        require_learned(subject, passes)
         labels = known_classes(subject, passes)
+        if subject.task.kind == "dense" and not subject.shifted and _moved(found[0].rows):
+            labels = None  # their places are drawn for the examples as they were given
         each = budget.split(len(found))
         judged = [_of(one, None if labels is None else labels[one.rows], min_trend, each) for one in found]
         return _judge(judged, min_trend, budget, passes)
@@ -83,6 +86,10 @@ def shift(
         return in_two_looks(look, max_passes, _FEW)
     except NotHereError as error:
         return not_applicable(str(error))
+
+
+def _moved(rows: Tensor) -> bool:
+    return not torch.equal(rows, torch.arange(len(rows)))
 
 
 measure_uncertainty_shift, assert_uncertainty_shift = shift.measure, shift.assert_
@@ -140,7 +147,7 @@ def _of(series: Series, labels: Tensor | None, least: float, budget: Budget) -> 
         grows=above >= -math.log(budget.beta),
         too_small=_below(found, least) >= -math.log(budget.alpha),
         inherited=inherited,
-        needed=_needed(found, least, above, budget),
+        needed=_needed(found, least, above, harm, budget),
     )
 
 
@@ -148,10 +155,16 @@ def _below(found: Tensor, least: float) -> float:
     return log_capital_of((least - found) / (1 + least))
 
 
-def _needed(found: Tensor, least: float, above: float, budget: Budget) -> int | None:
+def _needed(found: Tensor, least: float, above: float, harm: float, budget: Budget) -> int | None:
     """Return how many examples like these would decide; None where no number can be told."""
-    reached, wanted = (above, budget.beta) if float(found.mean()) > least else (_below(found, least), budget.alpha)
-    return None if reached <= 0.5 else max(len(found) + 1, math.ceil(len(found) * -math.log(wanted) / reached))
+    if float(found.mean()) > least:
+        wanted = [(above, budget.beta)]
+    else:
+        wanted = [(_below(found, least), budget.alpha), (harm, budget.alpha)]
+    if any(reached <= 0.5 for reached, _ in wanted):
+        return None
+    needed = max(math.ceil(len(found) * -math.log(rate) / reached) for reached, rate in wanted)
+    return needed if needed > len(found) else None
 
 
 def _judge(found: list[_Trend], least: float, budget: Budget, passes: int) -> Finding:

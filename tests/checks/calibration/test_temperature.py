@@ -164,3 +164,30 @@ def test_examples_of_another_shape_are_refused_by_the_name_of_their_option() -> 
     run = pytest_bnn.audit_model(bnn, teacher=teacher, data=(images, labels), evaluation=wrong, checks=ids)
     assert [check.verdict for check in run.checks if check.id == ids[0]] == [Verdict.ERROR]
     assert run["noise.varies"].verdict is Verdict.PASS
+
+
+def test_three_times_a_teachers_temperature_is_not_inherited_from_it() -> None:
+    """Both are too sure; the model by much more than its teacher."""
+    logits = scores(1500)
+    given: dict[str, Any] = {"images": logits, "labels": following(logits)}
+    once, thrice = Says(lambda x: 3 * x), Says(lambda x: 9 * x)
+    assert measure_calibration_temperature(once, teacher=once, **given).verdict is Verdict.WARN
+    assert measure_calibration_temperature(thrice, teacher=once, **given).verdict is Verdict.FAIL
+
+
+def test_a_mask_of_the_teachers_is_inherited() -> None:
+    logits = scores(300)
+    masked = Says(lambda x: x.index_fill(1, torch.tensor([1]), -torch.inf))
+    given: dict[str, Any] = {"images": logits, "labels": following(logits)}
+    assert measure_calibration_temperature(masked, **given).verdict is Verdict.FAIL
+    assert measure_calibration_temperature(masked, teacher=masked, **given).verdict is Verdict.WARN
+
+
+def test_rare_classes_may_be_known_by_their_order() -> None:
+    """One in fourteen, never said first, and yet told apart: it is judged, and four times as sure is found."""
+    logit = 1.2 * torch.randn(4000, generator=generator(8)) - 3.2
+    labels = (torch.rand(4000, generator=generator(9)) < torch.sigmoid(logit)).long()
+    inputs = torch.stack([torch.zeros(4000), logit], 1)
+    given: dict[str, Any] = {"images": inputs, "labels": labels, "task": "classification"}
+    assert measure_calibration_temperature(Says(), **given).verdict is Verdict.PASS
+    assert measure_calibration_temperature(Says(lambda x: 4 * x), **given).verdict is Verdict.FAIL

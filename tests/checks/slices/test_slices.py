@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from pytest_bnn.checks import measure_slices_scores, measure_slices_temperature
 from pytest_bnn.checks._slices import Judged, failing
+from pytest_bnn.errors import InputError
 from pytest_bnn.records.evidence import Evidence, Verdict
 from tests.checks.predicting import Says, following, scores
 
@@ -97,7 +98,6 @@ def test_holm_rejects_what_its_adjusted_p_values_do() -> None:
 @pytest.mark.parametrize(
     ("slices", "words"),
     [
-        (lambda n: {}[n], "--slices raised KeyError for example 0"),
         (lambda n: None, "gives no group for any example"),
         (lambda n: n, "gives 600 groups for 600 examples"),
     ],
@@ -106,6 +106,25 @@ def test_functions_that_give_no_groups_are_refused(slices: Callable[[int], objec
     evidence = judged(measure_slices_temperature, Broken(), 600, slices=slices)
     assert evidence.verdict is Verdict.NOT_APPLICABLE
     assert words in evidence.headline
+
+
+def test_a_function_that_raises_is_refused() -> None:
+    with pytest.raises(InputError, match="--slices raised KeyError for example 0"):
+        judged(measure_slices_temperature, Broken(), 600, slices=lambda n: {}[n])
+
+
+def test_groups_that_are_the_labels_are_refused() -> None:
+    """No prediction follows the labels of a group that was chosen by them."""
+    labels = data()[1]
+    evidence = judged(measure_slices_temperature, Broken(), slices=lambda n: f"class {labels[n]}")
+    assert evidence.verdict is Verdict.NOT_APPLICABLE, evidence.explain()
+    assert "chosen by the label" in evidence.headline
+
+
+def test_a_function_that_draws_leaves_the_random_state() -> None:
+    before = torch.get_rng_state()
+    judged(measure_slices_temperature, Broken(), 600, slices=lambda n: int(torch.randint(2, ())))
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_without_groups_there_is_no_claim() -> None:

@@ -109,3 +109,19 @@ def test_a_set_of_another_shape_is_refused_by_the_name_of_its_option() -> None:
     model = torch.nn.Linear(5, 5).eval()
     with pytest.raises(InputError, match="--ood MODULE:FACTORY has to give examples of the form of --data"):
         measure_uncertainty_ood(model, images=scores(40), labels=torch.arange(40) % 5, ood=torch.randn(40, 7))
+
+
+def test_copies_are_no_further_examples() -> None:
+    """One example from outside decides nothing, however often it is given."""
+    inputs = scores(300)
+    outside = scores(1, size=0.1, seed=5).repeat(500, 1)
+    evidence = measure_uncertainty_ood(Says(), images=inputs, labels=following(inputs), ood=outside)
+    assert evidence.verdict is Verdict.WARN, evidence.explain()
+    assert "1 examples of outside do not decide it" in evidence.headline
+
+
+def test_a_model_that_says_nothing_is_not_accused() -> None:
+    inputs = scores(300)
+    evidence = measure_uncertainty_ood(Says(lambda x: 1e-3 * x), images=inputs, ood=9 * inputs, task="classification")
+    assert evidence.verdict is Verdict.NOT_APPLICABLE, evidence.explain()
+    assert "train it first" in evidence.headline

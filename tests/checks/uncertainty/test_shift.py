@@ -114,9 +114,8 @@ def test_inputs_that_are_no_images_ask_for_a_series() -> None:
 @pytest.mark.parametrize("steps", ["few", "other"])
 def test_steps_of_other_examples_are_refused(steps: str) -> None:
     inputs = scores(60)
-    evidence = judged(Says(), shifts=[inputs[:40]], count=60)
-    assert evidence.verdict is Verdict.NOT_APPLICABLE
-    assert "give the same examples in each, in the same order" in evidence.headline
+    with pytest.raises(InputError, match="the steps of shift hold 40 examples, and the data 60"):
+        judged(Says(), shifts=[inputs[:40]], count=60)
     with pytest.raises(InputError, match="the series"):
         judged(Says(), shifts=inputs if steps == "few" else [], count=60)
 
@@ -149,3 +148,20 @@ def test_images_are_made_harder_here() -> None:
     assert {f"trend of the entropy, {kind}" for kind in ("noise", "blur", "contrast", "rotation")} <= names
     blindly = measure_uncertainty_shift(Bars(sure=True), images=bars(), task="classification")
     assert blindly.verdict in (Verdict.FAIL, Verdict.NOT_APPLICABLE), blindly.explain()
+
+
+class Constant(nn.Module):
+    """Says next to nothing of anything."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 1e-3 * x
+
+
+def test_a_model_that_says_nothing_is_not_accused() -> None:
+    """Nothing can make it less sure; and where nobody knows the labels, its own answers do not take their place."""
+    evidence = judged(Constant())
+    assert evidence.verdict is Verdict.NOT_APPLICABLE, evidence.explain()
+    assert "as unsure of its own examples as it can be" in evidence.headline
+    unknown = judged(Says(blind), labels=torch.arange(300) % 5)
+    assert unknown.verdict is Verdict.NOT_APPLICABLE, unknown.explain()
+    assert "more often than by chance" in unknown.headline
