@@ -115,7 +115,7 @@ def load_named(name: str, option: str) -> Any:
     _require_factory(found, name, option)
     made = _call(found, name, option)
     if made is None:
-        raise InputError(f"{option}: {name}() returned None", fix="let it return the examples")
+        raise InputError(f"{option}: {name} gave None", fix="let it return images, or (images, labels)")
     return made
 
 

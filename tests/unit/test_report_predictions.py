@@ -128,7 +128,7 @@ def test_the_section_is_whole_and_needs_no_script() -> None:
     assert {one[1:] for one in page.references if one.startswith("#")} <= set(page.ids)
     said = Page(section(text)).text
     for words in (
-        "100 labeled examples, the mean of 8 passes",
+        "100 labelled examples, the mean of 8 passes",
         "2 left out",
         "0.700 (0.650 to 0.750)",
         "+0.0500 (\N{MINUS SIGN}0.0100 to +0.1100)",
