@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from pytest_bnn.checks import choices, registry
@@ -91,13 +91,16 @@ class Step:
     severity: choices.Severity
 
 
-def plan(checks: Sequence[Declaration], explicit: Explicit, budget: Budget) -> tuple[Step, ...]:
-    """Settle the options of checks, and split the error rates evenly over those that sample.
+def plan(
+    checks: Sequence[Declaration], explicit: Explicit, budget: Budget, missing: Collection[str] = ()
+) -> tuple[Step, ...]:
+    """Settle the options of checks, and split the error rates evenly over those that sample and have what they need.
 
     Args:
         checks: What to run, in this order.
         explicit: Options that were given in Python; the others come from what is in force.
         budget: Of all of them together.
+        missing: What was not given, as in the checks' ``needs``: what needs it judges nothing, and takes no share.
 
     Raises:
         InputError: An option, or an id in ``explicit``, cannot be used.
@@ -107,7 +110,8 @@ def plan(checks: Sequence[Declaration], explicit: Explicit, budget: Budget) -> t
         if id not in registry.ids():
             registry.refuse(id, "options")
     severities = {check.id: choices.severity_of(check.id) for check in checks}
-    share = budget.split(sum(check.sampled and severities[check.id] != "off" for check in checks))
+    judging = [check for check in checks if severities[check.id] != "off" and not set(check.needs) & set(missing)]
+    share = budget.split(sum(check.sampled for check in judging))
     return tuple(
         Step(
             id=check.id,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -93,7 +93,8 @@ def audit_model(
         InputError: An argument cannot be used: data that neither network accepts, unknown check ids.
         TypeError: An argument is of the wrong type.
     """
-    steps = planned(checks, thresholds, options, budget)
+    parts = {"teacher": teacher, "images": data, "loss": loss, "slices": slices}
+    steps = planned(checks, thresholds, options, budget, [name for name, part in parts.items() if part is None])
     chosen_seed = int(in_force().seed) if seed is None else seed
 
     def taken(examples: Any) -> Samples | None:
@@ -130,6 +131,7 @@ def planned(
     thresholds: Thresholds | None = None,
     options: Explicit | None = None,
     budget: Budget | None = None,
+    missing: Collection[str] = (),
 ) -> tuple[Step, ...]:
     """Return the plan of an audit: the checks that were chosen, with their options and shares of the error rates.
 
@@ -143,7 +145,7 @@ def planned(
     choices.require_usable(choices.chosen(), finally_=True)
     required = {} if thresholds is None else {check.id: thresholds.options_of(check) for check in chosen}
     whole = budget or (budget_in_force() if thresholds is None else thresholds.budget)
-    return plan(chosen, merged(required, options or {}), whole)
+    return plan(chosen, merged(required, options or {}), whole, missing)
 
 
 def run_steps(subject: Subject, steps: Iterable[Step], progress: Progress | None = None) -> list[Evidence]:

@@ -202,8 +202,10 @@ def test_an_audit_splits_its_budget_over_the_checks_that_sample() -> None:
     run = audit_model(convert(network), teacher=network, data=IMAGES, task="classification", thresholds=thresholds)
     shares = [check.certainty for check in run.checks if check.certainty is not None]
     assert len(shares) == 5
-    # Those of the others are not used, such as estimator.flipout and claims about labels: they have nothing to judge.
-    sampling = sum(registry.load(id).declaration.sampled for id in CHECK_IDS)
+    # What needs groups has no share, since none are given; claims about labels, for example, have shares and use none.
+    declared = [registry.load(id).declaration for id in CHECK_IDS]
+    sampling = sum(one.sampled and "slices" not in one.needs for one in declared)
+    assert sampling < sum(one.sampled for one in declared)
     assert sampling > 5
     assert sum(share.alpha for share in shares) == pytest.approx(1e-4 * 5 / sampling)
     assert sum(share.beta for share in shares) == pytest.approx(1e-2 * 5 / sampling)
