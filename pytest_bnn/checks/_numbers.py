@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from pytest_bnn.checks._predictions import NotHereError, naming
+from pytest_bnn.checks._predictions import naming
 from pytest_bnn.checks._units import require_known
+from pytest_bnn.checks.finding import NotHereError
 from pytest_bnn.checks.noise._scale import without_noise
 from pytest_bnn.checks.values import NumbersHead
 from pytest_bnn.data.repeats import repeats

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pytest_bnn.checks._knowing import who_knows
-from pytest_bnn.checks.finding import Finding
+from pytest_bnn.checks.finding import Finding, NotHereError
 from pytest_bnn.data.repeats import repeats
 from pytest_bnn.errors import InputError
 from pytest_bnn.network.calling import ForwardError, judged_field
@@ -41,10 +41,6 @@ _ROUNDED = (
     "from rounding: let the network return the scores before its softmax or sigmoid, or name that output with --output"
 )
 _NOT_FINITE = "outputs are NaN or infinite in some passes: see noise.varies; load or train the weights again"
-
-
-class NotHereError(Exception):
-    """Why the predictions cannot be judged, and what it would take."""
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)

@@ -10,8 +10,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from pytest_bnn.checks._predictions import Labelled, NotHereError, part_of
-from pytest_bnn.checks.finding import Finding
+from pytest_bnn.checks._predictions import Labelled, part_of
+from pytest_bnn.checks.finding import Finding, NotHereError
 from pytest_bnn.errors import InputError
 from pytest_bnn.network.isolation import undisturbed
 from pytest_bnn.records.evidence import Certainty, Measurement, Threshold, Verdict

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from pytest_bnn.checks._predictions import NotHereError
+from pytest_bnn.checks.finding import NotHereError
 from pytest_bnn.sampling.normals import Normals
 from pytest_bnn.stats.intervals import clopper_pearson_lower
 

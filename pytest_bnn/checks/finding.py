@@ -16,6 +16,10 @@ class LossError(Exception):
     """The training loss is NaN or infinite, so that nothing can be said about its gradient."""
 
 
+class NotHereError(Exception):
+    """Why a claim cannot be judged here, and what it would take: the verdict is ``not_applicable``."""
+
+
 class NoCutError(Exception):
     """The training loss works, and not where the drawn weights are cut off, so that a claim is not applicable."""
 

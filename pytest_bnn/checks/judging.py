@@ -10,7 +10,15 @@ from pathlib import Path
 
 from pytest_bnn.checks.choices import Severity
 from pytest_bnn.checks.declaration import Declaration
-from pytest_bnn.checks.finding import NO_EXIT, Finding, LossError, NoCutError, not_applicable, raised_remedy
+from pytest_bnn.checks.finding import (
+    NO_EXIT,
+    Finding,
+    LossError,
+    NoCutError,
+    NotHereError,
+    not_applicable,
+    raised_remedy,
+)
 from pytest_bnn.errors import PytestBnnError
 from pytest_bnn.libraries.posterior import KlError
 from pytest_bnn.libraries.registry import lacking
@@ -123,7 +131,7 @@ def _found(subject: Subject, find: Callable[[Subject], Finding], inside_an_audit
             remedy="look for NaN in mu, rho, the noise and the KL term (kl.present and noise.varies name the layer), "
             "then in the loss's data term and its batch",
         )
-    except NoCutError as error:
+    except (NoCutError, NotHereError) as error:
         return not_applicable(str(error))
     except KlError as error:
         return Finding(

@@ -11,13 +11,12 @@ import torch
 from pytest_bnn.checks._predictions import (
     PASSES,
     Labelled,
-    NotHereError,
     calibrated,
     in_two_looks,
     more_labels,
 )
 from pytest_bnn.checks.check import check
-from pytest_bnn.checks.finding import Finding, not_applicable
+from pytest_bnn.checks.finding import Finding
 from pytest_bnn.checks.values import FewPasses, Positive
 from pytest_bnn.records.evidence import Certainty, Measurement, Threshold, Verdict
 from pytest_bnn.stats.budget import Budget
@@ -62,10 +61,7 @@ def classes(subject: Subject, *, most: Positive = MOST, max_passes: FewPasses = 
     def look(passes: int) -> Finding:
         return _judge(calibrated(subject, passes), max(most, 1 / most), budget, subject.class_names)
 
-    try:
-        return in_two_looks(look, max_passes)
-    except NotHereError as error:
-        return not_applicable(str(error))
+    return in_two_looks(look, max_passes)
 
 
 measure_calibration_classes, assert_calibration_classes = classes.measure, classes.assert_

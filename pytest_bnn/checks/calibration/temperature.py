@@ -7,14 +7,13 @@ import math
 from pytest_bnn.checks._predictions import (
     PASSES,
     Labelled,
-    NotHereError,
     calibrated,
     in_two_looks,
     more_labels,
     ruled_out,
 )
 from pytest_bnn.checks.check import check
-from pytest_bnn.checks.finding import Finding, not_applicable
+from pytest_bnn.checks.finding import Finding
 from pytest_bnn.checks.values import Band, FewPasses
 from pytest_bnn.records.evidence import Certainty, Measurement, Threshold, Verdict
 from pytest_bnn.stats.budget import Budget
@@ -57,10 +56,7 @@ def temperature(subject: Subject, *, band: Band = BAND, max_passes: FewPasses = 
     def look(passes: int) -> Finding:
         return _judge(calibrated(subject, passes), band, budget)
 
-    try:
-        return in_two_looks(look, max_passes)
-    except NotHereError as error:
-        return not_applicable(str(error))
+    return in_two_looks(look, max_passes)
 
 
 measure_calibration_temperature, assert_calibration_temperature = temperature.measure, temperature.assert_

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from pytest_bnn.checks._numbers import Numbers, numbers
-from pytest_bnn.checks._predictions import PASSES, NotHereError, more_labels
+from pytest_bnn.checks._predictions import PASSES, more_labels
 from pytest_bnn.checks.check import check
 from pytest_bnn.checks.finding import Finding, not_applicable
 from pytest_bnn.checks.regression._figures import charts, measurements, shown_end
@@ -77,10 +77,7 @@ def coverage(
     Source: Dawid 1984 for the transform; `pytest_bnn.stats.likelihoods.scale` and
     `pytest_bnn.stats.intervals.distance_radius`.
     """
-    try:
-        found = numbers(subject, "regression.coverage", max_passes, head, noise)
-    except NotHereError as error:
-        return not_applicable(str(error))
+    found = numbers(subject, "regression.coverage", max_passes, head, noise)
     if not found.source:
         return not_applicable(_NO_NOISE)
     values, counts = found.labels.unique(return_counts=True)

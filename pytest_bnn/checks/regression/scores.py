@@ -7,7 +7,7 @@ import math
 from torch import Tensor
 
 from pytest_bnn.checks._numbers import Numbers, numbers, without_the_noise
-from pytest_bnn.checks._predictions import PASSES, NotHereError
+from pytest_bnn.checks._predictions import PASSES
 from pytest_bnn.checks.check import check
 from pytest_bnn.checks.finding import Finding, not_applicable
 from pytest_bnn.checks.scores.against_teacher import at_most
@@ -61,10 +61,7 @@ def scores(
 
     Source: Gneiting and Raftery 2007 for the score, Ferro 2014 for the fair one; Hoeffding 1963, theorem 2.
     """
-    try:
-        found = numbers(subject, "regression.scores", max_passes, head, noise)
-    except NotHereError as error:
-        return not_applicable(str(error))
+    found = numbers(subject, "regression.scores", max_passes, head, noise)
     if found.teacher is None:
         return not_applicable(_OTHER_TEACHER)
     return judge(found, found.teacher, margin, budget, without_the_noise(subject.evaluated, found))

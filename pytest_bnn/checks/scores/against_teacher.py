@@ -6,9 +6,9 @@ import math
 
 from torch import Tensor
 
-from pytest_bnn.checks._predictions import PASSES, Labelled, NotHereError, in_two_looks, labelled, ruled_out
+from pytest_bnn.checks._predictions import PASSES, Labelled, in_two_looks, labelled, ruled_out
 from pytest_bnn.checks.check import check
-from pytest_bnn.checks.finding import Finding, not_applicable
+from pytest_bnn.checks.finding import Finding, NotHereError
 from pytest_bnn.checks.values import FewPasses, Positive
 from pytest_bnn.records.evidence import Certainty, Measurement, Threshold, Verdict
 from pytest_bnn.sampling.mixture import by_rows, scored
@@ -54,10 +54,7 @@ def against_teacher(
             raise NotHereError("the teacher knows other classes than the model: see teacher.agreement, and --teacher")
         return _judge(found, found.predicted.teacher, margin, budget)
 
-    try:
-        return in_two_looks(look, max_passes)
-    except NotHereError as error:
-        return not_applicable(str(error))
+    return in_two_looks(look, max_passes)
 
 
 measure_scores_against_teacher, assert_scores_against_teacher = against_teacher.measure, against_teacher.assert_

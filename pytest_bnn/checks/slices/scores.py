@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from pytest_bnn.checks._predictions import PASSES, Labelled, NotHereError, in_two_looks, labelled
+from pytest_bnn.checks._predictions import PASSES, Labelled, in_two_looks, labelled
 from pytest_bnn.checks._slices import Claim, Judged, groups_of, together
 from pytest_bnn.checks.check import check
 from pytest_bnn.checks.finding import Finding, not_applicable
@@ -40,10 +40,7 @@ def scores(subject: Subject, *, margin: Positive = MARGIN, max_passes: FewPasses
 
     Source: as ``scores.against_teacher``; Holm 1979.
     """
-    try:
-        return in_two_looks(lambda passes: _judge(subject, labelled(subject, passes), margin, budget), max_passes)
-    except NotHereError as error:
-        return not_applicable(str(error))
+    return in_two_looks(lambda passes: _judge(subject, labelled(subject, passes), margin, budget), max_passes)
 
 
 measure_slices_scores, assert_slices_scores = scores.measure, scores.assert_

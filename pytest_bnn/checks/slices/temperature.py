@@ -6,10 +6,10 @@ import math
 
 from torch import Tensor
 
-from pytest_bnn.checks._predictions import PASSES, Labelled, NotHereError, calibrated, in_two_looks, ruled_out
+from pytest_bnn.checks._predictions import PASSES, Labelled, calibrated, in_two_looks, ruled_out
 from pytest_bnn.checks._slices import Claim, Judged, chance, groups_of, together
 from pytest_bnn.checks.check import check
-from pytest_bnn.checks.finding import Finding, not_applicable
+from pytest_bnn.checks.finding import Finding
 from pytest_bnn.checks.values import Band, FewPasses
 from pytest_bnn.stats.budget import Budget
 from pytest_bnn.stats.likelihoods import Family
@@ -43,10 +43,7 @@ def temperature(subject: Subject, *, band: Band = BAND, max_passes: FewPasses = 
 
     Source: as ``calibration.temperature``; Holm 1979.
     """
-    try:
-        return in_two_looks(lambda passes: _judge(subject, calibrated(subject, passes), band, budget), max_passes)
-    except NotHereError as error:
-        return not_applicable(str(error))
+    return in_two_looks(lambda passes: _judge(subject, calibrated(subject, passes), band, budget), max_passes)
 
 
 measure_slices_temperature, assert_slices_temperature = temperature.measure, temperature.assert_

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from pytest_bnn.checks._predictions import NotHereError, Predicted, naming, part_of, predicted
+from pytest_bnn.checks._predictions import Predicted, naming, part_of, predicted
+from pytest_bnn.checks.finding import NotHereError
 from pytest_bnn.data.batch import rows_of
 from pytest_bnn.data.corruptions import are_images, corruptions
 from pytest_bnn.data.repeats import repeats

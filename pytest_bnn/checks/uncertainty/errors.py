@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pytest_bnn.checks._predictions import PASSES, Labelled, NotHereError, calibrated, in_two_looks
+from pytest_bnn.checks._predictions import PASSES, Labelled, calibrated, in_two_looks
 from pytest_bnn.checks.check import check
-from pytest_bnn.checks.finding import Finding, not_applicable
+from pytest_bnn.checks.finding import Finding
 from pytest_bnn.checks.values import FewPasses, Positive
 from pytest_bnn.records.evidence import Certainty, Measurement, Threshold, Verdict
 from pytest_bnn.stats.budget import Budget
@@ -54,10 +54,7 @@ def errors(subject: Subject, *, margin: Positive = MARGIN, max_passes: FewPasses
     Source: Traub et al. 2024, "Overcoming common flaws in the evaluation of selective classification systems", for
     AUGRC; Hoeffding 1963, theorem 2 and section 5b, for the bounds.
     """
-    try:
-        return in_two_looks(lambda passes: _judge(calibrated(subject, passes), margin, budget), max_passes)
-    except NotHereError as error:
-        return not_applicable(str(error))
+    return in_two_looks(lambda passes: _judge(calibrated(subject, passes), margin, budget), max_passes)
 
 
 measure_uncertainty_errors, assert_uncertainty_errors = errors.measure, errors.assert_

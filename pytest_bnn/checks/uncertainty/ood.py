@@ -9,7 +9,6 @@ from torch import Tensor
 
 from pytest_bnn.checks._predictions import (
     PASSES,
-    NotHereError,
     Predicted,
     in_two_looks,
     naming,
@@ -18,7 +17,7 @@ from pytest_bnn.checks._predictions import (
     require_learned,
 )
 from pytest_bnn.checks.check import check
-from pytest_bnn.checks.finding import Finding, not_applicable
+from pytest_bnn.checks.finding import Finding, NotHereError, not_applicable
 from pytest_bnn.checks.values import FewPasses, Share
 from pytest_bnn.data.repeats import repeats
 from pytest_bnn.records.evidence import Certainty, Measurement, Threshold, Verdict
@@ -75,10 +74,7 @@ def ood(subject: Subject, *, min_auroc: Share = LEAST, max_passes: FewPasses = P
             raise NotHereError(own.presumed)
         return found
 
-    try:
-        return in_two_looks(look, max_passes)
-    except NotHereError as error:
-        return not_applicable(str(error))
+    return in_two_looks(look, max_passes)
 
 
 measure_uncertainty_ood, assert_uncertainty_ood = ood.measure, ood.assert_

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pytest_bnn.checks._predictions import NotHereError, in_two_looks, known_classes, require_learned
+from pytest_bnn.checks._predictions import in_two_looks, known_classes, require_learned
 from pytest_bnn.checks.check import check
 from pytest_bnn.checks.finding import Finding, not_applicable
 from pytest_bnn.checks.uncertainty._series import Series, series_of
@@ -82,10 +82,7 @@ def shift(
         judged = [_of(one, None if labels is None else labels[one.rows], min_trend, each) for one in found]
         return _judge(judged, min_trend, budget, passes)
 
-    try:
-        return in_two_looks(look, max_passes, _FEW)
-    except NotHereError as error:
-        return not_applicable(str(error))
+    return in_two_looks(look, max_passes, _FEW)
 
 
 def _moved(rows: Tensor) -> bool:
