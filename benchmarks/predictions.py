@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from pytest_bnn import checks
 from pytest_bnn.checks.scores.against_teacher import brier, ranges_of
 from pytest_bnn.records.evidence import Evidence, Verdict
-from pytest_bnn.stats.intervals import auroc, hoeffding_radius, pairs_bounds
+from pytest_bnn.stats.intervals import hoeffding_radius, pairs_bounds
 from pytest_bnn.stats.likelihoods import Family, odds, scale, temperature
+from pytest_bnn.stats.order import auroc
 from pytest_bnn.subject import Subject
 
 LABELS, CLASSES = 360, 10

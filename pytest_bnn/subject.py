@@ -138,7 +138,7 @@ class Subject(Examples):
         self._task: Task | None = None
         self._evaluation, self._ood, self._shifts = evaluation, named_sets(ood, images), named_series(shifts)
         self.slices = slices
-        self._beside: dict[str, Subject] = {}
+        self._beside: dict[tuple[object, ...], Subject] = {}
         self._origin: Subject | None = None
         #: What checks of the loss found out about it, for each other.
         self.evaluations: dict[str, object] = {}
@@ -164,33 +164,33 @@ class Subject(Examples):
         other._origin = self
         return other
 
+    def _on(self, place: tuple[object, ...], examples: Any) -> Subject:
+        """Return the subject on examples that were given beside its own; made once for each place."""
+        if place not in self._beside:
+            self._beside[place] = self.on(examples)
+        return self._beside[place]
+
     @property
     def evaluated(self) -> Subject:
         """The examples with labels on which claims about the predictions are judged: this subject's own, or others."""
         if self._evaluation is None:
             return self
-        if "" not in self._beside:
-            self._beside[""] = self.on(self._evaluation)
-            self._beside[""]._task = None
-        return self._beside[""]
+        new = ("evaluation",) not in self._beside
+        found = self._on(("evaluation",), self._evaluation)
+        if new:
+            found._task = None  # their labels may tell it
+        return found
 
     @property
     def outside(self) -> dict[str, Subject]:
         """The sets of examples that are none of the model's task, by name."""
-        for name, examples in self._ood.items():
-            if name not in self._beside:
-                self._beside[name] = self.on(examples)
-        return {name: self._beside[name] for name in self._ood}
+        return {name: self._on(("ood", name), examples) for name, examples in self._ood.items()}
 
     @property
     def shifted(self) -> dict[str, list[Subject]]:
         """The same examples at growing amounts of a shift, by name; empty where no such series were given."""
-        for name, steps in self._shifts.items():
-            for number, examples in enumerate(steps):
-                if f"{name} {number}" not in self._beside:
-                    self._beside[f"{name} {number}"] = self.on(examples)
         return {
-            name: [self._beside[f"{name} {number}"] for number in range(len(steps))]
+            name: [self._on(("shift", name, number), examples) for number, examples in enumerate(steps)]
             for name, steps in self._shifts.items()
         }
 

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from pytest_bnn.checks._predictions import Labelled, log_shares_of, ruled_out
-from pytest_bnn.checks.scores.against_teacher import brier
+from pytest_bnn.checks.scores.against_teacher import brier, brier_at
 from pytest_bnn.errors import PytestBnnError
 from pytest_bnn.network.calling import ForwardError
 from pytest_bnn.network.comparing import difference, tolerance
 from pytest_bnn.records.charts import Score, ScoreRow, ScoreTable
+from pytest_bnn.sampling.mixture import by_rows
 from pytest_bnn.stats.bootstrap import INSIDE, RESAMPLES, percentile_interval, resampled_means
 from pytest_bnn.stats.likelihoods import temperature
 from pytest_bnn.subject import Subject
@@ -28,9 +29,6 @@ _TEMPERATURE = "best temperature"
 
 #: The most numbers in the outputs of a pass for which passes are drawn again: beyond it they take too long.
 _MOST = 16_000_000
-
-#: Numbers worked on at a time.
-_BLOCK = 2_000_000
 
 
 def scores(judged: Subject, found: Labelled) -> ScoreTable:
@@ -102,23 +100,18 @@ def _scored(log_shares: Tensor, labels: Tensor, *, fair: Tensor | None = None) -
     """Return the scores of one predictor by name, ``[N]``; None where a label has no probability at all."""
     possible = not ruled_out(log_shares, labels)
     best = math.exp(temperature(log_shares, labels).best) if possible else 1.0
-    rows = max(1, _BLOCK // max(1, log_shares.shape[1]))
-    parts = [_at_temperature(*part, best) for part in zip(log_shares.split(rows), labels.split(rows), strict=True)]
-    its, cooled, cooled_loss = (torch.cat(values) for values in zip(*parts, strict=True))
+
+    def loss_at(logs: Tensor, y: Tensor) -> Tensor:
+        return -_own(torch.log_softmax(logs / best, 1), y)
+
     return {
         "accuracy": (log_shares.argmax(1) == labels).double(),
-        "Brier score": its if fair is None else fair,
+        "Brier score": brier(log_shares, labels) if fair is None else fair,
         "negative log likelihood (nats)": -_own(log_shares, labels) if possible else None,
         _TEMPERATURE: torch.tensor(best) if possible else None,
-        "Brier score, best temperature": cooled if possible else None,
-        "negative log likelihood (nats), best temperature": cooled_loss if possible else None,
+        "Brier score, best temperature": brier_at(best, log_shares, labels) if possible else None,
+        "negative log likelihood (nats), best temperature": by_rows(loss_at, log_shares, labels) if possible else None,
     }
-
-
-def _at_temperature(log_shares: Tensor, labels: Tensor, best: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the Brier score, and at another temperature that score and the negative log likelihood, ``[N]``."""
-    cooled = torch.log_softmax(log_shares.double() / best, 1)
-    return brier(log_shares, labels), brier(cooled, labels), -_own(cooled, labels)
 
 
 def _own(log_shares: Tensor, labels: Tensor) -> Tensor:

@@ -7,7 +7,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from pytest_bnn.stats.intervals import auroc, clopper_pearson_lower, pairs_bounds
+from pytest_bnn.stats.intervals import clopper_pearson_lower, pairs_bounds
+from pytest_bnn.stats.order import auroc
 
 #: The chance at which labels that nobody knows would count as known.
 _CHANCE = 1e-3

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from pytest_bnn.checks._predictions import naming
+from pytest_bnn.checks._predictions import evaluated, naming
 from pytest_bnn.checks._units import require_known
 from pytest_bnn.checks.finding import NotHereError
 from pytest_bnn.checks.noise._scale import without_noise
@@ -106,22 +106,16 @@ def numbers(subject: Subject, id: str, passes: int, head: NumbersHead, noise: fl
 
 
 def _numbers(subject: Subject, id: str, passes: int, head: NumbersHead, noise: float | None) -> Numbers:
-    with naming("--evaluation"):
-        judged = subject.evaluated
-        missing = judged.images is None
-    if missing:
-        raise NotHereError("the claim is about labelled examples: give them with --data or --evaluation")
-    with naming("" if judged is subject else "--evaluation"):
-        task = judged.task
-        if task.kind == "unknown":
-            raise NotHereError(task.why)
-        if task.kind != "regression":
-            raise NotHereError(_NOT_NUMBERS.format(kind=task.kind))
+    judged, where = evaluated(subject)
+    task = judged.task
+    if task.kind != "regression":
+        raise NotHereError(_NOT_NUMBERS.format(kind=task.kind))
+    with naming(where):
         example = judged.forward_once()
     labels = _labels(judged.labels_of(task.field), len(example))
     found = _head(subject, judged, id, head, noise, labels)
     places = torch.randint(labels.shape[1], (len(labels),), generator=torch.Generator().manual_seed(judged.seed))
-    with naming("" if judged is subject else "--evaluation"):
+    with naming(where):
         mixture, source = _with_noise(_passes(judged, passes, found, places), found, noise, id)
     rows = repeats(judged.require_images()).first
     chosen = labels.gather(1, places[:, None])[:, 0]

@@ -153,6 +153,25 @@ def _chosen(task: Task, outputs: Tensor, places: Tensor | None) -> Tensor:
     return scores[:, torch.arange(len(places)), places]
 
 
+def evaluated(subject: Subject) -> tuple[Subject, str]:
+    """Return the subject on the examples with labels, and the option that gave these; empty for its own.
+
+    Raises:
+        NotHereError: There are none, or what the outputs mean is not known.
+    """
+    with naming("--evaluation"):
+        judged = subject.evaluated
+        missing = judged.images is None
+    if missing:
+        raise NotHereError("the claim is about labelled examples: give them with --data or --evaluation")
+    where = "" if judged is subject else "--evaluation"
+    with naming(where):
+        task = judged.task
+    if task.kind == "unknown":
+        raise NotHereError(task.why)
+    return judged, where
+
+
 def labelled(subject: Subject, passes: int) -> Labelled:
     """Return the predictions beside the labels of the examples on which claims about the truth are judged.
 
@@ -161,32 +180,22 @@ def labelled(subject: Subject, passes: int) -> Labelled:
     Raises:
         NotHereError: There are no labels of classes, or nobody knows these better than by chance.
     """
-    with naming("--evaluation"):
-        judged = subject.evaluated
-        missing = judged.images is None
-    if missing:
-        raise NotHereError("the claim is about labelled examples: give them with --data or --evaluation")
-    with naming("" if judged is subject else "--evaluation"):
-        task = judged.task
-    if task.kind == "unknown":
-        raise NotHereError(task.why)
+    judged, where = evaluated(subject)
+    task = judged.task
     given = judged.labels_of(task.field)
     if given is None:
-        whose = "--data or --evaluation" if judged is subject else "--evaluation"
+        whose = where or "--data or --evaluation"
         raise NotHereError(
             f"the claim is about the truth, and no labels were given: let {whose} return (images, labels)"
-            + ("" if judged is subject else "; those of --data are not of these examples")
+            + ("; those of --data are not of these examples" if where else "")
         )
-    with naming("" if judged is subject else "--evaluation"):
+    with naming(where):
         found = predicted(judged, passes)
     if found.presumed:
         raise NotHereError(found.presumed)
     labels = _classes(judged, given, task)
     if labels is None:
-        whose, shape = (
-            ("--data" if judged is subject else "--evaluation"),
-            "[N, ...]" if task.kind == "dense" else "[N]",
-        )
+        whose, shape = where or "--data", "[N, ...]" if task.kind == "dense" else "[N]"
         raise NotHereError(
             f"the labels are no class for each decision: let {whose} return (images, class indices {shape}), as whole "
             "numbers"
@@ -217,12 +226,7 @@ def part_of(found: Predicted, rows: Tensor) -> Predicted:
     return Predicted(mixture=found.mixture.part(rows), teacher=teacher, task=found.task)
 
 
-def known_classes(subject: Subject, passes: int) -> Tensor | None:
-    """Return the class of each of a subject's own examples ``[N]``; None where labels do not say it for all.
-
-    Raises:
-        NotHereError: Neither the model nor its teacher knows the labels, or the model says nothing of its examples.
-    """
+def _known_classes(subject: Subject, passes: int) -> Tensor | None:
     given = subject.labels_of(subject.task.field)
     labels = None if given is None else _classes(subject, given, subject.task)
     if labels is None:
@@ -234,15 +238,14 @@ def known_classes(subject: Subject, passes: int) -> Tensor | None:
     return labels
 
 
-def require_learned(subject: Subject, passes: int) -> None:
-    """Refuse a model that is about as unsure as it can be of its own examples, or of which nobody knows the labels.
-
-    It has not learned what could be told from something else.
+def learned_classes(subject: Subject, passes: int) -> Tensor | None:
+    """Return the class of each of a subject's own examples ``[N]``; None where labels do not say it for all.
 
     Raises:
-        NotHereError: So it is.
+        NotHereError: Nobody knows the labels, or the model is about as unsure of its examples as it can be: it has not
+            learned what could be told from something else.
     """
-    known_classes(subject, passes)
+    labels = _known_classes(subject, passes)
     mixture = predicted(subject, passes).mixture
     most = math.log(mixture.log_shares.shape[1])
     typical = float(mixture.entropy.median())
@@ -251,6 +254,7 @@ def require_learned(subject: Subject, passes: int) -> None:
             f"the model is as unsure of its own examples as it can be (an entropy of {typical:.3g} nats, {most:.3g} at "
             "most), so that nothing can make it less sure: train it first"
         )
+    return labels
 
 
 def calibrated(subject: Subject, passes: int) -> Labelled:

@@ -28,6 +28,11 @@ def by_rows(of: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
     return torch.cat([of(*(part.double() if part.is_floating_point() else part for part in block)) for block in blocks])
 
 
+def entropy_of(log_shares: Tensor) -> Tensor:
+    """Return the entropy of log probabilities ``[N, C]`` in nats, ``[N]``."""
+    return by_rows(lambda logs: torch.special.entr(logs.exp()).sum(1), log_shares)
+
+
 def scored(shares: Tensor, labels: Tensor) -> Tensor:
     """Return the Brier score of probabilities ``[N, C]`` at labels ``[N]``, in [0, 2], ``[N]``."""
     return shares.square().sum(1) - 2 * shares.gather(1, labels[:, None])[:, 0] + 1
@@ -50,15 +55,9 @@ class Mixture:
     squares: Tensor
 
     @property
-    def shares(self) -> Tensor:
-        """The mean probabilities, ``[N, C]``."""
-        shares: Tensor = self.log_shares.exp()
-        return shares
-
-    @property
     def entropy(self) -> Tensor:
         """Entropy of the mean probabilities in nats, ``[N]``: the total uncertainty."""
-        return by_rows(lambda logs: torch.special.entr(logs.exp()).sum(1), self.log_shares)
+        return entropy_of(self.log_shares)
 
     @property
     def mutual_information(self) -> Tensor:

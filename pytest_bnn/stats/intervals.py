@@ -113,17 +113,6 @@ def distance_radius(count: int, error_rate: float) -> float:
     return math.sqrt((1 + math.log(2 / error_rate)) / 2 / count)
 
 
-def auroc(inside: Tensor, outside: Tensor) -> float:
-    """Return the share of pairs in which the value from outside is the larger; equal ones count half.
-
-    Values from 0 are equal where a hundred-thousandth of them is between them, which rounding can make.
-    """
-    ordered, others = inside.double().clamp_min(0).sort().values, outside.double().clamp_min(0)
-    below = torch.searchsorted(ordered, others * (1 - 1e-5), right=False)
-    upto = torch.searchsorted(ordered, others * (1 + 1e-5), right=True)
-    return float((below + upto).double().mean()) / 2 / len(inside)
-
-
 def pairs_bounds(share: float, pairs: int, error_rate: float) -> tuple[float, float]:
     """Return bounds of the chance behind a U-statistic with values in [0, 1], each wrong with ``error_rate``.
 

@@ -10,7 +10,8 @@ import torch
 from scipy import optimize, special, stats
 from sklearn.metrics import roc_auc_score
 
-from pytest_bnn.stats.intervals import auroc, hoeffding_radius, pairs_bounds
+from pytest_bnn.stats.intervals import hoeffding_radius, pairs_bounds
+from pytest_bnn.stats.order import auroc
 from tests.checks.predicting import generator
 
 

@@ -24,6 +24,7 @@ from pytest_bnn.checks.finding import Finding
 from pytest_bnn.conversion import convert
 from pytest_bnn.records.charts import Chart, ChartLine, PredictionSummary, Score
 from pytest_bnn.records.evidence import Verdict
+from pytest_bnn.sampling import mixture
 from pytest_bnn.subject import Subject
 
 Floats = NDArray[numpy.float64]
@@ -285,7 +286,7 @@ def test_of_many_outputs_none_is_drawn_again_and_blocks_are_one(
     judged: Subject, found: PredictionSummary, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A million predictions are neither computed three times more nor held in double precision at once."""
-    monkeypatch.setattr(scoring, "_BLOCK", 7 * CLASSES)
+    monkeypatch.setattr(mixture, "_BLOCK", 7 * CLASSES)
     assert repr(predictive(judged)) == repr(found)
     monkeypatch.setattr(scoring, "_MOST", 90 * CLASSES - 1)
     monkeypatch.setattr(judged.bank, "draw", None)

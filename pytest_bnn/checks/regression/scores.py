@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import math
-
 from torch import Tensor
 
 from pytest_bnn.checks._numbers import Numbers, numbers, without_the_noise
+from pytest_bnn.checks._paired import Paired
 from pytest_bnn.checks._predictions import PASSES
 from pytest_bnn.checks.check import check
 from pytest_bnn.checks.finding import Finding, not_applicable
-from pytest_bnn.checks.scores.against_teacher import at_most
 from pytest_bnn.checks.values import FewPasses, NumbersHead, Positive
-from pytest_bnn.records.evidence import Certainty, Measurement, Threshold, Verdict
+from pytest_bnn.records.evidence import Measurement, Verdict
 from pytest_bnn.sampling.normals import Normals, ranges_of_difference
 from pytest_bnn.stats.budget import Budget
-from pytest_bnn.stats.intervals import hoeffding_radius
 from pytest_bnn.subject import Subject
 
 #: In units of the scale of the teacher's outputs.
@@ -85,21 +82,16 @@ def judge(found: Numbers, teacher: Normals, margin: float, budget: Budget, calm:
         teacher.scaled(found.scale),
         found.labels / found.scale,
     )
-    own, its = mixture.crps(labels), teacher.crps(labels)
-    gap, ranges = float((own - its).mean()), ranges_of_difference(mixture, teacher)
-    low = gap - hoeffding_radius(ranges, budget.alpha)
-    high = gap + hoeffding_radius(ranges, budget.beta)
-    verdict = Verdict.FAIL if low > margin else Verdict.PASS if high <= margin else Verdict.INCONCLUSIVE
-    n = len(found)
-    said = f"CRPS {float(own.mean()):.3g}, the teacher's {float(its.mean()):.3g}, {_UNIT} ({n} labels)"
-    headline = {
-        Verdict.PASS: f"the model is as good as its teacher: {said}, {at_most(high)}",
-        Verdict.FAIL: f"the model is worse than its teacher: {said}, by {low:.2g} at least",
-        Verdict.INCONCLUSIVE: f"{n} labels do not decide whether it is as good as its teacher: {said}",
-    }[verdict]
-    apart = margin - gap
-    rate = budget.beta if apart > 0 else budget.alpha
-    needed = math.ceil(n * (hoeffding_radius(ranges, rate) / apart) ** 2) if apart else None
+    paired = Paired(
+        name="CRPS",
+        own=mixture.crps(labels),
+        its=teacher.crps(labels),
+        ranges=ranges_of_difference(mixture, teacher),
+        margin=margin,
+        budget=budget,
+        unit=_UNIT,
+    )
+    needed = paired.needed(budget.beta if paired.gap < margin else budget.alpha)
     remedy = {
         Verdict.PASS: "",
         Verdict.FAIL: "see teacher.agreement, noise.spread and regression.coverage: a smaller spread, or more "
@@ -107,7 +99,7 @@ def judge(found: Numbers, teacher: Normals, margin: float, budget: Budget, calm:
         Verdict.INCONCLUSIVE: f"about {needed} labels like these would decide it: --evaluation MODULE:FACTORY"
         if needed
         else "give more labels: --evaluation MODULE:FACTORY",
-    }[verdict]
+    }[paired.verdict]
     beside = []
     if calm is not None:
         calm = calm.scaled(found.scale)
@@ -116,33 +108,27 @@ def judge(found: Numbers, teacher: Normals, margin: float, budget: Budget, calm:
             _measured("root mean square error of the mean network", labels - calm.mean, root=True),
         ]
     return Finding(
-        verdict=verdict,
-        headline=headline,
+        verdict=paired.verdict,
+        headline=paired.headline,
         measurements=(
-            _measured("CRPS", own, f"noise by {found.source}" if found.source else "no noise beside the passes"),
+            _measured("CRPS", paired.own, f"noise by {found.source}" if found.source else "no noise beside the passes"),
             _measured(
-                "CRPS of the teacher", its,
+                "CRPS of the teacher", paired.its,
                 f"noise by {found.teacher_source}" if found.teacher_source else "its absolute error: it has no noise",
             ),
-            Measurement(name="difference", value=gap, unit=_UNIT, note="above 0 the model is worse"),
+            paired.difference,
             _measured("CRPS of one pass", mixture.crps_of_one_pass(labels)),
             _measured("root mean square error", labels - mixture.mean, root=True),
             _measured("root mean square error of the teacher", labels - teacher.mean, root=True),
             *beside,
-            Measurement(name="labels", value=n),
+            Measurement(name="labels", value=len(found)),
             *([Measurement(name="examples left out", value=found.left_out)] if found.left_out else []),
         ),
-        threshold=Threshold(
-            quantity="difference of the CRPS", observed=gap, relation="<=", allowed=margin, unit=_UNIT
-        ),
+        threshold=paired.threshold("difference of the CRPS"),
         remedy=remedy,
         samples=mixture.passes,
-        certainty=Certainty(
-            alpha=budget.alpha,
-            beta=budget.beta,
-            statistic="difference of the mean CRPS on these examples, over the labels that they may have",
-            low=low if verdict is Verdict.FAIL else None,
-            high=high if verdict is not Verdict.FAIL else None,
+        certainty=paired.certainty(
+            "difference of the mean CRPS on these examples, over the labels that they may have"
         ),
     )  # fmt: skip
 

@@ -6,14 +6,14 @@ import math
 
 from torch import Tensor
 
+from pytest_bnn.checks._paired import Paired
 from pytest_bnn.checks._predictions import PASSES, Labelled, in_two_looks, labelled, ruled_out
 from pytest_bnn.checks.check import check
 from pytest_bnn.checks.finding import Finding, NotHereError
 from pytest_bnn.checks.values import FewPasses, Positive
-from pytest_bnn.records.evidence import Certainty, Measurement, Threshold, Verdict
+from pytest_bnn.records.evidence import Measurement, Verdict
 from pytest_bnn.sampling.mixture import by_rows, scored
 from pytest_bnn.stats.budget import Budget
-from pytest_bnn.stats.intervals import hoeffding_radius
 from pytest_bnn.stats.likelihoods import temperature
 from pytest_bnn.subject import Subject
 
@@ -62,21 +62,15 @@ measure_scores_against_teacher, assert_scores_against_teacher = against_teacher.
 
 def _judge(found: Labelled, teacher: Tensor, margin: float, budget: Budget) -> Finding:
     mixture, labels = found.mixture, found.labels
-    own = mixture.brier(labels)
-    its = brier(teacher, labels)
-    gap, ranges = float((own - its).mean()), ranges_of(mixture.log_shares, teacher)
-    low = gap - hoeffding_radius(ranges, budget.alpha)
-    high = gap + hoeffding_radius(ranges, budget.beta)
-    verdict = Verdict.FAIL if low > margin else Verdict.PASS if high <= margin else Verdict.INCONCLUSIVE
-    n = len(found)
-    said = f"Brier score {float(own.mean()):.3g}, the teacher's {float(its.mean()):.3g} ({n} labels)"
-    headline = {
-        Verdict.PASS: f"the model is as good as its teacher: {said}, {at_most(high)}",
-        Verdict.FAIL: f"the model is worse than its teacher: {said}, by {low:.2g} at least",
-        Verdict.INCONCLUSIVE: f"{n} labels do not decide whether it is as good as its teacher: {said}",
-    }[verdict]
-    apart = margin - gap
-    needed = math.ceil(n * (hoeffding_radius(ranges, budget.beta) / apart) ** 2) if apart > 0 else None
+    paired = Paired(
+        name="Brier score",
+        own=mixture.brier(labels),
+        its=brier(teacher, labels),
+        ranges=ranges_of(mixture.log_shares, teacher),
+        margin=margin,
+        budget=budget,
+    )
+    needed = paired.needed(budget.beta) if paired.gap < margin else None
     remedy = {
         Verdict.PASS: "",
         Verdict.FAIL: "see teacher.agreement and noise.spread: a smaller spread, more fine-tuning toward the teacher, "
@@ -84,40 +78,36 @@ def _judge(found: Labelled, teacher: Tensor, margin: float, budget: Budget) -> F
         Verdict.INCONCLUSIVE: f"about {needed} labels like these would decide it: --evaluation"
         if needed
         else "give more labels: --evaluation MODULE:FACTORY",
-    }[verdict]
+    }[paired.verdict]
     return Finding(
-        verdict=verdict,
-        headline=headline,
+        verdict=paired.verdict,
+        headline=paired.headline,
         measurements=(
-            Measurement(name="Brier score", value=float(own.mean()), note="of the mean prediction"),
-            Measurement(name="Brier score of the teacher", value=float(its.mean())),
-            Measurement(name="difference", value=gap, note="above 0 the model is worse"),
+            Measurement(name="Brier score", value=float(paired.own.mean()), note="of the mean prediction"),
+            Measurement(name="Brier score of the teacher", value=float(paired.its.mean())),
+            paired.difference,
             Measurement(name="Brier score of one pass", value=_of_one_pass(found)),
             *_scores("", mixture.log_shares, labels),
             *_scores(" of the teacher", teacher, labels),
-            Measurement(name="labels", value=n),
+            Measurement(name="labels", value=len(found)),
         ),
-        threshold=Threshold(quantity="difference of the Brier scores", observed=gap, relation="<=", allowed=margin),
+        threshold=paired.threshold("difference of the Brier scores"),
         remedy=remedy,
         samples=mixture.passes,
-        certainty=Certainty(
-            alpha=budget.alpha,
-            beta=budget.beta,
-            statistic="difference of the mean Brier scores on these examples, over the labels that they may have",
-            low=low if verdict is Verdict.FAIL else None,
-            high=high if verdict is not Verdict.FAIL else None,
+        certainty=paired.certainty(
+            "difference of the mean Brier scores on these examples, over the labels that they may have"
         ),
     )
-
-
-def at_most(difference: float) -> str:
-    """Word an upper bound of how much worse something is."""
-    return f"better by at least {-difference:.2g}" if difference < 0 else f"worse by {difference:.2g} at most"
 
 
 def brier(log_shares: Tensor, labels: Tensor) -> Tensor:
     """Return the Brier score of each example, ``[N]``, in [0, 2]."""
     return by_rows(lambda logs, y: scored(logs.exp(), y), log_shares, labels)
+
+
+def brier_at(temperature: float, log_shares: Tensor, labels: Tensor) -> Tensor:
+    """Return the Brier score of each example where the scores are divided by a temperature, ``[N]``, in [0, 2]."""
+    return by_rows(lambda logs, y: scored((logs / temperature).softmax(1), y), log_shares, labels)
 
 
 def ranges_of(one: Tensor, other: Tensor) -> Tensor:
@@ -142,7 +132,7 @@ def _scores(whose: str, log_shares: Tensor, labels: Tensor) -> list[Measurement]
         return [accuracy, Measurement(name=f"labels of a probability of 0{whose}", value=count)]
     own = log_shares.gather(1, labels[:, None])[:, 0].double()
     best = math.exp(temperature(log_shares, labels).best)
-    cooled = by_rows(lambda logs, y: scored((logs / best).softmax(1), y), log_shares, labels)
+    cooled = brier_at(best, log_shares, labels)
     return [
         accuracy,
         Measurement(name=f"negative log likelihood{whose}", value=-float(own.mean()), unit="nats"),

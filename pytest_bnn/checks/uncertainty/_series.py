@@ -17,24 +17,38 @@ from pytest_bnn.subject import Subject
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Series:
-    """Predictions for the same examples at growing amounts of something; those for the examples as they were first."""
+    """The same examples at growing amounts of something.
+
+    Attributes:
+        name: Of what grows.
+        rows: The numbers of the examples in the subject's own.
+        steps: The subject on these examples, as they were first; or on more than these, where ``part`` is given.
+        part: Which examples of the steps are judged; all when None.
+    """
 
     name: str
     rows: Tensor
-    steps: tuple[Predicted, ...]
+    steps: tuple[Subject, ...]
+    part: Tensor | None = None
+
+    def predicted(self, passes: int) -> tuple[Predicted, ...]:
+        """Return what is predicted at each step."""
+        found = tuple(predicted(step, passes) for step in self.steps)
+        part = self.part
+        return found if part is None else tuple(part_of(one, part) for one in found)
 
 
-def series_of(subject: Subject, examples: int, passes: int) -> list[Series]:
+def series_of(subject: Subject, examples: int) -> list[Series]:
     """Return the series that were given, or those that are made of images; each example once.
 
     Raises:
-        NotHereError: There are none, or they cannot be predicted.
+        NotHereError: There are none.
         InputError: They do not hold the same number of examples.
     """
     images = subject.require_images()
     kept = repeats(images).first[:examples]
     if subject.shifted:
-        return [_given(subject, name, steps, kept, passes) for name, steps in subject.shifted.items()]
+        return [_given(subject, name, steps, kept) for name, steps in subject.shifted.items()]
     if not are_images(images) or not isinstance(images, Tensor):
         raise NotHereError(
             "the inputs are no images [N, C, H, W], so that nothing can make them harder here: give the same examples "
@@ -45,12 +59,12 @@ def series_of(subject: Subject, examples: int, passes: int) -> list[Series]:
     if subject.task.kind == "dense":
         del made["rotation"]  # what is said of a place would have to turn with it
     return [
-        Series(name=name, rows=kept, steps=tuple(predicted(one, passes) for one in (start, *map(subject.on, steps))))
+        Series(name=name, rows=kept, steps=(start, *(subject.on(step) for step in steps)))
         for name, steps in made.items()
     ]
 
 
-def _given(subject: Subject, name: str, steps: list[Subject], kept: Tensor, passes: int) -> Series:
+def _given(subject: Subject, name: str, steps: list[Subject], kept: Tensor) -> Series:
     with naming("--shifts"):
         counts = [rows_of(subject.require_images()), *(rows_of(step.require_images()) for step in steps)]
     if len(set(counts)) > 1:
@@ -58,6 +72,4 @@ def _given(subject: Subject, name: str, steps: list[Subject], kept: Tensor, pass
             f"--shifts: the steps of {name} hold {', '.join(map(str, counts[1:]))} examples, and the data {counts[0]}",
             fix="give the same examples in each, in the same order",
         )
-    with naming("--shifts"):
-        found = [part_of(predicted(one, passes), kept) for one in (subject, *steps)]
-    return Series(name=name, rows=kept, steps=tuple(found))
+    return Series(name=name, rows=kept, steps=(subject, *steps), part=kept)

@@ -14,7 +14,9 @@ from pytest_bnn.checks.finding import Finding
 from pytest_bnn.checks.values import FewPasses, Positive
 from pytest_bnn.records.evidence import Certainty, Measurement, Threshold, Verdict
 from pytest_bnn.stats.budget import Budget
-from pytest_bnn.stats.intervals import auroc, clopper_pearson_upper, hoeffding_radius, pairs_bounds
+from pytest_bnn.stats.intervals import clopper_pearson_upper, hoeffding_radius, pairs_bounds
+from pytest_bnn.stats.order import auroc, ranks
+from pytest_bnn.stats.selective import risk_coverage
 from pytest_bnn.subject import Subject
 
 #: Of the area under the generalised risk coverage curve, which lies in [0, 1].
@@ -80,7 +82,7 @@ class _Order:
 
     @property
     def augrc(self) -> float:
-        return float((self.wrong * self.places).mean())
+        return risk_coverage(-self.unsure, ~self.wrong).augrc
 
     @property
     def auroc(self) -> float:
@@ -97,14 +99,6 @@ class _Order:
     def bounds(self, error_rate: float) -> tuple[float, float]:
         """Return bounds of the chance behind `auroc`."""
         return pairs_bounds(self.auroc, self.pairs, error_rate) if self.pairs else (0.0, 1.0)
-
-
-def ranks(values: Tensor) -> Tensor:
-    """Return, for each value, the share of all that are smaller; equal ones, itself too, count half, ``[N]``."""
-    ordered = values.sort().values
-    below = torch.searchsorted(ordered, values, right=False)
-    upto = torch.searchsorted(ordered, values, right=True)
-    return (below + upto).double() / 2 / len(values)
 
 
 def ranges(one: _Order, other: _Order) -> Tensor:

@@ -4,25 +4,24 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
 from pytest_bnn.checks._predictions import (
     PASSES,
     Predicted,
     in_two_looks,
+    learned_classes,
     naming,
     part_of,
     predicted,
-    require_learned,
 )
 from pytest_bnn.checks.check import check
 from pytest_bnn.checks.finding import Finding, NotHereError, not_applicable
 from pytest_bnn.checks.values import FewPasses, Share
 from pytest_bnn.data.repeats import repeats
 from pytest_bnn.records.evidence import Certainty, Measurement, Threshold, Verdict
+from pytest_bnn.sampling.mixture import entropy_of
 from pytest_bnn.stats.budget import Budget
-from pytest_bnn.stats.intervals import auroc, pairs_bounds
+from pytest_bnn.stats.intervals import pairs_bounds
+from pytest_bnn.stats.order import auroc
 from pytest_bnn.subject import Subject
 
 #: Half is chance, 1 is a perfect order.
@@ -68,7 +67,7 @@ def ood(subject: Subject, *, min_auroc: Share = LEAST, max_passes: FewPasses = P
         own, each = _distinct(subject, passes), budget.split(len(sets))
         with naming("--ood"):
             others = {name: _distinct(other, passes) for name, other in sets.items()}
-        require_learned(subject, passes)
+        learned_classes(subject, passes)
         found = _judge([_of(name, own, other, each) for name, other in others.items()], min_auroc, budget, passes)
         if own.presumed and found.verdict is Verdict.FAIL:
             raise NotHereError(own.presumed)
@@ -107,7 +106,7 @@ def _of(name: str, own: Predicted, other: Predicted, budget: Budget) -> _Set:
     found = auroc(inside.entropy, outside.entropy)
     teacher = None
     if own.teacher is not None and other.teacher is not None:
-        teacher = auroc(_entropy(own.teacher), _entropy(other.teacher))
+        teacher = auroc(entropy_of(own.teacher), entropy_of(other.teacher))
     return _Set(
         name=name,
         examples=len(outside.squares),
@@ -120,11 +119,6 @@ def _of(name: str, own: Predicted, other: Predicted, budget: Budget) -> _Set:
         leading=auroc(-inside.log_shares.amax(1).double(), -outside.log_shares.amax(1).double()),
         passed=float((outside.entropy <= inside.entropy.quantile(_ACCEPTED)).double().mean()),
     )
-
-
-def _entropy(log_shares: Tensor) -> Tensor:
-    entropy: Tensor = torch.special.entr(log_shares.exp()).sum(1)
-    return entropy
 
 
 def _judge(sets: list[_Set], least: float, budget: Budget, passes: int) -> Finding:

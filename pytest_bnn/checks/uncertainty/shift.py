@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from pytest_bnn.checks._predictions import in_two_looks, known_classes, require_learned
+from pytest_bnn.checks._predictions import Predicted, in_two_looks, learned_classes, naming
 from pytest_bnn.checks.check import check
 from pytest_bnn.checks.finding import Finding, not_applicable
 from pytest_bnn.checks.uncertainty._series import Series, series_of
 from pytest_bnn.checks.values import Count, FewPasses, Share
 from pytest_bnn.records.charts import Chart, ChartLine
 from pytest_bnn.records.evidence import Certainty, Measurement, Threshold, Verdict
+from pytest_bnn.sampling.mixture import entropy_of
 from pytest_bnn.stats.betting import log_capital_of
 from pytest_bnn.stats.budget import Budget
 from pytest_bnn.subject import Subject
@@ -69,17 +70,20 @@ def shift(
     Source: Ovadia et al. 2019, "Can you trust your model's uncertainty?"; Waudby-Smith and Ramdas 2024 for the bounds
     of a mean.
     """
+    series = series_of(subject, examples)
+    each = budget.split(len(series))
 
     def look(passes: int) -> Finding:
-        found = series_of(subject, examples, passes)
-        if presumed := found[0].steps[0].presumed:
+        with naming("--shifts" if subject.shifted else ""):
+            found = [(one, one.predicted(passes)) for one in series]
+        if presumed := found[0][1][0].presumed:
             return not_applicable(presumed)
-        require_learned(subject, passes)
-        labels = known_classes(subject, passes)
-        if subject.task.kind == "dense" and not subject.shifted and _moved(found[0].rows):
+        labels = learned_classes(subject, passes)
+        if subject.task.kind == "dense" and not subject.shifted and _moved(series[0].rows):
             labels = None  # their places are drawn for the examples as they were given
-        each = budget.split(len(found))
-        judged = [_of(one, None if labels is None else labels[one.rows], min_trend, each) for one in found]
+        judged = [
+            _of(one, steps, None if labels is None else labels[one.rows], min_trend, each) for one, steps in found
+        ]
         return _judge(judged, min_trend, budget, passes)
 
     return in_two_looks(look, max_passes, _FEW)
@@ -119,18 +123,18 @@ def trends(entropies: Tensor) -> Tensor:
     return torch.stack(signs).mean(0)
 
 
-def _of(series: Series, labels: Tensor | None, least: float, budget: Budget) -> _Trend:
-    entropies = torch.stack([step.mixture.entropy for step in series.steps])
-    answers = torch.stack([step.mixture.log_shares.argmax(1) for step in series.steps])
+def _of(series: Series, steps: Sequence[Predicted], labels: Tensor | None, least: float, budget: Budget) -> _Trend:
+    entropies = torch.stack([step.mixture.entropy for step in steps])
+    answers = torch.stack([step.mixture.log_shares.argmax(1) for step in steps])
     wrong = (answers != (answers[0] if labels is None else labels)).double()
     found = trends(entropies)
     growth = ((wrong[-1] - wrong[0]) - _HARMFUL) / (1 + _HARMFUL)
     harm = log_capital_of(growth)
     teacher, inherited = None, False
-    own = [step.teacher for step in series.steps]
+    own = [step.teacher for step in steps]
     logs = [one for one in own if one is not None]
     if len(logs) == len(own):
-        its = trends(torch.stack([torch.special.entr(one.double().exp()).sum(1) for one in logs]))
+        its = trends(torch.stack([entropy_of(one) for one in logs]))
         teacher, inherited = float(its.mean()), _below(its, least) >= -math.log(budget.alpha)
     above = log_capital_of((found - least) / (1 + least))
     return _Trend(
