@@ -6,7 +6,7 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from pytest_bnn.records.charts import Chart
-from pytest_bnn.records.evidence import Certainty, LayerFinding, Measurement, Threshold, Verdict
+from pytest_bnn.records.evidence import Acceptance, Certainty, LayerFinding, Measurement, Threshold, Verdict
 
 if TYPE_CHECKING:
     from pytest_bnn.libraries.gaussian import PosteriorTensor
@@ -38,6 +38,9 @@ class Finding:
     samples: int = 0
     certainty: Certainty | None = None
     charts: tuple[Chart, ...] = ()
+    accepted: tuple[Acceptance, ...] = ()
+    missing: tuple[str, ...] = ()
+    explained_by: str = ""
 
 
 def at_fault(tensor: PosteriorTensor, finding: str) -> LayerFinding:
@@ -52,9 +55,14 @@ NOTHING_BAYESIAN = (
 )
 
 
-def not_applicable(why: str) -> Finding:
-    """Say that the claim cannot be judged here, and what it would take."""
-    return Finding(verdict=Verdict.NOT_APPLICABLE, headline=why)
+def not_applicable(why: str, missing: tuple[str, ...] = ()) -> Finding:
+    """Say that the claim cannot be judged here, and what it would take.
+
+    Args:
+        why: The headline.
+        missing: What was not given and would let it be judged, as in a check's ``needs``.
+    """
+    return Finding(verdict=Verdict.NOT_APPLICABLE, headline=why, missing=missing)
 
 
 #: What to do about a call that ends the process.

@@ -78,6 +78,9 @@ def judged(
         sampler=subject.sampler if subject.asked > asked else "",
         certainty=finding.certainty,
         charts=finding.charts,
+        accepted=finding.accepted,
+        missing=finding.missing,
+        explained_by=finding.explained_by,
     )
     record(evidence)
     return evidence
@@ -99,9 +102,9 @@ def _premise(check: Declaration, subject: Subject, severity: Severity) -> Findin
     """Say that the claim is not judged here, where it is not."""
     if severity == "off":
         return not_applicable(f"switched off: the severity of {check.id} is off; set it to error or warn to judge it")
-    missing = next(filter(None, (subject.missing(need) for need in check.needs)), "")
+    missing = {need: said for need in check.needs if (said := subject.missing(need))}
     if missing:
-        return not_applicable(missing)
+        return not_applicable(next(iter(missing.values())), tuple(missing))
     lacks = next(filter(None, (lacking(subject.model, capability) for capability in check.can)), "")
     return not_applicable(lacks) if lacks else None
 

@@ -90,7 +90,7 @@ def _with_floats(plain: Any) -> Any:
         if plain.keys() == {"float"} and plain["float"] in ("NaN", "Infinity", "-Infinity"):
             return float(plain["float"])
         # Provenance is free text; what looks like an encoded number there is none.
-        return {key: value if key == "provenance" else _with_floats(value) for key, value in plain.items()}
+        return {key: value if key in ("provenance", "sources") else _with_floats(value) for key, value in plain.items()}
     if isinstance(plain, list):
         return [_with_floats(value) for value in plain]
     return plain

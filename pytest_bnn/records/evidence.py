@@ -92,10 +92,25 @@ class LayerFinding:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Acceptance:
+    """A part of the model that a claim leaves out on purpose, by its path, with the reason that was given for it."""
+
+    path: str
+    reason: str
+    weights: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Evidence:
     """One check's verdict on one subject, with what it rests on; ``sampler`` says what computed its passes, and why.
 
     ``charts`` are curves that the report shows beside it.
+    ``accepted`` is what the claim leaves out on purpose.
+    ``missing`` names what was not given and would let a claim be judged that is ``not_applicable`` without it, such as
+    ``"loss"``; it is empty where the claim is about something that this model does not have.
+    ``explained_by`` is the id of another failed check of the same subject, whose fault this failure follows from.
+    ``test`` is the node id of the test that recorded it, and ``expected`` says that the test expected its failure.
+    ``key`` tells subjects of one name apart; it is empty where the name is enough.
     """
 
     id: str
@@ -115,6 +130,12 @@ class Evidence:
     sampler: str = ""
     certainty: Certainty | None = None
     charts: tuple[Chart, ...] = ()
+    accepted: tuple[Acceptance, ...] = ()
+    missing: tuple[str, ...] = ()
+    explained_by: str = ""
+    test: str = ""
+    expected: bool = False
+    key: str = ""
 
     def __getitem__(self, name: str) -> Scalar:
         """Return the value of the measurement called ``name``; KeyError lists the names there are."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from pytest_bnn.errors import InputError
 from pytest_bnn.records.charts import PredictionSummary
@@ -17,12 +17,16 @@ from pytest_bnn.records.codec import from_plain, schema_definitions, to_plain
 from pytest_bnn.records.evidence import SEVERITY, Evidence, Inconclusive, Stage, Verdict, is_failure
 from pytest_bnn.records.policy import inconclusive_policy
 
-SCHEMA_VERSION = "1.3"
+SCHEMA_VERSION = "1.4"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerRow:
-    """A line of a subject's layer table. ``sigma_over_mu`` is the median of sigma / abs(mu) over all weights."""
+    """A line of a subject's layer table. ``sigma_over_mu`` is the median of sigma / abs(mu) over all weights.
+
+    ``accepted`` is the reason for which the layer is deterministic on purpose, empty where it was not accepted.
+    ``noise`` is the share of the outputs' variance that the layer's noise alone makes; None where it was not measured.
+    """
 
     path: str
     kind: str
@@ -31,6 +35,8 @@ class LayerRow:
     bayesian: bool
     sigma_over_mu: float | None = None
     kl: float | None = None
+    accepted: str = ""
+    noise: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,9 +86,21 @@ class TrainingStep:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FileDigest:
+    """A file that was read for a subject, such as a checkpoint; ``sha256`` is that of its bytes."""
+
+    path: str
+    sha256: str
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SubjectRecord:
     """What was audited: a model, described so that the report can show it. ``sampler`` is that of its passes.
 
+    ``sha256`` is that of the model's state, ``data_sha256`` that of the examples, in the order in which they were used.
+    ``sources`` are where the parts came from, ``files`` the files that were read for them.
+    ``key`` tells subjects of one name apart; it is empty where the name is enough.
     ``prediction_summary`` is None where no check looked at the predictions.
     """
 
@@ -97,16 +115,66 @@ class SubjectRecord:
     training: tuple[TrainingStep, ...] = ()
     sampler: str = ""
     prediction_summary: PredictionSummary | None = None
+    key: str = ""
+    data_sha256: str = ""
+    sources: dict[str, str] = field(default_factory=dict)
+    files: tuple[FileDigest, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """A setting, or an option of a check, that was not at its default, and where it was set.
+
+    ``tests`` are the node ids of the tests in which alone it was so; it is empty where it was so everywhere.
+    """
+
+    name: str
+    value: str
+    default: str
+    source: str
+    tests: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TestOutcome:
+    """How one test of a session ended. ``reason`` is the first line of what it failed, or was skipped, with."""
+
+    __test__ = False
+
+    test: str
+    outcome: Literal["passed", "failed", "error", "skipped", "xfailed", "xpassed", "never run"]
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionRecord:
+    """A pytest session around an audit. ``deselected`` is how many tests were left out, by ``-k`` for example.
+
+    ``tests`` are those that ran a check, and all that did not pass.
+    ``total`` counts all that were collected and not deselected.
+    """
+
+    exit_status: int
+    total: int
+    deselected: int = 0
+    tests: tuple[TestOutcome, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuditRun:
-    """Everything an audit, or a whole test session, found. The report is a pure function of its JSON."""
+    """Everything an audit, or a whole test session, found. The report is a pure function of its JSON.
+
+    ``changed`` is what was not at its default.
+    ``cut`` says in words what was left out of the audit by an option, such as ``--checks``.
+    """
 
     checks: tuple[Evidence, ...] = ()
     subjects: tuple[SubjectRecord, ...] = ()
     provenance: dict[str, str] = field(default_factory=dict)
     title: str = "Bayesian conversion audit"
+    changed: tuple[Change, ...] = ()
+    cut: tuple[str, ...] = ()
+    session: SessionRecord | None = None
 
     @classmethod
     def merged(cls, runs: Iterable[AuditRun], *, provenance: Mapping[str, str], title: str = "") -> AuditRun:
@@ -117,12 +185,15 @@ class AuditRun:
             subjects=tuple(subject for run in runs for subject in run.subjects),
             provenance=dict(provenance),
             title=title or cls().title,
+            changed=tuple(dict.fromkeys(change for run in runs for change in run.changed)),
+            cut=tuple(dict.fromkeys(said for run in runs for said in run.cut)),
+            session=next((run.session for run in runs if run.session is not None), None),
         )
 
     @property
     def verdict(self) -> Verdict:
-        """The worst verdict of its checks; not_applicable when there is none."""
-        found = {check.verdict for check in self.checks}
+        """The worst verdict of its checks, but for failures that tests expected; not_applicable when there is none."""
+        found = {check.verdict for check in self.checks if not check.expected}
         return next((verdict for verdict in SEVERITY if verdict in found), Verdict.NOT_APPLICABLE)
 
     def __getitem__(self, id: str) -> Evidence:

@@ -20,6 +20,7 @@ from pytest_bnn import cli, render_html, render_markdown
 from pytest_bnn.audit import run as audit
 from pytest_bnn.checks import registry
 from pytest_bnn.checks.check import Check
+from pytest_bnn.commands import command as exits
 from pytest_bnn.records.evidence import Verdict
 from pytest_bnn.records.recorder import Recorder, recording
 from pytest_bnn.records.run import AuditRun, json_schema
@@ -196,7 +197,7 @@ def default(tmp_path_factory: pytest.TempPathFactory) -> tuple[subprocess.Comple
 def test_default_audit(default: tuple[subprocess.CompletedProcess[str], Path]) -> None:
     """Without a network of one's own both conversions of the embedded ResNet18 are audited, and they are sound."""
     done, _ = default
-    assert done.returncode == cli.PASSED, done.stderr
+    assert done.returncode == exits.PASSED, done.stderr
     assert done.stdout.count("21 of 21 convolution and linear layers are Bayesian") == 2
     assert "verdict: pass" in done.stdout
     assert done.stderr == ""
@@ -229,7 +230,7 @@ def test_default_audit_after_a_few_steps(run: Run, monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr("pytest_bnn.example.audit.finetune", functools.partial(finetune, steps=10))
     said = run("audit", "--checks", "layers.replaced,kl.present")
-    assert said.code == cli.PASSED, said
+    assert said.code == exits.PASSED, said
     assert said.out.count("21 of 21 convolution and linear layers are Bayesian") == 2
     document = read()
     assert [subject["stage"] for subject in document["subjects"]] == ["converted", "finetuned"]
@@ -242,14 +243,14 @@ def test_script_ends_with_the_code(folder: Path) -> None:
     """What a CI job sees is the process's exit code."""
     command = [str(SCRIPT), "audit", "--model", "own_net:partly", "--checks", "layers.replaced"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == cli.FAILED, done.stderr
+    assert done.returncode == exits.FAILED, done.stderr
     assert "1 of 2" in done.stdout
 
 
 def test_own_network(run: Run) -> None:
     """Everything given: all checks, a report beside the JSON, exit code 0."""
     said = run(*WHOLE, "--num-batches", "100", "--seed", "3", "--samples", "64")
-    assert said.code == cli.PASSED, said
+    assert said.code == exits.PASSED, said
     assert said.err == ""
     document = read()
     assert [check["id"] for check in document["checks"]] == list(audit.CHECK_IDS)
@@ -278,7 +279,7 @@ def test_verbose_shows_the_evidence_of_passed_claims(run: Run) -> None:
 def test_failed_claim(run: Run) -> None:
     """Exit code 1, and the terminal explains."""
     said = run("audit", "--model", "own_net:partly", "--teacher", "own_net:teacher", "--checks", "layers.replaced")
-    assert said.code == cli.FAILED
+    assert said.code == exits.FAILED
     for words in ("0 (Conv2d): is still a deterministic Conv2d", "fix:", "verdict: fail"):
         assert words in said.out
     assert read()["verdict"] == "fail"
@@ -287,11 +288,11 @@ def test_failed_claim(run: Run) -> None:
 def test_allowed_layers(run: Run) -> None:
     """Said with a reason, a deterministic layer is no failure, and the reason is in the report."""
     said = run("audit", "--model", "own_net:partly", "--checks", "layers.replaced", "--allow", "0=kept = for speed")
-    assert said.code == cli.PASSED
+    assert said.code == exits.PASSED
     assert "kept = for speed" in read()["checks"][0]["notes"][0]
 
 
-@pytest.mark.parametrize(("policy", "code"), [("fail", cli.FAILED), ("warn", cli.PASSED)])
+@pytest.mark.parametrize(("policy", "code"), [("fail", exits.FAILED), ("warn", exits.PASSED)])
 def test_undecided_claim(run: Run, policy: str, code: int) -> None:
     """Four passes decide nothing; whether that fails is the user's choice, the word stays."""
     said = run(*WHOLE, "--checks", "teacher.agreement", "--samples", "4", "--inconclusive", policy)
@@ -304,13 +305,13 @@ def test_settings_from_the_environment(run: Run, monkeypatch: pytest.MonkeyPatch
     """The same names as in pytest; the command line has the last word."""
     monkeypatch.setenv("PYTEST_BNN_SEED", "5")
     monkeypatch.setenv("PYTEST_BNN_INCONCLUSIVE", "warn")
-    assert run(*WHOLE, "--checks", "teacher.agreement", "--samples", "4").code == cli.PASSED
+    assert run(*WHOLE, "--checks", "teacher.agreement", "--samples", "4").code == exits.PASSED
     assert read()["checks"][0]["seed"] == 5
-    assert run(*WHOLE, "--checks", "kl.present", "--seed", "6").code == cli.PASSED
+    assert run(*WHOLE, "--checks", "kl.present", "--seed", "6").code == exits.PASSED
     assert read()["checks"][0]["seed"] == 6
     monkeypatch.setenv("PYTEST_BNN_SEED", "five")
     said = run(*OWN)
-    assert said.code == cli.USAGE
+    assert said.code == exits.USAGE
     assert said.err == "pytest-bnn: PYTEST_BNN_SEED is 'five'. Give a whole number from 0, or random.\n"
 
 
@@ -320,7 +321,7 @@ def test_a_check_that_breaks(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     registry.load("layers.replaced")
     monkeypatch.setitem(registry._registered, "layers.replaced", broken)
     said = run(*OWN, "--checks", "layers.replaced,kl.present")
-    assert said.code == cli.BROKEN
+    assert said.code == exits.BROKEN
     assert "the check itself broke: ZeroDivisionError" in said.out
     assert [check["verdict"] for check in read()["checks"]] == ["error", "pass"]
 
@@ -333,7 +334,7 @@ def test_an_audit_that_breaks(run: Run, monkeypatch: pytest.MonkeyPatch) -> None
 
     monkeypatch.setattr(audit, "describe", breaks)
     said = run(*OWN, "--checks", "layers.replaced")
-    assert said.code == cli.BROKEN
+    assert said.code == exits.BROKEN
     assert said.err == "pytest-bnn: the audit broke: ZeroDivisionError: deep inside; -v shows where\n"
     assert "Traceback" in run(*OWN, "--checks", "layers.replaced", "-v").err
     assert not Path("audit.json").exists()
@@ -353,7 +354,7 @@ def test_interrupted(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_nothing_applies(run: Run) -> None:
     """A pass that is none must not look like one in CI."""
     said = run(*OWN, "--checks", "noise.varies,kl.loss")
-    assert said.code == cli.NOTHING_APPLIES
+    assert said.code == exits.NOTHING_APPLIES
     assert "verdict: not applicable" in said.out
     assert "--data MODULE:FACTORY" in said.out
 
@@ -362,7 +363,7 @@ def test_the_number_of_examples_is_declared(run: Run) -> None:
     """A mean per tensor has no weight that it says; the option comes to kl.loss and is in the report's command."""
     said = run(*LOSS, "own_net:loss", "--num-data", "720")
     (check,) = read()["checks"]
-    assert (said.code, check["verdict"]) == (cli.PASSED, "pass"), said
+    assert (said.code, check["verdict"]) == (exits.PASSED, "pass"), said
 
 
 def test_token_ids_instead_of_images(run: Run) -> None:
@@ -375,7 +376,7 @@ def test_token_ids_instead_of_images(run: Run) -> None:
         assert verdicts.pop(id) == "not_applicable"
     for id in [id for id in verdicts if registry.load(id).declaration.of_data]:
         assert verdicts.pop(id) in ("warn", "not_applicable"), "there are no labels"
-    assert said.code == cli.PASSED, said
+    assert said.code == exits.PASSED, said
     assert set(verdicts.values()) == {"pass"}
 
 
@@ -481,7 +482,7 @@ OF_ONE_CHECK = {
 def test_what_one_check_cannot_use_is_its_verdict(run: Run, loss: str) -> None:
     """The audit goes on: the other checks' verdicts, the report and the exit code of an audit that broke are there."""
     said = run(*LOSS, loss, "--checks", "kl.present,kl.loss,noise.varies")
-    assert said.code == cli.BROKEN, said
+    assert said.code == exits.BROKEN, said
     assert said.err == ""
     for word in OF_ONE_CHECK[loss]:
         assert word.lower() in said.out.lower()
@@ -499,7 +500,7 @@ def test_mistakes_are_worded(run: Run, folder: Path, mistake: str) -> None:
     arguments, words = MISTAKES[mistake]
     before = sorted(path.name for path in folder.iterdir() if path.name != "__pycache__")
     said = run(*arguments)
-    assert said.code == cli.USAGE, said
+    assert said.code == exits.USAGE, said
     assert said.out == ""
     assert "Traceback" not in said.err
     for word in words:
@@ -512,7 +513,7 @@ def test_mistakes_are_worded(run: Run, folder: Path, mistake: str) -> None:
 def test_verbose_shows_the_traceback_of_a_mistake(run: Run) -> None:
     """Who wrote the factory needs to see where it raised."""
     said = run(*MODEL, "own_net:raises", "-v")
-    assert said.code == cli.USAGE
+    assert said.code == exits.USAGE
     assert "Traceback" in said.err
     assert "in raises" in said.err
 
@@ -522,12 +523,12 @@ def test_render(run: Run) -> None:
     run(*OWN, "--checks", "layers.replaced,kl.present")
     page = Path("audit.html").read_bytes()
     said = run("render", "audit.json", "-o", "sub/again.html")
-    assert (said.code, said.out) == (cli.PASSED, f"{Path('sub/again.html')}\n")
+    assert (said.code, said.out) == (exits.PASSED, f"{Path('sub/again.html')}\n")
     assert Path("sub/again.html").read_bytes() == page
     Path("audit.html").unlink()
-    assert run("render", "audit.json").code == cli.PASSED
+    assert run("render", "audit.json").code == exits.PASSED
     assert Path("audit.html").read_bytes() == page
-    assert run("render", "audit.json", "-o", "summary.md").code == cli.PASSED
+    assert run("render", "audit.json", "-o", "summary.md").code == exits.PASSED
     expected = render_markdown(AuditRun.from_json(Path("audit.json").read_text(encoding="utf-8")))
     assert Path("summary.md").read_text(encoding="utf-8") == expected
 
@@ -548,7 +549,7 @@ def test_render_refuses(run: Run, text: str, words: str) -> None:
     """What is no audit of this version is told from one that is, without a page being written."""
     Path("odd.json").write_text(text, encoding="utf-8")
     said = run("render", "odd.json")
-    assert said.code == cli.USAGE
+    assert said.code == exits.USAGE
     assert words in said.err
     assert "Traceback" not in said.err
     assert not Path("odd.html").exists()
@@ -558,7 +559,7 @@ def test_render_of_bytes_that_are_no_text(run: Run) -> None:
     """A binary file given by mistake."""
     Path("odd.json").write_bytes(b"\xff\xfe\x00")
     said = run("render", "odd.json")
-    assert said.code == cli.USAGE
+    assert said.code == exits.USAGE
     assert "could not be rendered" in said.err
 
 
@@ -566,14 +567,14 @@ def test_render_never_overwrites_its_source(run: Run) -> None:
     """AUDIT.json is all that is left of an audit: a page must not take its place."""
     Path("audit.html").write_text(AuditRun().to_json(), encoding="utf-8")
     before = Path("audit.html").read_bytes()
-    assert run("render", "audit.html").code == cli.USAGE
+    assert run("render", "audit.html").code == exits.USAGE
     assert Path("audit.html").read_bytes() == before
 
 
 def test_schema(run: Run) -> None:
     """What is printed is JSON Schema, and an audit fits it."""
     said = run("schema")
-    assert said.code == cli.PASSED
+    assert said.code == exits.PASSED
     schema = json.loads(said.out)
     jsonschema.Draft202012Validator.check_schema(schema)
     document = json.loads(AuditRun(checks=()).to_json())
@@ -586,12 +587,12 @@ def test_schema(run: Run) -> None:
 def test_exit_code_of_each_verdict(run: Run, monkeypatch: pytest.MonkeyPatch, verdict: Verdict) -> None:
     """The help's list of exit codes, verdict by verdict."""
     expected = {
-        Verdict.PASS: cli.PASSED,
-        Verdict.WARN: cli.PASSED,
-        Verdict.FAIL: cli.FAILED,
-        Verdict.INCONCLUSIVE: cli.FAILED,
-        Verdict.ERROR: cli.BROKEN,
-        Verdict.NOT_APPLICABLE: cli.NOTHING_APPLIES,
+        Verdict.PASS: exits.PASSED,
+        Verdict.WARN: exits.PASSED,
+        Verdict.FAIL: exits.FAILED,
+        Verdict.INCONCLUSIVE: exits.FAILED,
+        Verdict.ERROR: exits.BROKEN,
+        Verdict.NOT_APPLICABLE: exits.NOTHING_APPLIES,
     }
     whole = audit.audit_model
 

@@ -24,6 +24,7 @@ import pytest
 import pytest_bnn
 from pytest_bnn import cli
 from pytest_bnn.checks.choices import from_project, require_usable
+from pytest_bnn.commands import command as exits
 from pytest_bnn.options import OPTIONS
 from pytest_bnn.records.recorder import Recorder, recording
 from tests.faults.injectors import FAULTS
@@ -227,7 +228,7 @@ def test_every_option_of_the_audit_is_documented(capsys: pytest.CaptureFixture[s
 
 def test_exit_codes_are_documented() -> None:
     """Scripts rely on them."""
-    for code in (cli.PASSED, cli.FAILED, cli.BROKEN, cli.NOTHING_APPLIES, cli.USAGE):
+    for code in (exits.PASSED, exits.FAILED, exits.BROKEN, exits.NOTHING_APPLIES, exits.USAGE):
         assert row("command-line", str(code))
 
 

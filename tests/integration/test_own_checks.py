@@ -14,6 +14,7 @@ import pytest
 
 from pytest_bnn import cli
 from pytest_bnn.checks import registry
+from pytest_bnn.commands import command as exits
 from pytest_bnn.records.evidence import Verdict
 from pytest_bnn.records.recorder import Recorder, recording
 from tests.integration import warm
@@ -119,13 +120,13 @@ def test_conftest_on_the_command_line(folder: Path, capsys: pytest.CaptureFixtur
         r"mycompany\.rule\n +No posterior of ours is wider than its limit\.\n +options: limit \(0\.5\)", said
     )
     code, said = audit(capsys, *OWN, "--set", "mycompany.rule.limit=0.3")
-    assert code == cli.PASSED, said
+    assert code == exits.PASSED, said
     (check,) = json.loads(Path("audit.json").read_text(encoding="utf-8"))["checks"]
     assert (check["id"], check["headline"]) == ("mycompany.rule", "the limit is 0.3")
     assert "mycompany.rule" in Path("audit.html").read_text(encoding="utf-8")
     (folder / "pyproject.toml").write_text(PYPROJECT, encoding="utf-8")
     code, said = audit(capsys, *OWN)
-    assert (code, "the limit is 0.25" in said) == (cli.PASSED, True), said
+    assert (code, "the limit is 0.25" in said) == (exits.PASSED, True), said
     provenance = json.loads(Path("audit.json").read_text(encoding="utf-8"))["provenance"]
     assert provenance["set mycompany.rule.limit"] == "0.25 (mycompany.rule.limit in pyproject.toml)"
     assert "mycompany.rule" not in registry.ids()
@@ -135,7 +136,7 @@ def test_a_conftest_without_checks_is_left_alone(folder: Path, capsys: pytest.Ca
     """It is pytest's; an audit does not run it by surprise."""
     (folder / "conftest.py").write_text("raise RuntimeError('for pytest only')\n", encoding="utf-8")
     code, said = audit(capsys, "--model", "net:bayesian", "--checks", "kl.present")
-    assert code == cli.PASSED, said
+    assert code == exits.PASSED, said
 
 
 @pytest.mark.parametrize("source", ["option", "pyproject"])
@@ -148,7 +149,7 @@ def test_plugins(folder: Path, capsys: pytest.CaptureFixture[str], source: str) 
     assert "mycompany.rule" in audit(capsys, *arguments, "--help")[1]
     assert "own_rules" not in sys.modules
     code, said = audit(capsys, *arguments, *OWN)
-    assert (code, "the limit is 0.5" in said) == (cli.PASSED, True), said
+    assert (code, "the limit is 0.5" in said) == (exits.PASSED, True), said
 
 
 MISTAKES = {
@@ -168,7 +169,7 @@ def test_mistakes(folder: Path, capsys: pytest.CaptureFixture[str], mistake: str
     (folder / "thieving_rules.py").write_text(RULE.format(id="kl.loss"), encoding="utf-8")
     arguments, words = MISTAKES[mistake]
     code, said = audit(capsys, "--model", "net:bayesian", *arguments)
-    assert code == cli.USAGE
+    assert code == exits.USAGE
     assert words in said
     assert len(said.strip().splitlines()) == 1
 
@@ -240,13 +241,13 @@ GIVEN = ("--data", "ends:held_out", "--checks", "kl.loss,kl.present")
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        (("--model", "ends:ends", "--loss", "ends:loss", *GIVEN), cli.BROKEN, "SystemExit(0), in "),
-        (("--model", "ends:ends_as_a_generator", "--loss", "ends:loss", *GIVEN), cli.BROKEN, "GeneratorExit()"),
-        (("--model", "ends:bayesian", "--loss", "ends:ending_loss", *GIVEN), cli.BROKEN, "in ending_loss, line"),
-        (("--model", "ends:always_ends", "--data", "ends:held_out"), cli.USAGE, "SystemExit: 0"),
-        (("--model", "ends:factory"), cli.USAGE, "raised SystemExit"),
-        (("--model", "ends:bayesian", "--data", "ends:Ending"), cli.USAGE, "raised SystemExit"),
-        (("--model", "ends:bayesian", "--data", "ends:loader"), cli.USAGE, "raised GeneratorExit"),
+        (("--model", "ends:ends", "--loss", "ends:loss", *GIVEN), exits.BROKEN, "SystemExit(0), in "),
+        (("--model", "ends:ends_as_a_generator", "--loss", "ends:loss", *GIVEN), exits.BROKEN, "GeneratorExit()"),
+        (("--model", "ends:bayesian", "--loss", "ends:ending_loss", *GIVEN), exits.BROKEN, "in ending_loss, line"),
+        (("--model", "ends:always_ends", "--data", "ends:held_out"), exits.USAGE, "SystemExit: 0"),
+        (("--model", "ends:factory"), exits.USAGE, "raised SystemExit"),
+        (("--model", "ends:bayesian", "--data", "ends:Ending"), exits.USAGE, "raised SystemExit"),
+        (("--model", "ends:bayesian", "--data", "ends:loader"), exits.USAGE, "raised GeneratorExit"),
         (("--model", "ends:bayesian", "--teacher", "ends:always_ends", "--data", "ends:held_out"), 4, "teacher"),
     ],
 )  # fmt: skip
@@ -258,7 +259,7 @@ def test_an_exit_in_what_was_given_is_never_a_success(
     found, said = audit(capsys, *arguments)
     assert found == code, said
     assert words in said
-    if code == cli.BROKEN:
+    if code == exits.BROKEN:
         verdicts = {c["id"]: c["verdict"] for c in json.loads(Path("audit.json").read_text(encoding="utf-8"))["checks"]}
         assert verdicts["kl.loss"] == Verdict.ERROR
         assert verdicts["kl.present"] != Verdict.ERROR

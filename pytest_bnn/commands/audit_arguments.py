@@ -1,22 +1,21 @@
-"""What the command line takes, and how ``--help`` explains it; imports nothing heavy."""
+"""What ``pytest-bnn audit`` takes, and how ``--help`` explains it; imports nothing heavy."""
 
 from __future__ import annotations
 
 import argparse
 import shutil
-import sys
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from pytest_bnn.checks import choices, registry
 from pytest_bnn.options import OPTIONS, positive, whole
 
-T = TypeVar("T")
+if TYPE_CHECKING:
+    from pytest_bnn.commands.command import Commands
 
-#: The exit code of wrong usage or input.
-USAGE = 4
+T = TypeVar("T")
 
 _TASKS = ("auto", "classification", "binary", "regression", "dense")
 
@@ -41,19 +40,8 @@ examples:
   pytest-bnn audit --model my_net:bayesian --data my_net:held_out --loss my_net:loss --num-batches 782"""
 
 
-class _Parser(argparse.ArgumentParser):
-    """Ends with the exit code for wrong usage."""
-
-    def error(self, message: str) -> NoReturn:
-        self.print_usage(sys.stderr)
-        self.exit(USAGE, f"{self.prog}: {message}\n")
-
-
-def parser() -> argparse.ArgumentParser:
-    """Return the parser of the command line."""
-    parser = _Parser(prog="pytest-bnn", description="Audit Bayesian conversions of deterministic networks.")
-    commands = parser.add_subparsers(dest="command", metavar="audit | render | schema", required=True)
-
+def add_to(commands: Commands) -> argparse.ArgumentParser:
+    """Add the command and all that it takes; return its parser."""
     audit = commands.add_parser(
         "audit",
         help="check a model and write a report",
@@ -79,7 +67,7 @@ def parser() -> argparse.ArgumentParser:
     own.add_argument(
         "--images",
         metavar="N",
-        type=_reading(whole(1)),
+        type=reading(whole(1)),
         help="use at most N examples of the data; of more, a random subset (default: 512)",
     )
     own.add_argument(
@@ -125,7 +113,7 @@ def parser() -> argparse.ArgumentParser:
     own.add_argument(
         "--batch-dim",
         metavar="N",
-        type=_reading(whole(0)),
+        type=reading(whole(0)),
         help="dimension of the inputs along which the examples lie; 1 where time comes first (default: 0)",
     )
     claims = audit.add_argument_group("what is claimed")
@@ -140,15 +128,15 @@ def parser() -> argparse.ArgumentParser:
                         help="import a module that declares checks; may be repeated")  # fmt: skip
     weight = claims.add_mutually_exclusive_group()
     weight.add_argument(
-        "--kl-weight", metavar="W", type=_reading(positive), help="expect this weight of the KL term in the loss"
+        "--kl-weight", metavar="W", type=reading(positive), help="expect this weight of the KL term in the loss"
     )
     weight.add_argument(
-        "--num-batches", metavar="M", type=_reading(whole(1)), help="expect the weight 1/M, for M batches an epoch"
+        "--num-batches", metavar="M", type=reading(whole(1)), help="expect the weight 1/M, for M batches an epoch"
     )
     claims.add_argument(
         "--num-data",
         metavar="N",
-        type=_reading(whole(1)),
+        type=reading(whole(1)),
         help="number of training examples: expect the weight 1/N of a summed KL beside a mean data term",
     )
     settings = audit.add_argument_group("settings", "also from the environment, as PYTEST_BNN_SEED and so on")
@@ -165,15 +153,7 @@ def parser() -> argparse.ArgumentParser:
     audit.add_argument(
         "-v", "--verbose", action="store_true", help="show tracebacks, and the evidence of passed claims too"
     )
-
-    render = commands.add_parser("render", help="make a report from the JSON of an audit")
-    render.add_argument("audit", metavar="AUDIT.json", help="the JSON that an audit wrote")
-    render.add_argument("-o", "--output", metavar="FILE", default=None,
-                        help="the report to write, .html or .md (default: the JSON's name with .html)")  # fmt: skip
-    render.add_argument("-v", "--verbose", action="store_true", help="show tracebacks")
-
-    commands.add_parser("schema", help="print the JSON Schema of an audit")
-    return parser
+    return audit
 
 
 class _Help(argparse.Action):
@@ -214,7 +194,7 @@ def _shown(default: object) -> str:
     return "none" if default is None else str(default)
 
 
-def _reading(read: Callable[[str], T]) -> Callable[[str], T]:
+def reading(read: Callable[[str], T]) -> Callable[[str], T]:
     """Let argparse say what a text should have been."""
 
     def of_argument(text: str) -> T:
