@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +10,7 @@ from pytest_bnn.checks import choices, registry
 from pytest_bnn.checks.choices import choosing
 from pytest_bnn.commands import audit_arguments, terminal
 from pytest_bnn.commands.command import BROKEN, FAILED, NOTHING_APPLIES, PASSED
-from pytest_bnn.errors import InputError, PytestBnnError
+from pytest_bnn.errors import InputError
 from pytest_bnn.options import OPTIONS, DrawnSeed, Settings, resolve_with_sources, using
 
 if TYPE_CHECKING:
@@ -20,6 +18,10 @@ if TYPE_CHECKING:
     from pytest_bnn.audit.run import Progress
     from pytest_bnn.commands.command import Commands
     from pytest_bnn.records.run import AuditRun
+
+
+#: What has a default of its own where it is not given.
+_NOT_NONE = ("stage", "task", "images", "batch_dim")
 
 
 def add(commands: Commands) -> None:
@@ -100,8 +102,6 @@ def _require_fitting_options(given: argparse.Namespace) -> None:
 
 
 def _run(given: argparse.Namespace, settings: Settings, options: Explicit, say: Progress) -> AuditRun:
-    from pytest_bnn.audit.run import audit_model
-
     checks = None if given.checks is None else [id.strip() for id in given.checks.split(",") if id.strip()]
     if checks == []:
         raise InputError(f"--checks is {given.checks!r}", fix=f"name some of {', '.join(registry.ids())}")
@@ -114,61 +114,22 @@ def _run(given: argparse.Namespace, settings: Settings, options: Explicit, say: 
         say("loading the teacher")
         teacher = load_teacher(settings.weights)
         return audit_resnet18(teacher, conversion, checks=checks, options=options, progress=say)
-    from pytest_bnn.data import sources
-    from pytest_bnn.data.samples import MAX_EXAMPLES
+    from pytest_bnn.audit.named import Named
 
     say("loading the model")
-    max_images = given.images or MAX_EXAMPLES
-    with _reading_what_was_named():
-        model, factory = sources.load_model_and_factory(given.model, "--model")
-        teacher_network = None if given.teacher is None else sources.load_model(given.teacher, "--teacher")
-        data, evaluation = (
-            None
-            if name is None
-            else sources.load_data(name, option, max_images, seed=settings.seed, dim=given.batch_dim or 0)
-            for name, option in ((given.data, "--data"), (given.evaluation, "--evaluation"))
-        )
-        ood, shifts = (
-            None if name is None else sources.load_named(name, option)
-            for name, option in ((given.ood, "--ood"), (given.shifts, "--shifts"))
-        )
-        slices = None if given.slices is None else sources.load_function(given.slices, "--slices")
-        loss = None if given.loss is None else sources.load_loss(given.loss, "--loss")
-    return audit_model(
-        model,
-        teacher=teacher_network,
-        data=data,
-        loss=loss,
-        checks=checks,
-        name=given.model,
-        stage=given.stage or "auto",
-        options=options,
-        progress=say,
-        max_images=max_images,
-        task=given.task or "auto",
+    named = Named(
+        model=given.model,
+        teacher=given.teacher,
+        data=given.data,
+        evaluation=given.evaluation,
+        ood=given.ood,
+        shifts=given.shifts,
+        slices=given.slices,
+        loss=given.loss,
         output=given.output,
-        batch_dim=given.batch_dim or 0,
-        factory=factory,
-        evaluation=evaluation,
-        ood=ood,
-        shifts=shifts,
-        slices=slices,
+        **{name: value for name in _NOT_NONE if (value := getattr(given, name)) is not None},
     )
-
-
-@contextmanager
-def _reading_what_was_named() -> Iterator[None]:
-    """Let whatever a factory or a data set raises be wrong input, an exit too."""
-    try:
-        yield
-    except (PytestBnnError, KeyboardInterrupt):
-        raise
-    except BaseException as error:
-        said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-        raise InputError(
-            f"reading the model, the teacher, the data and the loss raised {said}",
-            fix="make it work in Python first; -v shows the traceback",
-        ) from error
+    return named.load().audit(checks=checks, options=options, progress=say)
 
 
 def _with_provenance(run: AuditRun, said: dict[str, str]) -> AuditRun:

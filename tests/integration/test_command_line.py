@@ -17,6 +17,7 @@ import jsonschema
 import pytest
 
 from pytest_bnn import cli, render_html, render_markdown
+from pytest_bnn.audit import named
 from pytest_bnn.audit import run as audit
 from pytest_bnn.checks import registry
 from pytest_bnn.checks.check import Check
@@ -600,7 +601,7 @@ def test_exit_code_of_each_verdict(run: Run, monkeypatch: pytest.MonkeyPatch, ve
         found = whole(*arguments, **more)
         return replace(found, checks=tuple(replace(check, verdict=verdict) for check in found.checks))
 
-    monkeypatch.setattr(audit, "audit_model", judged)
+    monkeypatch.setattr(named, "audit_model", judged)
     assert run(*OWN, "--checks", "layers.replaced").code == expected[verdict]
 
 

@@ -1,0 +1,138 @@
+"""What is audited, by name: the functions that make a model and its data, as a command line or a table names them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from pytest_bnn.audit.plan import Explicit
+from pytest_bnn.audit.run import Progress, audit_model
+from pytest_bnn.data import sources
+from pytest_bnn.data.samples import MAX_EXAMPLES, Samples
+from pytest_bnn.errors import InputError, PytestBnnError
+from pytest_bnn.options import in_force
+from pytest_bnn.subject import StageOption
+from pytest_bnn.tasks.task import TaskOption
+
+if TYPE_CHECKING:
+    from pytest_bnn.data.factory import Factory
+    from pytest_bnn.data.loss import Loss
+    from pytest_bnn.records.run import AuditRun
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Named:
+    """The parts of an audit as plain values, which cross a process boundary: ``"MODULE:NAME"`` for each of them.
+
+    ``images`` is the most examples that are used; the other fields are those of `audit_model`.
+    """
+
+    model: str
+    teacher: str | None = None
+    data: str | None = None
+    evaluation: str | None = None
+    ood: str | None = None
+    shifts: str | None = None
+    slices: str | None = None
+    loss: str | None = None
+    stage: StageOption = "auto"
+    task: TaskOption = "auto"
+    output: str | None = None
+    images: int = MAX_EXAMPLES
+    batch_dim: int = 0
+
+    def load(self) -> Parts:
+        """Import what is named, and call the factories.
+
+        Raises:
+            InputError: A name or what it stands for cannot be used; whatever it raises is told, an exit too.
+        """
+        seed = in_force().seed
+        with reading():
+            model, factory = sources.load_model_and_factory(self.model, "--model")
+            teacher = None if self.teacher is None else sources.load_model(self.teacher, "--teacher")
+            data, evaluation = (
+                None if name is None else sources.load_data(name, option, self.images, seed=seed, dim=self.batch_dim)
+                for name, option in ((self.data, "--data"), (self.evaluation, "--evaluation"))
+            )
+            ood, shifts = (
+                None if name is None else sources.load_named(name, option)
+                for name, option in ((self.ood, "--ood"), (self.shifts, "--shifts"))
+            )
+            slices = None if self.slices is None else sources.load_function(self.slices, "--slices")
+            loss = None if self.loss is None else sources.load_loss(self.loss, "--loss")
+        return Parts(self, model, factory, teacher, data, evaluation, ood, shifts, slices, loss)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Parts:
+    """What `Named` stands for, loaded; ``model`` is what its factory gave."""
+
+    named: Named
+    model: nn.Module
+    factory: Factory | None
+    teacher: nn.Module | None
+    data: Samples | None
+    evaluation: Samples | None
+    ood: Any
+    shifts: Any
+    slices: Callable[[int], object] | None
+    loss: Loss | None
+
+    def audit(
+        self,
+        *,
+        model: nn.Module | None = None,
+        name: str = "",
+        checks: Iterable[str] | None = None,
+        options: Explicit | None = None,
+        progress: Progress | None = None,
+    ) -> AuditRun:
+        """Run every applicable check.
+
+        Args:
+            model: Judged in place of what the factory gave, such as a copy of it with another state.
+            name: The subject's; that of the factory when empty.
+            checks: As in `audit_model`.
+            options: As in `audit_model`.
+            progress: As in `audit_model`.
+        """
+        return audit_model(
+            self.model if model is None else model,
+            teacher=self.teacher,
+            data=self.data,
+            loss=self.loss,
+            checks=checks,
+            name=name or self.named.model,
+            stage=self.named.stage,
+            options=options,
+            progress=progress,
+            max_images=self.named.images,
+            task=self.named.task,
+            output=self.named.output,
+            batch_dim=self.named.batch_dim,
+            factory=self.factory if model is None else None,
+            evaluation=self.evaluation,
+            ood=self.ood,
+            shifts=self.shifts,
+            slices=self.slices,
+        )
+
+
+@contextmanager
+def reading() -> Iterator[None]:
+    """Let whatever a factory or a data set raises be wrong input, an exit too."""
+    try:
+        yield
+    except (PytestBnnError, KeyboardInterrupt):
+        raise
+    except BaseException as error:
+        said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        raise InputError(
+            f"reading the model, the teacher, the data and the loss raised {said}",
+            fix="make it work in Python first; -v shows the traceback",
+        ) from error
