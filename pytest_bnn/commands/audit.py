@@ -8,15 +8,19 @@ from typing import TYPE_CHECKING
 
 from pytest_bnn.checks import choices, registry
 from pytest_bnn.checks.choices import choosing
-from pytest_bnn.commands import audit_arguments, terminal
+from pytest_bnn.commands import audit_arguments, checkpoints, terminal
 from pytest_bnn.commands.command import BROKEN, FAILED, NOTHING_APPLIES, PASSED
 from pytest_bnn.errors import InputError
-from pytest_bnn.options import OPTIONS, DrawnSeed, Settings, resolve_with_sources, using
+from pytest_bnn.options import OPTIONS, DrawnSeed, Settings, Source, resolve_with_sources, using
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from pytest_bnn.audit.named import Named
     from pytest_bnn.audit.plan import Explicit
     from pytest_bnn.audit.run import Progress
     from pytest_bnn.commands.command import Commands
+    from pytest_bnn.many.work import Work
     from pytest_bnn.records.run import AuditRun
 
 
@@ -43,10 +47,12 @@ def _audit(given: argparse.Namespace, arguments: list[str]) -> int:
     )
     _take_old_name_of_report(given)
     allow = _allowed(given.allow)
-    output = Path(given.report)
-    require_writable(output)
     _require_fitting_options(given)
     chosen = _chosen(given)
+    if given.checkpoints:
+        return checkpoints.run(given, _work(given, settings, sources, chosen, allow), audit_arguments.REPORT)
+    output = Path(given.report)
+    require_writable(output)
     with using(settings, sources), choosing(chosen), terminal.progress() as say:
         say("loading torch")
         from pytest_bnn.audit.plan import shorthands
@@ -86,6 +92,7 @@ def _chosen(given: argparse.Namespace) -> choices.Choices:
 
 def _require_fitting_options(given: argparse.Namespace) -> None:
     """Refuse what would be ignored without a word: options of the one kind of audit in the other."""
+    checkpoints.require_fitting(given)
     if given.model is None:
         for name in ("teacher", "data", "evaluation", "ood", "shifts", "slices", "loss", "images", "stage", "task",
                      "output", "batch_dim"):  # fmt: skip
@@ -102,9 +109,7 @@ def _require_fitting_options(given: argparse.Namespace) -> None:
 
 
 def _run(given: argparse.Namespace, settings: Settings, options: Explicit, say: Progress) -> AuditRun:
-    checks = None if given.checks is None else [id.strip() for id in given.checks.split(",") if id.strip()]
-    if checks == []:
-        raise InputError(f"--checks is {given.checks!r}", fix=f"name some of {', '.join(registry.ids())}")
+    checks = _checks(given)
     if given.model is None:
         from pytest_bnn.conversion import Conversion
         from pytest_bnn.example.audit import audit_resnet18
@@ -114,10 +119,21 @@ def _run(given: argparse.Namespace, settings: Settings, options: Explicit, say: 
         say("loading the teacher")
         teacher = load_teacher(settings.weights)
         return audit_resnet18(teacher, conversion, checks=checks, options=options, progress=say)
+    say("loading the model")
+    return _named(given).load().audit(checks=checks, options=options, progress=say)
+
+
+def _checks(given: argparse.Namespace) -> list[str] | None:
+    checks = None if given.checks is None else [id.strip() for id in given.checks.split(",") if id.strip()]
+    if checks == []:
+        raise InputError(f"--checks is {given.checks!r}", fix=f"name some of {', '.join(registry.ids())}")
+    return checks
+
+
+def _named(given: argparse.Namespace) -> Named:
     from pytest_bnn.audit.named import Named
 
-    say("loading the model")
-    named = Named(
+    return Named(
         model=given.model,
         teacher=given.teacher,
         data=given.data,
@@ -129,7 +145,29 @@ def _run(given: argparse.Namespace, settings: Settings, options: Explicit, say: 
         output=given.output,
         **{name: value for name in _NOT_NONE if (value := getattr(given, name)) is not None},
     )
-    return named.load().audit(checks=checks, options=options, progress=say)
+
+
+def _work(
+    given: argparse.Namespace,
+    settings: Settings,
+    setting_sources: Mapping[str, Source],
+    chosen: choices.Choices,
+    allow: Mapping[str, str],
+) -> Work:
+    from pytest_bnn.audit.plan import shorthands
+    from pytest_bnn.many.work import Work
+
+    checks = _checks(given)
+    return Work(
+        named=_named(given),
+        checks=None if checks is None else tuple(registry.chosen(checks)),
+        options=shorthands(given.kl_weight, given.num_batches, allow, given.num_data),
+        settings=settings,
+        setting_sources=setting_sources,
+        choices=chosen,
+        plugins=tuple(given.plugin),
+        folder=str(Path.cwd()),
+    )
 
 
 def _with_provenance(run: AuditRun, said: dict[str, str]) -> AuditRun:

@@ -10,12 +10,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from pytest_bnn.checks import choices, registry
+from pytest_bnn.commands import checkpoints
 from pytest_bnn.options import OPTIONS, positive, whole
 
 if TYPE_CHECKING:
     from pytest_bnn.commands.command import Commands
 
 T = TypeVar("T")
+
+#: Where the report goes unless it is told.
+REPORT = "audit.html"
 
 _TASKS = ("auto", "classification", "binary", "regression", "dense")
 
@@ -116,6 +120,7 @@ def add_to(commands: Commands) -> argparse.ArgumentParser:
         type=reading(whole(0)),
         help="dimension of the inputs along which the examples lie; 1 where time comes first (default: 0)",
     )
+    checkpoints.add_to(audit, reading(whole(1)))
     claims = audit.add_argument_group("what is claimed")
     claims.add_argument("--checks", metavar="ID,...", help="run these checks only, for example layers.replaced,kl.loss")
     claims.add_argument("--allow", metavar="PATTERN=REASON", action="append", default=[],
@@ -147,7 +152,7 @@ def add_to(commands: Commands) -> argparse.ArgumentParser:
         "-o",
         "--report",
         metavar="FILE.html",
-        default="audit.html",
+        default=REPORT,
         help="where to write the report; the JSON goes beside it (default: %(default)s)",
     )
     audit.add_argument(

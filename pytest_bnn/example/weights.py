@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import pickle
-import re
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from pytest_bnn.audit.environment import torchvision
+from pytest_bnn.data.checkpoints import read_state, some
+from pytest_bnn.data.checkpoints import sha256 as digest
 from pytest_bnn.errors import WeightsError
 
 if TYPE_CHECKING:
@@ -47,14 +45,14 @@ def load_teacher(source: str | Path = "digits") -> Teacher:
         BrokenEnvironmentError: torchvision does not match torch.
     """
     if source == "digits":
-        return _from_state(_read(EMBEDDED), name="digits", sha256=_sha256(EMBEDDED))
+        return _from_state(read_state(EMBEDDED), name="digits", sha256=digest(EMBEDDED))
     if source == "imagenet":
         return _imagenet()
     path = Path(source)
     if not path.is_file():
         hint = "'digits', 'imagenet' or the path of a .safetensors, .pt or .pth file"
         raise WeightsError(f"there are no weights {str(source)!r}", fix=f"give {hint}")
-    return _from_state(_read(path), name=path.name, sha256=_sha256(path))
+    return _from_state(read_state(path), name=path.name, sha256=digest(path))
 
 
 def model_card() -> dict[str, object]:
@@ -81,39 +79,8 @@ def _imagenet() -> Teacher:
                 fix=f"put the file {name} into {cached.parent} (TORCH_HOME moves it), or use the embedded "
                 "teacher: --weights digits (in pytest: --bnn-weights digits)",
             ) from error
-    state = _read(cached)
-    return _from_state(state, name="imagenet", sha256=_sha256(cached), class_names=tuple(weights.meta["categories"]))
-
-
-def _read(path: Path) -> dict[str, Tensor]:
-    import torch
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    again = "save it again with safetensors.torch.save_file(model.state_dict(), path)"
-    if path.suffix == ".safetensors":
-        try:
-            return load_file(path)
-        except (SafetensorError, OSError, ValueError) as error:
-            raise WeightsError(f"{path} is truncated or is not a safetensors file ({error})", fix=again) from error
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch.load warns of odd pickles before it refuses them
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged pickle raises nearly anything: IndexError, struct.error, ...
-        # torch's own words advise to load it with weights_only=False: the one thing not to do.
-        code = re.search(r"GLOBAL (\S+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
-        if code:
-            raise WeightsError(
-                f"{path} holds more than tensors, and loading it would execute code ({code[1]})", fix=again
-            ) from error
-        detail = type(error).__name__ if isinstance(error, pickle.UnpicklingError) else _first_line(error)
-        raise WeightsError(f"{path} is truncated or is not a torch checkpoint ({detail})", fix=again) from error
-    if not isinstance(state, dict) or not all(
-        isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in state.items()
-    ):
-        raise WeightsError(f"{path} holds no state_dict: a dict of names and tensors", fix=again)
-    return state
+    state = read_state(cached)
+    return _from_state(state, name="imagenet", sha256=digest(cached), class_names=tuple(weights.meta["categories"]))
 
 
 def _from_state(
@@ -132,7 +99,7 @@ def _from_state(
     floats = {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
     bad = sorted(key for key, value in floats.items() if not bool(torch.isfinite(value).all()))
     if bad:
-        raise WeightsError(f"the weights {name!r} hold NaN or infinity in {_some(bad)}", fix="give sound weights")
+        raise WeightsError(f"the weights {name!r} hold NaN or infinity in {some(bad)}", fix="give sound weights")
     model.load_state_dict(floats, strict=True, assign=True)
     for parameter in model.parameters():
         parameter.requires_grad_(True)
@@ -151,8 +118,8 @@ def _require_fit(state: dict[str, Tensor], expected: dict[str, Tensor], name: st
     fix = "give a state_dict of torchvision's resnet18, or audit your own network with --teacher MODULE:FACTORY"
     missing, unexpected = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
     if missing or unexpected:
-        parts = [f"lack {_some(missing)}"] if missing else []
-        parts += [f"hold the unexpected {_some(unexpected)}"] if unexpected else []
+        parts = [f"lack {some(missing)}"] if missing else []
+        parts += [f"hold the unexpected {some(unexpected)}"] if unexpected else []
         raise WeightsError(f"the weights {name!r} do not fit a ResNet18: they {' and '.join(parts)}", fix=fix)
     wrong = [
         f"{key} is {tuple(state[key].shape)} instead of {tuple(expected[key].shape)}"
@@ -167,17 +134,4 @@ def _require_fit(state: dict[str, Tensor], expected: dict[str, Tensor], name: st
         or state[key].is_meta
     ]
     if wrong:
-        raise WeightsError(f"the weights {name!r} do not fit a ResNet18: {_some(wrong)}", fix=fix)
-
-
-def _some(names: list[str], most: int = 4) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        raise WeightsError(f"the weights {name!r} do not fit a ResNet18: {some(wrong)}", fix=fix)

@@ -1,0 +1,84 @@
+"""``pytest-bnn audit --checkpoints``: one audit a checkpoint, and an index of them."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from concurrent.futures import Executor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pytest_bnn.commands import merge
+from pytest_bnn.errors import InputError
+from pytest_bnn.options import using
+
+if TYPE_CHECKING:
+    from pytest_bnn.many.work import Job, Work
+    from pytest_bnn.records.run import AuditRun
+
+ENGINES = ("processes", "ray")
+_INDEX = Path("audits") / "index.html"
+
+
+def add_to(parser: argparse.ArgumentParser, whole: object) -> None:
+    """Add the options of many checkpoints to the parser of audits; ``whole`` reads whole numbers."""
+    group = parser.add_argument_group("many checkpoints of that network")
+    group.add_argument("--checkpoints", metavar="PATTERN", action="append", default=[],
+                       help="files with the state of the network, such as 'runs/*/last.safetensors': each is audited "
+                       "by itself, what is done already is not done again, and -o names the index of them (default: "
+                       "audits/index.html); may be repeated")  # fmt: skip
+    group.add_argument("--jobs", metavar="N", type=whole, default=None,  # type: ignore[arg-type]
+                       help="number of processes that audit checkpoints (default: 1)")  # fmt: skip
+    group.add_argument("--engine", choices=ENGINES, default=None,
+                       help="where they run: processes of this machine, or Ray (default: processes)")  # fmt: skip
+    group.add_argument("--ray-address", metavar="ADDRESS", default=None,
+                       help="the Ray cluster, auto for the one of this machine (default: one starts here)")  # fmt: skip
+
+
+def require_fitting(given: argparse.Namespace) -> None:
+    """Refuse what would be ignored without a word."""
+    if given.checkpoints:
+        if given.model is None:
+            raise InputError("--checkpoints without --model", fix="name the function that makes the network they fit")
+        if given.ray_address is not None and given.engine != "ray":
+            raise InputError("--ray-address without --engine ray", fix="give both, or neither")
+        return
+    for name in ("jobs", "engine", "ray_address"):
+        if getattr(given, name) is not None:
+            option = name.replace("_", "-")
+            raise InputError(f"--{option} without --checkpoints", fix="name the checkpoints that are audited by it")
+
+
+def run(given: argparse.Namespace, work: Work, default_report: str) -> int:
+    """Audit every checkpoint, write a report of each and the index; return the exit code of the worst."""
+    from pytest_bnn.data.checkpoints import found
+    from pytest_bnn.many.series import audit_series
+    from pytest_bnn.report import render_html
+    from pytest_bnn.report.files import require_writable
+
+    output = _INDEX if given.report == default_report else Path(given.report)
+    require_writable(output)
+    files = found(given.checkpoints)
+
+    def done(job: Job, run: AuditRun, count: int, of: int) -> None:
+        print(f"{count} of {of}: {job.name}: {run.verdict.value.replace('_', ' ')}", file=sys.stderr)
+
+    with _executor(given) as executor:
+        audits = audit_series(work, files, output.parent, jobs=given.jobs or 1, executor=executor, done=done)
+    for path, audit in audits:
+        path.with_suffix(".html").write_text(render_html(audit), encoding="utf-8")
+    with using(work.settings, work.setting_sources):
+        return merge.finish(audits, output)
+
+
+@contextmanager
+def _executor(given: argparse.Namespace) -> Iterator[Executor | None]:
+    if given.engine != "ray":
+        yield None
+        return
+    from pytest_bnn.many.engines import ray_cluster
+
+    with ray_cluster(given.ray_address, given.jobs) as executor:
+        yield executor
