@@ -3,7 +3,7 @@
 ``python -m benchmarks.findings`` converts random networks with the bare ``dnn_to_bnn`` in three ways, looks which
 properties every conversion lacks, and tells the causes apart by what the properties say: how often each was met is
 printed, and what has no cause in the list. ``--shrink`` then has Hypothesis look for the smallest network for each;
-``--write docs/findings.md`` puts these networks into the page.
+``--write docs/explanation/findings.md`` puts these networks into the page.
 """
 
 from __future__ import annotations

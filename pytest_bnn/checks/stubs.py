@@ -15,7 +15,7 @@ from pytest_bnn.checks import registry
 from pytest_bnn.checks.declaration import Declaration
 
 _PACKAGE = Path(__file__).resolve().parents[1]
-_DOCS = _PACKAGE.parent / "docs"
+_DOCS = _PACKAGE.parent / "docs" / "reference"
 _BY = "python -m pytest_bnn.checks.stubs"
 
 
@@ -89,7 +89,9 @@ def checks(text: str) -> str:
         check = _declared(id)
         needs = ", ".join(check.needs) or "the model"
         can = ", ".join(f"`{one}`" for one in check.can)
-        rows.append(f"| [`{id}`](checks/{id}.md) | {needs} | {can} | {'by sampling' if check.sampled else 'exact'} |\n")
+        rows.append(
+            f"| [`{id}`](../checks/{id}.md) | {needs} | {can} | {'by sampling' if check.sampled else 'exact'} |\n"
+        )
     table = f"| id | needs | capabilities | decision |\n|---|---|---|---|\n{''.join(rows)}"
     return re.sub(r"^\| id \| needs \|.* decision \|\n(?:\|.*\n)+", lambda _: table, text, flags=re.M)
 

@@ -35,7 +35,7 @@ def signs(like: Tensor) -> Tensor:
 
 
 class _Padded:
-    """A convolution whose padding mode is not zeros: pads first, as torch's own does (docs/faults.md, A18)."""
+    """A convolution whose padding mode is not zeros: pads first, as torch's own does (faults.md, A18)."""
 
     padding_mode: str
     border: list[int]

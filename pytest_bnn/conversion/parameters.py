@@ -14,7 +14,7 @@ class Conversion:
     """The parameters of a conversion, validated.
 
     Args:
-        prior_mu: Mean of the prior of every weight. The library leaves it here under MOPED too (docs/faults.md, A4).
+        prior_mu: Mean of the prior of every weight. The library leaves it here under MOPED too (faults.md, A4).
         prior_sigma: Standard deviation of the prior of every weight, above 0.
         posterior_mu_init: Mean of the random posterior means; used without MOPED only.
         posterior_rho_init: Mean of the random rho; used without MOPED only.

@@ -31,7 +31,7 @@ _NEAR = 0.9
 #: Roundings by which a weight that was computed in another order may differ, relative to the norm of its tensor.
 _ROUNDINGS = 8
 
-#: A rho at or below this is the floor of MOPED's ``log(expm1(.) + 1e-20)``, docs/faults.md A6.
+#: A rho at or below this is the floor of MOPED's ``log(expm1(.) + 1e-20)``, faults.md A6.
 _FLOOR = -40.0
 
 

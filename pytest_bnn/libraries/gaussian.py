@@ -136,7 +136,7 @@ class PosteriorTensor:
 
     @property
     def prior_sigma(self) -> Tensor:
-        """The prior standard deviation (bayesian-torch calls it prior variance, docs/faults.md A10)."""
+        """The prior standard deviation (bayesian-torch calls it prior variance, faults.md A10)."""
         found = self._prior(self.prior_sigma_name)
         return found.exp() if self.prior_is_log else found
 

@@ -32,10 +32,10 @@ __all__ = [
     "unknown_layers",
 ]
 
-#: The adapters, in the order in which they are asked; see docs/extending.md.
+#: The adapters, in the order in which they are asked; see docs/how-to/another-library.md.
 ADAPTERS: list[Adapter] = [BayesianTorch(), TorchBnn()]
 
-_PAGE = 'docs/extending.md, "A library of Bayesian layers"'
+_PAGE = "docs/how-to/another-library.md"
 
 #: Words for a mean and for a width among the names of parameters.
 _MEAN = re.compile(r"(^|_)(mu|mean|loc)(_|$|s$)")
@@ -228,6 +228,6 @@ def _asked(model: nn.Module) -> Iterator[Adapter]:
 
 
 def counted_twice(model: nn.Module) -> tuple[str, ...]:
-    """Return the paths of layers whose KL ``get_kl_loss`` adds again for a layer around them (docs/faults.md, A12)."""
+    """Return the paths of layers whose KL ``get_kl_loss`` adds again for a layer around them (faults.md, A12)."""
     outer = [path for path, module in model.named_modules() if hasattr(module, "kl_loss")]
     return tuple(p for p in outer if any(p.startswith(f"{o}.") or (o == "" and p) for o in outer))

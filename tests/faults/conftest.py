@@ -22,7 +22,7 @@ from tests.faults.injectors.networks import NETWORKS, Network, sure_of, train
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "fault(id, *checks): injects a row of docs/faults.md, which these checks accuse")
+    config.addinivalue_line("markers", "fault(id, *checks): injects a row of faults.md, which these checks accuse")
 
 
 #: Each small network, and each estimator, is in every push; the other pairs of them wait.

@@ -1,4 +1,4 @@
-"""Every row of docs/faults.md that names a check is injected, under that row's id, and that check accuses it."""
+"""Every row of faults.md that names a check is injected, under that row's id, and that check accuses it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pytest_bnn.audit.run import CHECK_IDS
 from tests.faults.injectors import FAULTS
 
 FOLDER = Path(__file__).parent
-PAGE = FOLDER.parents[1] / "docs" / "faults.md"
+PAGE = FOLDER.parents[1] / "docs" / "explanation" / "faults.md"
 
 #: Clauses of a row's last cell that claim no verdict.
 NO_VERDICT = ("none yet", "report", "not injected", "accepted")

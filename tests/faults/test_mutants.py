@@ -25,7 +25,7 @@ from pytest_bnn.libraries.posterior import bayesian_layers
 
 Kind = tuple[str, str]
 
-PAGE = Path(__file__).parents[2] / "docs" / "mutants.md"
+PAGE = Path(__file__).parents[2] / "docs" / "explanation" / "mutants.md"
 
 ALLOWED = {
     Fate.KILLED: {Outcome.KILLED, Outcome.BELOW_POWER},

@@ -155,7 +155,7 @@ def test_a_library_that_nobody_knows_is_left_alone(make: Callable[[], nn.Module]
     for id in ("noise.varies", "noise.source", "kl.present", "kl.loss", "gradient.samples", "layers.replaced"):
         assert found[id].verdict is Verdict.NOT_APPLICABLE
         assert "nobody knows yet" in found[id].headline
-        assert "docs/extending.md" in found[id].headline
+        assert "docs/how-to/another-library.md" in found[id].headline
 
 
 def test_known_and_unknown_layers_in_one_network(audit: Audit) -> None:
@@ -329,7 +329,13 @@ def test_a_missing_capability_is_named_by_the_claims_that_need_it(
         assert named is (capability in can), found[id].explain()
         if named:
             assert found[id].verdict is Verdict.NOT_APPLICABLE
-            for words in (PROMISES[capability], "the adapter of mine", "0 (Linear)", "can", "docs/extending.md"):
+            for words in (
+                PROMISES[capability],
+                "the adapter of mine",
+                "0 (Linear)",
+                "can",
+                "docs/how-to/another-library.md",
+            ):
                 assert words in found[id].headline
 
 

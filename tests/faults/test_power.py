@@ -13,7 +13,7 @@ from benchmarks.curves import load
 from benchmarks.power import CURVES, POWER, curve
 
 TRIALS = 6
-POINTS = Path(__file__).parents[2] / "docs" / "power" / "points.json"
+POINTS = Path(__file__).parents[2] / "docs" / "explanation" / "power" / "points.json"
 
 
 #: The other curve of a check that has two.

@@ -32,9 +32,7 @@ from tests.integration import warm
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
-PAGES = sorted(
-    path.relative_to(DOCS).with_suffix("").as_posix() for path in (*DOCS.glob("*.md"), *DOCS.glob("checks/*.md"))
-)
+PAGES = sorted(path.relative_to(DOCS).with_suffix("").as_posix() for path in DOCS.rglob("*.md"))
 
 _BLOCK = re.compile(r"((?:^%[^\n]*\n)*)^```([^\n]*)\n(.*?)^```$", re.M | re.S)
 #: Rendered by Sphinx or only shown; everything else is run or parsed.
@@ -54,7 +52,9 @@ class Block:
 
 
 def page(name: str) -> str:
-    return (DOCS / f"{name}.md").read_text(encoding="utf-8")
+    """The text of a page, by its path or by the last part of it."""
+    (found,) = [path for path in PAGES if name in (path, path.rpartition("/")[2])]
+    return (DOCS / f"{found}.md").read_text(encoding="utf-8")
 
 
 def blocks(name: str) -> list[Block]:
@@ -93,10 +93,10 @@ LONG = pytest.mark.nightly("a minute of generated networks; the property tests o
 SESSIONS = pytest.mark.nightly(
     "a session for each block; every push reads the same options in tests/unit/test_options.py"
 )
-LATER = {"strategies": LONG, "properties": LONG, "configuration": SESSIONS}
+LATER = {"strategies": LONG, "test-a-converter": LONG, "configuration": SESSIONS}
 
 
-@pytest.mark.parametrize("name", [pytest.param(page, marks=LATER.get(page, ())) for page in PAGES])
+@pytest.mark.parametrize("name", [pytest.param(page, marks=LATER.get(page.rpartition("/")[2], ())) for page in PAGES])
 def test_page_runs(name: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """One namespace and one folder a page; what a console block shows must be in the output, in this order."""
     namespace: dict[str, object] = {"__name__": "docs"}
@@ -189,7 +189,7 @@ def test_every_check_has_a_page() -> None:
 
     texts = {path.stem: path.read_text(encoding="utf-8") for path in (DOCS / "checks").glob("*.md")}
     assert texts.keys() == set(registry.built_in())
-    assert re.findall(r"^\| \[`(.+?)`\]\(checks/\1\.md\)", page("checks"), re.M) == list(registry.built_in())
+    assert re.findall(r"^\| \[`(.+?)`\]\(\.\./checks/\1\.md\)", page("checks"), re.M) == list(registry.built_in())
     for check in map(registry.load, registry.built_in()):
         assert texts[check.id].startswith(f"# {check.id}\n")
         assert re.search(r"^## What to do when it fails$", texts[check.id], re.M), check.id
@@ -252,7 +252,7 @@ def test_every_strategy_and_property_is_documented() -> None:
     from pytest_bnn import properties, strategies
 
     for name, module in (("strategies", strategies), ("properties", properties)):
-        text = page("strategies") + page("properties")
+        text = page("strategies") + page("test-a-converter")
         missing = [public for public in module.__all__ if not re.search(rf"\b{public}\b", text)]
         assert not missing, f"{name}.md does not mention {missing}"
 
@@ -338,7 +338,7 @@ def test_pages_build_without_warnings(tmp_path: Path) -> None:
         [*command, "-d", str(tmp_path / "doctrees")], capture_output=True, text=True, check=False, cwd=ROOT
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    api = (tmp_path / "html" / "api.html").read_text(encoding="utf-8")
+    api = (tmp_path / "html" / "reference" / "api.html").read_text(encoding="utf-8")
     for name in pytest_bnn.__all__:
         assert f'id="pytest_bnn.{name}"' in api
     written = "".join(path.read_text(encoding="utf-8") for path in (tmp_path / "html").rglob("*.html"))

@@ -359,8 +359,8 @@ def test_a_new_check_is_a_module_a_page_and_a_test(tmp_path: Path) -> None:
         "pytest_bnn/__init__.pyi",
         "pytest_bnn/checks/__init__.pyi",
         "README.md",
-        "docs/api.md",
-        "docs/checks.md",
+        "docs/reference/api.md",
+        "docs/reference/checks.md",
     }
     assert {path.relative_to(tmp_path).as_posix() for path in changed} == generated
     helped = run("-c", "from pytest_bnn.cli import main; main(['audit', '--help'])")
@@ -368,5 +368,5 @@ def test_a_new_check_is_a_module_a_page_and_a_test(tmp_path: Path) -> None:
     assert order[order.index("kl.loss") + 1] == "kl.finite"
     assert "options: share (1.0)" in helped
     assert "| `kl.finite` | Every mu is finite. | exact |" in (tmp_path / "README.md").read_text(encoding="utf-8")
-    assert "checks/kl.finite.md" in (tmp_path / "docs" / "checks.md").read_text(encoding="utf-8")
+    assert "checks/kl.finite.md" in (tmp_path / "docs" / "reference" / "checks.md").read_text(encoding="utf-8")
     assert "1 passed" in run("-m", "pytest", "-q", "-p", "no:cacheprovider", "tests")

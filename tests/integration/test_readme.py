@@ -104,7 +104,7 @@ def tour(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.nightly(
-    "a session of its own; every push has the tour by the command line, and by pytest that of docs/tour.md"
+    "a session of its own; every push has the tour by the command line, and by pytest that of docs/start/tour.md"
 )
 def test_tour_with_pytest(tour: Path) -> None:
     """The tour's tests pass and leave a report."""

@@ -21,7 +21,7 @@ from pytest_bnn.records.recorder import Recorder, recording
 from pytest_bnn.records.run import AuditRun
 from pytest_bnn.training.finetune import distillation_loss
 
-DOCUMENTATION = Path(__file__).parents[2] / "docs" / "checks.md"
+DOCUMENTATION = Path(__file__).parents[2] / "docs" / "reference" / "checks.md"
 
 Given = tuple[nn.Module, nn.Module, Tensor, Loss]
 
@@ -225,7 +225,7 @@ def test_merged_keeps_the_order(given: Given) -> None:
 def test_check_ids_are_those_of_the_documentation() -> None:
     """Somebody looks an id up that they saw in a report."""
     text = DOCUMENTATION.read_text(encoding="utf-8")
-    assert {path.stem for path in (DOCUMENTATION.parent / "checks").glob("*.md")} == {*CHECK_IDS}
+    assert {path.stem for path in (DOCUMENTATION.parents[1] / "checks").glob("*.md")} == {*CHECK_IDS}
     assert tuple(re.findall(r"^\| \[`([^`]+)`\]", text, re.M)) == CHECK_IDS
     assert len({registry.load(id).declaration.claim for id in CHECK_IDS}) == len(CHECK_IDS)
 

@@ -100,7 +100,7 @@ def test_the_default_is_the_librarys_term() -> None:
 
 
 def test_a_layer_inside_a_layer_counts_once() -> None:
-    """bayesian-torch's LSTM adds its parts' KL, and ``get_kl_loss`` adds them again (docs/faults.md, A12)."""
+    """bayesian-torch's LSTM adds its parts' KL, and ``get_kl_loss`` adds them again (faults.md, A12)."""
     model = LSTMReparameterization(3, 4)
     assert float(pytest_bnn.kl(model).detach()) == pytest.approx(float(by_torch(model, MEAN).detach()), rel=1e-5)
 

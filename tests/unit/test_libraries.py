@@ -161,7 +161,7 @@ def test_what_the_probe_does_not_show_is_not_claimed(make: Callable[[], nn.Modul
     assert bayesian_layers(model) == ()
     assert [path for path, _ in unknown_layers(model)] == ["0"]
     assert "nobody knows yet" in lacking(model, "mean_field")
-    assert "docs/extending.md" in lacking(model, "silence")
+    assert "docs/how-to/another-library.md" in lacking(model, "silence")
 
 
 class Pair(nn.Module):

@@ -13,7 +13,7 @@ from scipy.stats import beta
 from benchmarks.curves import THEMES, Curve, Mark, Point, draw, dump, load, table, write_plots
 from benchmarks.power import CURVES, main
 
-DOCS = Path(__file__).parents[2] / "docs"
+DOCS = Path(__file__).parents[2] / "docs" / "explanation"
 POINTS = DOCS / "power" / "points.json"
 HOSTILE = '<script>&"\x07'
 

@@ -13,7 +13,7 @@ from pytest_bnn.libraries.gaussian import PosteriorTensor
 from pytest_bnn.libraries.protocol import BayesianLayer
 from pytest_bnn.records.evidence import LayerFinding
 
-#: A sigma below this is dead: its gradient is below 1e-8 of a weight's, so no training moves it (docs/faults.md, A6).
+#: A sigma below this is dead: its gradient is below 1e-8 of a weight's, so no training moves it (faults.md, A6).
 DEAD_SIGMA = 1e-8
 
 #: Share of dead sigma in a tensor from which it is worth a warning; a few in a million weights never matter.

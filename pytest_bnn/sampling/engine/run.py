@@ -14,7 +14,7 @@ from pytest_bnn.sampling.engine.plan import LayerPlan, Plan
 from pytest_bnn.sampling.engine.replica import Worker, share_out
 from pytest_bnn.sampling.threads import spread
 
-#: Numbers in the largest output of a layer, of all images of a chunk together: docs/sampling.md has the measurement.
+#: Numbers in the largest output of a layer, of all images of a chunk together: measured in the page on sampling.
 CHUNK_NUMBERS = 8_000_000
 
 
