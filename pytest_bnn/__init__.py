@@ -18,6 +18,8 @@ _HOMES = {
     "checks.check": ("Finding", "check"),
     "conversion": ("Conversion", "convert", "convert_with"),
     "errors": ("BrokenEnvironmentError", "ConversionError", "InputError", "PytestBnnError", "WeightsError"),
+    "many.index": ("audit_many",),
+    "records.collection": ("Collection", "CollectionRow"),
     "records.evidence": ("Evidence", "Measurement", "Threshold", "Verdict"),
     "records.run": ("AuditRun",),
     "example.audit": ("audit_resnet18",),

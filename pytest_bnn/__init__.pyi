@@ -78,6 +78,8 @@ from pytest_bnn.example.images import (
     photograph as photograph,
 )
 from pytest_bnn.example.weights import Teacher as Teacher, load_teacher as load_teacher, model_card as model_card
+from pytest_bnn.many.index import audit_many as audit_many
+from pytest_bnn.records.collection import Collection as Collection, CollectionRow as CollectionRow
 from pytest_bnn.records.evidence import (
     Evidence as Evidence,
     Measurement as Measurement,

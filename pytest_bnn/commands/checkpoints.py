@@ -54,8 +54,8 @@ def require_fitting(given: argparse.Namespace) -> None:
 def run(given: argparse.Namespace, work: Work, default_report: str) -> int:
     """Audit every checkpoint, write a report of each and the index; return the exit code of the worst."""
     from pytest_bnn.data.checkpoints import found
+    from pytest_bnn.many.index import write_pages
     from pytest_bnn.many.series import audit_series
-    from pytest_bnn.report import render_html
     from pytest_bnn.report.files import require_writable
 
     output = _INDEX if given.report == default_report else Path(given.report)
@@ -67,8 +67,7 @@ def run(given: argparse.Namespace, work: Work, default_report: str) -> int:
 
     with _executor(given) as executor:
         audits = audit_series(work, files, output.parent, jobs=given.jobs or 1, executor=executor, done=done)
-    for path, audit in audits:
-        path.with_suffix(".html").write_text(render_html(audit), encoding="utf-8")
+    write_pages(audits)
     with using(work.settings, work.setting_sources):
         return merge.finish(audits, output)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,7 +21,7 @@ INDEX = "index.html"
 def add(commands: Commands) -> None:
     """Add the command."""
     merge = commands.add_parser("merge", help="put the JSON of several audits into one index")
-    merge.add_argument("audits", metavar="AUDIT.json", nargs="+", help="the JSON files of audits")
+    merge.add_argument("audits", metavar="AUDIT.json", nargs="+", help="the JSON files of audits, or of indexes")
     merge.add_argument("-o", "--output", metavar="FILE.html", default=INDEX,
                        help="the index; its JSON goes beside it (default: %(default)s)")  # fmt: skip
     merge.add_argument("-v", "--verbose", action="store_true", help="show tracebacks")
@@ -31,41 +30,43 @@ def add(commands: Commands) -> None:
 
 def run(given: argparse.Namespace) -> int:
     """Write the index, and say how the audits ended."""
-    from pytest_bnn.records.run import AuditRun
     from pytest_bnn.report.files import require_writable
 
     output = Path(given.output)
     require_writable(output, "--output")
-    index_data = output.with_suffix(".json").resolve()
-    audits = []
-    for name in dict.fromkeys(given.audits):
-        path = Path(name)
-        if path.resolve() == index_data:
-            continue  # an index that was written before, named by *.json
-        try:
-            audits.append((path, AuditRun.from_json(path.read_text(encoding="utf-8"))))
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"{name} cannot be read ({error})", fix="give JSON files of audits") from error
-        except InputError as error:
-            raise InputError(f"{name}: {error.problem}", fix=error.fix) from error
+    own = output.with_suffix(".json").resolve()
+    audits = {}
+    for name in given.audits:
+        if Path(name).resolve() != own:  # an index that was written before, named by *.json
+            audits.update({path.resolve(): (path, run) for path, run in _read(Path(name))})
     if not audits:
         raise InputError("no audit was given", fix="give JSON files of audits beside the index")
-    return finish(audits, output)
+    return finish(list(audits.values()), output)
+
+
+def _read(path: Path) -> list[tuple[Path, AuditRun]]:
+    """Return the audit of a file; of an index all that it is of."""
+    from pytest_bnn.records.collection import Collection
+    from pytest_bnn.records.run import AuditRun
+
+    try:
+        text = path.read_text(encoding="utf-8")
+        if '"collection_version"' in text[:200]:
+            rows = Collection.from_json(text).rows
+            return [pair for audit in dict.fromkeys(row.audit for row in rows) for pair in _read(path.parent / audit)]
+        return [(path, AuditRun.from_json(text))]
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read ({error})", fix="give JSON files of audits") from error
+    except InputError as error:
+        raise InputError(f"{path}: {error.problem}", fix=error.fix) from error
 
 
 def finish(audits: list[tuple[Path, AuditRun]], output: Path) -> int:
     """Write the index of audits with its JSON, say how they ended; return the exit code of the worst."""
-    from pytest_bnn.records.collection import collect
+    from pytest_bnn.many.index import write_index
     from pytest_bnn.report import collection as report
 
-    beside = output.parent.resolve()
-
-    def relative(path: Path) -> str:
-        return Path(os.path.relpath(path.resolve(), beside)).as_posix() if path.is_file() else ""
-
-    found = collect((relative(path), relative(path.with_suffix(".html")), run) for path, run in audits)
-    output.with_suffix(".json").write_text(found.to_json(), encoding="utf-8")
-    output.write_text(report.render(found), encoding="utf-8")
+    found = write_index(audits, output)
     print(report.sentence(found))
     for row in found.rows[:10]:
         if row.problems:

@@ -93,7 +93,7 @@ def perform(work: Work, job: Job, threads: int = 0) -> str:
         try:
             parts = _parts(work)
             model = copy.deepcopy(parts.model)
-            checkpoints.load_into(model, job.file)
+            checkpoints.load_into(model, job.file, job.name)
             run = parts.audit(model=model, name=job.name, checks=work.checks, options=work.options)
         except PytestBnnError as error:
             run = broken(job, error.problem, error.fix)

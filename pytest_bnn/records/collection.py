@@ -15,8 +15,13 @@ from pytest_bnn.records.run import AuditRun, SubjectRecord
 COLLECTION_VERSION = "1.0"
 TITLE = "Audits side by side"
 
-#: What a row shows of the model's predictions, by the name in the table of scores.
-_SCORES = ("accuracy", "Brier score", "negative log likelihood (nats)", "best temperature")
+#: What a row shows of the model's predictions, by the name in the table of scores, with its column.
+_SCORES = {
+    "accuracy": "accuracy",
+    "Brier score": "Brier score",
+    "negative log likelihood (nats)": "NLL (nats)",
+    "best temperature": "temperature",
+}
 #: What it shows of claims: the observed value behind a verdict.
 _OBSERVED = (("teacher.agreement", "agreement"), ("noise.spread", "spread"))
 _SIGMA, _KL = "median \N{GREEK SMALL LETTER SIGMA}/|\N{GREEK SMALL LETTER MU}|", "KL (nats)"
@@ -103,7 +108,7 @@ def collect(audits: Iterable[tuple[str, str, AuditRun]], title: str = TITLE) -> 
         for key in dict.fromkeys(_key(check) for check in run.checks)
     ]
     measured = [_figures(run, key) for _, _, run, key in found]
-    known = (*_SCORES, *(name for _, name in _OBSERVED), _SIGMA, _KL)
+    known = (*_SCORES.values(), *(name for _, name in _OBSERVED), _SIGMA, _KL)
     names = tuple(name for name in known if any(name in figures for figures in measured))
     rows = [_row(*one, figures, names) for one, figures in zip(found, measured, strict=True)]
     return Collection(rows=tuple(sorted(rows, key=_badness)), figures=names, title=title)
@@ -152,7 +157,9 @@ def _figures(run: AuditRun, key: tuple[str, str]) -> dict[str, float]:
         if table is not None and "BNN" in table.predictors:
             place = table.predictors.index("BNN")
             scores = {row.name: row.scores[place] for row in table.rows}
-            found |= {name: score.value for name in _SCORES if (score := scores.get(name)) is not None}
+            found |= {
+                column: score.value for name, column in _SCORES.items() if (score := scores.get(name)) is not None
+            }
         bayesian = [row for row in subject.layers if row.bayesian]
         if bayesian:
             sigmas = sorted(row.sigma_over_mu for row in bayesian if row.sigma_over_mu is not None)

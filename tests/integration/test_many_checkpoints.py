@@ -1,0 +1,374 @@
+"""Many checkpoints of one network: audited apart by any executor, resumed, merged; the same files whoever did it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from pytest_bnn import cli
+from pytest_bnn.audit.named import Named
+from pytest_bnn.commands import command as exits
+from pytest_bnn.data.checkpoints import load_into, read_state
+from pytest_bnn.errors import InputError, WeightsError
+from pytest_bnn.many import series, work
+from pytest_bnn.many.series import audit_series
+from pytest_bnn.options import Settings
+from pytest_bnn.records.collection import Collection, collect
+from pytest_bnn.records.run import AuditRun
+
+NET = """
+import os
+import signal
+
+import torch
+from bayesian_torch.models.dnn_to_bnn import get_kl_loss
+from pytest_bnn import convert
+from torch import nn
+
+calls = 0
+
+
+def teacher():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(16, 12), nn.ReLU(), nn.Linear(12, 3)).eval()
+
+
+def bayesian():
+    global calls
+    calls += 1
+    return convert(teacher(), moped_delta=0.1)
+
+
+def held_out():
+    images = torch.randn(24, 1, 4, 4, generator=torch.Generator().manual_seed(1))
+    return images, teacher()(images).argmax(1)
+
+
+class Deadly(nn.Sequential):
+    def load_state_dict(self, state, **more):
+        if any(bool(tensor.isnan().any()) for tensor in state.values()):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().load_state_dict(state, **more)
+
+
+def deadly():
+    return Deadly(*bayesian())
+"""
+
+CHECKS = ("layers.replaced", "mean.equals_teacher", "kl.present", "noise.varies")
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    (tmp_path / "many_net.py").write_text(NET, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    work._loaded.clear()
+    yield tmp_path
+    work._loaded.clear()
+    sys.modules.pop("many_net", None)
+
+
+def save(name: str, *, shift: float = 0.0, nan: bool = False) -> str:
+    """Write a checkpoint of the network, its rho moved by ``shift``."""
+    import many_net  # type: ignore[import-not-found]
+
+    network = many_net.bayesian()
+    state = {key: value.clone() + (shift if "rho" in key else 0.0) for key, value in network.state_dict().items()}
+    if nan:
+        state[next(iter(state))].fill_(float("nan"))
+    path = Path(name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(state, path)
+    return name
+
+
+def shared(folder: Path, model: str = "many_net:bayesian", **more: Any) -> work.Work:
+    named = Named(model=model, teacher="many_net:teacher", data="many_net:held_out")
+    return work.Work(named=named, checks=CHECKS, folder=str(folder), **more)
+
+
+def timeless(run: AuditRun) -> dict[str, Any]:
+    """Return an audit without what another machine, or another moment, may say."""
+    document: dict[str, Any] = json.loads(run.to_json())
+    for check in document["checks"]:
+        check["seconds"] = 0.0
+    for name in ("created", "threads", "duration", "machine"):
+        document["provenance"].pop(name, None)
+    return document
+
+
+def test_executors_processes_and_parts_give_the_same(folder: Path) -> None:
+    """What a row says depends on neither the process that judged it nor the order in which they ended."""
+    files = [save(f"runs/{number}/last.safetensors", shift=number / 10) for number in range(5)]
+    serial = audit_series(shared(folder), files, "serial")
+    apart = audit_series(shared(folder), files, "apart", jobs=2)
+    with ThreadPoolExecutor(1) as pool:
+        threaded = audit_series(shared(folder), reversed(files), "threaded", executor=pool)
+    expected = {path.name: timeless(run) for path, run in serial}
+    assert len(expected) == 5
+    for found in (apart, threaded):
+        assert {path.name: timeless(run) for path, run in found} == expected
+    parts = [*audit_series(shared(folder), files[:2], "a"), *audit_series(shared(folder), files[2:], "b")]
+    tables = [collect((path.name, "", run) for path, run in found) for found in (serial, apart, threaded, parts)]
+    assert all(table == tables[0] for table in tables)
+    assert len({row.sha256 for row in tables[0].rows}) == 5
+
+
+def test_the_factory_is_called_once(folder: Path) -> None:
+    """Each checkpoint goes into a copy of what it made."""
+    import many_net
+
+    files = [save(f"{number}.safetensors", shift=number / 10) for number in range(3)]
+    before = many_net.calls
+    audits = audit_series(shared(folder), files, "out")
+    assert many_net.calls == before + 1
+    assert len({run.subjects[0].sha256 for _, run in audits}) == 3
+
+
+def test_only_what_is_missing_is_done_again(folder: Path) -> None:
+    """Half a file, a changed checkpoint, other settings: done again; what is whole and the same: not."""
+    files = [save(f"{number}.safetensors", shift=number / 10) for number in range(4)]
+    first = audit_series(shared(folder), files, "out")
+    whole, half, changed, gone = (path for path, _ in first)
+    text = half.read_text(encoding="utf-8")
+    half.write_text(text[: len(text) // 2], encoding="utf-8")
+    gone.unlink()
+    save("2.safetensors", shift=1.0)
+    written = whole.stat().st_mtime_ns
+    second = audit_series(shared(folder), files, "out")
+    assert whole.stat().st_mtime_ns == written
+    assert timeless(second[1][1]) == timeless(first[1][1])
+    assert timeless(second[3][1]) == timeless(first[3][1])
+    assert changed.is_file()
+    assert timeless(second[2][1]) != timeless(first[2][1])
+    settings = Settings(seed=3)
+    again = audit_series(shared(folder, settings=settings), files, "out")
+    assert {check.seed for _, run in again for check in run.checks} == {3}
+    assert whole.stat().st_mtime_ns != written
+
+
+def test_data_that_changed_are_judged_anew(folder: Path) -> None:
+    """The examples are part of what an audit is about, though no option says that they changed."""
+    files = [save("one.safetensors")]
+    audit_series(shared(folder), files, "out")
+    before = Path("out").glob("*.json").__next__().stat().st_mtime_ns
+    source = (folder / "many_net.py").read_text(encoding="utf-8")
+    (folder / "many_net.py").write_text(source.replace("manual_seed(1)", "manual_seed(2)"), encoding="utf-8")
+    work._loaded.clear()
+    sys.modules.pop("many_net")
+    sys.dont_write_bytecode, kept = True, sys.dont_write_bytecode
+    try:
+        audit_series(shared(folder), files, "out")
+    finally:
+        sys.dont_write_bytecode = kept
+    assert Path("out").glob("*.json").__next__().stat().st_mtime_ns != before
+
+
+def test_a_process_that_is_killed_loses_its_own_checkpoint_alone(folder: Path) -> None:
+    """For lack of memory, say: the others are judged, each once, and the one is named."""
+    files = [save(f"{number}.safetensors", shift=number / 10) for number in range(5)]
+    files.insert(1, save("deadly.safetensors", nan=True))
+    told: list[str] = []
+    audits = audit_series(
+        shared(folder, "many_net:deadly"), files, "out", jobs=2, done=lambda job, *_: told.append(job.name)
+    )
+    assert sorted(told) == sorted(files)
+    verdicts = {run.checks[0].subject: run for _, run in audits}
+    broken = verdicts.pop("deadly.safetensors")
+    assert [(check.id, check.verdict) for check in broken.checks] == [("checkpoint", "error")]
+    assert "ended before it was done" in broken.checks[0].headline
+    assert all({check.id for check in run.checks} == set(CHECKS) for run in verdicts.values())
+    assert series._finished(audits[1][0], work.Job(file="", name="", sha256="", key="")) is None
+
+
+class Failing(Executor):
+    """Loses every second task, as a cluster may."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
+        """Do it here, or fail."""
+        future: Future[Any] = Future()
+        self.count += 1
+        if self.count % 2:
+            future.set_exception(ConnectionError("the node is gone"))
+        else:
+            future.set_result(fn(*args, **kwargs))
+        return future
+
+
+def test_what_an_executor_loses_is_named_and_done_at_the_next_start(folder: Path) -> None:
+    """An error of the cluster is no verdict on the model, and no reason to lose the others."""
+    files = [save(f"{number}.safetensors", shift=number / 10) for number in range(3)]
+    audits = audit_series(shared(folder), files, "out", executor=Failing())
+    lost = [run for _, run in audits if run.checks[0].id == "checkpoint"]
+    assert len(lost) == 2
+    assert "the node is gone" in lost[0].checks[0].headline
+    again = audit_series(shared(folder), files, "out")
+    assert all({check.id for check in run.checks} == set(CHECKS) for _, run in again)
+
+
+def test_an_interrupt_keeps_what_is_done(folder: Path) -> None:
+    """The finished audits lie there whole; nothing else does."""
+    files = [save(f"{number}.safetensors", shift=number / 10) for number in range(3)]
+
+    def stop(_job: work.Job, _run: AuditRun, count: int, _of: int) -> None:
+        if count == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        audit_series(shared(folder), files, "out", done=stop)
+    done = sorted(Path("out").iterdir())
+    assert len(done) == 2
+    assert [AuditRun.from_json(path.read_text(encoding="utf-8")).verdict for path in done] == ["pass", "pass"]
+
+
+COMMAND = ("audit", "--model", "many_net:bayesian", "--teacher", "many_net:teacher", "--data", "many_net:held_out",
+           "--checks", ",".join(CHECKS))  # fmt: skip
+
+
+def test_from_the_command_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """An index with a row each, the worst first, whose links lead to reports; the exit code is that of the worst."""
+    for number in range(3):
+        save(f"runs/{number}/last.safetensors", shift=number / 10)
+    wide = save("runs/wide/last.safetensors", nan=True)
+    code = cli.main([*COMMAND, "--checkpoints", "runs/*/last.safetensors", "-o", "out/index.html"])
+    said = capsys.readouterr()
+    assert code == exits.FAILED, said
+    assert "4 of 4" in said.err
+    index = Collection.from_json(Path("out/index.json").read_text(encoding="utf-8"))
+    assert index.rows[0].name == wide
+    assert [row.verdict for row in index.rows] == ["fail", "pass", "pass", "pass"]
+    for row in index.rows:
+        assert (Path("out") / row.page).is_file()
+        assert (Path("out") / row.audit).is_file()
+    page = Path("out/index.html").read_text(encoding="utf-8")
+    assert page.index(wide) < page.index("runs/0/last.safetensors")
+    own = [str(path) for path in Path("out").glob("*.json")]
+    assert cli.main(["merge", *own, "-o", "out/index.html"]) == exits.FAILED
+    assert cli.main(["merge", "out/index.json", *own, "-o", "other/index.html"]) == exits.FAILED
+    elsewhere = Collection.from_json(Path("other/index.json").read_text(encoding="utf-8"))
+    assert [row.page for row in elsewhere.rows] == [f"../out/{row.page}" for row in index.rows]
+    assert Path("out/index.html").read_text(encoding="utf-8") == page
+    assert Path("out/index.json").read_text(encoding="utf-8") == index.to_json()
+
+
+def test_the_index_states_the_sum_of_the_error_rates(folder: Path) -> None:
+    """Each audit keeps its own; together they are more."""
+    files = [save(f"{number}.safetensors", shift=number / 10) for number in range(3)]
+    audits = audit_series(shared(folder), files, "out")
+    index = collect((path.name, "", run) for path, run in audits)
+    assert {row.alpha for row in index.rows} == {1e-6}
+    assert index.alpha == pytest.approx(3e-6)
+
+
+WRONG = {
+    "no such file": (("--checkpoints", "none/*.pt"), "no checkpoint is called 'none/*.pt'"),
+    "jobs alone": (("--jobs", "2"), "--jobs without --checkpoints"),
+    "engine alone": (("--engine", "ray"), "--engine without --checkpoints"),
+    "address alone": (("--checkpoints", "a.safetensors", "--ray-address", "auto"), "--ray-address without --engine"),
+    "no jobs": (("--checkpoints", "a.safetensors", "--jobs", "0"), "'0' is not a whole number from 1"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_options(folder: Path, capsys: pytest.CaptureFixture[str], case: str) -> None:
+    """One clear line, before anything is loaded."""
+    arguments, words = WRONG[case]
+    try:
+        code: Any = cli.main([*COMMAND, *arguments])
+    except SystemExit as error:
+        code = error.code
+    assert code == exits.USAGE
+    assert words in capsys.readouterr().err
+
+
+def test_merge_refuses_what_is_no_audit(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """And says which file it is."""
+    Path("package.json").write_text("{}", encoding="utf-8")
+    assert cli.main(["merge", "package.json", "-o", "index.html"]) == exits.USAGE
+    assert "package.json: the JSON is not an audit" in capsys.readouterr().err
+
+
+class Net(torch.nn.Module):
+    """Two layers, one of them called like a wrapper's prefix."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = torch.nn.Linear(2, 3)
+        self.b = torch.nn.Linear(3, 1)
+
+
+def _states() -> dict[str, tuple[Any, str]]:
+    state = Net().state_dict()
+    return {
+        "missing": ({"a.weight": state["a.weight"]}, "it lacks a.bias, b.weight, b.bias"),
+        "unexpected": ({**state, "c": torch.ones(1)}, "it holds c, which the network has not"),
+        "prefixed": ({f"module.{k}": v for k, v in state.items()}, "Every name begins with 'module.'"),
+        "compiled": ({f"_orig_mod.{k}": v for k, v in state.items()}, "Every name begins with '_orig_mod.'"),
+        "shape": ({**state, "a.bias": torch.ones(4)}, r"a.bias is \(4,\), the network's is \(3,\)"),
+        "no state": ({"epoch": 3}, "holds no state_dict"),
+        "a tensor": (torch.ones(3), "holds no state_dict"),
+        "code": (Net(), "would execute code"),
+    }
+
+
+@pytest.mark.parametrize("case", _states())
+def test_a_state_that_does_not_fit(tmp_path: Path, case: str) -> None:
+    """The names tell what is wrong, and the network is as it was."""
+    state, words = _states()[case]
+    path, network = tmp_path / "state.pt", Net()
+    torch.save(state, path)
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    with pytest.raises(WeightsError, match=words):
+        load_into(network, path)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
+
+
+def test_the_state_beside_an_optimizer(tmp_path: Path) -> None:
+    """As training scripts save it."""
+    path, state = tmp_path / "epoch.pt", Net().state_dict()
+    torch.save({"state_dict": state, "epoch": 3, "optimizer": {"state": {}}}, path)
+    assert all(torch.equal(tensor, state[name]) for name, tensor in read_state(path).items())
+
+
+def test_an_index_that_is_none() -> None:
+    """Another file of that name is not taken for one."""
+    for text in ("{", "[]", "{}"):
+        with pytest.raises(InputError):
+            Collection.from_json(text)
+
+
+@pytest.mark.nightly("a Ray cluster starts on this machine: half a minute")
+def test_ray_gives_the_same_and_repeats_a_killed_task(folder: Path) -> None:
+    """Locally embedded, as --engine ray starts it."""
+    pytest.importorskip("ray", reason="runs where the extra pytest-bnn[ray] is installed")
+    from pytest_bnn.many.engines import ray_cluster
+
+    files = [save(f"{number}.safetensors", shift=number / 10) for number in range(4)]
+    expected = [timeless(run) for _, run in audit_series(shared(folder), files, "here")]
+    with ray_cluster(workers=2) as executor:
+        found = audit_series(shared(folder), files, "there", executor=executor)
+        once = executor.submit(_dies_once, str(folder / "died"))
+        assert once.result(timeout=120) == "alive"
+    assert [timeless(run) for _, run in found] == expected
+
+
+def _dies_once(mark: str) -> str:
+    if not Path(mark).exists():
+        Path(mark).touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return "alive"
