@@ -71,7 +71,8 @@ if __name__ == "__main__":
     with around as executor, using(Settings(samples=int(passes), threads=1)):
         start = time.perf_counter()
         audit_many("scale_net:bayesian", ["*.pt"], folder="out", jobs=processes, executor=executor,
-                   images=int(examples), teacher="scale_net:teacher", data="scale_net:held_out", loss="scale_net:loss", num_batches=45)
+                   images=int(examples), teacher="scale_net:teacher", data="scale_net:held_out",
+                   loss="scale_net:loss", num_batches=45)
         seconds = time.perf_counter() - start
     peaks = [resource.getrusage(who).ru_maxrss / 1024 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     print(json.dumps({"seconds": seconds, "own": peaks[0], "children": peaks[1]}))
