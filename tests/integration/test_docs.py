@@ -93,7 +93,8 @@ LONG = pytest.mark.nightly("a minute of generated networks; the property tests o
 SESSIONS = pytest.mark.nightly(
     "a session for each block; every push reads the same options in tests/unit/test_options.py"
 )
-LATER = {"strategies": LONG, "test-a-converter": LONG, "configuration": SESSIONS}
+PASSES = pytest.mark.nightly("hundreds of passes of a ResNet18; every push runs examples/resnet18_notebook.py")
+LATER = {"strategies": LONG, "test-a-converter": LONG, "configuration": SESSIONS, "photograph": PASSES}
 
 
 @pytest.mark.parametrize("name", [pytest.param(page, marks=LATER.get(page.rpartition("/")[2], ())) for page in PAGES])
