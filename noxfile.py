@@ -6,6 +6,8 @@ Each session has an environment of its own; ``nox -R`` takes the one of the last
 from __future__ import annotations
 
 import os
+import re
+from pathlib import Path
 
 import nox
 
@@ -25,6 +27,25 @@ def tests(session: nox.Session) -> None:
 
 
 @nox.session
+def lowest(session: nox.Session) -> None:
+    """The oldest versions that ``pyproject.toml`` allows: the README's tour, as a user's tests and as one command."""
+    session.install("uv>=0.5")
+    python = session.virtualenv.bin + "/python"
+    session.run("uv", "pip", "install", "--resolution", "lowest-direct", "--python", python, ".")
+    readme = Path("README.md").read_text(encoding="utf-8")
+    folder = Path(session.create_tmp())
+    for name, text in re.findall(r"^```python\n# (\w+\.py)\n(.*?)^```$", readme, re.M | re.S):
+        (folder / name).write_text(text, encoding="utf-8")
+    session.chdir(folder)
+    session.run("pytest", "-q", "--bnn-report=tests.html", env=ONE_THREAD)
+    session.run(
+        *("pytest-bnn", "audit", "--model", "my_net:bayesian", "--teacher", "my_net:teacher"),
+        *("--data", "my_net:held_out", "--loss", "my_net:loss", "--num-batches", "45"),
+        env=ONE_THREAD,
+    )
+
+
+@nox.session
 def nightly(session: nox.Session) -> None:
     """Every test, with random examples and more of them: an hour or so."""
     # A library that no adapter knows, whose licence is not ours to bring to everyone who runs the tests.
@@ -34,10 +55,11 @@ def nightly(session: nox.Session) -> None:
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Style, by ruff."""
-    session.install("ruff>=0.6")
+    """Style, by ruff, and the workflows, by zizmor."""
+    session.install("ruff>=0.6", "zizmor>=1.20")
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
+    session.run("zizmor", "--offline", "--no-progress", ".github")
 
 
 @nox.session

@@ -1,6 +1,15 @@
-"""Sphinx: ``sphinx-build -W --keep-going -b html docs docs/_build/html``."""
+"""Sphinx: ``sphinx-build -W --keep-going -b html docs docs/_build/html``.
+
+What is built loads nothing from elsewhere: formulas are MathML, which browsers show without a script, and the search is
+Sphinx's own, whose index is one of the files.
+"""
 
 from importlib.metadata import version as installed
+
+from docutils import nodes
+from latex2mathml.converter import convert
+from sphinx.application import Sphinx
+from sphinx.writers.html5 import HTML5Translator
 
 project = "pytest-bnn"
 author = "The pytest-bnn maintainers"
@@ -10,10 +19,11 @@ extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "sp
 exclude_patterns = ["_build"]
 html_theme = "furo"
 html_title = f"pytest-bnn {release}"
+html_math_renderer = "mathml"
 
 myst_heading_anchors = 3
-# The mathematics of the checks' pages.
-myst_enable_extensions = ["dollarmath"]
+# The terms and the mathematics of the checks' pages.
+myst_enable_extensions = ["deflist", "dollarmath"]
 
 # Docstrings put code into single backticks.
 default_role = "code"
@@ -23,3 +33,17 @@ autodoc_typehints = "signature"
 autodoc_member_order = "bysource"
 # Aliases such as Loss are shown by name, not by what they stand for.
 autodoc_type_aliases = {"Loss": "Loss", "Scalar": "Scalar", "Stage": "Stage"}
+
+
+def _inline(self: HTML5Translator, node: nodes.math) -> None:
+    self.body.append(convert(node.astext()))
+    raise nodes.SkipNode
+
+
+def _block(self: HTML5Translator, node: nodes.math_block) -> None:
+    self.body.append(f'<div class="math">{convert(node.astext(), display="block")}</div>\n')
+    raise nodes.SkipNode
+
+
+def setup(app: Sphinx) -> None:
+    app.add_html_math_renderer("mathml", (_inline, None), (_block, None))

@@ -93,7 +93,8 @@ LONG = pytest.mark.nightly("a minute of generated networks; the property tests o
 SESSIONS = pytest.mark.nightly(
     "a session for each block; every push reads the same options in tests/unit/test_options.py"
 )
-LATER = {"strategies": LONG, "test-a-converter": LONG, "configuration": SESSIONS}
+PASSES = pytest.mark.nightly("hundreds of passes of a ResNet18; every push runs examples/resnet18_notebook.py")
+LATER = {"strategies": LONG, "test-a-converter": LONG, "configuration": SESSIONS, "photograph": PASSES}
 
 
 @pytest.mark.parametrize("name", [pytest.param(page, marks=LATER.get(page.rpartition("/")[2], ())) for page in PAGES])
@@ -319,7 +320,7 @@ def test_catalogue_claims_no_check_without_a_test() -> None:
 def test_pages_build_without_warnings(tmp_path: Path) -> None:
     """Strictly: a broken link, a name that autodoc cannot find or a bad docstring is an error."""
     reason = "runs where the docs extra is installed, as in .ci/run"
-    for module in ("sphinx", "myst_parser", "furo"):
+    for module in ("sphinx", "myst_parser", "furo", "latex2mathml"):
         if importlib.util.find_spec(module) is None:
             pytest.skip(reason)
     command = [
@@ -341,6 +342,15 @@ def test_pages_build_without_warnings(tmp_path: Path) -> None:
     api = (tmp_path / "html" / "reference" / "api.html").read_text(encoding="utf-8")
     for name in pytest_bnn.__all__:
         assert f'id="pytest_bnn.{name}"' in api
-    written = "".join(path.read_text(encoding="utf-8") for path in (tmp_path / "html").rglob("*.html"))
+    pages = {path: path.read_text(encoding="utf-8") for path in (tmp_path / "html").rglob("*.html")}
+    written = "".join(pages.values())
     assert "% file:" not in written
     assert "$\\" not in written  # a formula that was left as it is
+    assert "<math" in written
+    assert "<dt>Claim" in written  # the terms of a check's page
+    for path, text in pages.items():
+        outside = re.findall(r'<(?:script|link|img|iframe|source)[^>]*(?:src|href)="(?:https?:)?//[^"]*"', text)
+        assert not outside, f"{path.name} loads {outside}"
+    search = (tmp_path / "html" / "searchindex.js").read_text(encoding="utf-8")
+    for word in ("moped", "how-to/from-bayesian-torch"):
+        assert word in search, f"the search does not find {word!r}"

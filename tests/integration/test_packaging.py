@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import shutil
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -89,3 +94,95 @@ def test_modules_are_short() -> None:
         if (count := len(path.read_text(encoding="utf-8").splitlines())) > 360
     }
     assert not long
+
+
+def _project() -> dict[str, Any]:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+
+
+def test_version_is_one_everywhere() -> None:
+    """Package, citation and changelog name the same release, and the changelog its day."""
+    version = _project()["project"]["version"]
+    cited = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    (released,) = re.findall(rf"^## \[{re.escape(version)}\] - (\d{{4}}-\d\d-\d\d)$", changes, re.M)
+    assert f"\nversion: {version}\n" in cited
+    assert f'\ndate-released: "{released}"\n' in cited
+    assert re.findall(r"^## \[(.+?)\]", changes, re.M)[:2] == ["Unreleased", version]
+
+
+def test_dependency_groups_are_the_extras() -> None:
+    """PEP 735's groups name the extras, so that no list stands twice; `dev` has all of them."""
+    project = _project()
+    groups, extras = project["dependency-groups"], project["project"]["optional-dependencies"]
+    assert groups.keys() == extras.keys()
+    for name in extras:
+        assert f"pytest-bnn[{name}]" in groups[name]
+    included = {entry["include-group"] for entry in groups["dev"] if isinstance(entry, dict)}
+    assert included == extras.keys() - {"dev"}
+
+
+def test_pytest_is_strict(pytestconfig: pytest.Config) -> None:
+    """By settings: as options in ``addopts`` pytest 9.0 ignored them, so that a mistyped marker was a warning."""
+    for setting in ("strict_config", "strict_markers", "strict_xfail"):
+        assert pytestconfig.getini(setting) is True
+    with pytest.raises(pytest.fail.Exception, match="'mistyped' not found in `markers`"):
+        _ = pytest.mark.mistyped
+
+
+WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_workflows_trust_little(path: Path) -> None:
+    """Actions by commit with their version, no rights but what a job names, no credentials left in the checkout."""
+    text = path.read_text(encoding="utf-8")
+    used = re.findall(r"uses: (.*)$", text, re.M)
+    assert used
+    for action in used:
+        assert re.fullmatch(r"[\w-]+/[\w-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+", action), action
+    assert "\npermissions: {}\n" in text
+    assert text.count("actions/checkout@") == text.count("persist-credentials: false")
+    yaml = pytest.importorskip("yaml", reason="runs where the docs extra is installed (myst-parser brings PyYAML)")
+    for name, job in yaml.safe_load(text)["jobs"].items():
+        assert job["timeout-minutes"] <= 180, name
+        assert set(job["permissions"]) <= {"contents", "id-token"}, name
+
+
+def test_workflows_run_what_the_project_runs() -> None:
+    """Every supported Python is tested, and each session that a workflow names exists."""
+    text = (ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8")
+    classifiers = _project()["project"]["classifiers"]
+    supported = [c.rpartition(" ")[2] for c in classifiers if re.fullmatch(r".*Python :: 3\.\d+", c)]
+    (matrix,) = re.findall(r"python: \[(.*)\]", text)
+    assert re.findall(r'"(.+?)"', matrix) == supported
+    sessions = set(re.findall(r"^def (\w+)\(session", (ROOT / "noxfile.py").read_text(encoding="utf-8"), re.M))
+    named = {session for line in re.findall(r"run: nox -s (.*)$", text, re.M) for session in line.split()}
+    assert named
+    assert named <= sessions
+
+
+def test_workflows_are_clean() -> None:
+    """By zizmor, a static analysis of workflows, in its pedantic mood."""
+    zizmor = shutil.which("zizmor", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    if zizmor is None:
+        pytest.skip("runs where the lint extra is installed, as in .ci/run")
+    command = [zizmor, "--offline", "--no-progress", "--persona=pedantic", str(ROOT / ".github")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_issue_forms_are_valid() -> None:
+    """What GitHub asks of a form: a name, a description, and fields with a label each under ids of their own."""
+    yaml = pytest.importorskip("yaml", reason="runs where the docs extra is installed (myst-parser brings PyYAML)")
+    paths = sorted((ROOT / ".github" / "ISSUE_TEMPLATE").glob("[0-9]*.yml"))
+    assert len(paths) == 4
+    for path in paths:
+        form = yaml.safe_load(path.read_text(encoding="utf-8"))
+        assert form["name"], path
+        assert form["description"], path
+        ids = [field["id"] for field in form["body"]]
+        assert len(set(ids)) == len(ids) > 0
+        for field in form["body"]:
+            assert field["type"] in {"input", "textarea", "checkboxes"}, path
+            assert field["attributes"]["label"], path
