@@ -31,6 +31,7 @@ _HOMES = {
     "subject": ("Subject",),
     "training.divergence": ("FixedSigma", "fixed_sigma", "kl"),
     "training.finetune": ("distillation_loss", "finetune"),
+    "version": ("__version__",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

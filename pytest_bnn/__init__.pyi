@@ -93,6 +93,7 @@ from pytest_bnn.stats.budget import Budget as Budget
 from pytest_bnn.subject import Subject as Subject
 from pytest_bnn.training.divergence import FixedSigma as FixedSigma, fixed_sigma as fixed_sigma, kl as kl
 from pytest_bnn.training.finetune import distillation_loss as distillation_loss, finetune as finetune
+from pytest_bnn.version import __version__ as __version__
 
 _HOMES: dict[str, tuple[str, ...]]
 _HOME_OF: dict[str, str]

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 from pytest_bnn.checks import choices, registry
 from pytest_bnn.checks.choices import choosing
 from pytest_bnn.commands import audit_arguments, terminal
-from pytest_bnn.commands.command import BROKEN, FAILED, NOTHING_APPLIES, PASSED
+from pytest_bnn.commands.command import BROKEN, FAILED, NOTHING_APPLIES, PASSED, reader_may_leave
 from pytest_bnn.errors import InputError
 from pytest_bnn.options import OPTIONS, DrawnSeed, Settings, resolve_with_sources, using
 
 if TYPE_CHECKING:
     from pytest_bnn.audit.plan import Explicit
-    from pytest_bnn.audit.run import Progress
     from pytest_bnn.commands.command import Commands
+    from pytest_bnn.commands.watching import Say
     from pytest_bnn.records.run import AuditRun
 
 
@@ -47,7 +47,8 @@ def _audit(given: argparse.Namespace, arguments: list[str]) -> int:
     require_writable(output)
     _require_fitting_options(given)
     chosen = _chosen(given)
-    with using(settings, sources), choosing(chosen), terminal.progress() as say:
+    showing = terminal.progress(output.with_suffix(".json"), quiet=given.quiet)
+    with using(settings, sources), choosing(chosen), showing as say:
         say("loading torch")
         from pytest_bnn.audit.plan import shorthands
         from pytest_bnn.audit.provenance import provenance
@@ -56,10 +57,12 @@ def _audit(given: argparse.Namespace, arguments: list[str]) -> int:
         say("writing the report")
         run = _with_provenance(run, provenance(seed=settings.seed, command=["pytest-bnn", *arguments]))
         page, data = write_report(run, output)
-    terminal.show(run, verbose=given.verbose)
-    if isinstance(settings.seed, DrawnSeed):
-        print(f"seed {settings.seed} was drawn; --seed {settings.seed} repeats this audit")
-    print(f"report: {page}  data: {data}")
+    with reader_may_leave():
+        terminal.show(run, verbose=given.verbose, quiet=given.quiet)
+        if not given.quiet:
+            drawn = f" (drawn; --seed {settings.seed} repeats it)" if isinstance(settings.seed, DrawnSeed) else ""
+            print(f"seed: {settings.seed}{drawn}")
+            print(f"report: {page}  data: {data}")
     return _exit_code(run, settings)
 
 
@@ -101,7 +104,7 @@ def _require_fitting_options(given: argparse.Namespace) -> None:
             )
 
 
-def _run(given: argparse.Namespace, settings: Settings, options: Explicit, say: Progress) -> AuditRun:
+def _run(given: argparse.Namespace, settings: Settings, options: Explicit, say: Say) -> AuditRun:
     checks = None if given.checks is None else [id.strip() for id in given.checks.split(",") if id.strip()]
     if checks == []:
         raise InputError(f"--checks is {given.checks!r}", fix=f"name some of {', '.join(registry.ids())}")

@@ -150,9 +150,11 @@ def add_to(commands: Commands) -> argparse.ArgumentParser:
         default="audit.html",
         help="where to write the report; the JSON goes beside it (default: %(default)s)",
     )
-    audit.add_argument(
+    amount = audit.add_mutually_exclusive_group()
+    amount.add_argument(
         "-v", "--verbose", action="store_true", help="show tracebacks, and the evidence of passed claims too"
     )
+    amount.add_argument("-q", "--quiet", action="store_true", help="print the verdict alone, as one line")
     return audit
 
 
