@@ -136,6 +136,7 @@ def register(check: Registered, path: Path) -> None:
     Raises:
         InputError: There is another check of this id, or the file was imported under a second name.
     """
+    __tracebackhide__ = True
     id, path = check.id, path.resolve()
     if id in files() or _FOLDER in path.parents:
         _require_our_module(id, path, check.declaration.where)
@@ -152,6 +153,7 @@ def register(check: Registered, path: Path) -> None:
 
 
 def _require_our_module(id: str, path: Path, module: str) -> None:
+    __tracebackhide__ = True
     if files().get(id) != path:
         raise InputError(f"{id!r} is a check of pytest-bnn", fix='choose a topic of your own: "mycompany.rule"')
     expected = f"{_PACKAGE}.{id}"
