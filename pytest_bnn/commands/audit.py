@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pytest_bnn.checks import choices, registry
+from pytest_bnn.checks import choices, own, registry
 from pytest_bnn.checks.choices import choosing
 from pytest_bnn.commands import audit_arguments, terminal
 from pytest_bnn.commands.command import BROKEN, FAILED, NOTHING_APPLIES, PASSED, reader_may_leave
@@ -81,8 +81,8 @@ def _chosen(given: argparse.Namespace) -> choices.Choices:
         registry.import_module(module, "--plugin")
     for module in project.plugins:
         registry.import_module(module, "plugins in pyproject.toml")
-    if registry.read_conftest(folder):
-        registry.import_conftest(folder)
+    own.load(folder)
+    audit_arguments.read_named(given)
     choices.require_usable(chosen, finally_=True)
     return chosen
 
