@@ -16,7 +16,7 @@ from pytest_bnn.checks import choices, registry
 from pytest_bnn.errors import PytestBnnError
 from pytest_bnn.options import OPTIONS, resolve_with_sources
 from pytest_bnn.report.files import require_writable
-from pytest_bnn.session import InForce, in_words, of_session, readable_errors, settle_session
+from pytest_bnn.session import InForce, in_words, is_told_at_the_start, of_session, readable_errors, settle_session
 
 pytest_plugins = (
     "pytest_bnn.fixtures.teachers",
@@ -91,9 +91,7 @@ def _settings(config: pytest.Config) -> InForce:
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
     """Show the settings, where one of them was given; most sessions of an environment use none of this."""
-    settings = of_session(config)
-    given = settings.sources or settings.choices.by_name or config.getoption("--bnn-report") is not None
-    return [f"bnn: {in_words(settings)}"] if given else []
+    return [f"bnn: {in_words(of_session(config))}"] if is_told_at_the_start(config) else []
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

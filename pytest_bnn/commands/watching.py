@@ -67,7 +67,7 @@ class _Line:
     def __str__(self) -> str:
         left = self._pace.left()
         about = f", about {in_words(left)} left" if left is not None and left >= _SOON else ""
-        return f"{self.elapsed:.0f} s: {self._words}{about}"
+        return f"{self.elapsed:.0f} s{about}: {self._words}"
 
 
 @contextmanager
