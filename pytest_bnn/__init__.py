@@ -17,6 +17,8 @@ _HOMES = {
     "checks": tuple(NAMES),
     "checks.check": ("Finding", "check"),
     "conversion": ("Conversion", "convert", "convert_with"),
+    "data.batch": ("Batch",),
+    "data.loss": ("Loss",),
     "errors": ("BrokenEnvironmentError", "ConversionError", "InputError", "PytestBnnError", "WeightsError"),
     "many.index": ("audit_many",),
     "records.collection": ("Collection", "CollectionRow"),
@@ -25,6 +27,8 @@ _HOMES = {
     "example.audit": ("audit_resnet18",),
     "example.images": ("digits", "digits_batch", "imagenet_batch", "open_image", "photograph"),
     "example.weights": ("Teacher", "load_teacher", "model_card"),
+    "fixtures.audits": ("Audit",),
+    "progress": ("Event",),
     "report": ("render_html", "render_markdown"),
     "report.files": ("write_report",),
     "sampling.bank": ("PassBank", "probabilities"),
@@ -33,6 +37,7 @@ _HOMES = {
     "subject": ("Subject",),
     "training.divergence": ("FixedSigma", "fixed_sigma", "kl"),
     "training.finetune": ("distillation_loss", "finetune"),
+    "version": ("__version__",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -62,6 +62,8 @@ from pytest_bnn.checks import (
 )
 from pytest_bnn.checks.check import Finding as Finding, check as check
 from pytest_bnn.conversion import Conversion as Conversion, convert as convert, convert_with as convert_with
+from pytest_bnn.data.batch import Batch as Batch
+from pytest_bnn.data.loss import Loss as Loss
 from pytest_bnn.errors import (
     BrokenEnvironmentError as BrokenEnvironmentError,
     ConversionError as ConversionError,
@@ -78,7 +80,9 @@ from pytest_bnn.example.images import (
     photograph as photograph,
 )
 from pytest_bnn.example.weights import Teacher as Teacher, load_teacher as load_teacher, model_card as model_card
+from pytest_bnn.fixtures.audits import Audit as Audit
 from pytest_bnn.many.index import audit_many as audit_many
+from pytest_bnn.progress import Event as Event
 from pytest_bnn.records.collection import Collection as Collection, CollectionRow as CollectionRow
 from pytest_bnn.records.evidence import (
     Evidence as Evidence,
@@ -95,6 +99,7 @@ from pytest_bnn.stats.budget import Budget as Budget
 from pytest_bnn.subject import Subject as Subject
 from pytest_bnn.training.divergence import FixedSigma as FixedSigma, fixed_sigma as fixed_sigma, kl as kl
 from pytest_bnn.training.finetune import distillation_loss as distillation_loss, finetune as finetune
+from pytest_bnn.version import __version__ as __version__
 
 _HOMES: dict[str, tuple[str, ...]]
 _HOME_OF: dict[str, str]

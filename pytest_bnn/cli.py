@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 from pytest_bnn.commands import audit, merge, render, schema
-from pytest_bnn.commands.command import BROKEN, INTERRUPTED, USAGE, Parser
+from pytest_bnn.commands.command import BROKEN, INTERRUPTED, USAGE, Parser, reader_may_leave
 from pytest_bnn.errors import InputError, PytestBnnError
 
 #: In the order of ``--help``.
@@ -17,6 +20,7 @@ _COMMANDS = (audit, merge, render, schema)
 def parser() -> Parser:
     """Return the parser of the command line."""
     parser = Parser(prog="pytest-bnn", description="Audit Bayesian conversions of deterministic networks.")
+    parser.add_argument("-V", "--version", nargs=0, action=_Version, help="show the version, and exit")
     names = " | ".join(module.__name__.rpartition(".")[2] for module in _COMMANDS)
     commands = parser.add_subparsers(dest="command", metavar=names, required=True)
     for module in _COMMANDS:
@@ -24,8 +28,42 @@ def parser() -> Parser:
     return parser
 
 
+class _Version(argparse.Action):
+    """Shows the version, which nothing else has to look up."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        from pytest_bnn.version import __version__
+
+        print(f"pytest-bnn {__version__}")
+        parser.exit()
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code."""
+    with _any_text():
+        try:
+            return _main(arguments)
+        finally:
+            with reader_may_leave():  # what a command printed may still be in a buffer
+                pass
+
+
+@contextmanager
+def _any_text() -> Iterator[None]:
+    """Let standard output show what its encoding lacks as an escape, in place of raising."""
+    out = sys.stdout
+    errors, reconfigure = getattr(out, "errors", None), getattr(out, "reconfigure", None)
+    if errors != "strict" or reconfigure is None:
+        yield
+        return
+    reconfigure(errors="backslashreplace")
+    try:
+        yield
+    finally:
+        reconfigure(errors=errors)
+
+
+def _main(arguments: Sequence[str] | None) -> int:
     given_to_us = list(sys.argv[1:] if arguments is None else arguments)
     try:
         given = parser().parse_args(given_to_us)

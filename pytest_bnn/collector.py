@@ -19,7 +19,8 @@ from pytest_bnn.records.codec import from_plain, show, to_plain
 from pytest_bnn.records.evidence import Verdict
 from pytest_bnn.records.recorder import Recorder, recording
 from pytest_bnn.records.run import AuditRun
-from pytest_bnn.session import InForce, of_session, of_test
+from pytest_bnn.relaying import reported
+from pytest_bnn.session import InForce, in_words, is_told_at_the_start, of_session, of_test
 
 #: Where a worker finds the seed of the session.
 SEED = "bnn_seed"
@@ -179,7 +180,7 @@ class Collector:
         settings = of_session(self.config)
         with in_force(settings):
             said = provenance(seed=settings.settings.seed, command=["pytest", *arguments])
-        written = write_report(self._run(said), path)
+        written = write_report(reported(self.config, self._run(said)), path)
         return f"report: {written[0]} and {written[1].name}"
 
     def _run(self, provenance: dict[str, str]) -> AuditRun:
@@ -202,5 +203,7 @@ class Collector:
             terminalreporter.line(f"  and {len(told) - _MOST_LINES} more")
         for sampler, count in Counter(check.sampler for check in checks if check.sampler).items():
             terminalreporter.line(f"passes of {count} {'check' if count == 1 else 'checks'}: {sampler}")
+        if not is_told_at_the_start(self.config):
+            terminalreporter.line(f"settings: {in_words(of_session(self.config))}")
         if self.said:
             terminalreporter.line(self.said)

@@ -14,14 +14,17 @@ import pytest
 from pytest_bnn import collector
 from pytest_bnn.checks import choices, registry
 from pytest_bnn.errors import PytestBnnError
-from pytest_bnn.options import OPTIONS, DrawnSeed, resolve_with_sources
+from pytest_bnn.options import OPTIONS, resolve_with_sources
 from pytest_bnn.report.files import require_writable
-from pytest_bnn.session import InForce, of_session, readable_errors, settle_session
+from pytest_bnn.session import InForce, in_words, is_told_at_the_start, of_session, readable_errors, settle_session
 
 pytest_plugins = (
     "pytest_bnn.fixtures.teachers",
     "pytest_bnn.fixtures.images",
     "pytest_bnn.fixtures.audits",
+    "pytest_bnn.relaying",
+    "pytest_bnn.tracebacks",
+    "pytest_bnn.waiting",
 )
 
 _REPORT_HELP = "write every check's evidence into this HTML file, and as JSON beside it"
@@ -86,11 +89,9 @@ def _settings(config: pytest.Config) -> InForce:
     return InForce(settings, sources, chosen)
 
 
-def pytest_report_header(config: pytest.Config) -> str:
-    """Show the weights, the seed and the most passes of a check."""
-    settings = of_session(config).settings
-    drawn = f" (drawn; --bnn-seed={settings.seed} repeats it)" if isinstance(settings.seed, DrawnSeed) else ""
-    return f"bnn: weights {settings.weights}, seed {settings.seed}{drawn}, at most {settings.samples} passes a check"
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    """Show the settings, where one of them was given; most sessions of an environment use none of this."""
+    return [f"bnn: {in_words(of_session(config))}"] if is_told_at_the_start(config) else []
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

@@ -16,15 +16,13 @@ from pytest_bnn.data.given import named_series, named_sets
 from pytest_bnn.data.loss import Loss
 from pytest_bnn.data.samples import MAX_EXAMPLES, Samples, samples_of
 from pytest_bnn.options import budget_in_force, in_force
+from pytest_bnn.progress import Event, Progress, begin, watching
 from pytest_bnn.records.evidence import Evidence
 from pytest_bnn.records.recorder import record
 from pytest_bnn.records.run import AuditRun, TrainingStep
 from pytest_bnn.stats.budget import Budget
 from pytest_bnn.subject import StageOption, Subject
 from pytest_bnn.tasks.task import TaskOption
-
-#: Called with what the audit is about to do.
-Progress = Callable[[str], None]
 
 #: Our checks, in the order of a report; `registry.ids` has those of others too.
 CHECK_IDS = registry.built_in()
@@ -76,7 +74,7 @@ def audit_model(
         options: Options of single checks, which go before all else: ``{"kl.loss": {"num_batches": 45}}``.
         budget: Error rates of this audit; those of ``thresholds``, or of the settings in force, when None.
         training: The trajectory of `finetune`, for the report.
-        progress: Called with the id of each check before it runs.
+        progress: Called with an `Event` before each check, and some times a second while passes are drawn.
         max_images: The most examples of the data that are used: a random subset, from the seed, of more.
         task: What the outputs mean; see `Subject`.
         output: The output that the task's claims are about, by name, where the network gives several.
@@ -154,15 +152,22 @@ def run_steps(subject: Subject, steps: Iterable[Step], progress: Progress | None
     Args:
         subject: What is judged.
         steps: What `planned` gave.
-        progress: Called with the id of each check before it runs.
+        progress: Called with an `Event` before each check, and some times a second while passes are drawn.
     """
-    evidence = []
-    for step in steps:
-        if progress is not None:
-            progress(f"{subject.name}: {step.id}")
-        check = registry.load(step.id)
-        evidence.append(check.judge(subject, step.options, step.budget, severity=step.severity))
+    steps, evidence = list(steps), []
+    with watching(progress):
+        for number, step in enumerate(steps, 1):
+            ahead = tuple(later.id for later in steps[number:])
+            begin(Event(subject=subject.name, check=step.id, number=number, of=len(steps), ahead=ahead,
+                           most_passes=_most_passes(step)))  # fmt: skip
+            check = registry.load(step.id)
+            evidence.append(check.judge(subject, step.options, step.budget, severity=step.severity))
     return evidence
+
+
+def _most_passes(step: Step) -> int:
+    most = step.options.get("max_passes")
+    return most if isinstance(most, int) else 0
 
 
 def _declaration(id: str) -> Declaration:

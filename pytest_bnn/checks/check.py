@@ -153,6 +153,7 @@ def check(
     """
 
     def decorate(function: Callable[..., Finding]) -> Check:
+        __tracebackhide__ = True  # pytest shows the line of the decorator
         name = id or registry.id_of_place(function)
         declaration = Declaration(
             id=name,
@@ -223,6 +224,7 @@ def _asserting(check: Check) -> Callable[..., Evidence]:
 
     @functools.wraps(check.measure)
     def assert_(*args: Any, **kwargs: Any) -> Evidence:
+        __tracebackhide__ = True
         return check.measure(*args, **kwargs).raise_if_failed(inconclusive=inconclusive_policy())
 
     assert_.__name__ = assert_.__qualname__ = f"assert_{check.id.replace('.', '_')}"

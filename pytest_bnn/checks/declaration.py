@@ -6,7 +6,7 @@ import ast
 import functools
 import importlib.machinery
 import importlib.util
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeAlias
@@ -90,11 +90,17 @@ def declared_in(path: Path, id: str = "", where: str = "") -> tuple[Declaration,
     return tuple(found)
 
 
-def source_of(module: str) -> Path | None:
-    """Find the file of a module without importing it, or a package that it lies in; None where there is none."""
+def source_of(module: str, folders: Sequence[Path] = ()) -> Path | None:
+    """Find the file of a module without importing it, or a package that it lies in; None where there is none.
+
+    Args:
+        module: Its name.
+        folders: Where it is looked for before the Python path, and after the current folder.
+    """
     name, *inner = module.split(".")
     try:
-        spec = importlib.machinery.PathFinder.find_spec(name, [str(Path.cwd())])  # as an audit finds it
+        places = [str(Path.cwd()), *map(str, folders)]
+        spec = importlib.machinery.PathFinder.find_spec(name, places)  # as an audit finds it
         spec = spec or importlib.util.find_spec(name)  # imports nothing, for a name without a dot
         for part in inner:
             if spec is None:

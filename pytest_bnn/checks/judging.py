@@ -24,6 +24,7 @@ from pytest_bnn.libraries.posterior import KlError
 from pytest_bnn.libraries.registry import lacking
 from pytest_bnn.network.calling import ForwardError
 from pytest_bnn.options import in_force, sources_in_force
+from pytest_bnn.progress import Event, begin
 from pytest_bnn.records.evidence import Evidence, Verdict
 from pytest_bnn.records.recorder import record, recorder_in_force
 from pytest_bnn.sampling.threads import limited
@@ -52,6 +53,8 @@ def judged(
         severity: With ``"warn"`` a failure is a warning; with ``"off"`` the claim is not judged.
     """
     start, asked = time.perf_counter(), subject.asked
+    if not inside_an_audit:
+        begin(Event(subject=subject.name, check=check.id))
     finding = _found(subject, lambda it: _premise(check, it, severity) or find(it), inside_an_audit)
     if check.of_data and finding.verdict is Verdict.INCONCLUSIVE and not _must_decide():
         note = "too few labels or examples to decide it count as a warning; --inconclusive fail makes it a failure"

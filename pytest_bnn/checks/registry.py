@@ -9,7 +9,6 @@ from __future__ import annotations
 import difflib
 import functools
 import importlib
-import importlib.util
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -88,11 +87,27 @@ def load(id: str) -> Registered:
     return _registered[id]
 
 
+#: Where checks of others come from.
+_WHERE = (
+    "checks of your own are looked for in the conftest.py of this folder, of the folders above it up to the project's "
+    "root and of test folders there, in modules named with --plugin MODULE or by plugins in [tool.pytest-bnn] of "
+    f"pyproject.toml, and in installed packages with an entry point {GROUP}; a check in a test module is known to that "
+    "module's session alone"
+)
+
+
 def refuse(id: str, where: str = "") -> NoReturn:
-    """Say that there is no such check, and which one may be meant."""
+    """Say that there is no such check, and which one may be meant, or how one's own would be known."""
     known = ids()
     near = difflib.get_close_matches(id, known, n=1)
-    fix = f"did you mean {near[0]}" if near else f"the checks are {', '.join(known)}"
+    ours = id.partition(".")[0] in {one.partition(".")[0] for one in built_in()}
+    if near:
+        fix = f"did you mean {near[0]}"
+    elif ours or "." not in id:
+        fix = f"the checks are {', '.join(known)}"
+    else:
+        others = [one for one in known if one not in files()]
+        fix = f"{_WHERE}. Known beside those of pytest-bnn: {', '.join(others) or 'none'}"
     raise InputError(f"{where}: there is no check {id!r}" if where else f"there is no check {id!r}", fix=fix)
 
 
@@ -136,6 +151,7 @@ def register(check: Registered, path: Path) -> None:
     Raises:
         InputError: There is another check of this id, or the file was imported under a second name.
     """
+    __tracebackhide__ = True
     id, path = check.id, path.resolve()
     if id in files() or _FOLDER in path.parents:
         _require_our_module(id, path, check.declaration.where)
@@ -152,6 +168,7 @@ def register(check: Registered, path: Path) -> None:
 
 
 def _require_our_module(id: str, path: Path, module: str) -> None:
+    __tracebackhide__ = True
     if files().get(id) != path:
         raise InputError(f"{id!r} is a check of pytest-bnn", fix='choose a topic of your own: "mycompany.rule"')
     expected = f"{_PACKAGE}.{id}"
@@ -185,14 +202,12 @@ def read_module(name: str) -> None:
     """Take the checks that a module declares into the list, without importing it."""
     path = source_of(name)
     if path is not None:
-        _read.update({found.id: found for found in declared_in(path, where=name)})
+        read(declared_in(path, where=name))
 
 
-def read_conftest(folder: Path) -> bool:
-    """Take the checks that the conftest.py of a folder declares into the list, unimported; say whether it has any."""
-    found = declared_in(folder / "conftest.py", where="conftest.py")
+def read(found: Iterable[Declaration]) -> None:
+    """Take checks that were read from a source, and not imported, into the list."""
     _read.update({one.id: one for one in found})
-    return bool(found)
 
 
 def import_module(name: str, source: str) -> None:
@@ -216,40 +231,6 @@ def import_module(name: str, source: str) -> None:
         missing = isinstance(error, ModuleNotFoundError) and error.name and f"{name}.".startswith(f"{error.name}.")
         fix = "run from the folder that holds it, or install it" if missing else "mend it, or leave it out"
         raise InputError(f"{source}: importing {name!r} raised {type(error).__name__}: {error}", fix=fix) from error
-
-
-def import_conftest(folder: Path) -> None:
-    """Import the conftest.py of a folder.
-
-    Raises:
-        InputError: Importing it raises.
-    """
-    path = folder / "conftest.py"
-    loaded = sys.modules.get("conftest")
-    if loaded is not None and Path(getattr(loaded, "__file__", None) or "").resolve() == path.resolve():
-        return
-    spec = importlib.util.spec_from_file_location("conftest", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    if str(folder) not in sys.path:
-        sys.path.insert(0, str(folder))
-    before = sys.modules.get("conftest")
-    sys.modules["conftest"] = module
-    try:
-        spec.loader.exec_module(module)
-    except InputError:
-        raise
-    except (Exception, SystemExit) as error:
-        raise InputError(
-            f"importing {path.name}, which declares checks, raised {type(error).__name__}: {error}",
-            fix="mend it, or move the checks into a module and name that with --plugin MODULE",
-        ) from error
-    finally:
-        if before is None:
-            sys.modules.pop("conftest", None)
-        else:
-            sys.modules["conftest"] = before
 
 
 @functools.cache

@@ -1,16 +1,16 @@
 """``python -m pytest_bnn.checks.stubs``: write what follows from the list of checks, so that nobody writes it by hand.
 
-That is the two stubs for type checkers, the tables of checks in the README and the documentation, and the names in its
+That is the stubs for type checkers, the tables of checks in the README and the documentation, and the names in its
 API page. With ``--check`` nothing is written, and the exit code says whether all of it is fresh.
 """
 
 from __future__ import annotations
 
+import importlib
 import re
 import sys
 from pathlib import Path
 
-import pytest_bnn
 from pytest_bnn.checks import registry
 from pytest_bnn.checks.declaration import Declaration
 
@@ -51,14 +51,14 @@ def stub_of_checks() -> str:
     return f"# Written by {_BY}.\n{''.join(imports)}\nNAMES: dict[str, str]\n\n{used}\n"
 
 
-def stub_of_package() -> str:
-    """Return the stub of `pytest_bnn`: where each public name comes from."""
+def stub_of_package(name: str) -> str:
+    """Return the stub of a package with lazy names: where each of them comes from."""
     lines = []
-    for home, names in sorted(pytest_bnn._HOMES.items()):
+    for home, names in sorted(importlib.import_module(name)._HOMES.items()):
         parts = [f"{name} as {name}" for name in sorted(names)]
-        line = f"from pytest_bnn.{home} import {', '.join(parts)}"
+        line = f"from {name}.{home} import {', '.join(parts)}"
         if len(line) > 120:
-            line = "\n".join([f"from pytest_bnn.{home} import (", *(f"    {part}," for part in parts), ")"])
+            line = "\n".join([f"from {name}.{home} import (", *(f"    {part}," for part in parts), ")"])
         lines.append(line)
     homes = "_HOMES: dict[str, tuple[str, ...]]\n_HOME_OF: dict[str, str]\n__all__: list[str]\n"
     return f"# Written by {_BY}.\n# ruff: noqa: I001\n" + "\n".join(lines) + f"\n\n{homes}"
@@ -98,7 +98,11 @@ def checks(text: str) -> str:
 
 def written() -> dict[Path, str]:
     """Return every file that follows from the list of checks, with the text that it should have."""
-    found = {_PACKAGE / "checks" / "__init__.pyi": stub_of_checks(), _PACKAGE / "__init__.pyi": stub_of_package()}
+    found = {
+        _PACKAGE / "checks" / "__init__.pyi": stub_of_checks(),
+        _PACKAGE / "__init__.pyi": stub_of_package("pytest_bnn"),
+        _PACKAGE / "example" / "__init__.pyi": stub_of_package("pytest_bnn.example"),
+    }
     pages = {_PACKAGE.parent / "README.md": readme, _DOCS / "api.md": api, _DOCS / "checks.md": checks}
     for path, made in pages.items():
         if path.is_file():

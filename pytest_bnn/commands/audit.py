@@ -6,10 +6,10 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pytest_bnn.checks import choices, registry
+from pytest_bnn.checks import choices, own, registry
 from pytest_bnn.checks.choices import choosing
 from pytest_bnn.commands import audit_arguments, checkpoints, terminal
-from pytest_bnn.commands.command import BROKEN, FAILED, NOTHING_APPLIES, PASSED
+from pytest_bnn.commands.command import BROKEN, FAILED, NOTHING_APPLIES, PASSED, reader_may_leave
 from pytest_bnn.errors import InputError
 from pytest_bnn.options import OPTIONS, DrawnSeed, Settings, Source, resolve_with_sources, using
 
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
     from pytest_bnn.audit.named import Named
     from pytest_bnn.audit.plan import Explicit
-    from pytest_bnn.audit.run import Progress
     from pytest_bnn.commands.command import Commands
+    from pytest_bnn.commands.watching import Say
     from pytest_bnn.many.work import Work
     from pytest_bnn.records.run import AuditRun
 
@@ -53,7 +53,8 @@ def _audit(given: argparse.Namespace, arguments: list[str]) -> int:
         return checkpoints.run(given, _work(given, settings, sources, chosen, allow), audit_arguments.REPORT)
     output = Path(given.report)
     require_writable(output)
-    with using(settings, sources), choosing(chosen), terminal.progress() as say:
+    showing = terminal.progress(output.with_suffix(".json"), quiet=given.quiet)
+    with using(settings, sources), choosing(chosen), showing as say:
         say("loading torch")
         from pytest_bnn.audit.plan import shorthands
         from pytest_bnn.audit.provenance import provenance
@@ -62,10 +63,12 @@ def _audit(given: argparse.Namespace, arguments: list[str]) -> int:
         say("writing the report")
         run = _with_provenance(run, provenance(seed=settings.seed, command=["pytest-bnn", *arguments]))
         page, data = write_report(run, output)
-    terminal.show(run, verbose=given.verbose)
-    if isinstance(settings.seed, DrawnSeed):
-        print(f"seed {settings.seed} was drawn; --seed {settings.seed} repeats this audit")
-    print(f"report: {page}  data: {data}")
+    with reader_may_leave():
+        terminal.show(run, verbose=given.verbose, quiet=given.quiet)
+        if not given.quiet:
+            drawn = f" (drawn; --seed {settings.seed} repeats it)" if isinstance(settings.seed, DrawnSeed) else ""
+            print(f"seed: {settings.seed}{drawn}")
+            print(f"report: {page}  data: {data}")
     return _exit_code(run, settings)
 
 
@@ -84,8 +87,8 @@ def _chosen(given: argparse.Namespace) -> choices.Choices:
         registry.import_module(module, "--plugin")
     for module in project.plugins:
         registry.import_module(module, "plugins in pyproject.toml")
-    if registry.read_conftest(folder):
-        registry.import_conftest(folder)
+    own.load(folder)
+    audit_arguments.read_named(given)
     choices.require_usable(chosen, finally_=True)
     return chosen
 
@@ -108,7 +111,7 @@ def _require_fitting_options(given: argparse.Namespace) -> None:
             )
 
 
-def _run(given: argparse.Namespace, settings: Settings, options: Explicit, say: Progress) -> AuditRun:
+def _run(given: argparse.Namespace, settings: Settings, options: Explicit, say: Say) -> AuditRun:
     checks = _checks(given)
     if given.model is None:
         from pytest_bnn.conversion import Conversion

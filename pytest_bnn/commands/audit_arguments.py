@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from pytest_bnn.checks import choices, registry
+from pytest_bnn.checks import choices, own, registry
 from pytest_bnn.commands import checkpoints
 from pytest_bnn.options import OPTIONS, positive, whole
 
@@ -33,7 +33,8 @@ is judged as it is, never trained or changed."""
 _AUDIT_END = """\
 MODULE:FACTORY names a function without arguments in a module of this folder or of the Python path. The module is
 executed: audit only code that you would run. So are modules named with --plugin or in [tool.pytest-bnn] of the
-pyproject.toml in this folder, and this folder's conftest.py where it declares checks with @pytest_bnn.check.
+pyproject.toml in this folder, and a conftest.py that declares checks with @pytest_bnn.check or imports a module that
+does: this folder's, those above it up to the project's root, and those of test folders there.
 
 exit codes: 0 every claim holds; 1 a claim failed or stayed inconclusive; 2 the audit itself broke, or a check could
 not use what it was given; 3 no check applies; 4 wrong usage or input.
@@ -155,10 +156,20 @@ def add_to(commands: Commands) -> argparse.ArgumentParser:
         default=REPORT,
         help="where to write the report; the JSON goes beside it (default: %(default)s)",
     )
-    audit.add_argument(
+    amount = audit.add_mutually_exclusive_group()
+    amount.add_argument(
         "-v", "--verbose", action="store_true", help="show tracebacks, and the evidence of passed claims too"
     )
+    amount.add_argument("-q", "--quiet", action="store_true", help="print the verdict alone, as one line")
     return audit
+
+
+def read_named(given: argparse.Namespace) -> None:
+    """Take the checks that the modules of the user's own network declare into the list; they are imported later."""
+    for name in ("model", "teacher", "data", "loss"):
+        named = getattr(given, name, None) or ()
+        for text in [named] if isinstance(named, str) else named:
+            registry.read_module(text.partition(":")[0])
 
 
 class _Help(argparse.Action):
@@ -170,7 +181,8 @@ class _Help(argparse.Action):
         with registry.kept():
             for module in [*given.plugin, *choices.from_project(Path.cwd()).plugins]:
                 registry.read_module(module)
-            registry.read_conftest(Path.cwd())
+            own.read(Path.cwd())
+            read_named(given)
             parser.epilog = f"{_checks_in_words()}\n\n{_AUDIT_END}"
             parser.print_help()
         parser.exit()

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, NoReturn, TypeAlias
 
 PASSED, FAILED, BROKEN, NOTHING_APPLIES, USAGE = range(5)
@@ -17,6 +20,20 @@ class Parser(argparse.ArgumentParser):
         """Say what is wrong in two lines, and exit."""
         self.print_usage(sys.stderr)
         self.exit(USAGE, f"{self.prog}: {message}\n")
+
+
+@contextmanager
+def reader_may_leave() -> Iterator[None]:
+    """Print inside: what reads standard output may stop, as ``head -1`` does, and the exit code stays the verdict's.
+
+    Only what is printed goes inside: a broken pipe of a model's own is an error.
+    """
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # What the buffers still hold goes nowhere, also when the interpreter ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pytest_bnn.commands.command import PASSED
+from pytest_bnn.commands.command import PASSED, reader_may_leave
 from pytest_bnn.errors import InputError
 
 if TYPE_CHECKING:
@@ -40,5 +40,6 @@ def run(given: argparse.Namespace) -> int:
         target.write_text(render_html(run) if target.suffix == ".html" else render_markdown(run), encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{source} could not be rendered into {target} ({error})", fix="check both paths") from error
-    print(target)
+    with reader_may_leave():
+        print(target)
     return PASSED

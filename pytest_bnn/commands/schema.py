@@ -6,7 +6,7 @@ import argparse
 import json
 from typing import TYPE_CHECKING
 
-from pytest_bnn.commands.command import PASSED
+from pytest_bnn.commands.command import PASSED, reader_may_leave
 
 if TYPE_CHECKING:
     from pytest_bnn.commands.command import Commands
@@ -21,5 +21,6 @@ def run(given: argparse.Namespace) -> int:
     """Print the schema."""
     from pytest_bnn.records.run import json_schema
 
-    print(json.dumps(json_schema(), indent=2))
+    with reader_may_leave():
+        print(json.dumps(json_schema(), indent=2))
     return PASSED

@@ -1,60 +1,189 @@
-"""What the command line shows while an audit runs, and after it."""
+"""What the command line shows after an audit: what does not hold, whole, and five lines about all of it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import re
+import shutil
+import sys
+import textwrap
 from typing import TYPE_CHECKING
 
+from pytest_bnn.commands.watching import progress
+from pytest_bnn.records.codec import clean
+from pytest_bnn.records.evidence import Evidence, Verdict
+
 if TYPE_CHECKING:
-    from pytest_bnn.audit.run import Progress
+    from rich.console import Console
+
     from pytest_bnn.records.run import AuditRun
 
+_STYLES = {"pass": "green", "warn": "yellow", "fail": "bold red", "error": "bold red", "inconclusive": "magenta"}
 
-def show(run: AuditRun, *, verbose: bool) -> None:
-    """Print the verdicts, and what a reader must know of those that do not hold."""
+#: Told whole, in this order.
+_BAD = (Verdict.ERROR, Verdict.FAIL, Verdict.INCONCLUSIVE)
+
+#: The options that give what a claim is missing, where they are not called as it is.
+_OPTIONS = {"images": "--data"}
+
+#: An option in a sentence.
+_OPTION = re.compile(r"--[a-z][a-z-]*[a-z]")
+
+#: The fewest columns that text is wrapped to.
+_NARROWEST = 20
+
+
+def show(run: AuditRun, *, verbose: bool = False, quiet: bool = False) -> None:
+    """Print what does not hold, whole, then what was found in all: the verdict, what is not judged, what is accepted.
+
+    Args:
+        run: What an audit found.
+        verbose: Whether claims that hold, and those that are not judged, are told one by one.
+        quiet: Whether to print the verdict alone, as one line.
+    """
+    console = _console()
+    if not quiet:
+        _tell(console, run, verbose)
+    _print(console, f"verdict: {_verdict(run)}", style=_STYLES.get(run.verdict, "bold"))
+    if not quiet:
+        _print(console, f"not judged: {_not_judged(run)}")
+        _print(console, f"accepted: {_accepted(run)}")
+
+
+def _console() -> Console:
     from rich.console import Console
-    from rich.table import Table
+
+    class ForReaders(Console):
+        """Lets a reader that leaves be the caller's business; Rich would end the process."""
+
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError
+
+    return ForReaders(highlight=False)
+
+
+def _tell(console: Console, run: AuditRun, verbose: bool) -> None:
+    """Print the evidence that somebody has to read, the worst first."""
+    whole = [check for verdict in _BAD for check in run.checks if check.verdict is verdict]
+    short = [check for check in run.checks if check.verdict is Verdict.WARN]
+    if verbose:
+        whole += [*short, *(check for check in run.checks if check.verdict is Verdict.PASS)]
+        short = [check for check in run.checks if check.verdict is Verdict.NOT_APPLICABLE]
+    for check in whole:
+        head, *lines = check.explain().split("\n")
+        _print(console, head, style=_STYLES[check.verdict])
+        for line in lines:
+            _print(console, line)
+        _print(console, "")
+    several = len({check.subject for check in run.checks}) > 1
+    for check in short:
+        about = f" on {check.subject}" if several else ""
+        _print(console, f"{_word(check.verdict)} {check.id}{about}: {check.headline}", style=_STYLES.get(check.verdict))
+        if check.remedy and check.verdict is Verdict.WARN:
+            _print(console, f"  fix:      {check.remedy}")
+    if short:
+        _print(console, "")
+    if verbose:
+        for name, words in _computed(run):
+            _print(console, f"{name}: {words}")
+
+
+def _computed(run: AuditRun) -> list[tuple[str, str]]:
+    """Say what computed passes and fine-tuning, each sentence once."""
+    trainers = (step.trainer for subject in run.subjects for step in subject.training if step.trainer)
+    samplers = (check.sampler for check in run.checks if check.sampler)
+    return [("passes", said) for said in dict.fromkeys(samplers)] + [
+        ("fine-tuning", said) for said in dict.fromkeys(trainers)
+    ]
+
+
+def _verdict(run: AuditRun) -> str:
+    """Say in a sentence how many claims were judged, and how many hold."""
+    judged = [check for check in run.checks if check.verdict is not Verdict.NOT_APPLICABLE]
+    word = _word(run.verdict)
+    names = list(dict.fromkeys(check.subject for check in run.checks))
+    about = f"{len(names)} models" if len(names) != 1 else names[0]
+    if not judged and len(run.checks) == 1:
+        return f"{word}. The one claim about {about} could not be judged."
+    if not judged:
+        return f"{word}. None of {_claims(len(run.checks))} about {about} could be judged."
+    holding = sum(check.verdict in (Verdict.PASS, Verdict.WARN) for check in judged)
+    if len(judged) == 1:
+        said = f"The one claim about {about} that was judged {'holds' if holding else 'does not hold'}"
+    elif holding == len(judged):
+        said = f"All {_claims(len(judged))} about {about} that were judged hold"
+    else:
+        hold = "holds" if holding == 1 else "hold"
+        said = f"{holding or 'None'} of {_claims(len(judged))} about {about} that were judged {hold}"
+    parts = [
+        f"{count} {one if count == 1 else many}"
+        for verdict, one, many in (
+            (Verdict.WARN, "has a warning", "have warnings"),
+            (Verdict.FAIL, "fails", "fail"),
+            (Verdict.INCONCLUSIVE, "is not decided", "are not decided"),
+            (Verdict.ERROR, "could not be judged for an error", "could not be judged for errors"),
+        )
+        if (count := sum(check.verdict is verdict for check in judged))
+    ]
+    return f"{word}. {'; '.join([said, *parts])}."
+
+
+def _not_judged(run: AuditRun) -> str:
+    """Say which claims were not judged, with the option that would let them be, or that they do not apply here."""
+    groups: dict[str, list[Evidence]] = {}
+    for check in run.checks:
+        if check.verdict is Verdict.NOT_APPLICABLE:
+            groups.setdefault(_what_it_takes(check), []).append(check)
+    parts = [f"{_ids(checks)} ({what})" for what, checks in groups.items()]
+    return f"{'; '.join(parts)}; -v says why" if parts else "nothing"
+
+
+def _what_it_takes(check: Evidence) -> str:
+    if check.missing:
+        return f"give {' and '.join(map(_option, check.missing))}"
+    named = dict.fromkeys(_OPTION.findall(check.headline))
+    return f"see {', '.join(named)}" if named else "not applicable here"
+
+
+def _accepted(run: AuditRun) -> str:
+    """Say what was left out of the claims on purpose, and for which reason."""
+    found = dict.fromkeys((one.path, one.reason) for check in run.checks for one in check.accepted)
+    return "; ".join(f"{path or '(the model itself)'} ({reason!r})" for path, reason in found) or "nothing"
+
+
+def _ids(checks: list[Evidence]) -> str:
+    return ", ".join(dict.fromkeys(check.id for check in checks))
+
+
+def _option(missing: str) -> str:
+    return _OPTIONS.get(missing, f"--{missing.replace('_', '-')}")
+
+
+def _claims(count: int) -> str:
+    return f"{count} {'claim' if count == 1 else 'claims'}"
+
+
+def _word(verdict: Verdict) -> str:
+    return verdict.replace("_", " ")
+
+
+def _print(console: Console, line: str, *, style: str | None = None) -> None:
+    """Print a line: wrapped to a terminal's width, with what follows indented, and nowhere else."""
     from rich.text import Text
 
-    from pytest_bnn.records.codec import clean
-    from pytest_bnn.records.evidence import Verdict
-
-    style = {"pass": "green", "warn": "yellow", "fail": "bold red", "error": "bold red", "inconclusive": "magenta"}
-    console = Console(highlight=False)
-    for subject in dict.fromkeys(check.subject for check in run.checks):
-        console.print(Text(subject, style="bold"))
-        table = Table(box=None, pad_edge=False, show_edge=False, show_header=False)
-        for name in ("verdict", "check", "finding"):
-            table.add_column(no_wrap=name != "finding", overflow="fold")
-        for check in run.checks:
-            if check.subject == subject:
-                word = Text(check.verdict.replace("_", " "), style=style.get(check.verdict, "dim"))
-                table.add_row(word, check.id, Text(clean(check.headline)))
-        console.print(table)
-        for sampler in dict.fromkeys(c.sampler for c in run.checks if c.subject == subject and c.sampler):
-            console.print(Text(f"passes: {sampler}", style="dim"))
-        for trainer in dict.fromkeys(
-            s.trainer for r in run.subjects if r.name == subject for s in r.training if s.trainer
-        ):
-            console.print(Text(f"fine-tuning: {trainer}", style="dim"))
-        console.print()
-    told = (Verdict.FAIL, Verdict.ERROR, Verdict.INCONCLUSIVE, Verdict.WARN)
-    for check in run.checks:
-        if check.verdict in told or verbose:
-            console.print(Text(check.explain()), soft_wrap=True)
-            console.print()
-    console.print(Text(f"verdict: {run.verdict.replace('_', ' ')}", style=style.get(run.verdict, "bold")))
+    for part in _wrapped(clean(line).replace("\n", " ")):
+        console.print(Text(part, style=style or ""), soft_wrap=True)
 
 
-@contextmanager
-def progress() -> Iterator[Progress]:
-    """Show what an audit is about to do, while it lasts."""
-    from rich.console import Console
+def _wrapped(line: str) -> list[str]:
+    if not sys.stdout.isatty():
+        return [line]
+    width = max(_NARROWEST, shutil.get_terminal_size().columns)
+    label = line[: len(line) - len(line.lstrip())] + "  "
+    if line.startswith("  ") and line[:12].rstrip().endswith(":") and width >= 60:
+        label = 12 * " "
+    return textwrap.wrap(
+        line, width, subsequent_indent=label, break_long_words=False, break_on_hyphens=False, drop_whitespace=True
+    ) or [""]
 
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield lambda _: None
-        return
-    with console.status("starting") as status:
-        yield status.update
+
+__all__ = ["progress", "show"]

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 from pytest_bnn.audit.plan import Thresholds, merged
-from pytest_bnn.audit.run import Progress, audit_model, planned
+from pytest_bnn.audit.run import audit_model, planned
 from pytest_bnn.checks import choices, registry
 from pytest_bnn.conversion import Conversion, convert_with
 from pytest_bnn.example.images import digits, outside_digits, suitable
 from pytest_bnn.example.weights import Teacher
 from pytest_bnn.options import budget_in_force, in_force
-from pytest_bnn.records.run import AuditRun
-from pytest_bnn.training.finetune import batch_size, distillation_loss, finetune, number_of_batches
+from pytest_bnn.progress import Event, Progress
+from pytest_bnn.records.run import AuditRun, TrainingStep
+from pytest_bnn.training.finetune import STEPS, batch_size, distillation_loss, finetune, number_of_batches
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,7 +41,7 @@ def audit_resnet18(
     The images are those bundled for the teacher's task. Without an expectation the KL term of the fine-tuning loss is
     expected at 1 / number of batches, which is what it is trained with.
     """
-    say = progress or (lambda _: None)
+    watcher = progress or (lambda _: None)
     chosen = registry.chosen(checks)
     planned(chosen, thresholds, options)  # wrong input is told before the training
     seed = int(in_force().seed) if seed is None else seed
@@ -51,11 +54,11 @@ def audit_resnet18(
     if not _weight_is_expected(thresholds, explicit):
         explicit = merged({"kl.loss": {"num_batches": batches}}, explicit)
     budget = budget_in_force() if thresholds is None else thresholds.budget
-    say("converting")
+    watcher(Event(note="converting"))
     converted = convert_with(teacher.model, conversion)
     finetuned = copy.deepcopy(converted)
     loss = distillation_loss(teacher.model, 1 / batches)
-    say("fine-tuning")
+    watcher(Event(note="fine-tuning"))
     trajectory = finetune(
         finetuned,
         teacher.model,
@@ -63,7 +66,7 @@ def audit_resnet18(
         batch=batch,
         seed=seed,
         class_names=teacher.class_names,
-        progress=lambda step: say(f"fine-tuning, step {step.step}: loss {step.loss:.4g}"),
+        progress=lambda step: watcher(Event(note=_step_in_words(step))),
     )
     runs = [
         audit_model(
@@ -81,11 +84,11 @@ def audit_resnet18(
             options=explicit,
             budget=budget.split(2),  # two models are judged
             training=steps,
-            progress=say,
+            progress=None if progress is None else functools.partial(_told_of_two, progress, chosen, before),
         )
-        for name, model, steps in (
-            ("resnet18 converted", converted, ()),
-            ("resnet18 fine-tuned", finetuned, trajectory),
+        for name, model, steps, before in (
+            ("resnet18 converted", converted, (), 0),
+            ("resnet18 fine-tuned", finetuned, trajectory, len(chosen)),
         )
     ]
     details = {
@@ -94,6 +97,16 @@ def audit_resnet18(
         "conversion": ", ".join(f"{key}={getattr(conversion, key)}" for key in Conversion.__dataclass_fields__),
     }
     return AuditRun.merged(runs, provenance={**runs[0].provenance, **details})
+
+
+def _told_of_two(watcher: Progress, checks: tuple[str, ...], before: int, now: Event) -> None:
+    """Tell of one model's check as one of those of both; ``before`` it came as many."""
+    after = checks if before == 0 else ()
+    watcher(replace(now, number=before + now.number, of=2 * len(checks), ahead=now.ahead + after))
+
+
+def _step_in_words(step: TrainingStep) -> str:
+    return f"fine-tuning, step {step.step} of {STEPS}: loss {step.loss:.4g}"
 
 
 def outside(images: Literal["digits", "photographs"]) -> dict[str, Tensor] | None:

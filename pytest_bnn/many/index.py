@@ -80,7 +80,8 @@ def audit_many(
         folder=str(Path.cwd()),
     )
     found = files.found(str(one) for one in checkpoints)
-    audits = audit_series(work, found, folder, jobs=jobs, executor=executor, done=done)
+    with registry.kept():
+        audits = audit_series(work, found, folder, jobs=jobs, executor=executor, done=done)
     write_pages(audits)
     return write_index(audits, Path(folder) / "index.html")
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from pytest_bnn.audit.named import Named, Parts
 from pytest_bnn.audit.provenance import provenance
-from pytest_bnn.checks import registry
+from pytest_bnn.checks import own, registry
 from pytest_bnn.checks.choices import Choices, choosing
 from pytest_bnn.data import checkpoints, sources
 from pytest_bnn.data.samples import Samples
@@ -59,11 +59,11 @@ class Work:
         """Let its settings, options and checks be in force inside, in whichever process."""
         if self.folder and self.folder not in sys.path:
             sys.path.insert(0, self.folder)
-        with registry.kept(), using(self.settings, self.setting_sources), choosing(self.choices):
+        with using(self.settings, self.setting_sources), choosing(self.choices):
             for module in (*self.plugins, *self.choices.plugins):
                 registry.import_module(module, "--plugin")
-            if self.folder and registry.read_conftest(Path(self.folder)):
-                registry.import_conftest(Path(self.folder))
+            if self.folder:
+                own.load(Path(self.folder))
             yield
 
 

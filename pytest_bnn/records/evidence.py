@@ -169,6 +169,7 @@ class Evidence:
 
     def raise_if_failed(self, *, inconclusive: Inconclusive = "fail") -> Evidence:
         """Raise AssertionError with `explain` when the claim failed; return self otherwise."""
+        __tracebackhide__ = True
         if is_failure(self.verdict, inconclusive=inconclusive):
             raise AssertionError(self.explain())
         return self

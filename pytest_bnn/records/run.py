@@ -210,6 +210,7 @@ class AuditRun:
             inconclusive: Whether an undecided claim counts as a failure. None asks the recorder in force
                 (pytest's ``--bnn-inconclusive``), and ``"fail"`` where there is none.
         """
+        __tracebackhide__ = True
         policy = inconclusive_policy() if inconclusive is None else inconclusive
         bad = [check for check in self.checks if is_failure(check.verdict, inconclusive=policy)]
         if bad:

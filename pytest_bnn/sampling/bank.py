@@ -16,6 +16,7 @@ from pytest_bnn.libraries.posterior import zero_sigma
 from pytest_bnn.network.calling import forward
 from pytest_bnn.network.isolation import seed_everything
 from pytest_bnn.options import in_force
+from pytest_bnn.progress import drawn
 from pytest_bnn.sampling.own import undisturbed_passes
 from pytest_bnn.tasks.task import are_shares
 
@@ -130,11 +131,12 @@ class PassBank:
         return self._blocks(start, stop, rows)
 
     def _blocks(self, start: int, stop: int, rows: Tensor | None) -> Iterator[Tensor]:
-        place = 0
+        place, tell = 0, drawn()
         for block in [*self._kept]:
             part = block[max(start - place, 0) : max(stop - place, 0)]
             place += len(block)
             if len(part):
+                tell(len(part))
                 yield part if rows is None else part[:, rows.to(part.device)]
         start, count = max(start, place), len(self.images) if rows is None else len(rows)
         while start < stop:
@@ -183,7 +185,7 @@ class PassBank:
         return self._own(start, stop, images, noisy)
 
     def _own(self, start: int, stop: int, images: Inputs, noisy: Collection[str] | None) -> Tensor:
-        parts = chunks(images)
+        parts, tell = chunks(images), drawn()
         passes = []
         silence = nullcontext() if noisy is None else zero_sigma(self.model, save=noisy)
         with undisturbed_passes(self.model, seed=self.seed), silence:
@@ -193,6 +195,7 @@ class PassBank:
                     seed_everything(pass_seed(self.seed, index))
                     outputs.append(forward(self.model, part))
                 passes.append(torch.cat(outputs))
+                tell(1)
         return torch.stack(passes)
 
     def _decide(self) -> None:

@@ -107,7 +107,7 @@ def finetune(
     kl_weight: float | None = None,
     seed: int = 0,
     class_names: Sequence[str] = (),
-    progress: Callable[[TrainingStep], None] | None = None,
+    progress: Callable[[TrainingStep], object] | None = None,
 ) -> tuple[TrainingStep, ...]:
     """Train a converted network in place toward its teacher's logits, with BatchNorm in eval mode.
 

@@ -16,6 +16,7 @@ from typing import Any
 import jsonschema
 import pytest
 
+import pytest_bnn
 from pytest_bnn import cli, render_html, render_markdown
 from pytest_bnn.audit import named
 from pytest_bnn.audit import run as audit
@@ -140,6 +141,8 @@ def folder(tmp_path: Path, net_py: str, monkeypatch: pytest.MonkeyPatch) -> Iter
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setenv("COLUMNS", "200")
+    # A machine that is busy gets lines about it.
+    monkeypatch.setattr("pytest_bnn.commands.watching.FIRST", 1e6)
     yield tmp_path
     for name in ("own_net", "broken_net", "raising_net"):
         sys.modules.pop(name, None)
@@ -199,9 +202,10 @@ def test_default_audit(default: tuple[subprocess.CompletedProcess[str], Path]) -
     """Without a network of one's own both conversions of the embedded ResNet18 are audited, and they are sound."""
     done, _ = default
     assert done.returncode == exits.PASSED, done.stderr
-    assert done.stdout.count("21 of 21 convolution and linear layers are Bayesian") == 2
-    assert "verdict: pass" in done.stdout
-    assert done.stderr == ""
+    lines = done.stdout.strip().splitlines()
+    assert lines[0] == "verdict: pass. All 4 claims about 2 models that were judged hold."
+    assert len(lines) == 5
+    assert all(re.match(r"pytest-bnn: \d+ s: ", line) for line in done.stderr.splitlines())
     last = done.stdout.strip().splitlines()[-1]
     assert last == f"report: {Path('out/resnet18.html')}  data: {Path('out/resnet18.json')}"
 
@@ -230,7 +234,7 @@ def test_default_audit_after_a_few_steps(run: Run, monkeypatch: pytest.MonkeyPat
     from pytest_bnn.training.finetune import finetune
 
     monkeypatch.setattr("pytest_bnn.example.audit.finetune", functools.partial(finetune, steps=10))
-    said = run("audit", "--checks", "layers.replaced,kl.present")
+    said = run("audit", "--checks", "layers.replaced,kl.present", "-v")
     assert said.code == exits.PASSED, said
     assert said.out.count("21 of 21 convolution and linear layers are Bayesian") == 2
     document = read()
@@ -263,8 +267,8 @@ def test_own_network(run: Run) -> None:
     assert set(verdicts.values()) == {"pass"}
     assert document["provenance"]["seed"] == "3"
     for id in verdicts:
-        assert re.search(rf"^pass +{re.escape(id)} ", said.out, re.M)
-    assert re.search(r"^verdict: (pass|warn)$", said.out, re.M), "warnings are about these few examples"
+        assert f"{id} pass for" not in said.out, "-v tells them"
+    assert re.search(r"^verdict: (pass|warn)\. ", said.out, re.M), "warnings are about these few examples"
     assert Path("audit.html").read_text(encoding="utf-8") == render_html(
         AuditRun.from_json(Path("audit.json").read_text("utf-8"))
     )
@@ -275,6 +279,45 @@ def test_verbose_shows_the_evidence_of_passed_claims(run: Run) -> None:
     arguments = (*OWN, "--checks", "layers.replaced")
     assert "claim:" not in run(*arguments).out
     assert "claim:" in run(*arguments, "-v").out
+
+
+def test_quiet(run: Run) -> None:
+    """One line and the exit code, for scripts; and not both of -q and -v."""
+    said = run("audit", "--model", "own_net:partly", "--checks", "layers.replaced", "-q")
+    assert said.code == exits.FAILED
+    assert said.out == ("verdict: fail. The one claim about own_net:partly that was judged does not hold; 1 fails.\n")
+    assert run(*OWN, "-q", "-v").code == exits.USAGE
+
+
+@pytest.mark.parametrize("option", ["-V", "--version"])
+def test_version(run: Run, option: str) -> None:
+    """Of the installed package; the same in Python."""
+    import importlib.metadata
+
+    said = run(option)
+    assert (said.code, said.out) == (0, f"pytest-bnn {importlib.metadata.version('pytest-bnn')}\n")
+    assert said.out.split()[1] == pytest_bnn.__version__
+
+
+def test_what_reads_the_output_may_leave(folder: Path) -> None:
+    """``pytest-bnn audit | head -1`` ends without a traceback, with the verdict's exit code."""
+    code = "import sys; from pytest_bnn.cli import main; sys.exit(main())"
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-c", code, "audit", "--model", "own_net:partly", "--checks", "layers.replaced"]
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (exits.FAILED, ""), done.stderr
+
+
+def test_a_terminal_that_lacks_a_symbol(folder: Path) -> None:
+    """An escape stands for it, and the exit code is the verdict's."""
+    command = [sys.executable, "-m", "pytest_bnn.cli", "audit", "--model", "own_net:partly", "-v"]
+    command += ["--checks", "layers.replaced", "--allow", "0=größer ✓"]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == exits.PASSED, done.stderr
+    assert "gr\\xf6\\xdfer \\u2713" in done.stdout
 
 
 def test_failed_claim(run: Run) -> None:
@@ -357,7 +400,7 @@ def test_nothing_applies(run: Run) -> None:
     said = run(*OWN, "--checks", "noise.varies,kl.loss")
     assert said.code == exits.NOTHING_APPLIES
     assert "verdict: not applicable" in said.out
-    assert "--data MODULE:FACTORY" in said.out
+    assert "noise.varies (give --data); kl.loss (give --loss and --data)" in said.out
 
 
 def test_the_number_of_examples_is_declared(run: Run) -> None:

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -125,7 +126,7 @@ def test_conftest_on_the_command_line(folder: Path, capsys: pytest.CaptureFixtur
     assert (check["id"], check["headline"]) == ("mycompany.rule", "the limit is 0.3")
     assert "mycompany.rule" in Path("audit.html").read_text(encoding="utf-8")
     (folder / "pyproject.toml").write_text(PYPROJECT, encoding="utf-8")
-    code, said = audit(capsys, *OWN)
+    code, said = audit(capsys, *OWN, "-v")
     assert (code, "the limit is 0.25" in said) == (exits.PASSED, True), said
     provenance = json.loads(Path("audit.json").read_text(encoding="utf-8"))["provenance"]
     assert provenance["set mycompany.rule.limit"] == "0.25 (mycompany.rule.limit in pyproject.toml)"
@@ -139,6 +140,127 @@ def test_a_conftest_without_checks_is_left_alone(folder: Path, capsys: pytest.Ca
     assert code == exits.PASSED, said
 
 
+OWN_MODULE = RULE.format(id="mycompany.rule")
+TRAP = "\nraise RuntimeError('for pytest only')\n"
+
+#: Roads by which pytest comes to know a check: the files, and the folder in which the command is typed.
+ROADS: dict[str, tuple[dict[str, str], str]] = {
+    "in tests": ({"tests/conftest.py": OWN_MODULE, "conftest.py": TRAP}, "."),
+    "in the root, from below": ({"conftest.py": OWN_MODULE, "pytest.ini": "", "sub/x.txt": ""}, "sub"),
+    "in tests, from beside": ({"tests/conftest.py": OWN_MODULE, "pytest.ini": "", "sub/x.txt": ""}, "sub"),
+    "imported by a conftest": ({"conftest.py": "from own_rules import rule" + TRAP, "own_rules.py": OWN_MODULE}, "."),
+    "a submodule imported": (
+        {"conftest.py": "from own import rules" + TRAP, "own/__init__.py": "", "own/rules.py": OWN_MODULE}, ".",
+    ),
+    "beside a conftest in tests": (
+        {"tests/conftest.py": "import own_rules" + TRAP, "tests/own_rules.py": OWN_MODULE}, ".",
+    ),
+    "relative in a package": (
+        {"tests_of_mine/__init__.py": "", "tests_of_mine/conftest.py": "from .own_rules import rule" + TRAP,
+         "tests_of_mine/own_rules.py": OWN_MODULE}, ".",
+    ),
+    "a conftest of a package": (
+        {"tests_of_mine/__init__.py": "", "tests_of_mine/conftest.py": "from .more import LIMIT\n" + OWN_MODULE,
+         "tests_of_mine/more.py": "LIMIT = 3"}, ".",
+    ),
+    "pytest_plugins": ({"conftest.py": "pytest_plugins = ['own_rules']" + TRAP, "own_rules.py": OWN_MODULE}, "."),
+    "beside the model": ({"mine.py": "from net import *\n" + OWN_MODULE}, "."),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("road", ROADS)
+def test_every_road_to_a_check(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+                               road: str) -> None:  # fmt: skip
+    """What pytest finds, the command line finds: for --checks, --set and --help; other conftests are left alone."""
+    files, start = ROADS[road]
+    for name, text in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    monkeypatch.chdir(folder / start)
+    monkeypatch.syspath_prepend(str(folder))
+    model = ("--model", "mine:bayesian" if "mine.py" in files else "net:bayesian")
+    code, said = audit(capsys, *model, "--help")
+    assert re.search(r"^  mycompany\.rule$", said, re.M)
+    assert "options: limit (0.5)" in said
+    code, said = audit(capsys, *model, "--checks", "mycompany.rule", "--set", "mycompany.rule.limit=0.01", "-v")
+    assert (code, "the limit is 0.01" in said) == (exits.FAILED, True), said
+    assert "mycompany.rule" not in registry.ids()
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (("--checks", "mycompany.rule"), ("conftest.py", "--plugin MODULE", "entry point pytest_bnn.checks")),
+        (("--set", "mycompany.rule.limit=1"), ("--set mycompany.rule.limit: there is no check", "test folders")),
+        (("--checks", "mycompany.role"), ("Did you mean mycompany.rule",)),
+    ],
+)
+def test_an_unknown_check_says_how_it_would_be_known(
+    folder: Path, capsys: pytest.CaptureFixture[str], given: tuple[str, ...], words: tuple[str, ...]
+) -> None:
+    """The author of a check must not end at "there is no check"."""
+    if "mycompany.role" in given:
+        (folder / "conftest.py").write_text(OWN_MODULE, encoding="utf-8")
+    else:
+        (folder / "test_own.py").write_text(OWN_MODULE, encoding="utf-8")
+        assert "a check in a test module is known to that module's session alone" in audit(capsys, *OWN[:2], *given)[1]
+    code, said = audit(capsys, *OWN[:2], *given)
+    assert code == exits.USAGE
+    for word in words:
+        assert word in said
+
+
+@pytest.fixture
+def installed(tmp_path: Path) -> Path:
+    """A folder with the example plugin as pip leaves it: the package, and its entry points."""
+    site = tmp_path / "site"
+    shutil.copytree(ROOT / "examples" / "plugin" / "pytest_mycompany", site / "pytest_mycompany")
+    project = tomllib.loads((ROOT / "examples" / "plugin" / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    info = site / f"{project['name'].replace('-', '_')}-{project['version']}.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(
+        f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n", encoding="utf-8"
+    )
+    groups = [
+        f"[{group}]\n" + "".join(f"{name} = {place}\n" for name, place in points.items())
+        for group, points in project["entry-points"].items()
+    ]
+    (info / "entry_points.txt").write_text("\n".join(groups), encoding="utf-8")
+    return site
+
+
+def test_a_package_with_a_check_and_a_plugin(folder: Path, installed: Path) -> None:
+    """Installed, its check is everywhere, and its hooks hear of all evidence."""
+    path = os.pathsep.join(filter(None, (str(installed), os.environ.get("PYTHONPATH"))))
+    environment = {**os.environ, "PYTHONPATH": path, "BUILD_NUMBER": "7", "COLUMNS": "200"}
+
+    def command(*arguments: str) -> tuple[int, str]:
+        code = f"import sys; from pytest_bnn.cli import main; sys.exit(main({list(arguments)!r}))"
+        done = warm.python("-c", code, env=environment)
+        return done.returncode, done.stdout + done.stderr
+
+    _, said = command("audit", "--help")
+    assert re.search(r"mycompany\.width\n.*\n +options: allowed \(0\.5\)", said), said
+    given = ("audit", "--model", "net:bayesian", "--checks", "mycompany.width")
+    code, said = command(*given, "--set", "mycompany.width.allowed=0.001")
+    assert (code, "4 of 4 tensors are too wide" in said) == (exits.FAILED, True), said
+    (folder / "test_own.py").write_text(
+        "import net\nimport pytest\n\n\n@pytest.mark.bnn(set={'mycompany.width.allowed': 0.02})\n"
+        "def test_width(bnn_audit):\n"
+        "    bnn_audit(net.bayesian(), name='mine', checks=['mycompany.width', 'kl.present']).raise_for_failures()\n",
+        encoding="utf-8",
+    )
+    arguments = ("-q", "-p", "no:cacheprovider", "--bnn-report=a.html", "--evidence-log=log.txt")
+    done = warm.python("-m", "pytest", *arguments, env=environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (folder / "log.txt").read_text(encoding="utf-8").splitlines() == [
+        "test_own.py::test_width\tmine\tkl.present\tpass",
+        "test_own.py::test_width\tmine\tmycompany.width\tpass",
+    ]
+    assert json.loads(Path("a.json").read_text(encoding="utf-8"))["provenance"]["build"] == "7"
+
+
 @pytest.mark.parametrize("source", ["option", "pyproject"])
 def test_plugins(folder: Path, capsys: pytest.CaptureFixture[str], source: str) -> None:
     """A module of checks, named on the command line or for the project."""
@@ -148,7 +270,7 @@ def test_plugins(folder: Path, capsys: pytest.CaptureFixture[str], source: str) 
         (folder / "pyproject.toml").write_text('[tool.pytest-bnn]\nplugins = ["own_rules"]\n', encoding="utf-8")
     assert "mycompany.rule" in audit(capsys, *arguments, "--help")[1]
     assert "own_rules" not in sys.modules
-    code, said = audit(capsys, *arguments, *OWN)
+    code, said = audit(capsys, *arguments, *OWN, "-v")
     assert (code, "the limit is 0.5" in said) == (exits.PASSED, True), said
 
 

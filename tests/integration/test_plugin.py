@@ -647,10 +647,9 @@ def test_precedence_of_settings(pytester: pytest.Pytester, monkeypatch: pytest.M
     def seed(*arguments: str) -> str:
         told = in_a_process_like_this(pytester, *arguments).stdout.str()
         found = re.search(r"^bnn: weights digits, seed (\d+), at most 128 passes a check$", told, re.M)
-        assert found, told
-        return found[1]
+        return found[1] if found else ""
 
-    assert seed() == "0"
+    assert seed() == "", "nothing was given, nothing is said"
     pytester.makeini("[pytest]\nbnn_seed = 1\n")
     assert seed() == "1"
     monkeypatch.setenv("PYTEST_BNN_SEED", "")

@@ -84,7 +84,6 @@ def test_install_and_audit(options: str, tmp_path: Path) -> None:
         assert "Audit a Bayesian neural network" in done.stdout
         assert "layers.replaced" in done.stdout
     else:
-        assert done.stdout.count("21 of 21") == 2
         assert "verdict: pass" in done.stdout
         assert (checkout / "audit.html").stat().st_size < 1_000_000
         assert (checkout / "audit.json").is_file()
@@ -120,5 +119,4 @@ def test_tour_with_the_command_line(tour: Path) -> None:
     command = next(b.text.strip() for b in blocks() if b.text.startswith("pytest-bnn audit --model"))
     done = run(f"{command} -o shell.html", tour)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "3 of 3" in done.stdout
     assert re.search(r"verdict: (pass|warn)", done.stdout), "a few examples of chance decide nothing of predictions"

@@ -17,6 +17,7 @@ from pytest_bnn.checks.noise._silence import not_finite
 from pytest_bnn.checks.values import Passes, SpreadBand
 from pytest_bnn.libraries.posterior import bayesian_layers
 from pytest_bnn.libraries.protocol import tensors_of
+from pytest_bnn.progress import so_far
 from pytest_bnn.records.evidence import Certainty, LayerFinding, Measurement, Threshold, Verdict
 from pytest_bnn.stats.budget import Budget
 from pytest_bnn.stats.intervals import median_bounds, trials_needed
@@ -122,6 +123,7 @@ def _find(subject: Subject, band: tuple[float, float], max_passes: int, budget: 
         verdict = bounds.verdict(band)
         above = max(bounds.surely_above) > most
         if verdict is Verdict.INCONCLUSIVE and passes < last:
+            so_far(f"not decided yet: a spread of about {float(bounds.found[:, 0].median()):.2g}")
             passes += _BLOCK
             continue
         if verdict is not Verdict.PASS and not above and layers and not looked:

@@ -16,6 +16,7 @@ from pytest_bnn.checks.noise._silence import MIN_SPREAD, causes_of_silence, floo
 from pytest_bnn.checks.values import Passes, Positive
 from pytest_bnn.libraries.posterior import bayesian_layers
 from pytest_bnn.libraries.registry import nobody_knows
+from pytest_bnn.progress import so_far
 from pytest_bnn.records.evidence import Certainty, Measurement, Threshold, Verdict
 from pytest_bnn.stats.budget import Budget
 from pytest_bnn.stats.intervals import median_bounds, trials_needed
@@ -109,6 +110,7 @@ def _decide(subject: Subject, bounds: _Bounds, images: Tensor, budget: Budget, s
         # A model that is silent is so for every image: a few decide.
         rows = images[~(bounds.low[images] > bounds.floor)]
         rows = rows[bounds.spread[:, rows].median(0).values.argsort()[:_SUSPECTS]]
+        so_far(f"{len(rows):,} of {len(images):,} images not decided yet")
         few, passes = bounds.spread[:, rows], 2 * len(bounds.spread)
         while passes + 2 <= max_passes and bounds.verdict(rows) is Verdict.INCONCLUSIVE:
             stop = min(passes + _BLOCK, max_passes // 2 * 2)

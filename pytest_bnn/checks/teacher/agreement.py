@@ -25,6 +25,7 @@ from pytest_bnn.checks.values import AgreementShare, OfPopulation, Passes, Posit
 from pytest_bnn.data.repeats import repeats
 from pytest_bnn.errors import OptionError
 from pytest_bnn.network.calling import judged_field
+from pytest_bnn.progress import so_far
 from pytest_bnn.records.evidence import Verdict
 from pytest_bnn.stats.budget import Budget
 from pytest_bnn.stats.moments import Mean
@@ -165,6 +166,7 @@ def _judge(subject: Subject, task: Task, claim: Claim, max_passes: int, toleranc
         wanted = _wanted(items)
         if not len(wanted):
             break
+        so_far(f"{len(wanted):,} of {items.count:,} answers not decided yet")
         rows = items.rows_of(wanted)
         stop = min(items.passes + (items.passes if isinstance(items, Numbers) else _BLOCK), max_passes)
         if bad := _take(subject, task, items, stop, rows):

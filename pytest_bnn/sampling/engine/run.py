@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pytest_bnn.libraries.capture import LayerCall
 from pytest_bnn.network.calling import output_tensor
+from pytest_bnn.progress import drawn
 from pytest_bnn.sampling.engine.plan import LayerPlan, Plan
 from pytest_bnn.sampling.engine.replica import Worker, share_out
 from pytest_bnn.sampling.threads import spread
@@ -50,9 +51,19 @@ class Engine:
         """
         for worker in self.workers:
             worker.noisy = noisy
+        tell = drawn()
+
+        def one_pass(worker: Worker, index: int) -> Tensor:
+            tell(1)
+            return _forward(worker, index, images, rows)
+
         if len(images) <= self.chunk:
-            return torch.stack(spread(self.workers, passes, lambda w, index: _forward(w, index, images, rows)))
-        return torch.stack([self._in_chunks(index, images, rows) for index in passes])
+            return torch.stack(spread(self.workers, passes, one_pass))
+        outputs = []
+        for index in passes:
+            tell(1)
+            outputs.append(self._in_chunks(index, images, rows))
+        return torch.stack(outputs)
 
     def run_apart(self, batches: Sequence[tuple[Tensor, Tensor]]) -> list[Tensor]:
         """Return the outputs of pass 0 on several batches of images with their numbers, each batch by itself."""

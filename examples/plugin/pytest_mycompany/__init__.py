@@ -1,0 +1,1 @@
+"""What our company asks of Bayesian networks."""
