@@ -8,6 +8,7 @@ from typing import Literal, TypeAlias
 
 from pytest_bnn.records.charts import Chart
 from pytest_bnn.records.codec import Scalar, clean, show
+from pytest_bnn.records.raising import raising
 
 Stage: TypeAlias = Literal["converted", "finetuned", "unrelated", "unknown"]
 Inconclusive: TypeAlias = Literal["fail", "warn"]
@@ -170,7 +171,7 @@ class Evidence:
     def raise_if_failed(self, *, inconclusive: Inconclusive = "fail") -> Evidence:
         """Raise AssertionError with `explain` when the claim failed; return self otherwise."""
         if is_failure(self.verdict, inconclusive=inconclusive):
-            raise AssertionError(self.explain())
+            raise raising(self.explain(), (self,))
         return self
 
 
