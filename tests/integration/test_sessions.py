@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from pytest_bnn.checks import registry
 from tests.integration import warm
 
 #: A check as the plugin sees it, without a network.
@@ -261,6 +262,17 @@ def session(
     return Session(done.returncode, done.stdout + done.stderr, folder)
 
 
+def here(pytester: pytest.Pytester, files: Mapping[str, str], *arguments: str) -> Session:
+    """Run a session in this process, which has imported what takes its time."""
+    for name, text in {"claims.py": CLAIMS, **files}.items():
+        (pytester.path / name).write_text(text, encoding="utf-8")
+    with registry.kept():
+        found = pytester.runpytest_inprocess(
+            "-p", "no:cacheprovider", "--bnn-report=out/audit.html", *arguments, no_reraise_ctrlc=True
+        )
+    return Session(int(found.ret), found.stdout.str() + found.stderr.str(), pytester.path)
+
+
 @pytest.fixture(scope="module", params=["alone", "with workers"])
 def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Session:
     workers = ["-n", "2"] if request.param == "with workers" else []
@@ -398,14 +410,16 @@ def test_fourth():
         ),
         pytest.param(
             "import os; os._exit(3)", ("-n", "1", "--max-worker-restart=0"), "failed", "crashed", 1, id="crash",
+            marks=pytest.mark.nightly("a worker of its own; every push stops without one"),
         ),
     ],
 )  # fmt: skip
 def test_what_never_ran_is_on_record(
-    tmp_path: Path, second: str, arguments: tuple[str, ...], outcome: str, reason: str, code: int
+    pytester: pytest.Pytester, second: str, arguments: tuple[str, ...], outcome: str, reason: str, code: int
 ) -> None:
     """Half of a session looks like a whole one that is half as long."""
-    found = session(tmp_path, {"test_it.py": STOPPING.format(second=second)}, *arguments)
+    files = {"test_it.py": STOPPING.format(second=second)}
+    found = session(pytester.path, files, *arguments) if "-n" in arguments else here(pytester, files, *arguments)
     assert found.code == found.audit["session"]["exit_status"]
     assert (found.code == code) or "-n" in arguments, found.text
     assert found.audit["session"]["total"] == 4
@@ -418,7 +432,7 @@ def test_what_never_ran_is_on_record(
     assert cut.startswith("2 of 4 tests never ran: ")
 
 
-def test_exit_status_is_the_one_pytest_ends_with(tmp_path: Path) -> None:
+def test_exit_status_is_the_one_pytest_ends_with(pytester: pytest.Pytester) -> None:
     """Another plugin may have the last word."""
     conftest = """
 import pytest
@@ -432,14 +446,14 @@ def pytest_sessionfinish(session):
 def pytest_unconfigure(config):
     pass
 """
-    found = session(tmp_path, {"conftest.py": conftest, "test_it.py": "def test_it(): pass"})
+    found = here(pytester, {"conftest.py": conftest, "test_it.py": "def test_it(): pass"})
     assert found.code == found.audit["session"]["exit_status"] == 5, found.text
 
 
-def test_what_cannot_be_collected_is_on_record(tmp_path: Path) -> None:
+def test_what_cannot_be_collected_is_on_record(pytester: pytest.Pytester) -> None:
     """A module that cannot be imported has no tests that could fail."""
     files = {"test_broken.py": "import nowhere_at_all", "test_it.py": "def test_it(): pass"}
-    found = session(tmp_path, files)
+    found = here(pytester, files)
     assert found.code == found.audit["session"]["exit_status"] == pytest.ExitCode.INTERRUPTED
     assert found.outcomes == {
         "test_broken.py": ("error", "ModuleNotFoundError: No module named 'nowhere_at_all'"),
@@ -447,12 +461,12 @@ def test_what_cannot_be_collected_is_on_record(tmp_path: Path) -> None:
     }
 
 
-def test_last_failed_is_a_cut(tmp_path: Path) -> None:
+def test_last_failed_is_a_cut(pytester: pytest.Pytester) -> None:
     """``--lf`` leaves out tests and whole files."""
     files = {"test_a.py": STOPPING.format(second="assert False"), "test_b.py": "def test_it(): pass"}
     arguments = ["-p", "cacheprovider"]
-    assert session(tmp_path, files, *arguments).audit["cut"] == []
-    cut = session(tmp_path, files, *arguments, "--lf").audit["cut"]
+    assert here(pytester, files, *arguments).audit["cut"] == []
+    cut = here(pytester, files, *arguments, "--lf").audit["cut"]
     assert cut == ["only tests that failed the last time were run, by --lf"]
 
 
@@ -461,25 +475,25 @@ def test_last_failed_is_a_cut(tmp_path: Path) -> None:
     [("--co", "-q"), ("--setup-plan",), ("nowhere.py",), ("--bnn-alpha=2",)],
     ids=["--co", "--setup-plan", "wrong path", "wrong setting"],
 )
-def test_a_report_is_not_overwritten_where_no_test_runs(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+def test_a_report_is_not_overwritten_where_no_test_runs(pytester: pytest.Pytester, arguments: tuple[str, ...]) -> None:
     """To list the tests is no session."""
-    (tmp_path / "out").mkdir()
-    old = [tmp_path / "out/audit.html", tmp_path / "out/audit.json", tmp_path / "out/ctrf.json"]
+    (pytester.path / "out").mkdir()
+    old = [pytester.path / "out/audit.html", pytester.path / "out/audit.json", pytester.path / "out/ctrf.json"]
     for path in old:
         path.write_text("old", encoding="utf-8")
-    session(tmp_path, {"test_it.py": "def test_it(): pass"}, "--bnn-ctrf=out/ctrf.json", *arguments)
+    here(pytester, {"test_it.py": "def test_it(): pass"}, "--bnn-ctrf=out/ctrf.json", *arguments)
     assert [path.read_text(encoding="utf-8") for path in old] == ["old"] * 3
 
 
-def test_a_relative_report_is_of_the_folder_of_the_start(tmp_path: Path) -> None:
+def test_a_relative_report_is_of_the_folder_of_the_start(pytester: pytest.Pytester) -> None:
     """A conftest and a test that go elsewhere do not take the report with them."""
     conftest = "import os, pathlib\nos.chdir(pathlib.Path(__file__).parent / 'elsewhere')\n"
     tests = "import os\n\n\ndef test_it():\n    os.chdir('/')\n"
-    (tmp_path / "elsewhere").mkdir()
-    found = session(tmp_path, {"conftest.py": conftest, "test_it.py": tests})
+    (pytester.path / "elsewhere").mkdir()
+    found = here(pytester, {"conftest.py": conftest, "test_it.py": tests})
     assert found.code == 0, found.text
-    assert (tmp_path / "out/audit.html").is_file()
-    assert list((tmp_path / "elsewhere").iterdir()) == []
+    assert (pytester.path / "out/audit.html").is_file()
+    assert list((pytester.path / "elsewhere").iterdir()) == []
     assert f"report: {Path('out/audit.html')} and audit.json" in found.text
 
 
