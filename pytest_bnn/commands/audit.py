@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from pytest_bnn.checks import choices, own, registry
 from pytest_bnn.checks.choices import choosing
-from pytest_bnn.commands import audit_arguments, checkpoints, terminal
+from pytest_bnn.commands import audit_arguments, checkpoints, ci, terminal
 from pytest_bnn.commands.command import BROKEN, FAILED, NOTHING_APPLIES, PASSED, reader_may_leave
 from pytest_bnn.errors import InputError
 from pytest_bnn.options import OPTIONS, DrawnSeed, Settings, Source, resolve_with_sources, using
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pytest_bnn.commands.command import Commands
     from pytest_bnn.commands.watching import Say
     from pytest_bnn.many.work import Work
-    from pytest_bnn.records.run import AuditRun
+    from pytest_bnn.records.run import AuditRun, Change
 
 
 #: What has a default of its own where it is not given.
@@ -40,6 +40,7 @@ def run(given: argparse.Namespace) -> int:
 
 
 def _audit(given: argparse.Namespace, arguments: list[str]) -> int:
+    from pytest_bnn.report import outputs
     from pytest_bnn.report.files import require_writable, write_report
 
     settings, sources = resolve_with_sources(
@@ -53,22 +54,31 @@ def _audit(given: argparse.Namespace, arguments: list[str]) -> int:
         return checkpoints.run(given, _work(given, settings, sources, chosen, allow), audit_arguments.REPORT)
     output = Path(given.report)
     require_writable(output)
+    if given.ctrf is not None:
+        outputs.require_writable_json(given.ctrf, "--ctrf")
     showing = terminal.progress(output.with_suffix(".json"), quiet=given.quiet)
     with using(settings, sources), choosing(chosen), showing as say:
         say("loading torch")
         from pytest_bnn.audit.plan import shorthands
         from pytest_bnn.audit.provenance import provenance
+        from pytest_bnn.audit.repeating import repeating
 
         run = _run(given, settings, shorthands(given.kl_weight, given.num_batches, allow, given.num_data), say)
         say("writing the report")
-        run = _with_provenance(run, provenance(seed=settings.seed, command=["pytest-bnn", *arguments]))
+        repeat = repeating(["pytest-bnn", "audit"], arguments[1:], prefix="--")
+        run = _with_provenance(
+            run, provenance(seed=settings.seed, command=["pytest-bnn", *arguments], repeat=repeat), _changed(given)
+        )
         page, data = write_report(run, output)
+        if given.ctrf is not None:
+            outputs.write_ctrf(run, given.ctrf, inconclusive=settings.inconclusive)
     with reader_may_leave():
         terminal.show(run, verbose=given.verbose, quiet=given.quiet)
         if not given.quiet:
             drawn = f" (drawn; --seed {settings.seed} repeats it)" if isinstance(settings.seed, DrawnSeed) else ""
             print(f"seed: {settings.seed}{drawn}")
-            print(f"report: {page}  data: {data}")
+            print(f"report: {page}  data: {data}" + (f"  CTRF: {given.ctrf}" if given.ctrf is not None else ""))
+        ci.tell(run, given.model, inconclusive=settings.inconclusive)
     return _exit_code(run, settings)
 
 
@@ -173,10 +183,30 @@ def _work(
     )
 
 
-def _with_provenance(run: AuditRun, said: dict[str, str]) -> AuditRun:
+def _with_provenance(run: AuditRun, said: dict[str, str], changed: tuple[Change, ...]) -> AuditRun:
     from dataclasses import replace
 
-    return replace(run, provenance={**said, **{k: v for k, v in run.provenance.items() if k not in said}})
+    more = {name: words for name, words in run.provenance.items() if name not in said}
+    return replace(run, provenance={**said, **more}, changed=(*run.changed, *changed))
+
+
+def _changed(given: argparse.Namespace) -> tuple[Change, ...]:
+    """Return the options of checks that have options of their own on the command line."""
+    from pytest_bnn.audit.plan import shorthands
+    from pytest_bnn.checks.changed import changes_by
+
+    given_by = {
+        "--allow": shorthands(allow=_allowed(given.allow)),
+        "--kl-weight": shorthands(kl_weight=given.kl_weight),
+        "--num-batches": shorthands(num_batches=given.num_batches),
+        "--num-data": shorthands(num_data=given.num_data),
+    }
+    return tuple(
+        change
+        for source, options in given_by.items()
+        for id, values in options.items()
+        for change in changes_by(id, values, source)
+    )
 
 
 def _exit_code(run: AuditRun, settings: Settings) -> int:

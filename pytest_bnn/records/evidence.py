@@ -8,6 +8,7 @@ from typing import Literal, TypeAlias
 
 from pytest_bnn.records.charts import Chart
 from pytest_bnn.records.codec import Scalar, clean, show
+from pytest_bnn.records.raising import raising
 
 Stage: TypeAlias = Literal["converted", "finetuned", "unrelated", "unknown"]
 Inconclusive: TypeAlias = Literal["fail", "warn"]
@@ -171,7 +172,7 @@ class Evidence:
         """Raise AssertionError with `explain` when the claim failed; return self otherwise."""
         __tracebackhide__ = True
         if is_failure(self.verdict, inconclusive=inconclusive):
-            raise AssertionError(self.explain())
+            raise raising(self.explain(), (self,))
         return self
 
 

@@ -16,6 +16,7 @@ from pytest_bnn.records.charts import PredictionSummary
 from pytest_bnn.records.codec import from_plain, schema_definitions, to_plain
 from pytest_bnn.records.evidence import SEVERITY, Evidence, Inconclusive, Stage, Verdict, is_failure
 from pytest_bnn.records.policy import inconclusive_policy
+from pytest_bnn.records.raising import raising
 
 SCHEMA_VERSION = "1.4"
 
@@ -214,7 +215,7 @@ class AuditRun:
         policy = inconclusive_policy() if inconclusive is None else inconclusive
         bad = [check for check in self.checks if is_failure(check.verdict, inconclusive=policy)]
         if bad:
-            raise AssertionError("\n\n".join(check.explain() for check in bad))
+            raise raising("\n\n".join(check.explain() for check in bad), bad)
         return self
 
     def to_json(self) -> str:
