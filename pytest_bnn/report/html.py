@@ -36,7 +36,7 @@ def render(run: AuditRun) -> str:
             top=top(run, shape),
             quality=quality(shape),
             identities=identities(shape),
-            audited=of_the_audit(run.provenance),
+            audited=of_the_audit(run),
             counts=wording.in_severity_order(shape.counts),
             prose=partial(_prose, prose.names_of(run)),
             seeds=sorted({check.seed for check in run.checks}),

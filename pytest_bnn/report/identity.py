@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from pytest_bnn.records.run import FileDigest
+from pytest_bnn.records.run import AuditRun, FileDigest
 from pytest_bnn.report.outline import Group, Outline
+from pytest_bnn.report.wording import seconds
 
 #: What is named of an audit as a whole, by the name in its provenance.
 _OF_THE_AUDIT: Final[Mapping[str, str]] = {
@@ -49,8 +50,10 @@ def identities(shape: Outline) -> tuple[Identity, ...]:
     )
 
 
-def of_the_audit(provenance: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+def of_the_audit(run: AuditRun) -> tuple[tuple[str, str], ...]:
     """Return what is known of the audit as a whole, named: commit, when, duration, machine, versions."""
+    checks = sum(check.seconds for check in run.checks)
+    provenance = {**({"duration": f"{seconds(checks)} in checks"} if checks > 0 else {}), **run.provenance}
     said = [(name, provenance[key]) for key, name in _OF_THE_AUDIT.items() if provenance.get(key)]
     versions = [f"{name} {provenance[name]}" for name in _VERSIONS if provenance.get(name)]
     return (*said, ("Versions", ", ".join(versions))) if versions else tuple(said)

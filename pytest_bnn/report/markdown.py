@@ -110,7 +110,7 @@ def _identity(run: AuditRun, shape: Outline) -> list[str]:
             lines.append(f"- {of}weights, SHA-256 of the state {code(known.state)}")
         if known.data:
             lines.append(f"- {of}data, {wording.plural(known.examples, 'example')}, SHA-256 {code(known.data)}")
-    return lines + [f"- {name.lower()}: {escape(value)}" for name, value in of_the_audit(run.provenance)]
+    return lines + [f"- {name.lower()}: {escape(value)}" for name, value in of_the_audit(run)]
 
 
 def _name(group: Group) -> str:
