@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from pytest_bnn.records.charts import PredictionSummary, Score, ScoreRow, ScoreTable
-from pytest_bnn.records.evidence import Acceptance, Evidence, LayerFinding, Verdict
+from pytest_bnn.records.evidence import Acceptance, Evidence, LayerFinding, Measurement, Verdict
 from pytest_bnn.records.run import (
     AuditRun,
     Change,
@@ -19,7 +19,7 @@ from pytest_bnn.records.run import (
     TestOutcome,
 )
 from pytest_bnn.report import headline, render_html, render_markdown
-from tests.unit.test_report import Page, hostile_run
+from tests.unit.test_report import Page, hostile_run, prediction
 
 
 def claim(id: str, verdict: Verdict = Verdict.PASS, subject: str = "net", **more: object) -> Evidence:
@@ -282,11 +282,41 @@ def test_from_three_subjects_on_each_has_one_line() -> None:
     assert "one pass" not in text
 
 
+def test_a_regression_is_scored_by_what_its_claim_measured() -> None:
+    """The names are those of the measurements of `regression.scores`, which its own tests compare with an oracle."""
+    names = ("CRPS", "CRPS of the teacher", "CRPS of one pass", "root mean square error", "CRPS of the mean network",
+             "root mean square error of the teacher", "difference")  # fmt: skip
+    measured = tuple(Measurement(name=name, value=(at + 1) / 10) for at, name in enumerate(names))
+    covered = (Measurement(name="coverage at 0.9", value=0.875), Measurement(name="mean", value=0.1))
+    checks = (claim("regression.scores", measurements=measured), claim("regression.coverage", measurements=covered))
+    bare = replace(scored("net"), prediction_summary=None)
+    text = first_screen(AuditRun(checks=checks, subjects=(bare,)))
+    assert "Predictor CRPS RMSE Within 90.0 %" in text.replace("\xa0", " ")
+    for line in ("BNN 0.1 0.4 87.5 %", "teacher 0.2 0.6", "mean network 0.5", "one pass 0.3"):
+        assert line in text.replace("\xa0", " ")
+    assert "0.7" not in text
+
+
 def test_why_nothing_is_scored_is_said() -> None:
     unlabelled = replace(scored("net"), prediction_summary=PredictionSummary(passes=8, missing="no labels were given"))
     assert "Not scored, no labels were given." in first_screen(AuditRun(subjects=(unlabelled,)))
     none = replace(scored("net"), prediction_summary=None)
     assert "Not scored, no claim about predictions was judged." in first_screen(AuditRun(subjects=(none,)))
+
+
+def test_the_time_in_checks_stands_for_a_duration_that_was_not_recorded() -> None:
+    run = AuditRun(checks=(claim("a.b", seconds=12.0), claim("a.c", seconds=21.0)))
+    assert "Duration 33 s in checks" in first_screen(run)
+
+
+def test_what_a_picture_was_chosen_for_is_said() -> None:
+    one = prediction()
+    text = words(AuditRun(subjects=(replace(scored("net"), predictions=(replace(one, why="wrong and sure of it"),)),)))
+    assert "those on which BNN and teacher disagree, the surest errors" in text
+    assert "chosen as wrong and sure of it" in text
+    older = words(AuditRun(subjects=(replace(scored("net"), predictions=(one,)),)))
+    assert "those whose mean prediction is the least certain, first" in older
+    assert "chosen as" not in older
 
 
 def test_identity_stands_at_the_top() -> None:
