@@ -13,7 +13,7 @@ from pytest_bnn.report.outline import Group, Outline
 from pytest_bnn.report.standing import LOUD, RANK, Standing, standing
 
 #: Options of the command line whose name is not that of the argument.
-_COMMANDS: Final[Mapping[str, str]] = {"images": "--data", "labels": "--data", "factory": "--model"}
+_COMMANDS: Final[Mapping[str, str]] = {"images": "--data", "labels": "--data with labels", "factory": "--model"}
 _STATUSES: Final[Mapping[int, str]] = {
     2: "was interrupted",
     3: "broke internally",
