@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+import time
 from collections import Counter
 from collections.abc import Generator, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -62,6 +63,7 @@ class Collector:
 
     def __init__(self, config: pytest.Config, files: Files) -> None:
         self.config = config
+        self.start = time.perf_counter()
         self.files = files
         self.gathered = Gathered()
         self.outcomes = Outcomes()
@@ -157,7 +159,12 @@ class Collector:
         with in_force(settings):
             run = self.gathered.run(self.outcomes, changes(), self.outcomes.cut(self.config, why))
             repeat = repeating(program, [*added_arguments(os.environ), *arguments], prefix="--bnn-")
-            said = provenance(seed=settings.settings.seed, command=["pytest", *arguments], repeat=repeat)
+            said = provenance(
+                seed=settings.settings.seed,
+                command=["pytest", *arguments],
+                repeat=repeat,
+                duration=time.perf_counter() - self.start,
+            )
         record = self.outcomes.record(int(session.exitstatus), self.gathered.tests(), why)
         return reported(self.config, replace(run, provenance=said, session=record))
 

@@ -1,4 +1,4 @@
-"""When, with what and how an audit ran, and how to repeat it."""
+"""When, where, with what and how an audit ran, and how to repeat it."""
 
 from __future__ import annotations
 
@@ -7,21 +7,33 @@ import shlex
 from collections.abc import Sequence
 
 from pytest_bnn.audit.environment import versions
+from pytest_bnn.audit.origin import commit, machine
 from pytest_bnn.sampling.threads import share
 
 
-def provenance(*, seed: int, command: Sequence[str] | None = None, repeat: str = "") -> dict[str, str]:
-    """Say when, with what and how an audit ran.
+def provenance(
+    *, seed: int, command: Sequence[str] | None = None, repeat: str = "", duration: float | None = None
+) -> dict[str, str]:
+    """Say when, where, with what and how an audit ran.
 
     Args:
-        seed: Of all its randomness.
-        command: The command that ran it.
+        seed: The seed of all randomness.
+        command: The command that ran it, word by word.
         repeat: The command that repeats it, from `pytest_bnn.audit.repeating`.
+        duration: How long it took, in seconds.
     """
     now = datetime.datetime.now(datetime.UTC)
     said = {"created": now.strftime("%Y-%m-%d %H:%M:%S UTC"), "seed": str(seed)}
     if command is not None:
         said["command"] = shlex.join(command)
+    if duration is not None:
+        said["duration"] = lasting(duration)
+    said |= {name: words for name, words in (("commit", commit()), ("machine", machine())) if words}
     if repeat:
         said["repeat"] = repeat
     return {**said, "threads": str(share()), **versions()}
+
+
+def lasting(seconds: float) -> str:
+    """Write how long an audit took: "3.21 s", "1,250 s"."""
+    return f"{seconds:.2f} s" if seconds < 10 else f"{seconds:,.0f} s"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -92,6 +93,7 @@ def audit_model(
         InputError: An argument cannot be used: data that neither network accepts, unknown check ids.
         TypeError: An argument is of the wrong type.
     """
+    start = time.perf_counter()
     parts = {"teacher": teacher, "images": data, "loss": loss, "slices": slices}
     steps = planned(checks, thresholds, options, budget, [name for name, part in parts.items() if part is None])
     chosen_seed = int(in_force().seed) if seed is None else seed
@@ -128,7 +130,7 @@ def audit_model(
     return AuditRun(
         checks=tuple(evidence),
         subjects=(description,),
-        provenance=provenance(seed=subject.seed),
+        provenance=provenance(seed=subject.seed, duration=time.perf_counter() - start),
         changed=changes(),
         cut=cut,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,6 +44,7 @@ def _audit(given: argparse.Namespace, arguments: list[str]) -> int:
     from pytest_bnn.report import outputs
     from pytest_bnn.report.files import require_writable, write_report
 
+    start = time.perf_counter()
     settings, sources = resolve_with_sources(
         {option.key: getattr(given, option.key) for option in OPTIONS}, prefix="--"
     )
@@ -66,9 +68,13 @@ def _audit(given: argparse.Namespace, arguments: list[str]) -> int:
         run = _run(given, settings, shorthands(given.kl_weight, given.num_batches, allow, given.num_data), say)
         say("writing the report")
         repeat = repeating(["pytest-bnn", "audit"], arguments[1:], prefix="--")
-        run = _with_provenance(
-            run, provenance(seed=settings.seed, command=["pytest-bnn", *arguments], repeat=repeat), _changed(given)
+        said = provenance(
+            seed=settings.seed,
+            command=["pytest-bnn", *arguments],
+            repeat=repeat,
+            duration=time.perf_counter() - start,
         )
+        run = _with_provenance(run, said, _changed(given))
         page, data = write_report(run, output)
         if given.ctrf is not None:
             outputs.write_ctrf(run, given.ctrf, inconclusive=settings.inconclusive)

@@ -9,6 +9,7 @@ from typing import Any
 from pytest_bnn.records.collection import Collection
 from pytest_bnn.records.evidence import SEVERITY
 from pytest_bnn.report import svg, wording
+from pytest_bnn.report.standing import Standing, word
 
 _WIDTH, _HEIGHT, _MARGIN = 84, 14, 5
 
@@ -17,7 +18,7 @@ def render(collection: Collection) -> str:
     """Return the index as one HTML page; the same collection gives the same bytes."""
     from pytest_bnn.report.html import environment
 
-    counts = Counter(row.verdict for row in collection.rows)
+    counts = Counter(Standing(row.verdict.value) for row in collection.rows)
     spans = [_span([row.figures[place] for row in collection.rows]) for place in range(len(collection.figures))]
     page = environment().get_template("collection.html.j2")
     return wording.clean(
@@ -37,7 +38,7 @@ def sentence(collection: Collection) -> str:
     counts = Counter(row.verdict for row in collection.rows)
     if not collection.rows:
         return "There is no audit here"
-    said = [f"{counts[verdict]:,} {wording.word(verdict)}" for verdict in SEVERITY if counts[verdict]]
+    said = [f"{counts[verdict]:,} {word(verdict)}" for verdict in SEVERITY if counts[verdict]]
     return f"{wording.plural(len(collection.rows), 'audit')}: {', '.join(said)}"
 
 

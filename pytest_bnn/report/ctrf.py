@@ -10,6 +10,7 @@ from typing import Any, Final
 from pytest_bnn.records.evidence import Evidence, Inconclusive, Verdict
 from pytest_bnn.records.run import AuditRun
 from pytest_bnn.report import wording
+from pytest_bnn.report.standing import word
 
 _STATUSES: Final = ("passed", "failed", "skipped", "pending", "other")
 _CREATED: Final = "%Y-%m-%d %H:%M:%S UTC"
@@ -61,7 +62,7 @@ def _test(check: Evidence, inconclusive: Inconclusive) -> dict[str, Any]:
         "suite": [file, check.subject] if file else [check.subject],
         "message": check.headline,
         **({"trace": check.explain()} if told else {}),
-        "rawStatus": wording.word(check.verdict) + (" (expected)" if check.expected else ""),
+        "rawStatus": word(check.verdict) + (" (expected)" if check.expected else ""),
         "tags": [check.stage],
         **({"filePath": file} if file else {}),
         "extra": {"claim": check.claim, **({"test": check.test} if check.test else {})},

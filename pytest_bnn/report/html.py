@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from functools import cache, wraps
+from collections.abc import Callable, Collection, Sequence
+from functools import cache, partial, wraps
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pytest_bnn.records.charts import Chart
-from pytest_bnn.records.evidence import Verdict
 from pytest_bnn.records.run import AuditRun, LayerRow, TrainingStep
-from pytest_bnn.report import charts, curves, tables, trajectory, wording
-from pytest_bnn.report.outline import QUIET, Group, by_mean, by_teacher, leaders, outline, picture
+from pytest_bnn.report import charts, curves, prose, standing, tables, trajectory, wording
+from pytest_bnn.report.identity import identities, of_the_audit
+from pytest_bnn.report.outline import Card, Group, by_mean, by_teacher, leaders, outline, picture
+from pytest_bnn.report.quality import quality
+from pytest_bnn.report.standing import LOUD, Standing
+from pytest_bnn.report.top import top
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -30,8 +33,12 @@ def render(run: AuditRun) -> str:
         page.render(
             run=run,
             outline=shape,
-            sentence=wording.sentence(shape.counts),
+            top=top(run, shape),
+            quality=quality(shape),
+            identities=identities(shape),
+            audited=of_the_audit(run),
             counts=wording.in_severity_order(shape.counts),
+            prose=partial(_prose, prose.names_of(run)),
             seeds=sorted({check.seed for check in run.checks}),
             provenance=sorted(run.provenance.items()),
         )
@@ -52,11 +59,12 @@ def environment() -> Environment:
         keep_trailing_newline=True,
     )
     environment.filters.update(
+        capital=wording.capital,
         number=wording.number,
         percent=wording.percent,
         plural=wording.plural,
         seconds=wording.seconds,
-        word=wording.word,
+        word=standing.word,
     )
     environment.globals.update(
         allowed=wording.allowed,
@@ -71,6 +79,7 @@ def environment() -> Environment:
         keys=_keys,
         layer_summary=_layer_summary,
         leaders=leaders,
+        loud=LOUD,
         offenders=_offenders,
         picture=picture,
         ridge_table=tables.ridge_table,
@@ -78,9 +87,8 @@ def environment() -> Environment:
         scalar=wording.scalar,
         score=tables.score,
         split_cards=_split_cards,
-        symbols=wording.SYMBOLS,
+        symbols=standing.SYMBOLS,
         tally=_tally,
-        troubled=_troubled,
         distribution=_markup(charts.distribution),
         gauge=_markup(charts.gauge),
         multiples=_each_markup(trajectory.multiples),
@@ -132,20 +140,24 @@ def _offenders(layers: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any]]:
     return shown, [*bad[_OFFENDERS_SHOWN:], *good]
 
 
-def _split_cards(group: Group) -> tuple[Sequence[Any], Sequence[Any]]:
+def _split_cards(group: Group) -> tuple[Sequence[Card], Sequence[Card]]:
     """Fold away the cards beyond the first that ask nothing of the reader."""
-    loud = [card for card in group.cards if card.evidence.verdict not in QUIET]
-    quiet = [card for card in group.cards if card.evidence.verdict in QUIET]
-    shown, folded = _few(quiet, _QUIET_CARDS_SHOWN)
+    loud = [card for card in group.cards if card.standing in LOUD]
+    shown, folded = _few([card for card in group.cards if card.standing not in LOUD], _QUIET_CARDS_SHOWN)
     return [*loud, *shown], folded
 
 
-def _tally(group: Group) -> list[tuple[Verdict, int]]:
+def _tally(group: Group) -> list[tuple[Standing, int]]:
     return wording.in_severity_order(group.counts)
 
 
-def _troubled(verdict: Verdict) -> bool:
-    return verdict not in QUIET
+def _prose(known: Collection[str], text: str, stop: bool = True) -> Any:
+    """Write a text of the run as a sentence, with names in code type."""
+    from markupsafe import Markup, escape
+
+    parts = prose.pieces(text, known, stop=stop)
+    as_code = Markup("<code>{}</code>")
+    return Markup("").join(as_code.format(part.text) if part.code else escape(part.text) for part in parts)
 
 
 def _layer_summary(layers: Sequence[LayerRow]) -> str:
