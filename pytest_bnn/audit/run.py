@@ -121,7 +121,7 @@ def audit_model(
     )
     subject.try_images()
     evidence = run_steps(subject, steps, progress)
-    description = describe(subject, training)
+    description = describe(subject, training, evidence)
     record(description)
     return AuditRun(checks=tuple(evidence), subjects=(description,), provenance=provenance(seed=subject.seed))
 
