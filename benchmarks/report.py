@@ -1,13 +1,15 @@
 """How large a report is, how long it takes to render and to load, and how tall it is.
 
 ``python -m benchmarks.report`` renders audits of many subjects that are made up, with layers, notes, predictions and
-fine-tuning, and loads them in chromium where that is installed. To write the JSON is no part of rendering. ``--out FOLDER`` keeps the pages.
+fine-tuning, and loads them in chromium where that is installed. To write the JSON is no part of rendering, and the
+best of three times is shown. ``--out FOLDER`` keeps the pages.
 """
 
 from __future__ import annotations
 
 import argparse
 import base64
+import math
 import struct
 import tempfile
 import time
@@ -42,6 +44,9 @@ PATHS = (
     *(f"layer{stage}.0.downsample.0" for stage in (2, 3, 4)),
     "fc",
 )
+
+
+_FOUND = "alone it makes the outputs vary by 0.0123 of their scale, 12.3 % of the sum of variances"
 
 
 def made_up(subjects: int, checks: int, *, failing: int = 9) -> AuditRun:
@@ -82,10 +87,16 @@ def _evidence(name: str, check: int, verdict: Verdict) -> Evidence:
             Measurement(name=f"measurement {at}", value=0.1 * at + 0.0123, unit="nats", note="median over images")
             for at in range(6)
         ),
-        threshold=Threshold(quantity="spread of the outputs", observed=0.05, relation="<=", allowed=1.0, other_end=1e-3),
+        threshold=Threshold(
+            quantity="spread of the outputs", observed=0.05, relation="<=", allowed=1.0, other_end=1e-3
+        ),
         layers=tuple(
-            LayerFinding(path=path, kind="Conv2dReparameterization", ok=ok or at % 2 == 0, finding="alone it makes the "
-                         "outputs vary by 0.0123 of their scale, 12.3 % of the sum of variances")  # fmt: skip
+            LayerFinding(
+                path=path,
+                kind="Conv2dReparameterization",
+                ok=ok or at % 2 == 0,
+                finding="alone it makes the outputs vary by 0.0123 of their scale, 12.3 % of the sum of variances",
+            )  # fmt: skip
             for at, path in enumerate(PATHS)
         ),
         remedy="convert with a smaller moped_delta, or train sigma down where the layers below contribute most",
@@ -201,20 +212,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, help="a folder to keep the pages in")
     given = parser.parse_args(arguments)
     render_html(AuditRun())  # which loads the templates
-    print("| subjects | checks each | evidences | size | rendered in | loaded in | height |\n|---|---|---|---|---|---|---|")
+    print(
+        "| subjects | checks each | evidences | size | rendered in | loaded in | height |\n|---|---|---|---|---|---|---|"
+    )
     with tempfile.TemporaryDirectory() as scratch:
         folder = given.out or Path(scratch)
         folder.mkdir(parents=True, exist_ok=True)
         for subjects, checks in SIZES:
             run = made_up(subjects, checks)
             data = run.to_json()
-            start = time.perf_counter()
-            text = render_html(run, data)
-            seconds = time.perf_counter() - start
+            seconds = math.inf
+            for _ in range(3):
+                start = time.perf_counter()
+                text = render_html(run, data)
+                seconds = min(seconds, time.perf_counter() - start)
             page = folder / f"report-{subjects}x{checks}.html"
             page.write_text(text, encoding="utf-8")
             size = len(text.encode()) / 1e6
-            print(f"| {subjects} | {checks} | {subjects * checks:,} | {size:.2f} MB | {seconds:.2f} s | {_loaded(page)} |")
+            print(
+                f"| {subjects} | {checks} | {subjects * checks:,} | {size:.2f} MB | {seconds:.2f} s | {_loaded(page)} |"
+            )
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from pytest_bnn.report.wording import allowed, number, scalar
 _LEFT, _RIGHT, _WIDTH = 8.0, 312.0, 320.0
 
 #: The most that a character of the bold text above the axis is wide.
-_BOLD = 7.3
+_BOLD = 8.2
 
 #: Larger numbers have no place on an axis.
 _MOST = 1e300
@@ -83,7 +83,9 @@ def _continuous(threshold: Threshold) -> tuple[float, list[float]] | None:
     if not isinstance(observed, float) or not all(isinstance(value, int | float) for value in limits) or not limits:
         return None
     numbers = [float(value) for value in limits]
-    if any(isinstance(value, bool) for value in limits) or not all(abs(value) < _MOST for value in (observed, *numbers)):
+    if any(isinstance(value, bool) for value in limits) or not all(
+        abs(value) < _MOST for value in (observed, *numbers)
+    ):
         return None
     return observed, sorted(numbers)
 
@@ -137,7 +139,9 @@ def _said(low: float | None, high: float | None) -> str:
     if low is None and high is None:
         return ""
     if low is None or high is None:
-        return f", certainly at least {number(low)}" if low is not None else f", certainly at most {number(high or 0.0)}"
+        return (
+            f", certainly at least {number(low)}" if low is not None else f", certainly at most {number(high or 0.0)}"
+        )
     return f", certainly {number(low)} to {number(high)}"
 
 

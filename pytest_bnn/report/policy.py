@@ -43,7 +43,9 @@ def footer(run: AuditRun, text: str) -> str:
     digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
     created = run.provenance.get("created", "")
     title = _string(shorten(clean(run.title), 60))
-    said = _string(", ".join(part for part in (shorten(clean(created), 40), f"SHA-256 of the JSON {digest[:16]}") if part))
+    said = _string(
+        ", ".join(part for part in (shorten(clean(created), 40), f"SHA-256 of the JSON {digest[:16]}") if part)
+    )
     return (
         "@page {"
         f' @bottom-left {{ content: "{title}"; }}'

@@ -5,7 +5,7 @@ from __future__ import annotations
 from html import escape
 
 #: The most that a character of a tick's label is wide.
-CHARACTER = 6.6
+CHARACTER = 7.2
 
 
 def element(name: str, *children: str, **attributes: str | float) -> str:

@@ -109,8 +109,7 @@ class Map:
         while not node.rows and len(node.parts) == 1:
             part, node = next(iter(node.parts.items()))
             name, path = f"{name}.{part}", f"{path}.{part}"
-        for row in node.rows:
-            found.append(self._line(name, path, depth, row, (row,)))
+        found += [self._line(name, path, depth, row, (row,)) for row in node.rows]
         if not node.parts:
             return
         if not node.rows:

@@ -113,7 +113,9 @@ def test_the_policy_names_the_styles_and_the_script_by_their_hashes() -> None:
     parts = dict(part.split(" ", 1) for part in told.split("; "))
     assert parts["default-src"] == "'none'"
     for kind, pattern in (("style-src", r"<style>(.*?)</style>"), ("script-src", r"<script>(.*?)</script>")):
-        hashes = [base64.b64encode(hashlib.sha256(one.encode()).digest()).decode() for one in re.findall(pattern, text, re.S)]
+        hashes = [
+            base64.b64encode(hashlib.sha256(one.encode()).digest()).decode() for one in re.findall(pattern, text, re.S)
+        ]
         assert parts[kind].split() == [f"'sha256-{one}'" for one in hashes]
     assert not re.search(r"<[a-z][^>]* style=", text)
     assert "unsafe" not in policy([""], [""])
@@ -129,7 +131,9 @@ def test_the_foot_of_printed_pages_has_title_date_digest_and_page(tmp_path: Path
     assert page.read_text(encoding="utf-8") == render_html(run)
 
 
-@pytest.mark.parametrize("title", [HOSTILE, '"; } body { display: none } a { content: "', "a\\", "\n</style>", "über ∞"])
+@pytest.mark.parametrize(
+    "title", [HOSTILE, '"; } body { display: none } a { content: "', "a\\", "\n</style>", "über ∞"]
+)
 def test_a_title_stays_a_string_of_the_style(title: str) -> None:
     foot = footer(AuditRun(title=title, provenance={"created": title}), "")
     assert foot.count("{") == foot.count("}") == 4

@@ -76,10 +76,10 @@ def test_bounds_of_something_else_are_not_drawn(low: float | None, high: float |
 
 @pytest.mark.parametrize("observed", [0.07808, 0.9999, 1e-9, 123456.789, -0.5, 99.97])
 def test_what_was_observed_is_not_cut(observed: float) -> None:
-    """Bold digits are 7.3 units wide at most: seen was "observed 0.07808", cut at the left."""
+    """Bold digits of DejaVu Sans are 8 units wide: seen was "observed 0.07808", cut."""
     drawn = gauge(Threshold(quantity="q" * 80, observed=observed, relation="<=", allowed=1.0, unit="of the scale"))
     [(x, anchor, said)] = re.findall(r'<text x="([\d.]+)" y="12"[^>]*text-anchor="(\w+)"[^>]*>([^<]*)<', drawn)
-    width = 7.3 * len(html.unescape(said))
+    width = 8 * len(html.unescape(said))
     left = {"start": float(x), "middle": float(x) - width / 2, "end": float(x) - width}[anchor]
     assert left >= 0
     assert left + width <= 320

@@ -314,11 +314,16 @@ def test_ridges_are_as_high_as_their_own_largest_bin() -> None:
 
 @pytest.mark.parametrize(
     ("given", "said"),
-    [("data", ", those of the data"), ("evaluation", "given for evaluation ( --evaluation )"), ("", "100 labelled examples,")],
+    [
+        ("data", ", those of the data"),
+        ("evaluation", "given for evaluation ( --evaluation )"),
+        ("", "100 labelled examples,"),
+    ],
 )
 def test_the_section_says_whose_examples_they_are(given: str, said: str) -> None:
     found = replace(predictive(), examples_of=given)
-    text = Page(section(render_html(replace(run(), subjects=(replace(run().subjects[0], prediction_summary=found),))))).text
+    record = replace(run().subjects[0], prediction_summary=found)
+    text = Page(section(render_html(replace(run(), subjects=(record,))))).text
     assert said in text
     assert ("those" in text.split("the mean of")[0]) == bool(given)
 

@@ -180,7 +180,7 @@ def _variation(subject: Subject, bounds: _Bounds, images: Tensor, budget: Budget
             *([Measurement(name="images that cannot vary", value=fixed)] if fixed else []),
         ),
         threshold=Threshold(
-            quantity=f"lowest spread, of image {place}" if lowest == float(judged.min()) else f"spread of image {place}",
+            quantity=("lowest spread, " if lowest == float(judged.min()) else "spread ") + f"of image {place}",
             observed=lowest, relation=">", allowed=floor,
         ),
         remedy=remedy,
