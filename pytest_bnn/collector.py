@@ -21,7 +21,6 @@ from pytest_bnn.gathering.gathered import Gathered
 from pytest_bnn.gathering.outcomes import LEFT_OUT, Outcomes, left_out
 from pytest_bnn.records.evidence import Verdict
 from pytest_bnn.records.run import AuditRun
-from pytest_bnn.relaying import reported
 from pytest_bnn.report import outputs
 from pytest_bnn.report.files import require_writable, write_report
 from pytest_bnn.session import in_words, is_told_at_the_start, of_session
@@ -152,6 +151,7 @@ class Collector:
             return self.gathered.run(self.outcomes)
         from pytest_bnn.audit.provenance import provenance
         from pytest_bnn.audit.repeating import repeating
+        from pytest_bnn.relaying import reported  # pytest rewrites it when it registers it
 
         settings, why = of_session(self.config), self.outcomes.why(session)
         arguments = [str(argument) for argument in self.config.invocation_params.args]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -12,8 +12,10 @@ from torch.nn.parameter import is_lazy
 
 from pytest_bnn.audit.pictures import class_name, thumbnail
 from pytest_bnn.audit.predictive import predictive
-from pytest_bnn.checks.layers.replaced import is_convolution_or_linear
+from pytest_bnn.checks.layers.replaced import is_convolution_or_linear, replaced
+from pytest_bnn.checks.noise.spread import contributions
 from pytest_bnn.libraries.posterior import bayesian_layers
+from pytest_bnn.records.evidence import Acceptance, Evidence
 from pytest_bnn.records.run import ClassShare, LayerRow, Prediction, SubjectRecord, TrainingStep
 from pytest_bnn.sampling.bank import probabilities, softmax
 from pytest_bnn.stats.moments import Mean
@@ -27,8 +29,16 @@ _DISAGREE, _WRONG, _UNSURE = "BNN and teacher disagree", "wrong and sure of it",
 _EACH = {_DISAGREE: 4, _WRONG: 2, _UNSURE: 2}
 
 
-def describe(subject: Subject, training: Sequence[TrainingStep] = ()) -> SubjectRecord:
-    """Describe a subject for the report; predictions are shown where passes were drawn already."""
+def describe(
+    subject: Subject, training: Sequence[TrainingStep] = (), evidence: Sequence[Evidence] = ()
+) -> SubjectRecord:
+    """Describe a subject for the report; predictions are shown where passes were drawn already.
+
+    Args:
+        subject: What was audited.
+        training: The trajectory of its fine-tuning.
+        evidence: What checks found on it: of it come the layers that are deterministic on purpose.
+    """
     return SubjectRecord(
         name=subject.name,
         stage=subject.stage,
@@ -36,7 +46,7 @@ def describe(subject: Subject, training: Sequence[TrainingStep] = ()) -> Subject
         teacher=None if subject.teacher is None else type(subject.teacher).__name__,
         images=0 if subject.images is None else len(subject.images),
         sha256=sha256(subject.model),
-        layers=tuple(_layer_rows(subject.model)),
+        layers=tuple(_layer_rows(subject.model, _accepted(evidence), contributions(subject))),
         predictions=tuple(_predictions(subject)),
         training=tuple(training),
         prediction_summary=predictive(subject),
@@ -58,7 +68,12 @@ def sha256(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _layer_rows(model: nn.Module) -> list[LayerRow]:
+def _accepted(evidence: Sequence[Evidence]) -> dict[str, Acceptance]:
+    """Return the parts that are deterministic on purpose, by their paths."""
+    return {part.path: part for found in evidence if found.id == replaced.id for part in found.accepted}
+
+
+def _layer_rows(model: nn.Module, accepted: Mapping[str, Acceptance], noise: Mapping[str, float]) -> list[LayerRow]:
     layers = {id(layer.module): layer for layer in bayesian_layers(model)}
     rows = []
     for path, module in model.named_modules():
@@ -76,9 +91,10 @@ def _layer_rows(model: nn.Module) -> list[LayerRow]:
                     bayesian=True,
                     sigma_over_mu=float(relative.median()),
                     kl=sum(tensor.kl_sum() for tensor in layer.tensors),
+                    noise=noise.get(path),
                 )
             )
-        elif is_convolution_or_linear(module):
+        elif (multiplies := is_convolution_or_linear(module)) or path in accepted:
             weight = getattr(module, "weight", None)
             sizes = weight.shape if isinstance(weight, Tensor) and not is_lazy(weight) else ()
             rows.append(
@@ -86,8 +102,11 @@ def _layer_rows(model: nn.Module) -> list[LayerRow]:
                     path=path,
                     kind=type(module).__name__,
                     shape="x".join(str(size) for size in sizes),
-                    weights=sum(p.numel() for p in module.parameters() if not is_lazy(p)),
+                    weights=sum(p.numel() for p in module.parameters() if not is_lazy(p))
+                    if multiplies
+                    else accepted[path].weights,
                     bayesian=False,
+                    accepted=accepted[path].reason if path in accepted else "",
                 )
             )
     return rows

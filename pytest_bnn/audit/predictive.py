@@ -67,6 +67,7 @@ def predictive(subject: Subject) -> PredictionSummary | None:
         ridges=ridges,
         errors=int((~own.right).sum()),
         mistakes=_mistakes(place, found, own, its),
+        examples_of="data" if place is subject else "evaluation",
     )
 
 

@@ -122,7 +122,7 @@ def audit_model(
     )
     subject.try_images()
     evidence = run_steps(subject, steps, progress)
-    description = describe(subject, training)
+    description = describe(subject, training, evidence)
     record(description)
     cut = left_out([step.id for step in steps])
     for words in cut:

@@ -130,6 +130,7 @@ class Claim:
     relation: Literal["<=", ">="]
     allowed: float
     remedy: str
+    other_end: float | None = None
 
 
 def together(groups: Sequence[Judged], claim: Claim, budget: Budget, passes: int) -> Finding:
@@ -154,7 +155,7 @@ def together(groups: Sequence[Judged], claim: Claim, budget: Budget, passes: int
         ),
         threshold=Threshold(
             quantity=f"{claim.figure}, {worst.name}", observed=worst.value, relation=claim.relation,
-            allowed=claim.allowed,
+            allowed=claim.allowed, other_end=claim.other_end,
         ),
         remedy={
             Verdict.FAIL: claim.remedy,

@@ -153,7 +153,8 @@ class PredictionSummary:
     """What the predictions of a model are worth.
 
     ``missing`` says why nothing stands here that takes labels; empty where it does. ``mistakes`` are the wrong
-    predictions with the largest confidence, of ``errors`` wrong ones in all.
+    predictions with the largest confidence, of ``errors`` wrong ones in all. ``examples_of`` says where the labelled
+    examples are from; it is empty where that is not known.
     """
 
     passes: int
@@ -165,3 +166,4 @@ class PredictionSummary:
     ridges: tuple[Ridges, ...] = ()
     errors: int = 0
     mistakes: tuple[Mistake, ...] = ()
+    examples_of: Literal["", "data", "evaluation"] = ""

@@ -6,9 +6,11 @@ NaN and infinities, which JSON lacks, are written as ``{"float": "NaN" | "Infini
 from __future__ import annotations
 
 import enum
+import functools
 import inspect
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any, Final, TypeAlias
@@ -27,12 +29,12 @@ _HIDDEN: Final = (
     *range(0x202A, 0x202F),
     *range(0x2066, 0x206A),
 )
-_CLEAN: Final = dict.fromkeys(_HIDDEN, "�")
+_CLEAN: Final = re.compile(f"[{re.escape(''.join(map(chr, _HIDDEN)))}]")
 
 
 def clean(text: str) -> str:
     """Make text safe to show and to write as UTF-8: control characters and lone surrogates become visible."""
-    return text.translate(_CLEAN).encode("utf-8", "backslashreplace").decode("utf-8")
+    return _CLEAN.sub("�", text).encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def show(value: Scalar) -> str:
@@ -60,7 +62,7 @@ def to_plain(value: object) -> Plain:
             return number
         return {"float": "NaN" if math.isnan(number) else "Infinity" if number > 0 else "-Infinity"}
     if is_dataclass(value) and not isinstance(value, type):
-        return {f.name: to_plain(getattr(value, f.name)) for f in fields(value)}
+        return {name: to_plain(getattr(value, name)) for name in _names(type(value))}
     if isinstance(value, Mapping):
         return {str(to_plain(key)): to_plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
@@ -69,6 +71,12 @@ def to_plain(value: object) -> Plain:
     if callable(scalar) and getattr(value, "ndim", None) == 0:
         return to_plain(scalar())
     return to_plain(str(value))
+
+
+@functools.cache
+def _names(kind: type[Any]) -> tuple[str, ...]:
+    """Return the names of a record's fields: thousands of records are of a few kinds."""
+    return tuple(field.name for field in fields(kind))
 
 
 def from_plain(plain: Any, kind: type[Any]) -> Any:

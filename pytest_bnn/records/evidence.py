@@ -48,13 +48,17 @@ class Measurement:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Threshold:
-    """What decided the verdict: ``observed`` had to stand in ``relation`` to ``allowed``."""
+    """What decided the verdict: ``observed`` had to stand in ``relation`` to ``allowed``.
+
+    Where it had to lie in a band, ``other_end`` is the end that ``allowed`` is not.
+    """
 
     quantity: str
     observed: Scalar
     relation: Literal["==", "<=", ">=", "<", ">"]
     allowed: Scalar
     unit: str = ""
+    other_end: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

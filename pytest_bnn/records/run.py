@@ -26,7 +26,8 @@ class LayerRow:
     """A line of a subject's layer table. ``sigma_over_mu`` is the median of sigma / abs(mu) over all weights.
 
     ``accepted`` is the reason for which the layer is deterministic on purpose, empty where it was not accepted.
-    ``noise`` is the share of the outputs' variance that the layer's noise alone makes; None where it was not measured.
+    ``noise`` is the layer's share of the sum of the variances of the outputs under the noise of each layer alone; None
+    where it was not measured.
     """
 
     path: str

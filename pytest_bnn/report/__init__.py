@@ -13,14 +13,19 @@ if TYPE_CHECKING:
 __all__ = ["headline", "render_html", "render_markdown"]
 
 
-def render_html(run: AuditRun) -> str:
-    """Return the run as one HTML page that needs no network, no script and no other file.
+def render_html(run: AuditRun, text: str = "") -> str:
+    """Return the run as one HTML page that needs no network and no other file, and can be read without scripts.
 
-    Every text of the run is escaped, and an image is embedded only when it is a PNG in a base64 data URI.
+    Every text of the run is escaped, and an image is embedded only when it is a PNG in a base64 data URI. A large run
+    gives a short page: what is most severe in full, and of the rest what decides.
+
+    Args:
+        run: What was found.
+        text: What ``run.to_json()`` gave, where that is known already: printed pages show its digest.
     """
     from pytest_bnn.report import html
 
-    return html.render(run)
+    return html.render(run, text or run.to_json())
 
 
 def render_markdown(run: AuditRun) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 from pytest_bnn.records.collection import Collection
 from pytest_bnn.records.evidence import SEVERITY
 from pytest_bnn.report import svg, wording
+from pytest_bnn.report.policy import policy
 from pytest_bnn.report.standing import Standing, word
 
 _WIDTH, _HEIGHT, _MARGIN = 84, 14, 5
@@ -16,14 +17,18 @@ _WIDTH, _HEIGHT, _MARGIN = 84, 14, 5
 
 def render(collection: Collection) -> str:
     """Return the index as one HTML page; the same collection gives the same bytes."""
-    from pytest_bnn.report.html import environment
+    from pytest_bnn.report.html import environment, texts, trusted
 
     counts = Counter(Standing(row.verdict.value) for row in collection.rows)
     spans = [_span([row.figures[place] for row in collection.rows]) for place in range(len(collection.figures))]
+    styles, script = texts(("style.css", "collection.css")), "".join(texts(("script.js",)))
     page = environment().get_template("collection.html.j2")
     return wording.clean(
         page.render(
             collection=collection,
+            policy=policy(styles, [script]),
+            styles=[trusted(style) for style in styles],
+            script=trusted(script),
             counts=wording.in_severity_order(counts),
             rank=SEVERITY.index,
             sentence=sentence(collection),

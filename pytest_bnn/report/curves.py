@@ -10,7 +10,7 @@ from itertools import groupby, pairwise
 
 from pytest_bnn.records.charts import Chart, ChartBand, ChartCounts, ChartLine, Ridge, Ridges
 from pytest_bnn.report.scales import Scale, finite, linear_range, round_ticks, rounded_range, tick_labels
-from pytest_bnn.report.svg import chart, element, shorten, text, titled
+from pytest_bnn.report.svg import CHARACTER, chart, element, shorten, text, titled
 from pytest_bnn.report.wording import number
 
 _WIDTH, _RIGHT, _TOP, _BOTTOM = 360.0, 350.0, 26.0, 196.0
@@ -44,7 +44,7 @@ def curves(record: Chart) -> str:
     x_ends, y_ends = _ends(record)
     ticks = round_ticks(*y_ends)
     labels, power = tick_labels(ticks)
-    margin = max(34.0, 12 + 6.6 * max((len(label) for label in labels), default=0))
+    margin = max(34.0, 12 + CHARACTER * max((len(label) for label in labels), default=0))
     x, y = Scale(*x_ends, margin + 4, _RIGHT - 6), Scale(*y_ends, _BOTTOM, _TOP)
     parts = []
     for tick, label in zip(ticks, labels, strict=True):

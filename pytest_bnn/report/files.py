@@ -47,6 +47,7 @@ def write_report(run: AuditRun, path: str | Path) -> tuple[Path, Path]:
     page = Path(path)
     require_writable(page)
     data = page.with_suffix(".json")
-    data.write_text(run.to_json(), encoding="utf-8")
-    page.write_text(render_html(run), encoding="utf-8")
+    text = run.to_json()
+    data.write_text(text, encoding="utf-8")
+    page.write_text(render_html(run, text), encoding="utf-8")
     return page, data

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Collection, Sequence
 from functools import cache, partial, wraps
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pytest_bnn.records.charts import Chart
-from pytest_bnn.records.run import AuditRun, LayerRow, TrainingStep
-from pytest_bnn.report import charts, curves, prose, standing, tables, trajectory, wording
+from pytest_bnn.records.run import AuditRun, TrainingStep
+from pytest_bnn.report import charts, curves, prose, standing, tables, trajectory, tree, wording
+from pytest_bnn.report.extent import Extent, extent, is_loud
+from pytest_bnn.report.gauge import gauge_of
 from pytest_bnn.report.identity import identities, of_the_audit
 from pytest_bnn.report.outline import Card, Group, by_mean, by_teacher, leaders, outline, picture
+from pytest_bnn.report.policy import footer, policy
 from pytest_bnn.report.quality import quality
 from pytest_bnn.report.standing import LOUD, Standing
 from pytest_bnn.report.top import top
@@ -20,29 +22,51 @@ if TYPE_CHECKING:
     from jinja2 import Environment
 
 _T = TypeVar("_T")
+_STYLES = ("style.css", "top.css", "map.css", "print.css")
+_SCRIPT = "script.js"
 _OFFENDERS_SHOWN = 12
 _QUIET_CARDS_SHOWN = 24
 _STEPS_SHOWN = 6
 
 
-def render(run: AuditRun) -> str:
-    """Return the run as one HTML page."""
+def render(run: AuditRun, text: str) -> str:
+    """Return the run, and the text of its JSON, as one HTML page."""
     shape = outline(run)
-    page = environment().get_template("report.html.j2")
+    styles, script = [*texts(_STYLES), footer(run, text)], "".join(texts((_SCRIPT,)))
     return wording.clean(
-        page.render(
+        environment()
+        .get_template("report.html.j2")
+        .render(
             run=run,
             outline=shape,
             top=top(run, shape),
             quality=quality(shape),
             identities=identities(shape),
             audited=of_the_audit(run),
+            extent=extent(run, shape),
+            policy=policy(styles, [script]),
+            styles=[trusted(style) for style in styles],
+            script=trusted(script),
             counts=wording.in_severity_order(shape.counts),
             prose=partial(_prose, prose.names_of(run)),
             seeds=sorted({check.seed for check in run.checks}),
             provenance=sorted(run.provenance.items()),
         )
     )
+
+
+def texts(names: Sequence[str]) -> list[str]:
+    """Return files of the page as they are, with line breaks as browsers hash them."""
+    loader = environment().loader
+    assert loader is not None
+    return [loader.get_source(environment(), name)[0].replace("\r\n", "\n") for name in names]
+
+
+def trusted(content: str) -> Any:
+    """Mark a style or a script of our own, in which nothing of the run is left as it was, as safe."""
+    from markupsafe import Markup
+
+    return Markup(content)  # noqa: S704 - a file of this package, or escaped by policy.py
 
 
 @cache
@@ -71,13 +95,15 @@ def environment() -> Environment:
         by_mean=by_mean,
         by_teacher=by_teacher,
         chart_tables=tables.chart_tables,
+        charted=_charted,
         curves=_markup(curves.curves),
         difference=tables.difference,
         draw_ridges=_markup(curves.ridges),
         few=_few,
         interval=wording.interval,
+        is_loud=is_loud,
         keys=_keys,
-        layer_summary=_layer_summary,
+        layer_state=tree.state,
         leaders=leaders,
         loud=LOUD,
         offenders=_offenders,
@@ -90,12 +116,15 @@ def environment() -> Environment:
         symbols=standing.SYMBOLS,
         tally=_tally,
         distribution=_markup(charts.distribution),
-        gauge=_markup(charts.gauge),
+        gauge=_markup(gauge_of),
+        map_lines=_map_lines,
+        map_of=tree.Map,
+        share_bar=_markup(tree.bar),
+        share_heat=_markup(tree.heat),
+        signal=tree.signal,
+        strip=_markup(tree.strip),
         multiples=_each_markup(trajectory.multiples),
         verdict_bar=_markup(charts.verdict_bar),
-        width_axis=_markup(charts.width_axis),
-        width_bar=_markup(charts.width_bar),
-        width_scale=charts.width_scale,
     )
     return environment
 
@@ -140,10 +169,11 @@ def _offenders(layers: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any]]:
     return shown, [*bad[_OFFENDERS_SHOWN:], *good]
 
 
-def _split_cards(group: Group) -> tuple[Sequence[Card], Sequence[Card]]:
-    """Fold away the cards beyond the first that ask nothing of the reader."""
+def _split_cards(group: Group, most: Extent) -> tuple[Sequence[Card], Sequence[Card]]:
+    """Fold away the cards that ask nothing of the reader: beyond the first ones, or all on a short page."""
     loud = [card for card in group.cards if card.standing in LOUD]
-    shown, folded = _few([card for card in group.cards if card.standing not in LOUD], _QUIET_CARDS_SHOWN)
+    quiet = [card for card in group.cards if card.standing not in LOUD]
+    shown, folded = ([], quiet) if most.short else _few(quiet, _QUIET_CARDS_SHOWN)
     return [*loud, *shown], folded
 
 
@@ -160,17 +190,22 @@ def _prose(known: Collection[str], text: str, stop: bool = True) -> Any:
     return Markup("").join(as_code.format(part.text) if part.code else escape(part.text) for part in parts)
 
 
-def _layer_summary(layers: Sequence[LayerRow]) -> str:
-    """Say how many layers are Bayesian, with the number of weights and the KL of all."""
-    bayesian = sum(layer.bayesian for layer in layers)
-    told = f"{bayesian:,} of {wording.plural(len(layers), 'layer')} Bayesian, "
-    told += wording.plural(sum(layer.weights for layer in layers), "weight")
-    divergences = [layer.kl for layer in layers if layer.kl is not None]
-    if not divergences:
-        return told
-    odd = [value for value in divergences if not math.isfinite(value)]
-    total = sum(divergences) if odd else math.fsum(divergences)
-    return f"{told}, KL {wording.number(total)} nats in all"
+def _map_lines(shown: tree.Map, most: Extent) -> tuple[Sequence[tree.Line], bool]:
+    """Return the lines of a map and whether these are all: of one that is too long its parts, and what is not Bayesian.
+
+    The layers that are not Bayesian are as many as fit, after the parts.
+    """
+    if len(shown.lines) <= most.layers:
+        return shown.lines, True
+    parts = [line for line in shown.lines if not line.depth]
+    other = [line for line in shown.lines if line.depth and line.layer is not None and not line.layer.bayesian]
+    kept = {line.path for line in (*parts, *other)[: max(1, most.layers)]}
+    return [line for line in shown.lines if line.path in kept], False
+
+
+def _charted(group: Group, most: Extent) -> list[Card]:
+    """Return the cards whose charts are drawn."""
+    return [card for card in group.cards if card.evidence.charts and most.whole(card)]
 
 
 def _rows_of(steps: Sequence[TrainingStep]) -> list[TrainingStep]:

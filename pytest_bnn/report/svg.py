@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from html import escape
 
+#: The most that a character of a tick's label is wide.
+CHARACTER = 7.2
+
 
 def element(name: str, *children: str, **attributes: str | float) -> str:
     """Return an element. Children are markup that `element` or `text` made; attributes are escaped.
@@ -40,6 +43,16 @@ def chart(
         height=height,
         **attributes,
     )
+
+
+def tick_texts(labels: list[str], places: list[float], y: float, width: float) -> list[str]:
+    """Return the labels of ticks, each within the width of its chart."""
+    parts = []
+    for label, x in zip(labels, places, strict=True):
+        half = CHARACTER * len(label) / 2
+        anchor, at = ("start", 2.0) if x < half + 2 else ("end", width - 2) if x > width - half - 2 else ("middle", x)
+        parts.append(text(label, at, y, text_anchor=anchor, class_="tick-text"))
+    return parts
 
 
 def shorten(content: str, most: int) -> str:

@@ -20,13 +20,10 @@ from pytest_bnn.report.scales import (
     rounded_range,
     tick_labels,
 )
-from pytest_bnn.report.svg import chart, element, text
+from pytest_bnn.report.svg import CHARACTER, chart, element, text
 from pytest_bnn.report.wording import number
 
 _LEFT, _RIGHT, _TOP, _BOTTOM = 44.0, 308.0, 26.0, 138.0
-
-#: The most that a character of a tick's label is wide.
-_CHARACTER = 6.6
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +81,7 @@ def line_chart(
     labels, power = ([decade_label(tick) for tick in ticks], "") if log else tick_labels(ticks)
     y = Scale(low, high, _BOTTOM, _TOP, log)
     first, last = (min(steps), max(steps)) if steps else (0, 1)
-    margin = max(_LEFT, 10 + _CHARACTER * max((len(label) for label in labels), default=0))
+    margin = max(_LEFT, 10 + CHARACTER * max((len(label) for label in labels), default=0))
     x = Scale(first, last if last > first else first + 1, margin + 6, _RIGHT - 6)
     axis = ", ".join(part for part in (f"{power} {unit}".strip(), "log scale" if log else "") if part)
     parts = []
@@ -98,7 +95,7 @@ def line_chart(
     left = 4.0
     for index, line in enumerate(lines):
         parts += _line(steps, line, x, y, f"line-{index}")
-        parts.append(element("line", x1=left, x2=left + 18, y1=8, y2=8, class_=f"line line-{index}"))
+        parts.append(element("line", x1=left, x2=left + 18, y1=8, y2=8, class_=f"course line-{index}"))
         parts.append(text(line.name, left + 23, 12, class_="legend"))
         left += 23 + 6.2 * len(line.name) + 14
     if axis:
@@ -128,7 +125,7 @@ def _line(steps: Sequence[int], line: Line, x: Scale, y: Scale, kind: str) -> li
             parts.append(element("circle", cx=x(run[0][0]), cy=y(run[0][1]), r=2.5, class_=f"dot {kind}"))
         else:
             path = " ".join(f"{x(step):g},{y(value):g}" for step, value in run)
-            parts.append(element("polyline", points=path, class_=f"line {kind}"))
+            parts.append(element("polyline", points=path, class_=f"course {kind}"))
     return parts
 
 

@@ -84,7 +84,10 @@ def seconds(value: float) -> str:
 
 
 def allowed(threshold: Threshold) -> str:
-    """Write what a threshold allows, with relation and unit: "≤ 3×10⁻⁵"."""
+    """Write what a threshold allows, with relation and unit: "≤ 3×10⁻⁵", or a band: "0.001 to 1"."""
+    if threshold.other_end is not None and isinstance(threshold.allowed, int | float):
+        low, high = sorted((float(threshold.allowed), threshold.other_end))
+        return f"{number(low)} to {scalar(high, threshold.unit)}"
     return f"{RELATIONS[threshold.relation]}{_NO_BREAK}{scalar(threshold.allowed, threshold.unit)}"
 
 

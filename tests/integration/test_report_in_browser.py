@@ -244,6 +244,7 @@ def test_everything_shows_without_scripts(browser: Any, address: str) -> None:
     assert all(cards.nth(index).is_visible() for index in range(cards.count()))
     assert page.locator("svg[role=img]").count() > 2 * len(Verdict)
     page.locator("details:not([open]) summary").first.click()
+    assert page.locator(".tools, .copy, .sort").count() == 0, "what scripts add is there with scripts only"
     numbers = page.locator("#predictions figure").first.locator("details")
     assert not numbers.locator("table").first.is_visible()
     numbers.locator("summary").click()
@@ -262,4 +263,200 @@ def test_dark_scheme_changes_the_background_and_print_does_not(browser: Any, add
     printed = page.evaluate(background)
     assert light != dark
     assert printed == "rgb(255, 255, 255)"
+    page.close()
+
+
+VISIBLE = "[...document.querySelectorAll('article.card')].filter(card => card.checkVisibility()).map(card => card.id)"
+
+
+def test_filters_and_search_show_what_was_asked_for(browser: Any, address: str) -> None:
+    page = browser.new_page()
+    page.goto(address)
+    cards = page.evaluate(VISIBLE)
+    assert len(cards) == 2 * len(Verdict)
+    for box in page.locator(".tools input[type=checkbox]").all():
+        if box.get_attribute("value") != "fail":
+            box.uncheck()
+    assert page.locator(".tools output").text_content() == "2 of 12 shown"
+    assert page.evaluate("document.querySelectorAll('article.card.v-fail:not([hidden])').length") == 2
+    page.locator(".tools select").select_option(index=1)
+    assert len(page.evaluate(VISIBLE)) == 1
+    page.locator(".tools input[type=search]").fill("NO SUCH WORDS")
+    assert page.evaluate(VISIBLE) == []
+    page.locator(".tools input[type=search]").fill("check_FAIL claim")
+    assert len(page.evaluate(VISIBLE)) == 1
+    hidden = next(card for card in cards if card not in page.evaluate(VISIBLE))
+    page.evaluate(f"location.hash = '{hidden}'")
+    page.wait_for_function(f"document.getElementById('{hidden}').checkVisibility()")
+    page.close()
+
+
+def test_a_link_to_a_card_can_be_copied(browser: Any, address: str) -> None:
+    context = browser.new_context()
+    context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page = context.new_page()
+    page.goto(address)
+    page.locator("#c3 .copy").focus()
+    page.keyboard.press("Enter")
+    page.wait_for_function("document.querySelector('#c3 .copy').textContent != 'Copy link'")
+    assert page.evaluate("navigator.clipboard.readText()") == f"{address}#c3"
+    context.close()
+
+
+def test_tables_can_be_sorted_and_put_back(browser: Any, tmp_path: Path) -> None:
+    sizes = {"a.one": 900, "a.two": 12_000, "b": 50, "c.one": 1_000_000}
+    layers = tuple(
+        LayerRow(
+            path=path, kind="Linear", shape="2x2", weights=size, bayesian=True, sigma_over_mu=10.0 ** -(at % 3 * 5)
+        )
+        for at, (path, size) in enumerate(sizes.items())
+    )
+    record = SubjectRecord(name="net", stage="converted", model="m", teacher=None, images=0, layers=layers)
+    file = tmp_path / "audit.html"
+    file.write_text(render_html(AuditRun(subjects=(record,))), encoding="utf-8")
+    page = browser.new_page()
+    page.goto(file.as_uri())
+    names = "rows => rows.filter(one => one.checkVisibility()).map(one => one.textContent)"
+    before = page.locator(".layers tbody th").evaluate_all(names)
+    assert before == ["a", "one", "two", "b", "c.one"]
+    weights = page.locator(".layers thead th", has_text="Weights")
+    weights.locator("button").click()
+    assert page.locator(".layers tbody th").evaluate_all(names) == ["b", "one", "two", "c.one"]
+    assert weights.get_attribute("aria-sort") == "ascending"
+    weights.locator("button").click()
+    assert page.locator(".layers tbody th").evaluate_all(names) == ["c.one", "two", "one", "b"]
+    weights.locator("button").click()
+    assert page.locator(".layers tbody th").evaluate_all(names) == before
+    assert weights.get_attribute("aria-sort") is None
+    page.locator(".layers thead th", has_text="|\u03bc|/\u03c3").locator("button").click()
+    assert page.locator(".layers tbody th").evaluate_all(names)[-1] == "b", "1 and 1 and 10^5 and 10^10"
+    page.close()
+
+
+def test_a_table_of_scores_is_stacked_where_the_page_is_narrow(browser: Any, address: str) -> None:
+    page = browser.new_page(viewport={"width": 360, "height": 800})
+    page.goto(address)
+    table = page.locator("table.scores").first
+    assert table.evaluate("table => table.scrollWidth <= table.closest('.scroll').clientWidth")
+    assert table.evaluate("table => getComputedStyle(table.querySelector('td'), '::before').content") != '""'
+    page.close()
+
+
+def wide(names: int) -> AuditRun:
+    checks = tuple(
+        Evidence(
+            id=f"topic.check_{number}",
+            subject=f"a network of some name {subject}",
+            stage="converted",
+            verdict=Verdict.PASS,
+            claim="A claim that takes a whole sentence to say.",
+            headline="it holds",
+            measurements=tuple(Measurement(name="what was measured", value=0.123, note="n" * 60) for _ in range(3)),
+        )
+        for subject in range(names)
+        for number in range(6)
+    )
+    layers = tuple(
+        LayerRow(
+            path=f"encoder.layers.{at}.attention.output.projection", kind="Conv2d (Reparameterization)",
+            shape="512x512x3x3", weights=2_359_296, bayesian=True, sigma_over_mu=0.1, kl=1.489e7, noise=0.05,
+        )
+        for at in range(4)
+    )  # fmt: skip
+    records = tuple(
+        SubjectRecord(
+            name=f"a network of some name {subject}", stage="converted", model="m", teacher=None, images=0,
+            layers=layers, prediction_summary=predictions() if subject == 0 else None,
+        )
+        for subject in range(names)
+    )  # fmt: skip
+    return AuditRun(checks=checks, subjects=records)
+
+
+def test_print_is_no_wider_than_the_paper_and_opens_what_is_closed(browser: Any, tmp_path: Path) -> None:
+    """186 mm between the margins of A4, which are 703 px; without scripts, since styles alone open it."""
+    file = tmp_path / "audit.html"
+    file.write_text(render_html(wide(8)), encoding="utf-8")
+    context = browser.new_context(java_script_enabled=False, viewport={"width": 703, "height": 1000})
+    page = context.new_page()
+    page.goto(file.as_uri())
+    closed = page.locator("details:not([open]) table")
+    count = closed.count()
+    assert count > 8
+    heights = "tables => tables.map(one => one.checkVisibility({contentVisibilityAuto: true}) ? one.offsetHeight : 0)"
+    assert max(closed.evaluate_all(heights)) == 0
+    page.emulate_media(media="print")
+    assert min(closed.evaluate_all(heights)) > 0
+    assert page.locator("details.numbers table").first.is_visible()
+    too_wide = "tables => tables.filter(one => one.getBoundingClientRect().right > 703.5).map(one => one.className)"
+    assert page.locator("table").evaluate_all(too_wide) == []
+    assert page.evaluate("document.documentElement.scrollWidth") <= 703
+    assert page.pdf(prefer_css_page_size=True).startswith(b"%PDF")
+    context.close()
+
+
+def _line(size: float, change: float) -> Chart:
+    line = ChartLine(name="l", x=(-size, size), y=(size, size * (1 + change)))
+    return Chart(title="t", x_name="x", y_name="y", lines=(line,))
+
+
+def test_nothing_of_a_drawing_is_cut(browser: Any, tmp_path: Path) -> None:
+    """Text of all charts lies in them, for numbers of any size: labels were cut at the edges."""
+    sizes = (98_489.47, 0.07808, 123.520163, 6.897e7, 3e21, 1e-9)
+    places = [(size, factor / 40) for size in (7.808,) for factor in range(0, 46, 4)]
+    places += [(size, factor) for size in sizes for factor in (1e-4, -1.0)]
+    checks = tuple(
+        Evidence(
+            id=f"a.b{at}",
+            subject="net",
+            stage="converted",
+            verdict=Verdict.PASS,
+            claim="c",
+            headline="h",
+            threshold=Threshold(
+                quantity="spread of the outputs",
+                observed=size * factor * 0.99971,
+                relation="<=",
+                allowed=size,
+                unit="of the scale",
+            ),
+        )
+        for at, (size, factor) in enumerate(places)
+    )
+    records = tuple(
+        SubjectRecord(
+            name=f"net {size}, {change}",
+            stage="finetuned",
+            model="m",
+            teacher=None,
+            images=0,
+            training=tuple(
+                TrainingStep(
+                    step=at,
+                    loss=size * at,
+                    data_term=-size,
+                    kl=size * (1 + change * at),
+                    gradient_norm=size * 10**at,
+                    learning_rate=0.1,
+                    top1="7",
+                    percent=80.0,
+                )
+                for at in range(4)
+            ),
+            prediction_summary=PredictionSummary(passes=2, charts=(_line(size, change),)),
+        )
+        for size in sizes
+        for change in (1e-6,)
+    )[:3]
+    file = tmp_path / "audit.html"
+    file.write_text(render_html(AuditRun(checks=checks, subjects=records)), encoding="utf-8")
+    page = browser.new_page()
+    page.goto(file.as_uri())
+    cut = page.evaluate("""() => [...document.querySelectorAll('svg.chart text')].filter(text => {
+        const box = text.getBBox(), view = text.ownerSVGElement.viewBox.baseVal;
+        const ends = [box.x, box.y, view.width - box.x - box.width, view.height - box.y - box.height];
+        return Math.min(...ends) < -0.5;
+    }).map(text => text.ownerSVGElement.getAttribute('class') + ': ' + text.textContent)""")
+    assert page.locator("svg.chart text").count() > 150
+    assert cut == []
     page.close()

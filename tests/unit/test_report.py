@@ -18,7 +18,7 @@ import pytest
 from pytest_bnn.records.evidence import Evidence, LayerFinding, Measurement, Threshold, Verdict
 from pytest_bnn.records.run import AuditRun, ClassShare, LayerRow, Prediction, SubjectRecord, TrainingStep
 from pytest_bnn.report import render_html, render_markdown
-from pytest_bnn.report.charts import gauge
+from pytest_bnn.report.gauge import gauge
 from pytest_bnn.report.svg import element
 from pytest_bnn.report.svg import text as svg_text
 from pytest_bnn.report.trajectory import Line, line_chart
@@ -149,7 +149,7 @@ def hostile_run() -> AuditRun:
 
 def test_hostile_text_stays_text_in_html() -> None:
     page = Page(render_html(hostile_run()))
-    assert "script" not in page.names()
+    assert [tag for tag, _ in page.elements].count("script") == 1, "the page's own"
     assert not page.open
     assert not [key for _, attributes in page.elements for key in attributes if key.startswith("on")]
     assert "<script>alert(1)</script>" in page.text, "escaped, it must still be readable"
@@ -203,7 +203,7 @@ def test_equal_runs_give_equal_bytes() -> None:
     run = AuditRun(checks=(evidence(),), subjects=(subject(),), provenance={"torch": "2", "python": "3"})
     turned = replace(run, provenance={"python": "3", "torch": "2"})
     assert run == turned
-    assert render_html(run) == render_html(turned)
+    assert render_html(run, "the JSON") == render_html(turned, "the JSON"), "apart from the digest of the JSON"
     assert render_markdown(run) == render_markdown(turned)
 
 
@@ -230,7 +230,7 @@ def test_page_is_well_formed_and_says_the_verdict(verdict: Verdict) -> None:
 def test_charts_have_a_title_and_a_description() -> None:
     text = render_html(AuditRun(checks=(evidence(),), subjects=(subject(),)))
     charts = re.findall(r"<svg[^>]*role=\"img\"[^>]*>(.*?)</svg>", text, re.DOTALL)
-    assert len(charts) >= 1 + 1 + 22 + 8 + 4
+    assert len(charts) == 1 + 1 + 8 + 4, "verdicts, gauge, predictions, trajectory"
     assert all(re.match(r"<title>[^<]+</title><desc>[^<]+</desc>", chart) for chart in charts)
 
 
@@ -239,11 +239,13 @@ def test_page_loads_nothing_from_outside() -> None:
     page = Page(text)
     assert page.references
     assert all(reference.startswith(("#", "data:image/png;base64,")) for reference in page.references)
-    assert not {"script", "link", "iframe", "object"} & page.names()
+    assert not {"link", "iframe", "object"} & page.names()
+    assert not [a for tag, a in page.elements if tag == "script" and a]
     assert "url(" not in text
     assert "@import" not in text
     policies = [a["content"] for tag, a in page.elements if a.get("http-equiv") == "Content-Security-Policy"]
-    assert "default-src 'none'; style-src 'unsafe-inline'; img-src data:" in (policies[0] or "")
+    assert "default-src 'none'" in (policies[0] or "")
+    assert "unsafe" not in (policies[0] or "")
 
 
 @pytest.mark.parametrize(
@@ -422,9 +424,9 @@ def test_fine_tuning_says_what_computed_it() -> None:
     assert "Fine-tuning of" not in render_markdown(older)
 
 
-def test_the_axis_of_a_count_of_none_begins_at_none() -> None:
+def test_the_axis_of_a_quantity_of_none_begins_at_none() -> None:
     """Nothing observed and nothing allowed: no bar, and no negative numbers on the way to it."""
-    drawn = gauge(Threshold(quantity="pairs", observed=0, relation="==", allowed=0))
+    drawn = gauge(Threshold(quantity="difference", observed=0.0, relation="==", allowed=0.0))
     assert "\N{MINUS SIGN}" not in drawn
     assert re.search(r'<rect[^>]*width="0(\.0)?"[^>]*class="observed"', drawn), drawn
 

@@ -123,7 +123,7 @@ def test_the_section_is_whole_and_needs_no_script() -> None:
     text = render_html(run())
     page = Page(text)
     assert not page.open
-    assert "script" not in page.names()
+    assert "script" not in Page(section(text)).names()
     assert len(page.ids) == len(set(page.ids))
     assert {one[1:] for one in page.references if one.startswith("#")} <= set(page.ids)
     said = Page(section(text)).text
@@ -310,3 +310,29 @@ def test_ridges_are_as_high_as_their_own_largest_bin() -> None:
     assert [look for look, _ in zip(re.findall(r"ridge (inside|outside)", drawn), cycle([0]), strict=False)] == [
         "inside", "outside",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("data", ", those of the data"),
+        ("evaluation", "given for evaluation ( --evaluation )"),
+        ("", "100 labelled examples,"),
+    ],
+)
+def test_the_section_says_whose_examples_they_are(given: str, said: str) -> None:
+    found = replace(predictive(), examples_of=given)
+    record = replace(run().subjects[0], prediction_summary=found)
+    text = Page(section(render_html(replace(run(), subjects=(record,))))).text
+    assert said in text
+    assert ("those" in text.split("the mean of")[0]) == bool(given)
+
+
+def test_errors_are_counted_with_their_passes() -> None:
+    """A check may have looked at fewer passes and counted others."""
+    assert "2 of 30 wrong predictions, by the mean of 8 passes" in Page(section(render_html(run()))).text
+
+
+def test_each_score_says_whose_it_is() -> None:
+    """Where the page is narrow the rows are stacked, and the head of the table is not there."""
+    assert re.findall(r'data-of="([^"]*)"', section(render_html(run())))[:3] == ["teacher", "BNN", "BNN less teacher"]

@@ -106,6 +106,7 @@ def _judge(found: Labelled, band: tuple[float, float], budget: Budget) -> Findin
             observed=shown.best,
             relation="<=" if shown.best > 1 else ">=",
             allowed=band[1] if shown.best > 1 else band[0],
+            other_end=band[0] if shown.best > 1 else band[1],
         ),
         remedy=_remedy(found, verdict, likely, band),
         samples=found.mixture.passes,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -36,6 +37,9 @@ _LONGER, _FEW = 4, 16
 _IMAGES = 4
 _GROUPS = 32
 
+#: Where a subject keeps what was measured of single layers.
+_CONTRIBUTIONS = "contributions of layers to the spread"
+
 
 @check(
     claim="The predictive spread lies in the declared band: the noise is neither lost beside the signal nor above it.",
@@ -66,6 +70,18 @@ def spread(subject: Subject, *, band: SpreadBand = BAND, max_passes: Passes = MA
 
 
 measure_noise_spread, assert_noise_spread = spread.measure, spread.assert_
+
+
+def contributions(subject: Subject) -> dict[str, float]:
+    """Return each layer's share of the sum of the variances that single layers make, where it was measured.
+
+    Layers that were measured in groups are named as a group, ``"FIRST to LAST"``.
+
+    Args:
+        subject: What was judged.
+    """
+    known = subject.evaluations.get(_CONTRIBUTIONS)
+    return dict(known) if isinstance(known, dict) else {}
 
 
 @dataclass(slots=True)
@@ -190,6 +206,7 @@ def _finding(
         low, high = (bounds.surely_above[at], high) if wide else (low, bounds.surely_below)
     shares = _attribution(subject, group if alone or not several else None, groups)
     total = sum(share for _, _, share in shares)
+    subject.evaluations[_CONTRIBUTIONS] = {path: share / total for path, _, share in shares if 0 < total < math.inf}
     layers = tuple(
         LayerFinding(
             path=path,
@@ -228,6 +245,7 @@ def _finding(
             observed=spread,
             relation="<=" if wide else ">=",
             allowed=band[1] if wide else band[0],
+            other_end=band[0] if wide else band[1],
         ),
         layers=layers,
         remedy=_remedy(verdict, passes, budget, wide=wide),

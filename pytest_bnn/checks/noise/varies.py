@@ -79,6 +79,12 @@ class _Bounds:
             return Verdict.FAIL
         return Verdict.PASS if bool((self.low[images] > self.floor).all()) else Verdict.INCONCLUSIVE
 
+    def telling(self, images: Tensor) -> int:
+        """Return the image with the lowest spread, of those alone that keep the claim from holding where some do."""
+        silent, doubtful = images[self.high[images] <= self.floor], images[~(self.low[images] > self.floor)]
+        telling = next(rows for rows in (silent, doubtful, images) if len(rows))
+        return int(telling[int(self.spread.median(0).values[telling].argmin())])
+
 
 def _varies(subject: Subject, budget: Budget, max_passes: int, min_spread: float) -> Finding:
     passes = min(max_passes, 2 * trials_needed(budget.beta)) // 2 * 2
@@ -133,7 +139,7 @@ def _variation(subject: Subject, bounds: _Bounds, images: Tensor, budget: Budget
     spread = bounds.spread.median(0).values
     judged = spread[images]
     fixed = len(spread) - len(images)
-    image = int(images[int((bounds.high if verdict is Verdict.FAIL else bounds.low)[images].argmin())])
+    image = bounds.telling(images)
     lowest = float(spread[image])
     place = int(subject.places[image])
     # Where other images vary, the weights do.
@@ -175,7 +181,10 @@ def _variation(subject: Subject, bounds: _Bounds, images: Tensor, budget: Budget
             Measurement(name="outputs' scale", value=typical(scale), note="without noise"),
             *([Measurement(name="images that cannot vary", value=fixed)] if fixed else []),
         ),
-        threshold=Threshold(quantity="lowest spread of an image", observed=lowest, relation=">", allowed=floor),
+        threshold=Threshold(
+            quantity=("lowest spread, " if lowest == float(judged.min()) else "spread ") + f"of image {place}",
+            observed=lowest, relation=">", allowed=floor,
+        ),
         remedy=remedy,
         notes=tuple(notes),
         samples=passes,

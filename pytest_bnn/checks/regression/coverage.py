@@ -125,6 +125,7 @@ def judge(found: Numbers, band: tuple[float, float], max_distance: float, budget
             observed=shown.best,
             relation="<=" if shown.best > 1 else ">=",
             allowed=band[1] if shown.best > 1 else band[0],
+            other_end=band[0] if shown.best > 1 else band[1],
         ),
         remedy=_remedy(found, own, band, max_distance, verdict, budget),
         charts=charts(own, budget),

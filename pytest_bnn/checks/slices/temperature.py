@@ -60,6 +60,7 @@ def _judge(subject: Subject, found: Labelled, band: tuple[float, float], budget:
         breaks="the labels do not follow the predictions",
         relation="<=" if hot else ">=",
         allowed=band[1] if hot else band[0],
+        other_end=band[0] if hot else band[1],
         remedy="look at the examples of the groups: labels that are wrong there, inputs that were prepared in another "
         "way, or a kind of example that the training had too little of; a temperature for all does not mend it",
     )

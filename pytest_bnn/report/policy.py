@@ -1,0 +1,64 @@
+"""What a page may do: its content security policy, which names each style and script by its hash, and its footer."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+from collections.abc import Iterable
+
+from pytest_bnn.records.run import AuditRun
+from pytest_bnn.report.svg import shorten
+from pytest_bnn.report.wording import clean
+
+_PLAIN = re.compile(r"[A-Za-z0-9 .,:;()_-]")
+
+
+def policy(styles: Iterable[str], scripts: Iterable[str]) -> str:
+    """Return a policy under which nothing is loaded, and nothing runs or styles but what is given here.
+
+    Args:
+        styles: The texts of the style elements.
+        scripts: The texts of the script elements.
+    """
+    return "; ".join(
+        (
+            "default-src 'none'",
+            f"style-src {' '.join(map(_hash, styles))}",
+            f"script-src {' '.join(map(_hash, scripts))}",
+            "img-src data:",
+            "base-uri 'none'",
+            "form-action 'none'",
+        )
+    )
+
+
+def footer(run: AuditRun, text: str) -> str:
+    """Return the style of the foot of printed pages: title, date, digest of the audit's JSON, and page number.
+
+    Args:
+        run: What was found.
+        text: Its JSON.
+    """
+    digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+    created = run.provenance.get("created", "")
+    title = _string(shorten(clean(run.title), 60))
+    said = _string(
+        ", ".join(part for part in (shorten(clean(created), 40), f"SHA-256 of the JSON {digest[:16]}") if part)
+    )
+    return (
+        "@page {"
+        f' @bottom-left {{ content: "{title}"; }}'
+        f' @bottom-center {{ content: "{said}"; }}'
+        ' @bottom-right { content: "page " counter(page) " of " counter(pages); }'
+        " }\n"
+    )
+
+
+def _string(content: str) -> str:
+    """Write untrusted text as the inside of a CSS string: whatever is not plain by its number."""
+    return "".join(part if _PLAIN.fullmatch(part) else f"\\{ord(part):06x}" for part in content)
+
+
+def _hash(content: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()}'"
