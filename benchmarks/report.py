@@ -46,9 +46,6 @@ PATHS = (
 )
 
 
-_FOUND = "alone it makes the outputs vary by 0.0123 of their scale, 12.3 % of the sum of variances"
-
-
 def made_up(subjects: int, checks: int, *, failing: int = 9) -> AuditRun:
     """Return an audit of made-up subjects: the same arguments give the same audit.
 
@@ -96,7 +93,7 @@ def _evidence(name: str, check: int, verdict: Verdict) -> Evidence:
                 kind="Conv2dReparameterization",
                 ok=ok or at % 2 == 0,
                 finding="alone it makes the outputs vary by 0.0123 of their scale, 12.3 % of the sum of variances",
-            )  # fmt: skip
+            )
             for at, path in enumerate(PATHS)
         ),
         remedy="convert with a smaller moped_delta, or train sigma down where the layers below contribute most",
@@ -212,9 +209,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, help="a folder to keep the pages in")
     given = parser.parse_args(arguments)
     render_html(AuditRun())  # which loads the templates
-    print(
-        "| subjects | checks each | evidences | size | rendered in | loaded in | height |\n|---|---|---|---|---|---|---|"
-    )
+    print("| subjects | checks each | evidences | size | rendered in | loaded in | height |")
+    print("|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as scratch:
         folder = given.out or Path(scratch)
         folder.mkdir(parents=True, exist_ok=True)
