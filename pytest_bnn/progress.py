@@ -1,6 +1,6 @@
 """What an audit is doing now, told to whoever watches: through a context variable, so that nobody hands it on.
 
-Nothing here starts a thread, and telling that a pass was drawn costs less than a microsecond.
+Nothing here starts a thread, and telling that a pass was drawn costs about a microsecond.
 """
 
 from __future__ import annotations
