@@ -77,7 +77,8 @@ class Outcomes:
         if report.when == "setup":  # a test that is run again starts anew
             self._tests.pop(report.nodeid, None)
         test = self._tests.setdefault(report.nodeid, _Test("passed"))
-        test.line = min(test.line, report.location[1] or sys.maxsize)
+        line = report.location[1]
+        test.line = test.line if line is None else line
         found = _outcome(report)
         if found is not None and _RANK.index(found) < _RANK.index(test.outcome):
             test.outcome, test.reason = found, _reason(report)
