@@ -62,8 +62,6 @@ from pytest_bnn.checks import (
 )
 from pytest_bnn.checks.check import Finding as Finding, check as check
 from pytest_bnn.conversion import Conversion as Conversion, convert as convert, convert_with as convert_with
-from pytest_bnn.data.batch import Batch as Batch
-from pytest_bnn.data.loss import Loss as Loss
 from pytest_bnn.errors import (
     BrokenEnvironmentError as BrokenEnvironmentError,
     ConversionError as ConversionError,
@@ -80,7 +78,6 @@ from pytest_bnn.example.images import (
     photograph as photograph,
 )
 from pytest_bnn.example.weights import Teacher as Teacher, load_teacher as load_teacher, model_card as model_card
-from pytest_bnn.fixtures.audits import Audit as Audit
 from pytest_bnn.records.evidence import (
     Evidence as Evidence,
     Measurement as Measurement,

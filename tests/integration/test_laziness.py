@@ -78,16 +78,3 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
 
     with pytest.raises(AttributeError, match="'pytest_bnn' has no attribute 'audit_everything'"):
         pytest_bnn.audit_everything  # type: ignore[attr-defined]  # noqa: B018
-
-
-def test_the_examples_are_one_room() -> None:
-    """What demonstrations are made of is in ``pytest_bnn.example``, lazily, and the same objects as in the face."""
-    import pytest_bnn
-    from pytest_bnn import example
-
-    assert packages(loaded("import pytest_bnn.example; dir(pytest_bnn.example)")) == {"pytest_bnn"}
-    for name in example.__all__:
-        assert getattr(example, name) is getattr(pytest_bnn, name, getattr(example, name))
-    assert {name for name, home in pytest_bnn._HOME_OF.items() if home.startswith("example.")} <= set(example.__all__)
-    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
-        _ = example.nothing
