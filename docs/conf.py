@@ -4,7 +4,9 @@ What is built loads nothing from elsewhere: formulas are MathML, which browsers 
 Sphinx's own, whose index is one of the files.
 """
 
+import re
 from importlib.metadata import version as installed
+from typing import Any
 
 from docutils import nodes
 from latex2mathml.converter import convert
@@ -45,5 +47,12 @@ def _block(self: HTML5Translator, node: nodes.math_block) -> None:
     raise nodes.SkipNode
 
 
+def _aliases(*found: Any) -> tuple[str | None, str | None]:
+    """Show `Loss` where autodoc shows how Python stores the name of an alias."""
+    signature, returned = (text and re.sub(r"TypeAliasForwardRef\('(\w+)'\)", r"\1", text) for text in found[-2:])
+    return signature, returned
+
+
 def setup(app: Sphinx) -> None:
+    app.connect("autodoc-process-signature", _aliases)
     app.add_html_math_renderer("mathml", (_inline, None), (_block, None))

@@ -347,6 +347,7 @@ def test_pages_build_without_warnings(tmp_path: Path) -> None:
     api = (tmp_path / "html" / "reference" / "api.html").read_text(encoding="utf-8")
     for name in pytest_bnn.__all__:
         assert f'id="pytest_bnn.{name}"' in api
+    assert "ForwardRef" not in api
     pages = {path: path.read_text(encoding="utf-8") for path in (tmp_path / "html").rglob("*.html")}
     written = "".join(pages.values())
     assert "% file:" not in written
