@@ -18,7 +18,7 @@ from pytest_bnn.options import using
 from pytest_bnn.records.codec import from_plain, show, to_plain
 from pytest_bnn.records.evidence import Verdict
 from pytest_bnn.records.recorder import Recorder, recording
-from pytest_bnn.records.run import AuditRun
+from pytest_bnn.records.run import AuditRun, SubjectRecord
 from pytest_bnn.session import InForce, of_session, of_test
 
 #: Where a worker finds the seed of the session.
@@ -126,7 +126,8 @@ def attach(item: pytest.Item, report: pytest.TestReport, run: AuditRun) -> None:
     shared = [(place, found) for place, found in shared if found.checks or found.subjects]
     item.stash[_SHARED].clear()
     if shared or run.checks or run.subjects:
-        report.bnn = to_plain({"shared": shared, "test": run})  # type: ignore[attr-defined]
+        order = getattr(item, "order", report.nodeid)
+        report.bnn = to_plain({"shared": shared, "test": run, "order": order})  # type: ignore[attr-defined]
 
 
 class Collector:
@@ -146,9 +147,9 @@ class Collector:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Take what a phase of a test recorded, here or in a worker."""
         plain: Any = getattr(report, "bnn", None)
-        if plain is not None:
+        if plain is not None and str(report.outcome) != "rerun":  # as pytest-rerunfailures calls what is tried again
             path, line, _ = report.location
-            place = (path, line or 0, report.nodeid, _PHASES.index(report.when))
+            place = (path, line or 0, plain["order"], _PHASES.index(report.when))
             for end, shared in plain["shared"]:
                 self._take_shared((end, sys.maxsize, "", 0) if end else place, from_plain(shared, AuditRun))
             self.found.append((place, from_plain(plain["test"], AuditRun)))
@@ -184,7 +185,8 @@ class Collector:
 
     def _run(self, provenance: dict[str, str]) -> AuditRun:
         runs = [run for _, run in sorted([*self.shared.values(), *self.found], key=lambda pair: pair[0])]
-        return AuditRun.merged(runs, provenance=provenance, title="Bayesian checks of a test session")
+        whole = AuditRun.merged(runs, provenance=provenance, title="Bayesian checks of a test session")
+        return replace(whole, subjects=each_once(whole.subjects))
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """Say how many checks ran, which claims do not hold, and where the report is."""
@@ -204,3 +206,12 @@ class Collector:
             terminalreporter.line(f"passes of {count} {'check' if count == 1 else 'checks'}: {sampler}")
         if self.said:
             terminalreporter.line(self.said)
+
+
+def each_once(subjects: tuple[SubjectRecord, ...]) -> tuple[SubjectRecord, ...]:
+    """Keep one record of a subject whose checks several workers ran: of those with its key, the one that tells most."""
+    found: dict[object, SubjectRecord] = {}
+    for number, one in enumerate(subjects):
+        key: object = one.key or number
+        found[key] = max(found.get(key, one), one, key=lambda it: (bool(it.prediction_summary), len(it.predictions)))
+    return tuple(found.values())

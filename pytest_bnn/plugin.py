@@ -14,6 +14,7 @@ import pytest
 from pytest_bnn import collector
 from pytest_bnn.checks import choices, registry
 from pytest_bnn.errors import PytestBnnError
+from pytest_bnn.items import nodes, requests
 from pytest_bnn.options import OPTIONS, DrawnSeed, resolve_with_sources
 from pytest_bnn.report.files import require_writable
 from pytest_bnn.session import InForce, of_session, readable_errors, settle_session
@@ -52,6 +53,7 @@ def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginMa
         text = f"{option.help} (default: {option.default}; ini bnn_{option.key}, environment {option.environment})"
         group.addoption(f"--bnn-{option.name}", help=text.replace("%", "%%"), **option.argument)
         parser.addini(f"bnn_{option.key}", option.help, default="")
+    requests.add_options(group, parser)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -63,6 +65,7 @@ def pytest_configure(config: pytest.Config) -> None:
     )
     try:
         settle_session(config, _settings(config))
+        requests.take(config)
         report = config.getoption("--bnn-report")
         if report is not None and not hasattr(config, "workerinput"):
             require_writable(report, "--bnn-report")
@@ -86,11 +89,31 @@ def _settings(config: pytest.Config) -> InForce:
     return InForce(settings, sources, chosen)
 
 
-def pytest_report_header(config: pytest.Config) -> str:
-    """Show the weights, the seed and the most passes of a check."""
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    """Show the weights, the seed, the most passes of a check, and what is listed and not audited."""
     settings = of_session(config).settings
     drawn = f" (drawn; --bnn-seed={settings.seed} repeats it)" if isinstance(settings.seed, DrawnSeed) else ""
-    return f"bnn: weights {settings.weights}, seed {settings.seed}{drawn}, at most {settings.samples} passes a check"
+    said = f"bnn: weights {settings.weights}, seed {settings.seed}{drawn}, at most {settings.samples} passes a check"
+    return [said, *filter(None, [requests.left_out(config)])]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """Collect the networks that are audited without a test behind everything else."""
+    report = yield
+    if isinstance(collector, pytest.Session):
+        report.result = [*report.result, *nodes.roots(collector)]
+    return report
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep what pytest-xdist says of groups."""
+    for item in items:
+        if isinstance(item, nodes.CheckItem):
+            item.take_group()
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

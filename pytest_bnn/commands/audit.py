@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import argparse
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pytest_bnn.audit import subjects
+from pytest_bnn.audit.fields import PARTS
 from pytest_bnn.checks import choices, registry
 from pytest_bnn.checks.choices import choosing
 from pytest_bnn.commands import audit_arguments, terminal
-from pytest_bnn.commands.command import BROKEN, FAILED, NOTHING_APPLIES, PASSED
+from pytest_bnn.commands.command import BROKEN, FAILED, NOTHING_APPLIES, PASSED, USAGE
 from pytest_bnn.errors import InputError
 from pytest_bnn.options import OPTIONS, DrawnSeed, Settings, resolve_with_sources, using
 
 if TYPE_CHECKING:
     from pytest_bnn.audit.plan import Explicit
     from pytest_bnn.audit.run import Progress
+    from pytest_bnn.audit.subjects import Described
     from pytest_bnn.commands.command import Commands
     from pytest_bnn.records.run import AuditRun
-
-
-#: What has a default of its own where it is not given.
-_NOT_NONE = ("stage", "task", "images", "batch_dim")
 
 
 def add(commands: Commands) -> None:
@@ -42,7 +43,7 @@ def _audit(given: argparse.Namespace, arguments: list[str]) -> int:
         {option.key: getattr(given, option.key) for option in OPTIONS}, prefix="--"
     )
     _take_old_name_of_report(given)
-    allow = _allowed(given.allow)
+    allow = subjects.allowed(given.allow, "--allow")
     output = Path(given.report)
     require_writable(output)
     _require_fitting_options(given)
@@ -60,7 +61,9 @@ def _audit(given: argparse.Namespace, arguments: list[str]) -> int:
     if isinstance(settings.seed, DrawnSeed):
         print(f"seed {settings.seed} was drawn; --seed {settings.seed} repeats this audit")
     print(f"report: {page}  data: {data}")
-    return _exit_code(run, settings)
+    for said in run.cut:
+        print(f"pytest-bnn: {said}", file=sys.stderr)
+    return USAGE if run.cut else _exit_code(run, settings)
 
 
 def _take_old_name_of_report(given: argparse.Namespace) -> None:
@@ -86,17 +89,18 @@ def _chosen(given: argparse.Namespace) -> choices.Choices:
 
 def _require_fitting_options(given: argparse.Namespace) -> None:
     """Refuse what would be ignored without a word: options of the one kind of audit in the other."""
-    if given.model is None:
-        for name in ("teacher", "data", "evaluation", "ood", "shifts", "slices", "loss", "images", "stage", "task",
-                     "output", "batch_dim"):  # fmt: skip
-            if getattr(given, name) is not None:
-                option = name.replace("_", "-")
-                raise InputError(f"--{option} without --model", fix="name your own network with --model MODULE:FACTORY")
+    fix = "name your own network with --model MODULE:FACTORY"
+    fix += "; one of pyproject.toml has it in its table" if given.subject else ""
+    for part in PARTS if not given.model else ():
+        if getattr(given, part.key) is not None:
+            raise InputError(f"--{part.name} without --model", fix=fix)
+    if not (given.model or given.subject):
         return
     for name in ("weights", "type", "delta"):
         if getattr(given, name) is not None:
+            option = "--model" if given.model else "--subject"
             raise InputError(
-                f"--{name} with --model: it is for the ResNet18 that is converted here, and yours is judged as it is",
+                f"--{name} with {option}: it is for the ResNet18 that is converted here, and yours is judged as it is",
                 fix="leave it out; the deterministic network is named with --teacher MODULE:FACTORY",
             )
 
@@ -105,7 +109,7 @@ def _run(given: argparse.Namespace, settings: Settings, options: Explicit, say: 
     checks = None if given.checks is None else [id.strip() for id in given.checks.split(",") if id.strip()]
     if checks == []:
         raise InputError(f"--checks is {given.checks!r}", fix=f"name some of {', '.join(registry.ids())}")
-    if given.model is None:
+    if not (given.model or given.subject):
         from pytest_bnn.conversion import Conversion
         from pytest_bnn.example.audit import audit_resnet18
         from pytest_bnn.example.weights import load_teacher
@@ -114,22 +118,58 @@ def _run(given: argparse.Namespace, settings: Settings, options: Explicit, say: 
         say("loading the teacher")
         teacher = load_teacher(settings.weights)
         return audit_resnet18(teacher, conversion, checks=checks, options=options, progress=say)
-    from pytest_bnn.audit.named import Named
+    described = [subjects.from_options(model, vars(given), "--") for model in dict.fromkeys(given.model)]
+    described += subjects.chosen(subjects.from_project(Path.cwd()), given.subject, "--subject") if given.subject else ()
+    return _audited(described, checks, options, say)
 
-    say("loading the model")
-    named = Named(
-        model=given.model,
-        teacher=given.teacher,
-        data=given.data,
-        evaluation=given.evaluation,
-        ood=given.ood,
-        shifts=given.shifts,
-        slices=given.slices,
-        loss=given.loss,
-        output=given.output,
-        **{name: value for name in _NOT_NONE if (value := getattr(given, name)) is not None},
-    )
-    return named.load().audit(checks=checks, options=options, progress=say)
+
+def _audited(
+    described: Sequence[Described], checks: Sequence[str] | None, options: Explicit, say: Progress
+) -> AuditRun:
+    """Audit networks one after the other, each with its own error rates; one that cannot be audited is left out."""
+    from dataclasses import replace
+
+    from pytest_bnn.audit.named import Named, Parts
+    from pytest_bnn.data.checkpoints import load_into
+    from pytest_bnn.records.run import AuditRun
+
+    runs, names, left_out = [], [], []
+    parts: Parts | None = None
+    for one in described:
+        say(f"loading {one.name}")
+        named = Named(**one.parts)
+        try:
+            choices.require_usable(one.choices, finally_=True)
+            with choosing(choices.chosen().and_also(one.choices)):
+                if parts is not None and replace(parts.named, model=named.model) == named:
+                    parts = parts.with_model(named.model, one.called)
+                else:
+                    parts = named.load(one.called)
+                if one.checkpoint:
+                    load_into(parts.model, one.checkpoint)
+                model = parts.model if one.checkpoint else None
+                found = parts.audit(model=model, name=one.name, checks=checks, options=options, progress=say)
+        except InputError as error:
+            if len(described) == 1:
+                raise
+            left_out.append(f"{one.name} was not audited: {error}")
+        else:
+            runs.append(found)
+            names.append(one.name)
+    if not runs:
+        raise InputError("none of the networks could be audited", fix="; ".join(left_out))
+    return replace(AuditRun.merged(runs, provenance=_of_all(runs, names)), cut=tuple(left_out))
+
+
+def _of_all(runs: Sequence[AuditRun], names: Sequence[str]) -> dict[str, str]:
+    """Merge what runs say of themselves; a setting of some of them is told with their names."""
+    said = {key: value for run in reversed(runs) for key, value in run.provenance.items()}
+    for key in [key for key in said if key.startswith("set ")]:
+        values = [run.provenance.get(key) for run in runs]
+        if len(set(values)) > 1:
+            del said[key]
+            said.update({f"{key} ({name})": value for name, value in zip(names, values, strict=True) if value})
+    return said
 
 
 def _with_provenance(run: AuditRun, said: dict[str, str]) -> AuditRun:
@@ -146,13 +186,3 @@ def _exit_code(run: AuditRun, settings: Settings) -> int:
     if is_failure(run.verdict, inconclusive=settings.inconclusive):
         return FAILED
     return NOTHING_APPLIES if run.verdict is Verdict.NOT_APPLICABLE else PASSED
-
-
-def _allowed(texts: list[str]) -> dict[str, str]:
-    allowed = {}
-    for text in texts:
-        pattern, sign, reason = text.partition("=")
-        if not (pattern.strip() and sign and reason.strip()):
-            raise InputError(f"--allow is {text!r}", fix="give a reason too: --allow 'fc=kept for speed'")
-        allowed[pattern.strip()] = reason.strip()
-    return allowed
