@@ -91,9 +91,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 LONG = pytest.mark.nightly("a minute of generated networks; the property tests of every push draw the same")
 
 SESSIONS = pytest.mark.nightly(
-    "a session for each block; every push reads the same options in tests/unit/test_options.py"
+    "a session for each block; every push has the same in tests/unit/test_options.py and test_zero_code.py"
 )
-LATER = {"strategies": LONG, "properties": LONG, "configuration": SESSIONS}
+LATER = {"strategies": LONG, "properties": LONG, "configuration": SESSIONS, "zero-code": SESSIONS}
 
 
 @pytest.mark.parametrize("name", [pytest.param(page, marks=LATER.get(page, ())) for page in PAGES])

@@ -6,7 +6,8 @@ import importlib.util
 import json
 import os
 import re
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,15 @@ from typing import Any
 import jsonschema
 import pytest
 
+from pytest_bnn import cli
 from pytest_bnn.audit import subjects
 from pytest_bnn.checks import registry
 from pytest_bnn.collector import each_once
+from pytest_bnn.commands import command as exits
 from pytest_bnn.errors import InputError
 from pytest_bnn.items import wording
 from pytest_bnn.records.charts import PredictionSummary
+from pytest_bnn.records.recorder import Recorder, recording
 from pytest_bnn.records.run import SubjectRecord, json_schema
 from tests.integration import warm
 
@@ -231,9 +235,7 @@ def test_a_factory_that_fails_is_one_error(tmp_path: Path) -> None:
     assert "Traceback" not in found.text
 
 
-@pytest.mark.nightly(
-    "workers import torch anew; every push has those of test_plugin.py"
-)
+@pytest.mark.nightly("workers import torch anew; every push has those of test_plugin.py")
 @pytest.mark.parametrize("dist", ["loadgroup", "load"])
 def test_workers_give_the_same_report(tmp_path: Path, dist: str) -> None:
     """With loadgroup a subject stays on one worker and is made once; without, the verdicts are the same."""
@@ -418,3 +420,74 @@ def test_checks_as_subtests(tmp_path: Path) -> None:
     assert "subtests= takes pytest's own subtests, which it has from 9 on" in found.text
     assert [check["id"] for check in found.audit["checks"]] == ["layers.replaced", "kl.present", "kl.loss"]
     assert [subject["name"] for subject in found.audit["subjects"]] == ["test_it"]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A user's folder to stand in; its modules are forgotten afterwards."""
+    more = "\n\ndef counted():\n    with CALLS.open('a') as file:\n        file.write('teacher\\n')\n    return teacher()\n"
+    (tmp_path / "small.py").write_text(SMALL + more, encoding="utf-8")
+    (tmp_path / "pyproject.toml").write_text(TABLES, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    with recording(Recorder()):
+        yield tmp_path
+    sys.modules.pop("small", None)
+
+
+def audited(folder: Path) -> list[tuple[str, str, str]]:
+    run = json.loads((folder / "audit.json").read_text(encoding="utf-8"))
+    return [(check["subject"], check["id"], check["verdict"]) for check in run["checks"]]
+
+
+def test_several_models_share_the_rest(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each is judged by itself, with the teacher made once; one that cannot be made is told and left out."""
+    arguments = [
+        "--teacher=small:counted",
+        "--checks=layers.replaced,kl.present",
+        "--set=layers.replaced.severity=error",
+    ]
+    assert cli.main(["audit", "--model=small:bayesian", "--model=small:half", *arguments]) == exits.FAILED
+    assert audited(folder) == [
+        ("small:bayesian", "layers.replaced", "pass"), ("small:bayesian", "kl.present", "pass"),
+        ("small:half", "layers.replaced", "fail"), ("small:half", "kl.present", "pass"),
+    ]  # fmt: skip
+    assert (folder / "calls.txt").read_text(encoding="utf-8").count("teacher") == 1
+    assert cli.main(["audit", "--model=small:broken", "--model=small:bayesian", *arguments]) == exits.USAGE
+    assert {subject for subject, _, _ in audited(folder)} == {"small:bayesian"}
+    assert "small:broken was not audited: --model: small:broken() raised KeyError: 'weights'" in capsys.readouterr().err
+    assert cli.main(["audit", "--model=small:broken", "--model=small:broken2", *arguments]) == exits.USAGE
+
+
+def test_subjects_on_the_command_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The tables that pytest audits, with their own severities; what a table says is not said twice."""
+    arguments = ["audit", "--subject=small", "--subject=half", "--checks=layers.replaced,mean.equals_teacher"]
+    assert cli.main(arguments) == exits.FAILED
+    assert audited(folder) == [
+        ("small", "layers.replaced", "pass"), ("small", "mean.equals_teacher", "pass"),
+        ("half", "layers.replaced", "fail"), ("half", "mean.equals_teacher", "not_applicable"),
+    ]  # fmt: skip
+    provenance = json.loads((folder / "audit.json").read_text(encoding="utf-8"))["provenance"]
+    assert provenance["set layers.replaced.severity (half)"].startswith(
+        "error (layers.replaced.severity of the subject"
+    )
+    assert provenance["set layers.replaced.severity (small)"].startswith("warn (")
+    assert cli.main([*arguments, "--set=layers.replaced.severity=warn"]) == exits.PASSED
+    assert cli.main(["audit", "--subject=small", "--teacher=small:teacher"]) == exits.USAGE
+    assert (
+        "--teacher without --model. Name your own network with --model MODULE:FACTORY; one of pyproject.toml has it"
+        in (capsys.readouterr().err)
+    )
+    assert cli.main(["audit", "--subject=smal"]) == exits.USAGE
+    assert "--subject: there is no [tool.pytest-bnn.subjects.smal] in pyproject.toml. Did you mean small." in (
+        capsys.readouterr().err
+    )
+
+
+def test_modules_are_found_from_the_root_folder(tmp_path: Path) -> None:
+    """Also where pytest is started below it, whose node ids then begin with ../"""
+    session(tmp_path, "--version", files={"pyproject.toml": TABLES + "\n[tool.pytest.ini_options]\n", "deep/x.txt": ""})
+    command = "import sys, pytest; sys.path.remove(''); sys.exit(pytest.main())"
+    for arguments in (("../pyproject.toml::small::kl.present",), ("../small:bayesian::kl.present",)):
+        done = warm.python("-c", command, *arguments, "-v", cwd=tmp_path / "deep")
+        assert f"{arguments[0]} PASSED" in done.stdout, done.stdout
