@@ -30,3 +30,7 @@ class ConversionError(InputError):
 
 class BrokenEnvironmentError(PytestBnnError):
     """An installation in which pytest-bnn cannot work, such as a torch and a torchvision that do not match."""
+
+
+class ClaimWarning(UserWarning):
+    """What a check of a network that is audited without a test found and no claim forbids."""

@@ -15,6 +15,7 @@ from pytest_bnn import collector
 from pytest_bnn.checks import choices, registry
 from pytest_bnn.errors import PytestBnnError
 from pytest_bnn.gathering import around_tests, outcomes
+from pytest_bnn.items import nodes, requests
 from pytest_bnn.options import OPTIONS, resolve_with_sources
 from pytest_bnn.session import InForce, in_words, is_told_at_the_start, of_session, readable_errors, settle_session
 
@@ -57,6 +58,7 @@ def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginMa
         text = f"{option.help} (default: {option.default}; ini bnn_{option.key}, environment {option.environment})"
         group.addoption(f"--bnn-{option.name}", help=text.replace("%", "%%"), **option.argument)
         parser.addini(f"bnn_{option.key}", option.help, default="")
+    requests.add_options(group, parser)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -69,6 +71,7 @@ def pytest_configure(config: pytest.Config) -> None:
     try:
         settle_session(config, _settings(config))
         files = collector.Files() if hasattr(config, "workerinput") else collector.Files.of(config)
+        requests.take(config)
     except PytestBnnError as error:
         raise pytest.UsageError(str(error)) from None
     if not hasattr(config, "workerinput"):
@@ -91,7 +94,27 @@ def _settings(config: pytest.Config) -> InForce:
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
     """Show the settings, where one of them was given; most sessions of an environment use none of this."""
-    return [f"bnn: {in_words(of_session(config))}"] if is_told_at_the_start(config) else []
+    told = [f"bnn: {in_words(of_session(config))}"] if is_told_at_the_start(config) else []
+    return [*told, *filter(None, [requests.left_out(config)])]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """Collect the networks that are audited without a test behind everything else."""
+    report = yield
+    if isinstance(collector, pytest.Session):
+        report.result = [*report.result, *nodes.roots(collector)]
+    return report
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep what pytest-xdist says of groups."""
+    for item in items:
+        if isinstance(item, nodes.CheckItem):
+            item.take_group()
 
 
 def pytest_deselected(items: Sequence[pytest.Item]) -> None:

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from pytest_bnn.audit.plan import Explicit
-from pytest_bnn.audit.run import Progress, audit_model
+from pytest_bnn.audit.run import Progress, audit_model, subject_of
 from pytest_bnn.data import sources
 from pytest_bnn.data.samples import MAX_EXAMPLES, Samples
 from pytest_bnn.errors import InputError, PytestBnnError
 from pytest_bnn.options import in_force
-from pytest_bnn.subject import StageOption
+from pytest_bnn.subject import StageOption, Subject
 from pytest_bnn.tasks.task import TaskOption
 
 if TYPE_CHECKING:
@@ -45,26 +45,31 @@ class Named:
     images: int = MAX_EXAMPLES
     batch_dim: int = 0
 
-    def load(self) -> Parts:
+    def load(self, called: str = "--{}") -> Parts:
         """Import what is named, and call the factories.
+
+        Args:
+            called: How messages call a part, with the part's name in place of the braces.
 
         Raises:
             InputError: A name or what it stands for cannot be used; whatever it raises is told, an exit too.
         """
         seed = in_force().seed
         with reading():
-            model, factory = sources.load_model_and_factory(self.model, "--model")
-            teacher = None if self.teacher is None else sources.load_model(self.teacher, "--teacher")
+            model, factory = sources.load_model_and_factory(self.model, called.format("model"))
+            teacher = None if self.teacher is None else sources.load_model(self.teacher, called.format("teacher"))
             data, evaluation = (
-                None if name is None else sources.load_data(name, option, self.images, seed=seed, dim=self.batch_dim)
-                for name, option in ((self.data, "--data"), (self.evaluation, "--evaluation"))
+                None
+                if name is None
+                else sources.load_data(name, called.format(part), self.images, seed=seed, dim=self.batch_dim)
+                for name, part in ((self.data, "data"), (self.evaluation, "evaluation"))
             )
             ood, shifts = (
-                None if name is None else sources.load_named(name, option)
-                for name, option in ((self.ood, "--ood"), (self.shifts, "--shifts"))
+                None if name is None else sources.load_named(name, called.format(part))
+                for name, part in ((self.ood, "ood"), (self.shifts, "shifts"))
             )
-            slices = None if self.slices is None else sources.load_function(self.slices, "--slices")
-            loss = None if self.loss is None else sources.load_loss(self.loss, "--loss")
+            slices = None if self.slices is None else sources.load_function(self.slices, called.format("slices"))
+            loss = None if self.loss is None else sources.load_loss(self.loss, called.format("loss"))
         return Parts(self, model, factory, teacher, data, evaluation, ood, shifts, slices, loss)
 
 
@@ -82,6 +87,20 @@ class Parts:
     shifts: Any
     slices: Callable[[int], object] | None
     loss: Loss | None
+
+    def with_model(self, model: str, called: str = "--{}") -> Parts:
+        """Return another network with the same teacher, data and loss.
+
+        Args:
+            model: Its factory, ``MODULE:FACTORY``.
+            called: As in `Named.load`.
+
+        Raises:
+            InputError: As in `Named.load`.
+        """
+        with reading():
+            made, factory = sources.load_model_and_factory(model, called.format("model"))
+        return replace(self, named=replace(self.named, model=model), model=made, factory=factory)
 
     def audit(
         self,
@@ -103,24 +122,44 @@ class Parts:
         """
         return audit_model(
             self.model if model is None else model,
-            teacher=self.teacher,
-            data=self.data,
-            loss=self.loss,
             checks=checks,
-            name=name or self.named.model,
-            stage=self.named.stage,
             options=options,
             progress=progress,
-            max_images=self.named.images,
-            task=self.named.task,
-            output=self.named.output,
-            batch_dim=self.named.batch_dim,
-            factory=self.factory if model is None else None,
-            evaluation=self.evaluation,
-            ood=self.ood,
-            shifts=self.shifts,
-            slices=self.slices,
+            **self._beside(model, name),
         )
+
+    def subject(self, *, model: nn.Module | None = None, name: str = "") -> Subject:
+        """Return what `audit` judges, to be judged check by check.
+
+        Args:
+            model: As in `audit`.
+            name: As in `audit`.
+        """
+        return subject_of(self.model if model is None else model, **self._beside(model, name))
+
+    @property
+    def missing(self) -> list[str]:
+        """What was not given, as in the checks' ``needs``."""
+        parts = {"teacher": self.teacher, "images": self.data, "loss": self.loss, "slices": self.slices}
+        return [name for name, part in parts.items() if part is None]
+
+    def _beside(self, model: nn.Module | None, name: str) -> dict[str, Any]:
+        return {
+            "teacher": self.teacher,
+            "data": self.data,
+            "loss": self.loss,
+            "name": name or self.named.model,
+            "stage": self.named.stage,
+            "max_images": self.named.images,
+            "task": self.named.task,
+            "output": self.named.output,
+            "batch_dim": self.named.batch_dim,
+            "factory": self.factory if model is None else None,
+            "evaluation": self.evaluation,
+            "ood": self.ood,
+            "shifts": self.shifts,
+            "slices": self.slices,
+        }
 
 
 @contextmanager

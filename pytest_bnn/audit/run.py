@@ -96,6 +96,68 @@ def audit_model(
     start = time.perf_counter()
     parts = {"teacher": teacher, "images": data, "loss": loss, "slices": slices}
     steps = planned(checks, thresholds, options, budget, [name for name, part in parts.items() if part is None])
+    subject = subject_of(
+        model,
+        teacher=teacher,
+        data=data,
+        loss=loss,
+        name=name,
+        stage=stage,
+        seed=seed,
+        class_names=class_names,
+        max_images=max_images,
+        task=task,
+        output=output,
+        batch_dim=batch_dim,
+        factory=factory,
+        evaluation=evaluation,
+        ood=ood,
+        shifts=shifts,
+        slices=slices,
+    )
+    evidence = run_steps(subject, steps, progress)
+    description = describe(subject, training, evidence)
+    record(description)
+    cut = left_out([step.id for step in steps])
+    for words in cut:
+        record_cut(words)
+    return AuditRun(
+        checks=tuple(evidence),
+        subjects=(description,),
+        provenance=provenance(seed=subject.seed, duration=time.perf_counter() - start),
+        changed=changes(),
+        cut=cut,
+    )
+
+
+def subject_of(
+    model: nn.Module,
+    *,
+    teacher: nn.Module | None = None,
+    data: Any = None,
+    loss: Loss | None = None,
+    name: str = "",
+    stage: StageOption = "auto",
+    seed: int | None = None,
+    class_names: Sequence[str] = (),
+    max_images: int = MAX_EXAMPLES,
+    task: TaskOption = "auto",
+    output: str | None = None,
+    batch_dim: int = 0,
+    factory: Callable[[], nn.Module] | None = None,
+    evaluation: Any = None,
+    ood: Any = None,
+    shifts: Any = None,
+    slices: Callable[[int], object] | None = None,
+) -> Subject:
+    """Return what an audit judges: a model with its examples, which are taken here and tried.
+
+    The arguments are those of `audit_model`.
+
+    Raises:
+        InputError: As in `audit_model`.
+        TypeError: An argument is of the wrong type.
+    """
     chosen_seed = int(in_force().seed) if seed is None else seed
 
     def taken(examples: Any) -> Samples | None:
@@ -121,19 +183,7 @@ def audit_model(
         factory=factory,
     )
     subject.try_images()
-    evidence = run_steps(subject, steps, progress)
-    description = describe(subject, training, evidence)
-    record(description)
-    cut = left_out([step.id for step in steps])
-    for words in cut:
-        record_cut(words)
-    return AuditRun(
-        checks=tuple(evidence),
-        subjects=(description,),
-        provenance=provenance(seed=subject.seed, duration=time.perf_counter() - start),
-        changed=changes(),
-        cut=cut,
-    )
+    return subject
 
 
 def planned(
@@ -186,4 +236,4 @@ def _declaration(id: str) -> Declaration:
     return registry.declaration(id) or registry.load(id).declaration
 
 
-__all__ = ["CHECK_IDS", "Progress", "Thresholds", "audit_model", "planned", "provenance", "run_steps"]
+__all__ = ["CHECK_IDS", "Progress", "Thresholds", "audit_model", "planned", "provenance", "run_steps", "subject_of"]

@@ -45,9 +45,9 @@ class Choices:
     plugins: tuple[str, ...] = ()
 
     def strongest(self, id: str, option: str) -> Choice | None:
-        """Return the choice of the strongest source; None where no source names the option."""
+        """Return the choice of the strongest source, of equals the last; None where no source names the option."""
         found = self.by_name.get((id, option), ())
-        return max(found, key=lambda choice: choice.source.level, default=None)
+        return max(reversed(found), key=lambda choice: choice.source.level, default=None)
 
     def and_also(self, other: Choices) -> Choices:
         """Merge these choices with others."""
@@ -114,15 +114,15 @@ def from_names(names: object, level: Level, where: str) -> Choices:
     return Choices(found)
 
 
-def from_project(folder: Path) -> Choices:
-    """Take ``[tool.pytest-bnn]`` from the pyproject.toml of a folder: ``plugins``, and ``checks`` with a table each.
+def project_table(folder: Path) -> Mapping[str, Any]:
+    """Return ``[tool.pytest-bnn]`` of the pyproject.toml of a folder; empty where there is none.
 
     Raises:
-        InputError: The file is not TOML, or the table has other names or other values.
+        InputError: The file is not TOML, or the table has other names.
     """
     path = folder / "pyproject.toml"
     if not path.is_file():
-        return _NONE
+        return {}
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8")).get("tool", {}).get("pytest-bnn", {})
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, AttributeError) as error:
@@ -130,28 +130,53 @@ def from_project(folder: Path) -> Choices:
     if not isinstance(table, dict):
         raise InputError(f"{_TABLE} is {table!r}", fix="make it a table")
     for name in table:
-        if name not in ("plugins", "checks"):
+        if name not in ("plugins", "checks", "subjects"):
             raise InputError(
                 f"{_TABLE} has no {name!r}",
-                fix='use plugins = ["MODULE"] and [tool.pytest-bnn.checks."kl.loss"]; other settings are bnn_* in '
-                "[tool.pytest.ini_options]",
+                fix='use plugins = ["MODULE"], [tool.pytest-bnn.checks."kl.loss"] and [tool.pytest-bnn.subjects.NAME]; '
+                "other settings are bnn_* in [tool.pytest.ini_options]",
             )
-    plugins, checks = table.get("plugins", []), table.get("checks", {})
+    return table
+
+
+def from_project(folder: Path) -> Choices:
+    """Take ``[tool.pytest-bnn]`` from the pyproject.toml of a folder: ``plugins``, and ``checks`` with a table each.
+
+    Raises:
+        InputError: As in `project_table`, or other values are in it.
+    """
+    table = project_table(folder)
+    plugins = table.get("plugins", [])
     if not isinstance(plugins, list) or not all(isinstance(one, str) and one for one in plugins):
         raise InputError(f"plugins in {_TABLE} is {plugins!r}", fix='give names of modules: ["mycompany.checks"]')
+    found = from_tables(table.get("checks", {}), _TABLE, "tool.pytest-bnn", "in pyproject.toml")
+    return Choices(found.by_name, tuple(plugins))
+
+
+def from_tables(checks: object, where: str, path: str, source: str) -> Choices:
+    """Take a table of checks, each of them a table of options.
+
+    Args:
+        checks: What TOML made of it.
+        where: What it is in, for messages.
+        path: The name of the table around it.
+        source: How the source of one option is called, behind the option's name.
+
+    Raises:
+        InputError: It has another form.
+    """
     found = {}
     for id, options in checks.items() if isinstance(checks, dict) else [("", checks)]:
         if not isinstance(options, dict):
-            raise InputError(f"checks in {_TABLE} has {id!r} = {options!r}", fix='write [tool.pytest-bnn.checks."ID"]')
+            raise InputError(f"checks in {where} has {id!r} = {options!r}", fix=f'write [{path}.checks."ID"]')
         if any(isinstance(value, dict) for value in options.values()) and id not in registry.ids() and "." not in id:
             raise InputError(
-                f"checks in {_TABLE} has the table {id!r}, which is no check",
-                fix=f'put the id in quotes: [tool.pytest-bnn.checks."{id}.{next(iter(options))}"]',
+                f"checks in {where} has the table {id!r}, which is no check",
+                fix=f'put the id in quotes: [{path}.checks."{id}.{next(iter(options))}"]',
             )
         for key, value in options.items():
-            source = Source(Level.TABLE, f"{id}.{key} in pyproject.toml")
-            found[id, key] = (Choice((value,), source),)
-    return Choices(found, tuple(plugins))
+            found[id, key] = (Choice((value,), Source(Level.TABLE, f"{id}.{key} {source}")),)
+    return Choices(found)
 
 
 def require_usable(choices: Choices, *, finally_: bool) -> None:

@@ -3,30 +3,28 @@
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pytest_bnn.audit import subjects
+from pytest_bnn.audit.fields import PARTS
 from pytest_bnn.checks import choices, own, registry
 from pytest_bnn.checks.choices import choosing
-from pytest_bnn.commands import audit_arguments, checkpoints, ci, terminal
-from pytest_bnn.commands.command import BROKEN, FAILED, NOTHING_APPLIES, PASSED, reader_may_leave
+from pytest_bnn.commands import audit_arguments, checkpoints, ci, several, terminal
+from pytest_bnn.commands.command import BROKEN, FAILED, NOTHING_APPLIES, PASSED, USAGE, reader_may_leave
 from pytest_bnn.errors import InputError
 from pytest_bnn.options import OPTIONS, DrawnSeed, Settings, Source, resolve_with_sources, using
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from pytest_bnn.audit.named import Named
     from pytest_bnn.audit.plan import Explicit
     from pytest_bnn.commands.command import Commands
     from pytest_bnn.commands.watching import Say
     from pytest_bnn.many.work import Work
     from pytest_bnn.records.run import AuditRun, Change
-
-
-#: What has a default of its own where it is not given.
-_NOT_NONE = ("stage", "task", "images", "batch_dim")
 
 
 def add(commands: Commands) -> None:
@@ -49,7 +47,7 @@ def _audit(given: argparse.Namespace, arguments: list[str]) -> int:
         {option.key: getattr(given, option.key) for option in OPTIONS}, prefix="--"
     )
     _take_old_name_of_report(given)
-    allow = _allowed(given.allow)
+    allow = subjects.allowed(given.allow, "--allow")
     _require_fitting_options(given)
     chosen = _chosen(given)
     if given.checkpoints:
@@ -65,7 +63,9 @@ def _audit(given: argparse.Namespace, arguments: list[str]) -> int:
         from pytest_bnn.audit.provenance import provenance
         from pytest_bnn.audit.repeating import repeating
 
-        run = _run(given, settings, shorthands(given.kl_weight, given.num_batches, allow, given.num_data), say)
+        run, left_out = _run(
+            given, settings, shorthands(given.kl_weight, given.num_batches, allow, given.num_data), say
+        )
         say("writing the report")
         repeat = repeating(["pytest-bnn", "audit"], arguments[1:], prefix="--")
         said = provenance(
@@ -84,8 +84,10 @@ def _audit(given: argparse.Namespace, arguments: list[str]) -> int:
             drawn = f" (drawn; --seed {settings.seed} repeats it)" if isinstance(settings.seed, DrawnSeed) else ""
             print(f"seed: {settings.seed}{drawn}")
             print(f"report: {page}  data: {data}" + (f"  CTRF: {given.ctrf}" if given.ctrf is not None else ""))
-        ci.tell(run, given.model, inconclusive=settings.inconclusive)
-    return _exit_code(run, settings)
+        ci.tell(run, next(iter(given.model), None), inconclusive=settings.inconclusive)
+    for words in left_out:
+        print(f"pytest-bnn: {words}", file=sys.stderr)
+    return USAGE if left_out else _exit_code(run, settings)
 
 
 def _take_old_name_of_report(given: argparse.Namespace) -> None:
@@ -112,24 +114,27 @@ def _chosen(given: argparse.Namespace) -> choices.Choices:
 def _require_fitting_options(given: argparse.Namespace) -> None:
     """Refuse what would be ignored without a word: options of the one kind of audit in the other."""
     checkpoints.require_fitting(given)
-    if given.model is None:
-        for name in ("teacher", "data", "evaluation", "ood", "shifts", "slices", "loss", "images", "stage", "task",
-                     "output", "batch_dim"):  # fmt: skip
-            if getattr(given, name) is not None:
-                option = name.replace("_", "-")
-                raise InputError(f"--{option} without --model", fix="name your own network with --model MODULE:FACTORY")
+    fix = "name your own network with --model MODULE:FACTORY"
+    fix += "; one of pyproject.toml has it in its table" if given.subject else ""
+    for part in PARTS if not given.model else ():
+        if getattr(given, part.key) is not None:
+            raise InputError(f"--{part.name} without --model", fix=fix)
+    if not (given.model or given.subject):
         return
     for name in ("weights", "type", "delta"):
         if getattr(given, name) is not None:
+            option = "--model" if given.model else "--subject"
             raise InputError(
-                f"--{name} with --model: it is for the ResNet18 that is converted here, and yours is judged as it is",
+                f"--{name} with {option}: it is for the ResNet18 that is converted here, and yours is judged as it is",
                 fix="leave it out; the deterministic network is named with --teacher MODULE:FACTORY",
             )
 
 
-def _run(given: argparse.Namespace, settings: Settings, options: Explicit, say: Say) -> AuditRun:
+def _run(
+    given: argparse.Namespace, settings: Settings, options: Explicit, say: Say
+) -> tuple[AuditRun, tuple[str, ...]]:
     checks = _checks(given)
-    if given.model is None:
+    if not (given.model or given.subject):
         from pytest_bnn.conversion import Conversion
         from pytest_bnn.example.audit import audit_resnet18
         from pytest_bnn.example.weights import load_teacher
@@ -137,9 +142,10 @@ def _run(given: argparse.Namespace, settings: Settings, options: Explicit, say: 
         conversion = Conversion(type=settings.type, moped_delta=settings.delta)  # type: ignore[arg-type]
         say("loading the teacher")
         teacher = load_teacher(settings.weights)
-        return audit_resnet18(teacher, conversion, checks=checks, options=options, progress=say)
-    say("loading the model")
-    return _named(given).load().audit(checks=checks, options=options, progress=say)
+        return audit_resnet18(teacher, conversion, checks=checks, options=options, progress=say), ()
+    described = [subjects.from_options(model, vars(given), "--") for model in dict.fromkeys(given.model)]
+    described += subjects.chosen(subjects.from_project(Path.cwd()), given.subject, "--subject") if given.subject else ()
+    return several.audited(described, checks, options, say)
 
 
 def _checks(given: argparse.Namespace) -> list[str] | None:
@@ -149,23 +155,6 @@ def _checks(given: argparse.Namespace) -> list[str] | None:
     return checks
 
 
-def _named(given: argparse.Namespace) -> Named:
-    from pytest_bnn.audit.named import Named
-
-    return Named(
-        model=given.model,
-        teacher=given.teacher,
-        data=given.data,
-        evaluation=given.evaluation,
-        ood=given.ood,
-        shifts=given.shifts,
-        slices=given.slices,
-        loss=given.loss,
-        output=given.output,
-        **{name: value for name in _NOT_NONE if (value := getattr(given, name)) is not None},
-    )
-
-
 def _work(
     given: argparse.Namespace,
     settings: Settings,
@@ -173,17 +162,19 @@ def _work(
     chosen: choices.Choices,
     allow: Mapping[str, str],
 ) -> Work:
+    from pytest_bnn.audit.named import Named
     from pytest_bnn.audit.plan import shorthands
     from pytest_bnn.many.work import Work
 
-    checks = _checks(given)
+    checks, (model,) = _checks(given), given.model
+    described = subjects.from_options(model, vars(given), "--")
     return Work(
-        named=_named(given),
+        named=Named(**described.parts),
         checks=None if checks is None else tuple(registry.chosen(checks)),
         options=shorthands(given.kl_weight, given.num_batches, allow, given.num_data),
         settings=settings,
         setting_sources=setting_sources,
-        choices=chosen,
+        choices=chosen.and_also(described.choices),
         plugins=tuple(given.plugin),
         folder=str(Path.cwd()),
     )
@@ -202,7 +193,7 @@ def _changed(given: argparse.Namespace) -> tuple[Change, ...]:
     from pytest_bnn.checks.changed import changes_by
 
     given_by = {
-        "--allow": shorthands(allow=_allowed(given.allow)),
+        "--allow": shorthands(allow=subjects.allowed(given.allow, "--allow")),
         "--kl-weight": shorthands(kl_weight=given.kl_weight),
         "--num-batches": shorthands(num_batches=given.num_batches),
         "--num-data": shorthands(num_data=given.num_data),
@@ -223,13 +214,3 @@ def _exit_code(run: AuditRun, settings: Settings) -> int:
     if is_failure(run.verdict, inconclusive=settings.inconclusive):
         return FAILED
     return NOTHING_APPLIES if run.verdict is Verdict.NOT_APPLICABLE else PASSED
-
-
-def _allowed(texts: list[str]) -> dict[str, str]:
-    allowed = {}
-    for text in texts:
-        pattern, sign, reason = text.partition("=")
-        if not (pattern.strip() and sign and reason.strip()):
-            raise InputError(f"--allow is {text!r}", fix="give a reason too: --allow 'fc=kept for speed'")
-        allowed[pattern.strip()] = reason.strip()
-    return allowed

@@ -5,30 +5,26 @@ from __future__ import annotations
 import argparse
 import shutil
 import textwrap
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
+from pytest_bnn.audit.fields import ALLOW, ALLOW_HELP, KL_LOSS, PARTS, reading
 from pytest_bnn.checks import choices, own, registry
 from pytest_bnn.commands import checkpoints
-from pytest_bnn.options import OPTIONS, positive, whole
+from pytest_bnn.options import OPTIONS, whole
 
 if TYPE_CHECKING:
     from pytest_bnn.commands.command import Commands
 
-T = TypeVar("T")
-
 #: Where the report goes unless it is told.
 REPORT = "audit.html"
-
-_TASKS = ("auto", "classification", "binary", "regression", "dense")
 
 _AUDIT = """\
 Audit a Bayesian neural network that was converted from a deterministic one.
 
 Without --model the subject is a ResNet18: the teacher is loaded (--weights), converted with bayesian-torch's
-dnn_to_bnn, a copy is fine-tuned toward the teacher, and both conversions are audited. With --model your own network
-is judged as it is, never trained or changed."""
+dnn_to_bnn, a copy is fine-tuned toward the teacher, and both conversions are audited. With --model, or --subject, your
+own network is judged as it is, never trained or changed."""
 
 _AUDIT_END = """\
 MODULE:FACTORY names a function without arguments in a module of this folder or of the Python path. The module is
@@ -57,94 +53,35 @@ def add_to(commands: Commands) -> argparse.ArgumentParser:
     )
     audit.add_argument("-h", "--help", nargs=0, action=_Help, help="show this message, with the checks, and exit")
     own = audit.add_argument_group("a network of your own")
-    own.add_argument("--model", metavar="MODULE:FACTORY", help="function that returns the Bayesian network")
     own.add_argument(
-        "--teacher",
+        "--model",
         metavar="MODULE:FACTORY",
-        help="function that returns the deterministic network that it was converted from",
+        action="append",
+        default=[],
+        help="function that returns the Bayesian network; may be repeated: each is judged by itself, with the same "
+        "teacher, data and loss",
     )
     own.add_argument(
-        "--data",
-        metavar="MODULE:FACTORY",
-        help="function that returns the examples: images, (images, labels), any tree of tensors, a Dataset or a "
-        "DataLoader",
-    )
-    own.add_argument(
-        "--images",
-        metavar="N",
-        type=reading(whole(1)),
-        help="use at most N examples of the data; of more, a random subset (default: 512)",
-    )
-    own.add_argument(
-        "--loss",
-        metavar="MODULE:FUNCTION",
-        help="the training loss, called as loss(model, batch); the batch has the structure of the data",
-    )
-    own.add_argument(
-        "--evaluation",
-        metavar="MODULE:FACTORY",
-        help="returns labelled examples on which claims about the predictions are judged, where --data are too easy "
-        "for that (default: the data)",
-    )
-    own.add_argument(
-        "--ood",
-        metavar="MODULE:FACTORY",
-        help="returns examples that are none of the model's task, or several such sets by name",
-    )
-    own.add_argument(
-        "--shifts",
-        metavar="MODULE:FACTORY",
-        help="returns the data at growing amounts of a shift, the least first: a list of data sets, or several lists "
-        "by name (default: corruptions made of the data, where these are images)",
-    )
-    own.add_argument(
-        "--slices",
-        metavar="MODULE:FUNCTION",
-        help="returns the group of an example by its number in the data; claims about predictions are judged by group",
-    )
-    own.add_argument("--stage", choices=("auto", "converted", "finetuned"),
-                     help="what the model is; auto reads it from its weights and the teacher's")  # fmt: skip
-    own.add_argument(
-        "--task",
-        metavar="|".join(_TASKS),
-        choices=_TASKS,
-        help="what the outputs mean; auto infers it from the labels, the loss and the names of the outputs",
-    )
-    own.add_argument(
-        "--output",
+        "--subject",
         metavar="NAME",
-        help="name of the output whose predictions are judged, where the network has several",
+        action="append",
+        default=[],
+        help="a network of [tool.pytest-bnn.subjects.NAME] in the pyproject.toml of this folder; may be repeated",
     )
-    own.add_argument(
-        "--batch-dim",
-        metavar="N",
-        type=reading(whole(0)),
-        help="dimension of the inputs along which the examples lie; 1 where time comes first (default: 0)",
-    )
+    for field in PARTS:
+        own.add_argument(f"--{field.name}", **field.argument)
     checkpoints.add_to(audit, reading(whole(1)))
     claims = audit.add_argument_group("what is claimed")
     claims.add_argument("--checks", metavar="ID,...", help="run these checks only, for example layers.replaced,kl.loss")
-    claims.add_argument("--allow", metavar="PATTERN=REASON", action="append", default=[],
-                        help="layers that are deterministic on purpose, and modules in which the examples of a batch "
-                        "meet on purpose, by path; may be repeated")  # fmt: skip
+    claims.add_argument(f"--{ALLOW}", metavar="PATTERN=REASON", action="append", default=[], help=ALLOW_HELP)
     claims.add_argument("--set", metavar="ID.OPTION=VALUE", action="append", default=[],
                         help="an option of one check, for example noise.spread.band=0.01:0.5 or kl.loss.severity=warn; "
                         "may be repeated")  # fmt: skip
     claims.add_argument("--plugin", metavar="MODULE", action="append", default=[],
                         help="import a module that declares checks; may be repeated")  # fmt: skip
     weight = claims.add_mutually_exclusive_group()
-    weight.add_argument(
-        "--kl-weight", metavar="W", type=reading(positive), help="expect this weight of the KL term in the loss"
-    )
-    weight.add_argument(
-        "--num-batches", metavar="M", type=reading(whole(1)), help="expect the weight 1/M, for M batches an epoch"
-    )
-    claims.add_argument(
-        "--num-data",
-        metavar="N",
-        type=reading(whole(1)),
-        help="number of training examples: expect the weight 1/N of a summed KL beside a mean data term",
-    )
+    for field in KL_LOSS:
+        (claims if field.key == "num_data" else weight).add_argument(f"--{field.name}", **field.argument)
     settings = audit.add_argument_group("settings", "also from the environment, as PYTEST_BNN_SEED and so on")
     for option in OPTIONS:
         text = f"{option.help} (default: {option.default})".replace("%", "%%")
@@ -214,15 +151,3 @@ def _shown(default: object) -> str:
     if isinstance(default, bool):
         return "yes" if default else "no"
     return "none" if default is None else str(default)
-
-
-def reading(read: Callable[[str], T]) -> Callable[[str], T]:
-    """Let argparse say what a text should have been."""
-
-    def of_argument(text: str) -> T:
-        try:
-            return read(text)
-        except (ValueError, OverflowError):
-            raise argparse.ArgumentTypeError(f"{text!r} is not {read.__doc__}") from None
-
-    return of_argument

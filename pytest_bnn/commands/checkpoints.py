@@ -40,7 +40,9 @@ def add_to(parser: argparse.ArgumentParser, whole: object) -> None:
 def require_fitting(given: argparse.Namespace) -> None:
     """Refuse what would be ignored without a word."""
     if given.checkpoints:
-        if given.model is None:
+        if len(given.model) > 1 or given.subject:
+            raise InputError("--checkpoints with several networks", fix="name one with --model, and its checkpoints")
+        if not given.model:
             raise InputError("--checkpoints without --model", fix="name the function that makes the network they fit")
         if given.ray_address is not None and given.engine != "ray":
             raise InputError("--ray-address without --engine ray", fix="give both, or neither")

@@ -173,8 +173,16 @@ def attach(item: pytest.Item, call: pytest.CallInfo[None], report: pytest.TestRe
         run = _with_changes(item, run)
     expected, counted = _sorted(item, call, report, raised)
     if shared or run != AuditRun() or expected or counted:
+        order = getattr(item, "order", report.nodeid)
         report.bnn = to_plain(  # type: ignore[attr-defined]
-            {"shared": shared, "test": run, "numbers": _numbers(item, run), "expected": expected, "counted": counted}
+            {
+                "order": order,
+                "shared": shared,
+                "test": run,
+                "numbers": _numbers(item, run),
+                "expected": expected,
+                "counted": counted,
+            }
         )
 
 

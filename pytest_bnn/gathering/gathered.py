@@ -12,13 +12,14 @@ import pytest
 from pytest_bnn.gathering.outcomes import Outcomes
 from pytest_bnn.records.codec import from_plain
 from pytest_bnn.records.evidence import Evidence, is_failure
-from pytest_bnn.records.run import AuditRun, Change
+from pytest_bnn.records.run import AuditRun, Change, SubjectRecord
 
 _PHASES = ("setup", "call", "teardown")
 #: What was left out of audits is told with as many tests as these.
 _NAMED = 3
 
-Place: TypeAlias = tuple[str, int, str, int]
+#: File, line, the place among what has the same line, test and phase.
+Place: TypeAlias = tuple[str, int, str, str, int]
 #: What a test or a fixture found: its place, the evidence, and the numbers of what failed.
 Found: TypeAlias = tuple[Place, AuditRun, list[str]]
 
@@ -42,13 +43,15 @@ class Gathered:
             return
         path, line, _ = report.location
         self.places[report.nodeid] = (path, (line or 0) + 1)
-        place = (path, line or 0, report.nodeid, _PHASES.index(report.when))
+        place = (path, line or 0, plain["order"], report.nodeid, _PHASES.index(report.when))
         self._found.append((place, from_plain(plain["test"], AuditRun), plain["numbers"]))
         for end, run, numbers in plain["shared"]:
-            self._take_shared(((end, sys.maxsize, "", 0) if end else place, from_plain(run, AuditRun), numbers))
+            self._take_shared(((end, sys.maxsize, "", "", 0) if end else place, from_plain(run, AuditRun), numbers))
         self._expected.update(plain["expected"])
-        # Another plugin runs the test again: what failed there is told, and decides nothing.
-        (self._expected if str(report.outcome) == "rerun" else self._counted).update(plain["counted"])
+        if str(report.outcome) == "rerun":  # another plugin tries again: what failed is told, and decides nothing
+            self._expected.update(filter(None, plain["numbers"]))
+        else:
+            self._counted.update(plain["counted"])
 
     def _take_shared(self, found: Found) -> None:
         """Keep what a shared fixture found once, at its earliest place: in two workers only the time differs."""
@@ -60,7 +63,7 @@ class Gathered:
 
     def tests(self) -> set[str]:
         """Return the node ids of the tests that ran a check."""
-        return {place[2] for place, run, _ in self._found if run.checks}
+        return {place[3] for place, run, _ in self._found if run.checks}
 
     def run(self, outcomes: Outcomes, changed: Iterable[Change] = (), cut: Iterable[str] = ()) -> AuditRun:
         """Return everything that was recorded, in the order of the files, as one run.
@@ -74,15 +77,16 @@ class Gathered:
         expected -= {self._same.get(number, number) for number in self._counted}
         runs = []
         for place, run, numbers in sorted([*self._shared.values(), *self._found], key=lambda found: found[0]):
-            xfailed = outcomes.outcome(place[2]) == "xfailed"
+            xfailed = outcomes.outcome(place[3]) == "xfailed"
             checks = tuple(
-                _marked(check, (xfailed and check.test == place[2]) or number in expected)
+                _marked(check, (xfailed and check.test == place[3]) or number in expected)
                 for check, number in zip(run.checks, numbers, strict=True)
             )
             runs.append(replace(run, checks=checks))
         whole = AuditRun.merged(runs, provenance={}, title="Bayesian checks of a test session")
         return replace(
             whole,
+            subjects=each_once(whole.subjects),
             changed=_merged([*changed, *(change for run in runs for change in run.changed)]),
             cut=(*cut, *self._cut()),
         )
@@ -92,13 +96,22 @@ class Gathered:
         tests: dict[str, list[str]] = {}
         for place, run, _ in sorted([*self._shared.values(), *self._found], key=lambda found: found[0]):
             for words in run.cut:
-                tests.setdefault(words, []).append(place[2] or place[0])
+                tests.setdefault(words, []).append(place[3] or place[0])
         said = []
         for words, ids in tests.items():
             names = list(dict.fromkeys(ids))
             more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
             said.append(f"{words} ({', '.join(names[:_NAMED])}{more})")
         return said
+
+
+def each_once(subjects: tuple[SubjectRecord, ...]) -> tuple[SubjectRecord, ...]:
+    """Keep one record of a subject whose checks several workers ran: of those with its key, the one that tells most."""
+    found: dict[object, SubjectRecord] = {}
+    for number, one in enumerate(subjects):
+        key: object = (one.key, one.name, one.stage) if one.key else number
+        found[key] = max(found.get(key, one), one, key=lambda it: (bool(it.prediction_summary), len(it.predictions)))
+    return tuple(found.values())
 
 
 def _marked(check: Evidence, expected: bool) -> Evidence:

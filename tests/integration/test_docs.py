@@ -91,10 +91,16 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 LONG = pytest.mark.nightly("a minute of generated networks; the property tests of every push draw the same")
 
 SESSIONS = pytest.mark.nightly(
-    "a session for each block; every push reads the same options in tests/unit/test_options.py"
+    "a session for each block; every push has the same in tests/unit/test_options.py and test_zero_code.py"
 )
 PASSES = pytest.mark.nightly("hundreds of passes of a ResNet18; every push runs examples/resnet18_notebook.py")
-LATER = {"strategies": LONG, "test-a-converter": LONG, "configuration": SESSIONS, "photograph": PASSES}
+LATER = {
+    "strategies": LONG,
+    "test-a-converter": LONG,
+    "configuration": SESSIONS,
+    "zero-code": SESSIONS,
+    "photograph": PASSES,
+}
 
 
 @pytest.mark.parametrize("name", [pytest.param(page, marks=LATER.get(page.rpartition("/")[2], ())) for page in PAGES])
@@ -154,7 +160,7 @@ def test_every_block_is_checked(name: str) -> None:
 
 def test_configuration_blocks_are_valid(tmp_path: Path) -> None:
     """Settings that a reader copies must be settings that exist."""
-    keys = {f"bnn_{option.key}" for option in OPTIONS}
+    keys = {f"bnn_{option.key}" for option in OPTIONS} | {"bnn_subjects"}
     given: set[str] = set()
     for name in PAGES:
         for block in blocks(name):

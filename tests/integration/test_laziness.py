@@ -55,7 +55,23 @@ def test_what_needs_no_torch_loads_none() -> None:
     assert "torch" not in packages(loaded("from pytest_bnn import AuditRun, Evidence, Verdict, InputError"))
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["audit", "--help"], ["schema"]], ids=" ".join)
+@pytest.mark.parametrize("how", ["option", "table"])
+def test_networks_that_are_only_named_are_collected_without_torch(
+    how: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Nor is their own module imported before an item runs."""
+    folder = tmp_path_factory.mktemp("project")
+    (folder / "net.py").write_text("import torch\n", encoding="utf-8")
+    table = '[tool.pytest-bnn.subjects.net]\nmodel = "net:make"\nteacher = "net:teacher"\n'
+    (folder / "pyproject.toml").write_text(table, encoding="utf-8")
+    arguments = ["net:make", "--bnn-teacher=net:teacher"] if how == "option" else ["pyproject.toml"]
+    run = "import os, pytest; os.chdir({!r}); pytest.main(['--co', '-q', '-p', 'no:cacheprovider', *{!r}])"
+    found = loaded(run.format(str(folder), arguments))
+    assert "pytest_bnn.items.nodes" in found
+    assert not packages(found) & {"torch", "torchvision", "numpy", "scipy", "bayesian_torch", "jinja2", "rich"}
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["audit", "--help"], ["init", "--help"], ["schema"]], ids=" ".join)
 def test_the_command_line_starts_without_torch(arguments: list[str]) -> None:
     """--help answers at once."""
     code = f"import pytest_bnn.cli\ntry:\n    pytest_bnn.cli.main({arguments!r})\nexcept SystemExit:\n    pass"

@@ -1,0 +1,61 @@
+"""The networks that a command line names, each audited by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from pytest_bnn.checks import choices
+from pytest_bnn.checks.choices import choosing
+from pytest_bnn.errors import InputError
+
+if TYPE_CHECKING:
+    from pytest_bnn.audit.named import Parts
+    from pytest_bnn.audit.plan import Explicit
+    from pytest_bnn.audit.subjects import Described
+    from pytest_bnn.commands.watching import Say
+    from pytest_bnn.records.run import AuditRun
+
+
+def audited(
+    described: Sequence[Described], checks: Sequence[str] | None, options: Explicit, say: Say
+) -> tuple[AuditRun, tuple[str, ...]]:
+    """Audit networks one after the other, each with its own error rates.
+
+    Returns:
+        What was found, and in words which networks could not be audited, and why.
+
+    Raises:
+        InputError: None of them could be audited.
+    """
+    from pytest_bnn.audit.named import Named
+    from pytest_bnn.data.checkpoints import load_into
+    from pytest_bnn.records.run import AuditRun
+
+    runs, left_out = [], []
+    parts: Parts | None = None
+    for one in described:
+        say(f"loading {one.name}")
+        named = Named(**one.parts)
+        try:
+            choices.require_usable(one.choices, finally_=True)
+            with choosing(choices.chosen().and_also(one.choices)):
+                if parts is not None and replace(parts.named, model=named.model) == named:
+                    parts = parts.with_model(named.model, one.called)
+                else:
+                    parts = named.load(one.called)
+                if one.checkpoint:
+                    load_into(parts.model, one.checkpoint)
+                model = parts.model if one.checkpoint else None
+                found = parts.audit(model=model, name=one.name, checks=checks, options=options, progress=say)
+        except InputError as error:
+            if len(described) == 1:
+                raise
+            left_out.append(f"{one.name} was not audited: {error}")
+        else:
+            runs.append(found)
+    if not runs:
+        raise InputError("none of the networks could be audited", fix="; ".join(left_out))
+    merged = AuditRun.merged(runs, provenance={k: v for run in reversed(runs) for k, v in run.provenance.items()})
+    return replace(merged, cut=(*merged.cut, *left_out)), tuple(left_out)
