@@ -425,7 +425,8 @@ def test_checks_as_subtests(tmp_path: Path) -> None:
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A user's folder to stand in; its modules are forgotten afterwards."""
-    more = "\n\ndef counted():\n    with CALLS.open('a') as file:\n        file.write('teacher\\n')\n    return teacher()\n"
+    more = "\n\ndef counted():\n    with CALLS.open('a') as file:\n"
+    more += "        file.write('teacher\\n')\n    return teacher()\n"
     (tmp_path / "small.py").write_text(SMALL + more, encoding="utf-8")
     (tmp_path / "pyproject.toml").write_text(TABLES, encoding="utf-8")
     monkeypatch.chdir(tmp_path)

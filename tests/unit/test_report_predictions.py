@@ -321,7 +321,7 @@ def test_ridges_are_as_high_as_their_own_largest_bin() -> None:
     ],
 )
 def test_the_section_says_whose_examples_they_are(given: str, said: str) -> None:
-    found = replace(predictive(), examples_of=given)
+    found = replace(predictive(), examples_of=given)  # type: ignore[arg-type]
     record = replace(run().subjects[0], prediction_summary=found)
     text = Page(section(render_html(replace(run(), subjects=(record,))))).text
     assert said in text

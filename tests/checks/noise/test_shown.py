@@ -16,10 +16,12 @@ from pytest_bnn.records.run import LayerRow
 from pytest_bnn.subject import Subject
 
 
-def network(depth: int = 3) -> nn.Module:
+def network(depth: int = 3) -> nn.Sequential:
     torch.manual_seed(3)
     layers = [nn.Sequential(nn.Linear(6, 6), nn.Tanh()) for _ in range(depth)]
-    return convert(nn.Sequential(*layers).eval(), moped_delta=0.2)
+    converted = convert(nn.Sequential(*layers).eval(), moped_delta=0.2)
+    assert isinstance(converted, nn.Sequential)
+    return converted
 
 
 def examples(count: int = 12) -> Tensor:
