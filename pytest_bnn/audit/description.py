@@ -22,9 +22,11 @@ from pytest_bnn.stats.moments import Mean
 from pytest_bnn.subject import Subject
 from pytest_bnn.tasks.task import are_shares
 
-#: How many images are shown: those with the most uncertain mean prediction, by its entropy.
+#: How many images are shown, and of these, how many for one reason while there are images for another one.
 IMAGES = 8
 CLASSES = 5
+_DISAGREE, _WRONG, _UNSURE = "BNN and teacher disagree", "wrong and sure of it", "the least certain"
+_EACH = {_DISAGREE: 4, _WRONG: 2, _UNSURE: 2}
 
 
 def describe(
@@ -122,7 +124,8 @@ def _predictions(subject: Subject) -> list[Prediction]:
     teacher = _teacher_shares(subject, mean_shares.shape)
     labels = _class_indices(subject.labels)
     entropies = torch.special.entr(mean_shares).sum(1)
-    shown = entropies.argsort(descending=True, stable=True)[:IMAGES]
+    whys = _chosen(mean_shares, teacher, labels, entropies)
+    shown = torch.tensor(list(whys), dtype=torch.long)
     # Quantiles take draws: those of the few images that are shown.
     shares = torch.cat([*_shares(subject, given=given, rows=shown)])
     rows = []
@@ -149,9 +152,36 @@ def _predictions(subject: Subject) -> list[Prediction]:
                     )
                     for leader in _leaders(mean, None if teacher is None else teacher[index])
                 ),
+                why=whys[index],
             )
         )
     return rows
+
+
+def _chosen(mean: Tensor, teacher: Tensor | None, labels: Sequence[int] | None, entropies: Tensor) -> dict[int, str]:
+    """Return the images that are shown, by their number, with what each was chosen for.
+
+    First those on which the leading classes of the BNN and its teacher differ, then errors, the surest first of both,
+    then those whose mean prediction has the largest entropy. Where there are few for one reason, others fill up.
+    """
+    confidence, said = mean.max(1)
+    surest = confidence.argsort(descending=True, stable=True)
+    right = said if labels is None else torch.tensor(labels)
+    right = torch.where((right >= 0) & (right < mean.shape[1]), right, said)  # other labels are no class
+    candidates = {
+        _DISAGREE: [] if teacher is None else surest[(said != teacher.argmax(1))[surest]].tolist(),
+        _WRONG: surest[(said != right)[surest]].tolist(),
+        _UNSURE: entropies.argsort(descending=True, stable=True).tolist(),
+    }
+    chosen: dict[int, str] = {}
+    for limits in (_EACH, dict.fromkeys(_EACH, IMAGES)):
+        for why, limit in limits.items():
+            for index in candidates[why]:
+                if len(chosen) == IMAGES or sum(one == why for one in chosen.values()) == limit:
+                    break
+                chosen.setdefault(index, why)
+    order = list(_EACH)
+    return dict(sorted(chosen.items(), key=lambda pair: order.index(pair[1])))
 
 
 def _shares(subject: Subject, *, given: bool, rows: Tensor | None = None) -> Iterator[Tensor]:

@@ -1,4 +1,4 @@
-"""When, with what and how an audit ran, and which settings were not at their defaults."""
+"""When, where, with what and how an audit ran, and which settings were not at their defaults."""
 
 from __future__ import annotations
 
@@ -7,18 +7,32 @@ import shlex
 from collections.abc import Sequence
 
 from pytest_bnn.audit.environment import versions
+from pytest_bnn.audit.origin import commit, machine
 from pytest_bnn.checks.choices import changes
 from pytest_bnn.sampling.threads import share
 
 
-def provenance(*, seed: int, command: Sequence[str] | None = None) -> dict[str, str]:
-    """Say when, with what and how an audit ran.
+def provenance(*, seed: int, command: Sequence[str] | None = None, duration: float | None = None) -> dict[str, str]:
+    """Say when, where, with what and how an audit ran.
 
     What is in force and not a default stands under ``"set NAME"``, with its value and where it was set.
+
+    Args:
+        seed: The seed of all randomness.
+        command: The command that ran it, word by word.
+        duration: How long it took, in seconds.
     """
     now = datetime.datetime.now(datetime.UTC)
     said = {"created": now.strftime("%Y-%m-%d %H:%M:%S UTC"), "seed": str(seed)}
     if command is not None:
         said["command"] = shlex.join(command)
+    if duration is not None:
+        said["duration"] = lasting(duration)
+    said |= {name: words for name, words in (("commit", commit()), ("machine", machine())) if words}
     changed = {f"set {name}": words for name, words in changes().items()}
     return {**said, **changed, "threads": str(share()), **versions()}
+
+
+def lasting(seconds: float) -> str:
+    """Write how long an audit took: "3.21 s", "1,250 s"."""
+    return f"{seconds:.2f} s" if seconds < 10 else f"{seconds:,.0f} s"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -93,6 +94,7 @@ def audit_model(
         InputError: An argument cannot be used: data that neither network accepts, unknown check ids.
         TypeError: An argument is of the wrong type.
     """
+    start = time.perf_counter()
     parts = {"teacher": teacher, "images": data, "loss": loss, "slices": slices}
     steps = planned(checks, thresholds, options, budget, [name for name, part in parts.items() if part is None])
     chosen_seed = int(in_force().seed) if seed is None else seed
@@ -123,7 +125,8 @@ def audit_model(
     evidence = run_steps(subject, steps, progress)
     description = describe(subject, training, evidence)
     record(description)
-    return AuditRun(checks=tuple(evidence), subjects=(description,), provenance=provenance(seed=subject.seed))
+    said = provenance(seed=subject.seed, duration=time.perf_counter() - start)
+    return AuditRun(checks=tuple(evidence), subjects=(description,), provenance=said)
 
 
 def planned(

@@ -143,7 +143,7 @@ def _numbers(subject: Subject, id: str, passes: int, head: NumbersHead, noise: f
 def _labels(given: object, rows: int) -> Tensor:
     """Return the labels as ``[rows, d]``, in float64."""
     if given is None:
-        raise NotHereError(_NO_LABELS)
+        raise NotHereError(_NO_LABELS, ("labels",))
     if not isinstance(given, Tensor) or given.is_complex() or not given.ndim or len(given) != rows:
         raise NotHereError(_NO_NUMBERS)
     return given.detach().cpu().double().reshape(rows, -1)

@@ -163,7 +163,7 @@ def evaluated(subject: Subject) -> tuple[Subject, str]:
         judged = subject.evaluated
         missing = judged.images is None
     if missing:
-        raise NotHereError("the claim is about labelled examples: give them with --data or --evaluation")
+        raise NotHereError("the claim is about labelled examples: give them with --data or --evaluation", ("labels",))
     where = "" if judged is subject else "--evaluation"
     with naming(where):
         task = judged.task
@@ -187,7 +187,8 @@ def labelled(subject: Subject, passes: int) -> Labelled:
         whose = where or "--data or --evaluation"
         raise NotHereError(
             f"the claim is about the truth, and no labels were given: let {whose} return (images, labels)"
-            + ("; those of --data are not of these examples" if where else "")
+            + ("; those of --data are not of these examples" if where else ""),
+            ("labels",),
         )
     with naming(where):
         found = predicted(judged, passes)

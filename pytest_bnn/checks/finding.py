@@ -17,7 +17,16 @@ class LossError(Exception):
 
 
 class NotHereError(Exception):
-    """Why a claim cannot be judged here, and what it would take: the verdict is ``not_applicable``."""
+    """Why a claim cannot be judged here, and what it would take: the verdict is ``not_applicable``.
+
+    Args:
+        why: The headline.
+        missing: What was not given and would let it be judged, as in `not_applicable`.
+    """
+
+    def __init__(self, why: object, missing: tuple[str, ...] = ()) -> None:
+        super().__init__(why)
+        self.missing = missing
 
 
 class NoCutError(Exception):

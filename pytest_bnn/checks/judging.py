@@ -134,7 +134,9 @@ def _found(subject: Subject, find: Callable[[Subject], Finding], inside_an_audit
             remedy="look for NaN in mu, rho, the noise and the KL term (kl.present and noise.varies name the layer), "
             "then in the loss's data term and its batch",
         )
-    except (NoCutError, NotHereError) as error:
+    except NotHereError as error:
+        return not_applicable(str(error), error.missing)
+    except NoCutError as error:
         return not_applicable(str(error))
     except KlError as error:
         return Finding(

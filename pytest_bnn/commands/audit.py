@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,6 +37,7 @@ def run(given: argparse.Namespace) -> int:
 def _audit(given: argparse.Namespace, arguments: list[str]) -> int:
     from pytest_bnn.report.files import require_writable, write_report
 
+    start = time.perf_counter()
     settings, sources = resolve_with_sources(
         {option.key: getattr(given, option.key) for option in OPTIONS}, prefix="--"
     )
@@ -52,7 +54,8 @@ def _audit(given: argparse.Namespace, arguments: list[str]) -> int:
 
         run = _run(given, settings, shorthands(given.kl_weight, given.num_batches, allow, given.num_data), say)
         say("writing the report")
-        run = _with_provenance(run, provenance(seed=settings.seed, command=["pytest-bnn", *arguments]))
+        lasted = time.perf_counter() - start
+        run = _with_provenance(run, provenance(seed=settings.seed, command=["pytest-bnn", *arguments], duration=lasted))
         page, data = write_report(run, output)
     terminal.show(run, verbose=given.verbose)
     if isinstance(settings.seed, DrawnSeed):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import time
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Literal
 
 from pytest_bnn.audit.plan import Thresholds, merged
+from pytest_bnn.audit.provenance import lasting
 from pytest_bnn.audit.run import Progress, audit_model, planned
 from pytest_bnn.checks import choices, registry
 from pytest_bnn.conversion import Conversion, convert_with
@@ -38,7 +40,7 @@ def audit_resnet18(
     The images are those bundled for the teacher's task. Without an expectation the KL term of the fine-tuning loss is
     expected at 1 / number of batches, which is what it is trained with.
     """
-    say = progress or (lambda _: None)
+    start, say = time.perf_counter(), progress or (lambda _: None)
     chosen = registry.chosen(checks)
     planned(chosen, thresholds, options)  # wrong input is told before the training
     seed = int(in_force().seed) if seed is None else seed
@@ -89,6 +91,7 @@ def audit_resnet18(
         )
     ]
     details = {
+        "duration": lasting(time.perf_counter() - start),
         "teacher": f"resnet18, weights {teacher.name}, {len(teacher.class_names)} classes",
         "teacher sha256": teacher.sha256,
         "conversion": ", ".join(f"{key}={getattr(conversion, key)}" for key in Conversion.__dataclass_fields__),

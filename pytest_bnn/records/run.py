@@ -57,6 +57,7 @@ class Prediction:
 
     ``index`` is the image's place in the data, from 0.
     ``image`` is a PNG as a data URI. ``entropy`` (of the mean) and ``mutual_information`` are in nats.
+    ``why`` says what this image was chosen for.
     """
 
     index: int
@@ -66,6 +67,7 @@ class Prediction:
     entropy: float
     mutual_information: float
     classes: tuple[ClassShare, ...]
+    why: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

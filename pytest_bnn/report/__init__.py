@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pytest_bnn.records.run import AuditRun
 
-__all__ = ["render_html", "render_markdown"]
+__all__ = ["headline", "render_html", "render_markdown"]
 
 
 def render_html(run: AuditRun, text: str = "") -> str:
@@ -33,3 +33,11 @@ def render_markdown(run: AuditRun) -> str:
     from pytest_bnn.report import markdown
 
     return markdown.render(run)
+
+
+def headline(run: AuditRun) -> str:
+    """Return the verdict in a sentence, the first of the report: ``3 of 12 claims were judged, and hold``."""
+    from pytest_bnn.report.outline import outline
+    from pytest_bnn.report.top import top
+
+    return top(run, outline(run)).sentence

@@ -5,22 +5,22 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from pytest_bnn.records.evidence import SEVERITY, Verdict
 from pytest_bnn.records.run import ClassShare
 from pytest_bnn.report.scales import Scale
+from pytest_bnn.report.standing import ORDER, Standing, word
 from pytest_bnn.report.svg import chart, element, shorten, text, tick_texts, titled
-from pytest_bnn.report.wording import interval, percent, word
+from pytest_bnn.report.wording import interval, percent
 
 _CLASSES_SHOWN = 10
 
 
-def verdict_bar(counts: Mapping[Verdict, int]) -> str:
+def verdict_bar(counts: Mapping[Standing, int]) -> str:
     """Return one bar, divided as the verdicts are."""
     total = sum(counts.values())
     if not total:
         return ""
     width, left, parts = 600.0, 0.0, []
-    for verdict in SEVERITY:
+    for verdict in ORDER:
         count = counts.get(verdict, 0)
         if count:
             share = width * count / total
@@ -37,7 +37,7 @@ def verdict_bar(counts: Mapping[Verdict, int]) -> str:
                 )
             )
             left += share
-    told = ", ".join(f"{counts[verdict]:,} {word(verdict)}" for verdict in SEVERITY if counts.get(verdict))
+    told = ", ".join(f"{counts[verdict]:,} {word(verdict)}" for verdict in ORDER if counts.get(verdict))
     return chart(
         *parts, title="Verdicts", description=told, width=width, height=8, kind="verdicts", preserveAspectRatio="none"
     )

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import cache, wraps
+from collections.abc import Callable, Collection, Sequence
+from functools import cache, partial, wraps
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pytest_bnn.records.charts import Chart
-from pytest_bnn.records.evidence import Verdict
 from pytest_bnn.records.run import AuditRun, TrainingStep
-from pytest_bnn.report import charts, curves, tables, trajectory, tree, wording
-from pytest_bnn.report.extent import Extent, extent, is_loud
+from pytest_bnn.report import charts, curves, prose, standing, tables, trajectory, tree, wording
+from pytest_bnn.report.extent import Extent, extent
 from pytest_bnn.report.gauge import gauge_of
-from pytest_bnn.report.outline import QUIET, Card, Group, by_mean, by_teacher, leaders, outline, picture
+from pytest_bnn.report.identity import identities, of_the_audit
+from pytest_bnn.report.outline import Card, Group, by_mean, by_teacher, leaders, outline, picture
 from pytest_bnn.report.policy import footer, policy
+from pytest_bnn.report.quality import quality
+from pytest_bnn.report.standing import LOUD, Standing
+from pytest_bnn.report.top import top
 
 if TYPE_CHECKING:
     from jinja2 import Environment
 
 _T = TypeVar("_T")
-_STYLES = ("style.css", "map.css", "print.css")
+_STYLES = ("style.css", "top.css", "map.css", "print.css")
 _SCRIPT = "script.js"
 _OFFENDERS_SHOWN = 12
 _QUIET_CARDS_SHOWN = 24
@@ -30,7 +33,7 @@ def render(run: AuditRun, text: str) -> str:
     """Return the run, and the text of its JSON, as one HTML page."""
     shape = outline(run)
     environment = _environment()
-    styles, script = [*_texts(environment, _STYLES), footer(run, text)], "".join(_texts(environment, (_SCRIPT,)))
+    styles, script = [_text(environment, *_STYLES), footer(run, text)], _text(environment, _SCRIPT)
     return wording.clean(
         environment.get_template("report.html.j2").render(
             run=run,
@@ -39,19 +42,23 @@ def render(run: AuditRun, text: str) -> str:
             policy=policy(styles, [script]),
             styles=[_trusted(style) for style in styles],
             script=_trusted(script),
-            sentence=wording.sentence(shape.counts),
+            top=top(run, shape),
+            quality=quality(shape),
+            identities=identities(shape),
+            audited=of_the_audit(run),
             counts=wording.in_severity_order(shape.counts),
+            prose=partial(_prose, prose.names_of(run)),
             seeds=sorted({check.seed for check in run.checks}),
             provenance=sorted(run.provenance.items()),
         )
     )
 
 
-def _texts(environment: Environment, names: Sequence[str]) -> list[str]:
-    """Return files of the page as they are, with line breaks as browsers hash them."""
+def _text(environment: Environment, *names: str) -> str:
+    """Return files of the page as they are, one after the other, with line breaks as browsers hash them."""
     loader = environment.loader
     assert loader is not None
-    return [loader.get_source(environment, name)[0].replace("\r\n", "\n") for name in names]
+    return "".join(loader.get_source(environment, name)[0].replace("\r\n", "\n") for name in names)
 
 
 def _trusted(content: str) -> Any:
@@ -74,11 +81,12 @@ def _environment() -> Environment:
         keep_trailing_newline=True,
     )
     environment.filters.update(
+        capital=wording.capital,
         number=wording.number,
         percent=wording.percent,
         plural=wording.plural,
         seconds=wording.seconds,
-        word=wording.word,
+        word=standing.word,
     )
     environment.globals.update(
         allowed=wording.allowed,
@@ -91,10 +99,10 @@ def _environment() -> Environment:
         draw_ridges=_markup(curves.ridges),
         few=_few,
         interval=wording.interval,
-        is_loud=is_loud,
         keys=_keys,
         layer_state=tree.state,
         leaders=leaders,
+        loud=LOUD,
         offenders=_offenders,
         picture=picture,
         ridge_table=tables.ridge_table,
@@ -102,9 +110,8 @@ def _environment() -> Environment:
         scalar=wording.scalar,
         score=tables.score,
         split_cards=_split_cards,
-        symbols=wording.SYMBOLS,
+        symbols=standing.SYMBOLS,
         tally=_tally,
-        troubled=_troubled,
         distribution=_markup(charts.distribution),
         gauge=_markup(gauge_of),
         map_lines=_map_lines,
@@ -159,20 +166,25 @@ def _offenders(layers: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any]]:
     return shown, [*bad[_OFFENDERS_SHOWN:], *good]
 
 
-def _split_cards(group: Group, most: Extent) -> tuple[Sequence[Any], Sequence[Any]]:
+def _split_cards(group: Group, most: Extent) -> tuple[Sequence[Card], Sequence[Card]]:
     """Fold away the cards that ask nothing of the reader: beyond the first ones, or all on a short page."""
-    loud = [card for card in group.cards if card.evidence.verdict not in QUIET]
-    quiet = [card for card in group.cards if card.evidence.verdict in QUIET]
+    loud = [card for card in group.cards if card.standing in LOUD]
+    quiet = [card for card in group.cards if card.standing not in LOUD]
     shown, folded = ([], quiet) if most.short else _few(quiet, _QUIET_CARDS_SHOWN)
     return [*loud, *shown], folded
 
 
-def _tally(group: Group) -> list[tuple[Verdict, int]]:
+def _tally(group: Group) -> list[tuple[Standing, int]]:
     return wording.in_severity_order(group.counts)
 
 
-def _troubled(verdict: Verdict) -> bool:
-    return verdict not in QUIET
+def _prose(known: Collection[str], text: str, stop: bool = True) -> Any:
+    """Write a text of the run as a sentence, with names in code type."""
+    from markupsafe import Markup, escape
+
+    parts = prose.pieces(text, known, stop=stop)
+    as_code = Markup("<code>{}</code>")
+    return Markup("").join(as_code.format(part.text) if part.code else escape(part.text) for part in parts)
 
 
 def _map_lines(shown: tree.Map, most: Extent) -> tuple[Sequence[tree.Line], bool]:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from typing import Final
 
-from pytest_bnn.records.evidence import Evidence, Verdict
 from pytest_bnn.records.run import AuditRun
-from pytest_bnn.report import wording
-from pytest_bnn.report.outline import Cell, Outline, outline
+from pytest_bnn.report import prose, standing, wording
+from pytest_bnn.report.identity import identities, of_the_audit
+from pytest_bnn.report.outline import Cell, Group, Outline, Trouble, outline
+from pytest_bnn.report.quality import Quality, quality
+from pytest_bnn.report.standing import Standing
+from pytest_bnn.report.top import Accepted, Top, top
 
 _DETAILED = 20
 _OFFENDERS_SHOWN = 5
@@ -20,34 +24,108 @@ _LINKING: Final = re.compile(r"(?i)(:)(?=//)|(www|mailto|xmpp)(?=[.:])|(@)(?=\S)
 def render(run: AuditRun) -> str:
     """Return the run as Markdown, ending in a newline."""
     shape = outline(run)
+    said, known = top(run, shape), prose.names_of(run)
     blocks = [
-        f"## {wording.SYMBOLS[run.verdict]} {wording.sentence(shape.counts)}",
+        f"## {standing.SYMBOLS[said.tone]} {escape(said.sentence)}",
         f"**{escape(run.title) or 'Audit'}** · {wording.plural(len(shape.rows), 'check')}, "
         f"{wording.plural(len(shape.groups), 'subject')}",
     ]
-    if shape.counts:
-        blocks.append(
-            " · ".join(
-                f"{wording.SYMBOLS[verdict]} {count:,} {wording.word(verdict)}"
-                for verdict, count in wording.in_severity_order(shape.counts)
-            )
-        )
+    if shape.counts or shape.expected:
+        counts = [
+            f"{standing.SYMBOLS[of]} {count:,} {standing.word(of)}"
+            for of, count in wording.in_severity_order(shape.counts)
+        ]
+        if shape.expected:
+            counts.append(f"{len(shape.expected):,} failed as expected, not counted")
+        blocks.append(" · ".join(counts))
+    blocks += _beside(run, shape, said, known)
     if shape.rows:
-        blocks.append(_matrix(shape))
+        blocks.append(_matrix(shape, known))
     samplers = dict.fromkeys((check.subject, check.sampler) for check in run.checks if check.sampler)
     blocks += [f"Passes of {escape(subject)}: {escape(sampler)}" for subject, sampler in samplers]
     trainers = dict.fromkeys(
         (subject.name, s.trainer) for subject in run.subjects for s in subject.training if s.trainer
     )
     blocks += [f"Fine-tuning of {escape(subject)}: {escape(trainer)}" for subject, trainer in trainers]
-    blocks += [_detail(card.evidence) for card in shape.loud[:_DETAILED]]
-    if len(shape.loud) > _DETAILED:
-        blocks.append(f"And {len(shape.loud) - _DETAILED:,} more in the HTML report.")
+    troubles = shape.troubles
+    blocks += [_detail(trouble, known) for trouble in troubles[:_DETAILED]]
+    if len(troubles) > _DETAILED:
+        blocks.append(f"And {len(troubles) - _DETAILED:,} more in the HTML report.")
     if run.provenance:
         rows = [f"| {escape(key)} | {code(value)} |" for key, value in sorted(run.provenance.items())]
         table = "\n".join(["| | |", "|---|---|", *rows])
         blocks.append(f"<details><summary>Provenance</summary>\n\n{table}\n\n</details>")
     return wording.clean("\n\n".join(blocks) + "\n")
+
+
+def _beside(run: AuditRun, shape: Outline, said: Top, known: Collection[str]) -> list[str]:
+    """Return what a reader must know beside the verdict."""
+    blocks = [f"Cut: {_prose(words, known)}" for words in run.cut]
+    if said.session:
+        blocks.append(_prose(said.session.sentence, known))
+    if said.unjudged:
+        lines = [f"- {_prose(found.words, known)}" for found in said.unjudged]
+        blocks.append("\n".join(["**Not judged**", "", *lines]))
+    if said.accepted:
+        blocks.append("\n".join(["**Accepted**", "", *(_accepted(part, shape) for part in said.accepted)]))
+    if said.changed:
+        rows = [
+            f"| {code(change.name)} | {escape(change.value)} | {escape(change.default)} | {escape(change.source)}"
+            f"{' in ' + ', '.join(map(code, change.tests)) if change.tests else ''} |"
+            for change in said.changed
+        ]
+        heads = ["| Changed from the defaults | Value | Default | Where from |", "|---|---|---|---|"]
+        blocks.append("\n".join([*heads, *rows]))
+    scored = quality(shape)
+    if scored.scored:
+        blocks.append(_quality(scored, several=len(shape.groups) > 1))
+    if lines := _identity(run, shape):
+        blocks.append("\n".join(lines))
+    return blocks
+
+
+def _accepted(part: Accepted, shape: Outline) -> str:
+    of = f" of {_name(part.group)}" if len(shape.groups) > 1 else ""
+    share = f", {wording.percent(part.share)} of the model" if part.share is not None else ""
+    weights = f" ({wording.plural(part.weights, 'weight')}{escape(share)})" if part.weights else ""
+    return f"- {code(part.path) or '*the model itself*'}{of}: {escape(part.reason) or 'no reason given'}{weights}"
+
+
+def _quality(scored: Quality, *, several: bool) -> str:
+    lines = [f"| Quality | {' | '.join(scored.columns)} |", "|---" * (len(scored.columns) + 1) + "|"]
+    for block in scored.scored:
+        for line in block.lines:
+            who = escape(line.name) + (f" ({_name(block.group)})" if several else "")
+            cells = " | ".join(escape(value) + (f" ({escape(below)})" if below else "") for value, below in line.cells)
+            lines.append(f"| {who} | {cells} |")
+    return "\n".join(lines)
+
+
+def _identity(run: AuditRun, shape: Outline) -> list[str]:
+    lines = []
+    for known in identities(shape):
+        of = f"{_name(known.group)}: " if len(shape.groups) > 1 else ""
+        lines += [f"- {of}file {code(file.path)}, SHA-256 {code(file.sha256)}" for file in known.files]
+        if known.state:
+            lines.append(f"- {of}weights, SHA-256 of the state {code(known.state)}")
+        if known.data:
+            lines.append(f"- {of}data, {wording.plural(known.examples, 'example')}, SHA-256 {code(known.data)}")
+    return lines + [f"- {name.lower()}: {escape(value)}" for name, value in of_the_audit(run)]
+
+
+def _name(group: Group) -> str:
+    return (escape(group.name) or "unnamed") + (f" ({escape(group.key)})" if group.key else "")
+
+
+def _prose(text: str, known: Collection[str]) -> str:
+    """Write a text of the run as a sentence, with names in code type."""
+    return "".join(code(piece.text) if piece.code else _keeping_ends(piece.text) for piece in prose.pieces(text, known))
+
+
+def _keeping_ends(text: str) -> str:
+    """Escape a part of a sentence, with a space at its ends where there was one."""
+    before, after = " " * text[:1].isspace(), " " * (text[-1:].isspace() and bool(text.strip()))
+    return before + escape(text) + after
 
 
 def escape(text: str) -> str:
@@ -63,32 +141,34 @@ def code(text: str) -> str:
     return f"<code>{escape(text)}</code>" if text.strip() else ""
 
 
-def _matrix(shape: Outline) -> str:
-    heads = [f"{escape(group.name) or 'unnamed'}<br><sub>{escape(group.stage)}</sub>" for group in shape.groups]
+def _matrix(shape: Outline, known: Collection[str]) -> str:
+    heads = [f"{_name(group)}<br><sub>{escape(group.stage)}</sub>" for group in shape.groups]
     lines = [f"| Claim | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
     for row in shape.rows:
         cells = " | ".join(_cell(cell) for cell in row.cells)
-        lines.append(f"| {escape(row.claim)}<br>{code(row.id)} | {cells} |")
+        lines.append(f"| {_prose(row.claim, known)}<br>{code(row.id)} | {cells} |")
     return "\n".join(lines)
 
 
 def _cell(cell: Cell | None) -> str:
     if cell is None:
         return "not run"
-    verdict = cell.card.evidence.verdict
-    word = wording.word(verdict)
-    strong = f"**{word}**" if verdict in (Verdict.FAIL, Verdict.ERROR) else word
-    return f"{wording.SYMBOLS[verdict]} {strong}" + (f" (worst of {cell.runs:,})" if cell.runs > 1 else "")
+    of = cell.card.standing
+    word = standing.word(of)
+    strong = f"**{word}**" if of in (Standing.FAIL, Standing.ERROR) else word
+    return f"{standing.SYMBOLS[of]} {strong}" + (f" ({escape(cell.extra)})" if cell.extra else "")
 
 
-def _detail(check: Evidence) -> str:
-    symbol, word = wording.SYMBOLS[check.verdict], wording.word(check.verdict)
+def _detail(trouble: Trouble, known: Collection[str]) -> str:
+    check, of = trouble.card.evidence, trouble.card.standing
     lines = [
-        f"### {symbol} {word}: {code(check.id)} · {escape(check.subject)}",
+        f"### {standing.SYMBOLS[of]} {standing.word(of)}: {code(check.id)} · {_name(trouble.group)}",
         "",
-        f"**{escape(check.headline)}**",
+        f"**{_prose(check.headline, known)}**",
         "",
     ]
+    if trouble.effects:
+        lines.append(f"- From this follow {', '.join(code(card.evidence.id) for card in trouble.effects)}")
     if check.threshold is not None:
         lines.append(
             f"- {escape(check.threshold.quantity)}: observed "
@@ -97,6 +177,10 @@ def _detail(check: Evidence) -> str:
         )
     if check.certainty is not None:
         lines.append(f"- certainty: {escape(check.certainty.explain())}")
+    lines += [
+        f"- accepted: {code(part.path) or '*the model itself*'}: {escape(part.reason) or 'no reason given'}"
+        for part in check.accepted
+    ]
     bad = [layer for layer in check.layers if not layer.ok]
     lines += [
         f"- {code(layer.path) or '*the model itself*'} ({escape(layer.kind)}): {escape(layer.finding)}"
@@ -106,5 +190,5 @@ def _detail(check: Evidence) -> str:
         lines.append(f"- and {wording.plural(len(bad) - _OFFENDERS_SHOWN, 'more layer')}")
     lines += [f"- note: {escape(note)}" for note in check.notes]
     if check.remedy:
-        lines.append(f"- **What to do:** {escape(check.remedy)}")
+        lines.append(f"- **What to do:** {_prose(check.remedy, known)}")
     return "\n".join(lines).rstrip()

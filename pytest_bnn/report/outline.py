@@ -7,28 +7,33 @@ import binascii
 import re
 import struct
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from pytest_bnn.records.evidence import SEVERITY, Evidence, Verdict
+from pytest_bnn.records.evidence import Evidence
 from pytest_bnn.records.run import AuditRun, ClassShare, Prediction, SubjectRecord
+from pytest_bnn.report.standing import LOUD, RANK, Standing, standing
 
 _DATA_URI: Final = re.compile(r"data:image/png;base64,([A-Za-z0-9+/]+={0,2})")
 _SIGNATURE: Final = b"\x89PNG\r\n\x1a\n"
-_RANK: Final[Mapping[Verdict, int]] = {verdict: rank for rank, verdict in enumerate(SEVERITY)}
-#: Verdicts that ask nothing of the reader.
-QUIET: Final = frozenset({Verdict.PASS, Verdict.NOT_APPLICABLE})
+_FAILED: Final = frozenset({Standing.FAIL, Standing.ERROR})
 
-_SubjectKey = tuple[str, str]
+_SubjectKey = tuple[str, str, str]
 
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """One piece of evidence, with the anchor that links lead to."""
+    """One piece of evidence, with the anchor that links lead to, and the card of the failure that explains it."""
 
     anchor: str
     evidence: Evidence
+    cause: Card | None = None
+
+    @property
+    def standing(self) -> Standing:
+        """What it counts as."""
+        return standing(self.evidence)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +42,15 @@ class Cell:
 
     card: Card
     runs: int
+
+    @property
+    def extra(self) -> str:
+        """What a badge says beside the verdict: how much was accepted, of how many it is the worst, its cause."""
+        evidence = self.card.evidence
+        said = [f"{len(evidence.accepted):,} accepted"] if evidence.accepted else []
+        said += [f"worst of {self.runs:,}"] if self.runs > 1 else []
+        said += [f"follows from {self.card.cause.evidence.id}"] if self.card.cause else []
+        return ", ".join(said)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,14 +64,24 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """A subject: its cards, those that need attention first, and its distinct descriptions."""
+    """A subject: its cards, those that need attention first, and its distinct descriptions.
+
+    ``key`` is shown where another subject has the same name and stage. ``cells`` are those of its claims.
+    """
 
     anchor: str
     name: str
     stage: str
+    key: str
     cards: tuple[Card, ...]
     records: tuple[SubjectRecord, ...]
-    counts: Mapping[Verdict, int]
+    cells: tuple[Cell, ...]
+    counts: Mapping[Standing, int]
+
+    @property
+    def worst(self) -> Standing:
+        """The worst of its claims."""
+        return min(self.counts, key=RANK.__getitem__, default=Standing.NOT_APPLICABLE)
 
     @property
     def has_predictions(self) -> bool:
@@ -67,57 +91,130 @@ class Group:
 
 
 @dataclass(frozen=True, slots=True)
+class Trouble:
+    """A card that asks something of the reader, the subject that it is about, and the failures that follow from it."""
+
+    card: Card
+    group: Group
+    effects: tuple[Card, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Outline:
-    """A whole run, ordered for reading. ``counts`` counts claims about subjects, not repeated evidence."""
+    """A whole run, ordered for reading. ``counts`` counts claims about subjects, not repeated evidence.
+
+    Expected failures are outside of ``counts``; they are in ``expected``.
+    """
 
     groups: tuple[Group, ...]
     rows: tuple[Row, ...]
-    counts: Mapping[Verdict, int]
+    counts: Mapping[Standing, int]
+    expected: tuple[Card, ...]
 
     @property
-    def loud(self) -> tuple[Card, ...]:
-        """The cards that ask something of the reader: the worst of each claim and subject, the worst of all first."""
-        cards = [cell.card for row in self.rows for cell in row.cells if cell is not None]
-        return tuple(sorted((card for card in cards if card.evidence.verdict not in QUIET), key=severity))
+    def troubles(self) -> tuple[Trouble, ...]:
+        """What asks something of the reader: the worst of each claim and subject, the worst of all first."""
+        found = []
+        for group in self.groups:
+            loud = [cell.card for cell in group.cells if cell.card.standing in LOUD]
+            effects: dict[str, list[Card]] = {}
+            for card in loud:
+                if card.cause:
+                    effects.setdefault(card.cause.anchor, []).append(card)
+            found += [Trouble(card, group, tuple(effects.get(card.anchor, ()))) for card in loud if not card.cause]
+        return tuple(sorted(found, key=lambda trouble: severity(trouble.card)))
+
+    @property
+    def follow(self) -> int:
+        """How many claims failed because another one did."""
+        cards = [cell.card for group in self.groups for cell in group.cells if cell.card.cause]
+        return sum(card.standing is Standing.FAIL for card in cards)
 
 
 def severity(card: Card) -> int:
-    """Rank a card: 0 is the worst verdict there is."""
-    return _RANK[card.evidence.verdict]
+    """Rank a card: 0 is the worst there is."""
+    return RANK[card.standing]
 
 
 def outline(run: AuditRun) -> Outline:
     """Order a run for reading."""
-    cards = tuple(Card(f"c{index}", evidence) for index, evidence in enumerate(run.checks, start=1))
-    keys: dict[_SubjectKey, list[SubjectRecord]] = {}
+    records: dict[_SubjectKey, list[SubjectRecord]] = {}
     for record in run.subjects:
-        records = keys.setdefault((record.name, record.stage), [])
+        same = records.setdefault((record.name, record.stage, record.key), [])
         # repr, because a NaN makes equal records unequal.
-        if repr(record) not in map(repr, records):
-            records.append(record)
-    found: dict[tuple[str, _SubjectKey], list[Card]] = {}
+        if repr(record) not in map(repr, same):
+            same.append(record)
+    cards: dict[_SubjectKey, list[Card]] = {key: [] for key in records}
     claims: dict[str, str] = {}
-    for card in cards:
-        key = (card.evidence.subject, card.evidence.stage)
-        keys.setdefault(key, [])
-        claims.setdefault(card.evidence.id, card.evidence.claim)
-        found.setdefault((card.evidence.id, key), []).append(card)
-    cells = {pair: Cell(min(several, key=severity), len(several)) for pair, several in found.items()}
-    rows = tuple(Row(id, claim, tuple(cells.get((id, key)) for key in keys)) for id, claim in claims.items())
-    groups = tuple(
-        Group(
-            anchor=f"s{index}",
-            name=key[0],
-            stage=key[1],
-            cards=tuple(
-                sorted((card for card in cards if (card.evidence.subject, card.evidence.stage) == key), key=severity)
-            ),
-            records=tuple(records),
-            counts=Counter(cell.card.evidence.verdict for (_, of), cell in cells.items() if of == key),
+    for index, evidence in enumerate(run.checks, start=1):
+        cards.setdefault((evidence.subject, evidence.stage, evidence.key), []).append(Card(f"c{index}", evidence))
+        claims.setdefault(evidence.id, evidence.claim)
+    shared = Counter((name, stage) for name, stage, _ in cards)
+    groups = []
+    for index, (key, own) in enumerate(cards.items(), start=1):
+        name, stage, apart = key
+        known = _with_causes(own)
+        cells = _cells(known)
+        groups.append(
+            Group(
+                anchor=f"s{index}",
+                name=name,
+                stage=stage,
+                key=apart if shared[name, stage] > 1 else "",
+                cards=_in_reading_order(known),
+                records=tuple(records.get(key, ())),
+                cells=tuple(cells.values()),
+                counts=Counter(
+                    cell.card.standing for cell in cells.values() if cell.card.standing is not Standing.EXPECTED
+                ),
+            )
         )
-        for index, (key, records) in enumerate(keys.items(), start=1)
-    )
-    return Outline(groups, rows, Counter(cell.card.evidence.verdict for cell in cells.values()))
+    by_claim = [{cell.card.evidence.id: cell for cell in group.cells} for group in groups]
+    rows = tuple(Row(id, claim, tuple(cells.get(id) for cells in by_claim)) for id, claim in claims.items())
+    counts: Counter[Standing] = Counter()
+    for group in groups:
+        counts.update(group.counts)
+    expected = tuple(card for group in groups for card in group.cards if card.standing is Standing.EXPECTED)
+    return Outline(tuple(groups), rows, counts, expected)
+
+
+def _cells(cards: Iterable[Card]) -> dict[str, Cell]:
+    """Return the worst of a subject's evidence by claim; what was expected counts where there is nothing else."""
+    by_claim: dict[str, list[Card]] = {}
+    for card in cards:
+        by_claim.setdefault(card.evidence.id, []).append(card)
+    cells = {}
+    for id, several in by_claim.items():
+        counted = [card for card in several if card.standing is not Standing.EXPECTED] or several
+        cells[id] = Cell(min(counted, key=severity), len(counted))
+    return cells
+
+
+def _with_causes(cards: Sequence[Card]) -> list[Card]:
+    """Link failures of a subject to the failure that explains them, the first of a chain."""
+    worst = {id: cell.card for id, cell in _cells(cards).items()}
+
+    def root(card: Card) -> Card | None:
+        seen, at = {card.evidence.id}, card
+        while at.evidence.explained_by and at.evidence.explained_by not in seen:
+            cause = worst.get(at.evidence.explained_by)
+            if cause is None or cause.standing not in _FAILED:
+                break
+            seen.add(cause.evidence.id)
+            at = cause
+        return None if at is card or at.evidence.explained_by in seen else at
+
+    return [Card(card.anchor, card.evidence, root(card) if card.standing in _FAILED else None) for card in cards]
+
+
+def _in_reading_order(cards: Sequence[Card]) -> tuple[Card, ...]:
+    """Put the worst first, and what follows from a failure right after it."""
+    effects: dict[str, list[Card]] = {}
+    for card in cards:
+        if card.cause:
+            effects.setdefault(card.cause.anchor, []).append(card)
+    roots = sorted((card for card in cards if not card.cause), key=severity)
+    return tuple(each for card in roots for each in (card, *effects.get(card.anchor, ())))
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,30 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 from pytest_bnn.records.codec import Scalar
 from pytest_bnn.records.codec import clean as clean
-from pytest_bnn.records.evidence import SEVERITY, Threshold, Verdict
+from pytest_bnn.records.evidence import Threshold
+from pytest_bnn.report.standing import JUDGED, ORDER, Standing
 
-SYMBOLS: Final[Mapping[Verdict, str]] = {
-    Verdict.PASS: "✓",
-    Verdict.WARN: "!",
-    Verdict.FAIL: "✕",
-    Verdict.ERROR: "‼",
-    Verdict.INCONCLUSIVE: "?",
-    Verdict.NOT_APPLICABLE: "\N{EN DASH}",
-}
 RELATIONS: Final[Mapping[str, str]] = {"==": "=", "<=": "≤", ">=": "≥", "<": "<", ">": ">"}
+
+#: They begin no sentence with a capital letter.
+_PACKAGES: Final = ("bayesian-torch", "pytest", "torch")
 
 _NO_BREAK: Final = "\u00a0"
 _SUPERSCRIPT: Final = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
-
-
-def word(verdict: Verdict) -> str:
-    """Name a verdict: ``not_applicable`` is "not applicable"."""
-    return verdict.value.replace("_", " ")
 
 
 def superscript(number: int) -> str:
@@ -100,35 +92,62 @@ def allowed(threshold: Threshold) -> str:
 
 
 def plural(count: int, noun: str) -> str:
-    """Write a count with its noun: "1 claim", "1,204 claims"."""
-    return f"{count:,} {noun}" + ("" if count == 1 else "s")
+    """Write a count with its noun: "1 claim", "1,204 claims", "2 passes"."""
+    return f"{count:,} {noun}" + ("" if count == 1 else "es" if noun.endswith("s") else "s")
 
 
-def sentence(counts: Mapping[Verdict, int]) -> str:
-    """Say in words how a run fared, from the number of claims with each verdict."""
-    judged = sum(count for verdict, count in counts.items() if verdict is not Verdict.NOT_APPLICABLE)
+def listed(names: Iterable[str]) -> str:
+    """Write names one after the other: "a", "a and b", "a, b and c"."""
+    *most, last = names
+    return f"{', '.join(most)} and {last}" if most else last
+
+
+def capital(text: str) -> str:
+    """Begin a sentence with a capital letter, unless it begins with a name as ``kl.loss`` or ``nn.Linear``."""
+    if text.startswith(_PACKAGES):
+        return text
+    first = re.match(r"[a-z][a-z'\u2019-]*(?=[\s,;:!?]|$)", text)
+    return text[0].upper() + text[1:] if first else text
+
+
+def sentence(counts: Mapping[Standing, int], follow: int = 0) -> str:
+    """Say in words how a run fared.
+
+    Args:
+        counts: How many claims about subjects stand how; expected failures are outside of it.
+        follow: How many of those that failed follow from another failure.
+    """
+    judged = sum(counts.get(standing, 0) for standing in JUDGED)
+    unjudged = counts.get(Standing.NOT_JUDGED, 0)
     if not judged:
-        return "No claim applies to these subjects" if any(counts.values()) else "No claim was checked"
-    failed, broken = counts.get(Verdict.FAIL, 0), counts.get(Verdict.ERROR, 0)
-    undecided, warned = counts.get(Verdict.INCONCLUSIVE, 0), counts.get(Verdict.WARN, 0)
+        if unjudged:
+            return f"None of {plural(unjudged, 'claim')} was judged"
+        none = counts.get(Standing.NOT_APPLICABLE, 0)
+        return "No claim applies to these subjects" if none else "No claim was checked"
+    failed, broken = counts.get(Standing.FAIL, 0), counts.get(Standing.ERROR, 0)
+    undecided, warned = counts.get(Standing.INCONCLUSIVE, 0), counts.get(Standing.WARN, 0)
+    caused = f" ({follow:,} of them because another did)" if follow else ""
     troubles = [
-        phrase
+        f"{count:,} {phrase}"
         for count, phrase in (
-            (failed, "failed"),
+            (failed, f"failed{caused}"),
             (broken, "could not be checked"),
             (undecided, "is undecided" if undecided == 1 else "are undecided"),
         )
         if count
-        for phrase in (f"{count:,} {phrase}",)
     ]
     if troubles:
         count, _, phrase = troubles[0].partition(" ")
         rest = "".join(f", {trouble}" for trouble in troubles[1:])
-        return f"{count} of {plural(judged, 'claim')} {phrase}{rest}"
-    hold = "The one claim holds" if judged == 1 else f"All {judged:,} claims hold"
-    return hold + (f", {warned:,} with a warning" if warned else "")
+        more = f"; {unjudged:,} more {'was' if unjudged == 1 else 'were'} not judged" if unjudged else ""
+        return f"{count} of {plural(judged, 'judged claim' if unjudged else 'claim')} {phrase}{rest}{more}"
+    with_warnings = f", {warned:,} with a warning" if warned else ""
+    if unjudged:
+        were = "claims was judged, and holds" if judged == 1 else "claims were judged, and hold"
+        return f"{judged:,} of {judged + unjudged:,} {were}{with_warnings}"
+    return ("The one claim holds" if judged == 1 else f"All {judged:,} claims hold") + with_warnings
 
 
-def in_severity_order(counts: Mapping[Verdict, int]) -> list[tuple[Verdict, int]]:
-    """Return the verdicts that occur, worst first, with their counts."""
-    return [(verdict, counts[verdict]) for verdict in SEVERITY if counts.get(verdict)]
+def in_severity_order(counts: Mapping[Standing, int]) -> list[tuple[Standing, int]]:
+    """Return what occurs, worst first, with the counts."""
+    return [(standing, counts[standing]) for standing in ORDER if counts.get(standing)]

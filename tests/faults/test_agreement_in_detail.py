@@ -452,3 +452,60 @@ def test_the_remedy_blames_the_noise_only_where_it_is_to_blame(delta: float, wor
     # So much noise leaves every class open, with the same remedy.
     assert found.verdict in (Verdict.FAIL, Verdict.INCONCLUSIVE), found.explain()
     assert words in found.remedy
+
+
+# A destroyed model.
+
+
+def noisy(teacher: Net, rho: float) -> nn.Module:
+    model: Any = tuned(teacher)
+    with torch.no_grad():
+        model.layer.rho_weight.fill_(rho)
+        model.layer.rho_bias.fill_(rho)
+    return model  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(("classes", "rho"), [(5, 6.0), (5, 20.0), (10, 9.0), (3, 9.0), (8, 4.0)])
+def test_a_model_that_noise_destroyed_probably_fails(classes: int, rho: float) -> None:
+    """No number of passes makes a use of it: the words say so, and the remedy is sigma."""
+    x, labels = images([24] * classes, margin=2.0)
+    teacher = Net(classes)
+    found = judge(teacher, noisy(teacher, rho), x, labels=labels)
+    assert found.verdict is Verdict.INCONCLUSIVE, found.headline
+    assert found["agreement of the mean prediction"] < 0.8  # type: ignore[operator]
+    assert found.headline.startswith("probably fails: the mean prediction agrees on ")
+    assert "make sigma smaller" in found.remedy
+    assert "without noise the model agrees on 100 % of the images" in found.remedy
+    assert "--samples" not in found.remedy
+
+
+def test_near_the_threshold_more_passes_are_the_remedy() -> None:
+    """A point estimate of 85 % says little with every image open."""
+    x, labels = images([40] * 5, margin=2.0)
+    teacher = Net(5)
+    found = judge(teacher, noisy(teacher, 3.0), x, labels=labels)
+    assert found.verdict is Verdict.INCONCLUSIVE
+    assert not found.headline.startswith("probably fails")
+    assert "--samples" in found.remedy
+
+
+def test_a_destroyed_model_that_is_wrong_without_noise_too_is_not_called_noisy() -> None:
+    """The cause is only said where it was shown."""
+    x, labels = images([24] * 5, margin=2.0)
+    teacher = Net(5)
+    model: Any = noisy(teacher, 6.0)
+    with torch.no_grad():
+        model.layer.mu_weight.copy_(torch.randn(5, 5, generator=torch.Generator().manual_seed(0)))
+    found = judge(teacher, model, x, labels=labels)
+    assert found.verdict is Verdict.INCONCLUSIVE, found.headline
+    assert found.headline.startswith("probably fails")
+    assert "the noise is not the cause" in found.remedy
+
+
+@pytest.mark.parametrize(("classes", "rho"), [(5, -4.0), (5, -1.0), (10, -2.0), (3, 0.0), (8, 1.0)])
+def test_a_healthy_model_never_probably_fails(classes: int, rho: float) -> None:
+    x, labels = images([24] * classes, margin=4.0)
+    teacher = Net(classes)
+    found = judge(teacher, noisy(teacher, rho), x, labels=labels)
+    assert found.verdict in (Verdict.PASS, Verdict.NOT_APPLICABLE), found.headline
+    assert "probably fails" not in found.headline

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,19 @@ from pytest_bnn.records.charts import (
     ScoreRow,
     ScoreTable,
 )
-from pytest_bnn.records.evidence import Evidence, LayerFinding, Measurement, Threshold, Verdict
-from pytest_bnn.records.run import AuditRun, ClassShare, LayerRow, Prediction, SubjectRecord, TrainingStep
+from pytest_bnn.records.evidence import Acceptance, Evidence, LayerFinding, Measurement, Threshold, Verdict
+from pytest_bnn.records.run import (
+    AuditRun,
+    Change,
+    ClassShare,
+    FileDigest,
+    LayerRow,
+    Prediction,
+    SessionRecord,
+    SubjectRecord,
+    TestOutcome,
+    TrainingStep,
+)
 from pytest_bnn.report import render_html
 
 WHEN = "runs where Debian's chromium and playwright are installed, as in .ci/run"
@@ -129,6 +141,73 @@ def address(tmp_path: Path) -> str:
     file = tmp_path / "audit.html"
     file.write_text(render_html(sample()), encoding="utf-8")
     return file.as_uri()
+
+
+@pytest.fixture
+def many(tmp_path: Path) -> str:
+    """Five subjects, all that stands at the top, and names without a place to break."""
+    sampled = sample()
+    subjects = tuple(
+        replace(
+            sampled.subjects[0],
+            name=name,
+            data_sha256="cd" * 32,
+            sources={"model": "m" * 90},
+            files=(FileDigest(path="w" * 90, sha256="ef" * 32, bytes=9),),
+        )
+        for name in ("first", "second" * 12, "third", "fourth", "fifth")
+    )
+    checks = tuple(
+        replace(check, subject=subject.name, accepted=(Acceptance(path="a" * 90, reason="r" * 90),))
+        for subject in subjects
+        for check in sampled.checks[: len(Verdict)]
+    )
+    left_out = replace(checks[-1], id="a.b", verdict=Verdict.NOT_APPLICABLE, missing=("loss", "x" * 90))
+    run = replace(
+        sampled,
+        checks=(*checks, left_out),
+        subjects=subjects,
+        changed=(Change(name="n" * 90, value="v" * 90, default="d" * 90, source="s" * 90, tests=("t" * 90,)),),
+        cut=("c" * 90,),
+        session=SessionRecord(
+            exit_status=1, total=2, tests=(TestOutcome(test="t" * 90, outcome="failed", reason="r" * 90),)
+        ),
+        provenance={"machine": "m" * 90, "commit": "c" * 90},
+    )
+    file = tmp_path / "many.html"
+    file.write_text(render_html(run), encoding="utf-8")
+    return file.as_uri()
+
+
+@pytest.mark.parametrize("width", [360, 768, 1280])
+def test_the_matrix_of_many_subjects_keeps_their_names_and_verdicts_in_sight(
+    browser: Any, many: str, width: int
+) -> None:
+    """Scrolled to its end, with a mark for each claim that a finger can touch."""
+    page = browser.new_page(viewport={"width": width, "height": 800})
+    page.goto(many)
+    page.evaluate("document.querySelectorAll('details').forEach(part => part.open = true)")
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    page.evaluate("document.querySelector('#claims .scroll').scrollLeft = 10000")
+    for cell in ("th.who", "td.overall"):
+        box = page.locator(f".by-subject tbody {cell}").first.bounding_box()
+        assert box["x"] >= 0
+        assert box["x"] + box["width"] <= width
+    marks = page.locator(".by-subject a.sign")
+    assert marks.count() == 5 * len(Verdict) + 1
+    size = marks.first.bounding_box()
+    assert min(size["width"], size["height"]) >= 24
+    page.close()
+
+
+def test_the_first_screen_answers_what_a_reviewer_asks(browser: Any, address: str) -> None:
+    """Does it hold, what is not judged, accepted, loosened, how good is it, and which one is it."""
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    page.goto(address)
+    for part in (".banner .sentence", "#unjudged-h", "#accepted-h", "#changed-h", "#quality-h"):
+        box = page.locator(part).bounding_box()
+        assert box["y"] + box["height"] <= 900, part
+    page.close()
 
 
 @pytest.mark.parametrize("width", [360, 768, 1280])

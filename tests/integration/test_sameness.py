@@ -119,7 +119,7 @@ def test_own_code(bnn_audit):
 '''
 
 #: What is different by its nature: when, what was typed, and how many threads there were.
-ENVIRONMENT = ("seconds", "created", "command", "threads", "set threads")
+ENVIRONMENT = ("seconds", "created", "duration", "command", "threads", "set threads")
 
 #: A rounding error of float32. What another number of threads adds up in another order may move by so much, and
 #: differences that are nothing but rounding may do what they like below.

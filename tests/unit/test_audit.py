@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import re
 import shlex
 from importlib.metadata import version
@@ -156,7 +157,7 @@ def test_the_same_seed_gives_the_same_numbers(given: Given) -> None:
     def numbers(seed: int) -> str:
         run = audit_model(model, teacher=teacher, data=images, loss=loss, seed=seed)
         plain = re.sub(r'"seconds": [\d.e-]+', "", run.to_json())
-        return re.sub(r'"created": "[^"]*"', "", plain)
+        return re.sub(r'"(created|duration)": "[^"]*"', "", plain)
 
     assert numbers(1) == numbers(1)
     assert numbers(1) != numbers(2)
@@ -197,6 +198,8 @@ def test_provenance() -> None:
     for package in ("pytest-bnn", "torch", "bayesian-torch", "numpy"):
         assert said[package] == version(package)
     assert "command" not in provenance(seed=0)
+    assert "duration" not in provenance(seed=0)
+    assert [provenance(seed=0, duration=t)["duration"] for t in (0.1234, 62.4, 3600)] == ["0.12 s", "62 s", "3,600 s"]
     assert all(isinstance(value, str) for value in said.values())
 
 
@@ -204,6 +207,8 @@ def test_audit_has_its_provenance(given: Given) -> None:
     """Also where nobody wrote a file."""
     run = audit_model(given[0], checks=["kl.loss"], seed=5)
     assert run.provenance["seed"] == "5"
+    assert float(run.provenance["duration"].removesuffix(" s")) >= 0
+    assert platform.system() in run.provenance["machine"]
     assert run.verdict is Verdict.NOT_APPLICABLE
 
 

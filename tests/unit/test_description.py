@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from pytest_bnn.audit.description import CLASSES, IMAGES, describe, sha256
+from pytest_bnn.audit.description import CLASSES, IMAGES, _chosen, describe, sha256
 from pytest_bnn.audit.pictures import THUMBNAIL
 from pytest_bnn.conversion import convert
 from pytest_bnn.libraries.posterior import bayesian_layers
@@ -109,12 +109,53 @@ def test_shares_and_quantiles_by_numpy(
 
 
 def test_the_most_uncertain_images_are_shown(
-    record: SubjectRecord, shares: numpy.ndarray[tuple[int, ...], numpy.dtype[numpy.float64]]
+    shares: numpy.ndarray[tuple[int, ...], numpy.dtype[numpy.float64]], subject: Subject
 ) -> None:
-    """Those are the ones worth a look; each with its place in the data and its label."""
+    """Without teacher and labels, those are the ones worth a look; each with its place in the data."""
     order = numpy.argsort(-scipy.stats.entropy(shares.mean(0), axis=-1))[:IMAGES]
-    assert [shown.index for shown in record.predictions] == order.tolist()
-    assert [shown.label for shown in record.predictions] == [NAMES[index % 8] for index in order]
+    alone = Subject(subject.model, images=subject.images, name="wide", class_names=NAMES)
+    drawn(alone, PASSES)
+    shown = describe(alone).predictions
+    assert [one.index for one in shown] == order.tolist()
+    assert {one.why for one in shown} == {"the least certain"}
+
+
+def test_disagreements_come_first_then_sure_errors_then_what_is_uncertain(
+    record: SubjectRecord,
+    subject: Subject,
+    shares: numpy.ndarray[tuple[int, ...], numpy.dtype[numpy.float64]],
+) -> None:
+    """By numpy: which images disagree, which are wrong, and how sure the mean prediction is of each."""
+    assert subject.teacher is not None
+    mean = shares.mean(0)
+    with torch.no_grad():
+        taught = subject.teacher(subject.images).argmax(1).numpy()
+    labels, said = numpy.arange(20) % 8, mean.argmax(1)
+    surest = numpy.argsort(-mean.max(1), kind="stable")
+    apart = [at for at in surest if said[at] != taught[at]]
+    wrong = [at for at in surest if said[at] != labels[at]]
+    assert len(apart) >= 4
+    expected = apart[:4]
+    expected += [at for at in wrong if at not in expected][:2]
+    unsure = numpy.argsort(-scipy.stats.entropy(mean, axis=-1), kind="stable")
+    expected += [at for at in unsure if at not in expected][:2]
+    assert [shown.index for shown in record.predictions] == expected
+    assert [shown.why for shown in record.predictions] == (
+        ["BNN and teacher disagree"] * 4 + ["wrong and sure of it"] * 2 + ["the least certain"] * 2
+    )
+    assert [shown.label for shown in record.predictions] == [NAMES[index % 8] for index in expected]
+
+
+def test_where_few_disagree_others_are_shown() -> None:
+    """Room is not left empty, and a label that is no class makes no error."""
+    mean = torch.full((12, 3), 0.1, dtype=torch.float64)
+    mean[:, 0] = 0.8
+    teacher = mean.clone()
+    teacher[5] = teacher[5].flip(0)
+    chosen = _chosen(mean, teacher, [0] * 3 + [255] * 8 + [1], torch.arange(12.0))
+    assert list(chosen.items())[:2] == [(5, "BNN and teacher disagree"), (11, "wrong and sure of it")]
+    assert [*chosen.values()][2:] == ["the least certain"] * 6
+    assert [*chosen][2:] == [10, 9, 8, 7, 6, 4]
 
 
 def test_the_teacher_s_class_is_always_shown() -> None:

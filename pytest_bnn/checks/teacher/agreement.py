@@ -113,7 +113,7 @@ def _find(subject: Subject, claim: Claim, max_passes: int, tolerance: float, dis
 def _judge(subject: Subject, task: Task, claim: Claim, max_passes: int, tolerance: float, distance: float) -> Finding:
     """Judge one output of the network."""
     if task.kind == "unknown":
-        return not_applicable(task.why)
+        return not_applicable(task.why, ("task",))
     if claim.population and task.kind == "dense":
         return not_applicable(
             "the places of an image are no random sample of a population: judge these images, without population, or "

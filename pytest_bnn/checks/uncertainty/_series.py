@@ -52,7 +52,8 @@ def series_of(subject: Subject, examples: int) -> list[Series]:
     if not are_images(images) or not isinstance(images, Tensor):
         raise NotHereError(
             "the inputs are no images [N, C, H, W], so that nothing can make them harder here: give the same examples "
-            "at growing amounts of a shift, --shifts MODULE:FACTORY (shifts= in Python)"
+            "at growing amounts of a shift, --shifts MODULE:FACTORY (shifts= in Python)",
+            ("shifts",),
         )
     start = subject.on(images[kept])
     made = dict(corruptions(images[kept], subject.seed))

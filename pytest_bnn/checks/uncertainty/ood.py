@@ -60,7 +60,7 @@ def ood(subject: Subject, *, min_auroc: Share = LEAST, max_passes: FewPasses = P
         sets = subject.outside
     if not sets:
         return not_applicable(
-            "no examples from outside of the task were given: --ood MODULE:FACTORY, or ood= in Python"
+            "no examples from outside of the task were given: --ood MODULE:FACTORY, or ood= in Python", ("ood",)
         )
 
     def look(passes: int) -> Finding:

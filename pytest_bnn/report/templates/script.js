@@ -14,7 +14,7 @@
 
   // Filters and search, above the evidence.
   const tools = () => {
-    const words = ["error", "fail", "inconclusive", "warn", "pass", "not_applicable"];
+    const words = ["error", "fail", "inconclusive", "warn", "not_judged", "pass", "not_applicable", "expected"];
     const known = words.filter((word) => cards.some((card) => verdict(card) === word));
     const boxes = known.map((word) => make("input", { type: "checkbox", value: word, checked: "" }));
     const verdicts = make("fieldset", {}, make("legend", {}, "Show"));
@@ -74,6 +74,8 @@
     if (!target) return;
     if (target.closest("[hidden]")) reset();
     for (let fold = target.closest("details"); fold; fold = fold.parentElement.closest("details")) fold.open = true;
+    const own = target.querySelector(":scope > details");
+    if (own) own.open = true;
     target.scrollIntoView();
   };
   addEventListener("hashchange", reveal);

@@ -1,0 +1,68 @@
+"""What evidence counts as on a page: its verdict, and apart from it what was not judged and what was expected."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from typing import Final
+
+from pytest_bnn.records.evidence import Evidence, Verdict
+
+
+class Standing(enum.StrEnum):
+    """A verdict as a reader counts it.
+
+    A claim that is not applicable is about something that the model does not have. One that is not judged lacks what
+    nobody gave. An expected failure is one that its test asked for.
+    """
+
+    ERROR = "error"
+    FAIL = "fail"
+    INCONCLUSIVE = "inconclusive"
+    WARN = "warn"
+    NOT_JUDGED = "not_judged"
+    PASS = "pass"  # noqa: S105  no password
+    NOT_APPLICABLE = "not_applicable"
+    EXPECTED = "expected"
+
+
+#: From what asks the most of a reader to what asks nothing.
+ORDER: Final = tuple(Standing)
+RANK: Final[Mapping[Standing, int]] = {standing: rank for rank, standing in enumerate(ORDER)}
+
+#: Claims that were judged.
+JUDGED: Final = frozenset({Standing.ERROR, Standing.FAIL, Standing.INCONCLUSIVE, Standing.WARN, Standing.PASS})
+
+#: What asks something of the reader, one piece of evidence at a time.
+LOUD: Final = frozenset({Standing.ERROR, Standing.FAIL, Standing.INCONCLUSIVE, Standing.WARN})
+
+SYMBOLS: Final[Mapping[Standing, str]] = {
+    Standing.PASS: "✓",
+    Standing.WARN: "!",
+    Standing.FAIL: "✕",
+    Standing.ERROR: "‼",
+    Standing.INCONCLUSIVE: "?",
+    Standing.NOT_JUDGED: "○",
+    Standing.NOT_APPLICABLE: "\N{EN DASH}",
+    Standing.EXPECTED: "✕",
+}
+
+_WORDS: Final[Mapping[Standing, str]] = {
+    Standing.NOT_JUDGED: "not judged",
+    Standing.NOT_APPLICABLE: "not applicable",
+    Standing.EXPECTED: "failed as expected",
+}
+
+
+def standing(evidence: Evidence) -> Standing:
+    """Say what a piece of evidence counts as."""
+    if evidence.expected:
+        return Standing.EXPECTED
+    if evidence.verdict is Verdict.NOT_APPLICABLE and evidence.missing:
+        return Standing.NOT_JUDGED
+    return Standing(evidence.verdict.value)
+
+
+def word(of: Standing | Verdict) -> str:
+    """Name a verdict or standing: ``not_applicable`` is "not applicable"."""
+    return _WORDS.get(Standing(of.value), of.value)

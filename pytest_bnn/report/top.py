@@ -1,0 +1,204 @@
+"""What stands at the top of a report: the verdict in a sentence and a tone, and what a reader must know beside it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from pytest_bnn.records.run import AuditRun, Change, TestOutcome
+from pytest_bnn.report import wording
+from pytest_bnn.report.outline import Group, Outline
+from pytest_bnn.report.standing import LOUD, RANK, Standing, standing
+
+#: Options of the command line whose name is not that of the argument.
+_COMMANDS: Final[Mapping[str, str]] = {"images": "--data", "labels": "--data with labels", "factory": "--model"}
+_STATUSES: Final[Mapping[int, str]] = {
+    2: "was interrupted",
+    3: "broke internally",
+    4: "was called wrongly",
+    5: "ran no test",
+}
+_FELL: Final = frozenset({"failed", "error"})
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """How the pytest session around an audit went, in a sentence.
+
+    ``but`` continues the verdict's sentence where all claims hold and the session did not go well; empty elsewhere.
+    """
+
+    sentence: str
+    but: str
+    troubled: bool
+    failed: bool
+    tests: tuple[TestOutcome, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """What someone would give: the option of the command line, and the argument in Python; empty for none."""
+
+    command: str
+    argument: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Unjudged:
+    """Claims that were not judged, with all that it takes to judge them; ``subjects`` is empty where it is all."""
+
+    options: tuple[Option, ...]
+    ids: tuple[str, ...]
+    subjects: tuple[str, ...]
+
+    @property
+    def words(self) -> str:
+        """Say it, names in backquotes: --loss (in Python loss=) would judge kl.loss and loss.data."""
+        given = wording.listed(f"`{option.command}`" for option in self.options)
+        arguments = [f"`{option.argument}`" for option in self.options if option.argument]
+        in_python = f" (in Python {wording.listed(arguments)})" if arguments else ""
+        of = f" of {wording.listed(self.subjects)}" if self.subjects else ""
+        return f"{given}{in_python} would judge {wording.listed(f'`{id}`' for id in self.ids)}{of}"
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """A part of a subject that claims leave out on purpose; ``share`` is that of the weights, where it is known."""
+
+    group: Group
+    path: str
+    reason: str
+    weights: int
+    share: float | None
+    ids: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Top:
+    """All of it. ``sentence`` is the verdict, ``tone`` what it is coloured as: a pass is green, a warning amber."""
+
+    sentence: str
+    tone: Standing
+    session: Session | None
+    unjudged: tuple[Unjudged, ...]
+    accepted: tuple[Accepted, ...]
+    changed: tuple[Change, ...]
+
+
+def top(run: AuditRun, shape: Outline) -> Top:
+    """Say what stands at the top of a run's report."""
+    session = _session(run)
+    sentence = wording.sentence(shape.counts, shape.follow)
+    loud = min(shape.counts, key=RANK.__getitem__, default=Standing.NOT_APPLICABLE)
+    if session and session.but and loud not in (Standing.ERROR, Standing.FAIL):
+        sentence = f"{sentence}, but {session.but}"
+    return Top(
+        sentence=sentence,
+        tone=_tone(run, loud, session),
+        session=session,
+        unjudged=_unjudged(shape),
+        accepted=_accepted(shape),
+        changed=run.changed or _changed_before(run.provenance),
+    )
+
+
+def _tone(run: AuditRun, worst: Standing, session: Session | None) -> Standing:
+    """Return what the verdict is coloured as: a pass only where all that could be judged was, and holds."""
+    if session and session.failed and worst not in (Standing.ERROR, Standing.FAIL):
+        return Standing.FAIL
+    amber = worst is Standing.NOT_JUDGED or bool(run.cut) or (session is not None and session.troubled)
+    return Standing.WARN if amber and worst not in LOUD else worst
+
+
+def _session(run: AuditRun) -> Session | None:
+    found = run.session
+    if found is None:
+        return None
+    known = {check.test for check in run.checks if standing(check) in LOUD}
+    fell = [test for test in found.tests if test.outcome in _FELL]
+    outside = sum(test.test not in known for test in fell) if "" not in known else 0
+    never = sum(test.outcome == "never run" for test in found.tests)
+    total, parts = wording.plural(found.total, "test"), []
+    if inside := len(fell) - outside:
+        parts.append(f"{inside:,} of {total} failed" + ("" if "" in known else " on a claim"))
+    if outside:
+        parts.append(f"{outside:,} of {total} failed before or outside a claim")
+    if never:
+        parts.append(f"{wording.plural(never, 'test')} {'was' if never == 1 else 'were'} never run")
+    if found.exit_status in _STATUSES:
+        parts.append(f"pytest {_STATUSES[found.exit_status]}")
+    troubled = bool(parts) or found.exit_status != 0
+    ended, said = f"pytest ended with exit status {found.exit_status}", list(parts)
+    for outcome in ("xfailed", "xpassed", "skipped"):
+        count = sum(test.outcome == outcome for test in found.tests)
+        said += [f"{count:,} {outcome}"] * bool(count)
+    if found.deselected:
+        said.append(f"{wording.plural(found.deselected, 'test')} deselected")
+    if not said and not troubled:
+        said.append(f"{total} passed")
+    return Session(
+        sentence=f"{ended}: {'; '.join(said)}" if said else ended,
+        but=wording.listed(parts) if parts else ended if troubled else "",
+        troubled=troubled,
+        failed=bool(fell) or found.exit_status in (1, 2, 3, 4),
+        tests=found.tests,
+    )
+
+
+def _unjudged(shape: Outline) -> tuple[Unjudged, ...]:
+    claims: dict[tuple[str, ...], dict[str, list[str]]] = {}
+    of_all = {group.anchor for group in shape.groups if group.counts}
+    for group in shape.groups:
+        for cell in group.cells:
+            if cell.card.standing is Standing.NOT_JUDGED:
+                by_id = claims.setdefault(cell.card.evidence.missing, {})
+                by_id.setdefault(cell.card.evidence.id, []).append(group.anchor)
+    names = {group.anchor: group.name or "unnamed" for group in shape.groups}
+    found = []
+    for missing, by_id in claims.items():
+        # Claims that lack the same thing in the same subjects are told together.
+        together: dict[tuple[str, ...], list[str]] = {}
+        for id, places in by_id.items():
+            together.setdefault(tuple(places), []).append(id)
+        for anchors, ids in together.items():
+            some = () if len(anchors) == len(of_all) else tuple(dict.fromkeys(names[anchor] for anchor in anchors))
+            found.append(Unjudged(tuple(map(_option, missing)), tuple(ids), some))
+    return tuple(found)
+
+
+def _option(name: str) -> Option:
+    if not re.fullmatch(r"[a-z][a-z_]*", name):
+        return Option(name)
+    return Option(_COMMANDS.get(name, f"--{name.replace('_', '-')}"), f"{name}=")
+
+
+def _accepted(shape: Outline) -> tuple[Accepted, ...]:
+    found = []
+    for group in shape.groups:
+        parts: dict[tuple[str, str], tuple[int, tuple[str, ...]]] = {}
+        for card in group.cards:
+            for part in card.evidence.accepted:
+                weights, before = parts.get((part.path, part.reason), (0, ()))
+                named = tuple(dict.fromkeys((*before, card.evidence.id)))
+                parts[part.path, part.reason] = max(weights, part.weights), named
+        for record in group.records:
+            for layer in record.layers:
+                if layer.accepted and (layer.path, layer.accepted) not in parts:
+                    parts[layer.path, layer.accepted] = layer.weights, ()
+        whole = max((sum(layer.weights for layer in record.layers) for record in group.records), default=0)
+        for (path, reason), (weights, ids) in parts.items():
+            share = weights / whole if weights and whole >= weights else None
+            found.append(Accepted(group, path, reason, weights, share, ids))
+    return tuple(found)
+
+
+def _changed_before(provenance: Mapping[str, str]) -> tuple[Change, ...]:
+    """Return the settings that audits before schema version 1.4 name in their provenance."""
+    found = []
+    for name, words in provenance.items():
+        if name.startswith("set "):
+            value, _, source = words.rpartition(" (")
+            found.append(Change(name=name[4:], value=value or words, default="", source=source.removesuffix(")")))
+    return tuple(found)
