@@ -57,7 +57,7 @@ def extent(run: AuditRun, shape: Outline) -> Extent:
     """Decide how much of a run its page shows."""
     records = [record for group in shape.groups for record in group.records]
     short = len(run.checks) > _EVIDENCES or len(records) > _SUBJECTS
-    loud = [card for group in shape.groups for card in group.cards if is_loud(card)]
+    loud = [card for group in shape.groups for card in group.cards if card.standing in LOUD]
     pictures = _FEW_PICTURES if short else _PICTURES
     predictions = _shared([_sizes_of_predictions(record) for record in records], _PREDICTIONS, pictures)
     mistakes = _shared([_sizes_of_mistakes(record) for record in records], _MISTAKES, pictures)
@@ -68,11 +68,6 @@ def extent(run: AuditRun, shape: Outline) -> Extent:
         pictured={id(one): (its, wrong) for one, its, wrong in zip(records, predictions, mistakes, strict=True)},
         evidences=len(run.checks),
     )
-
-
-def is_loud(card: Card) -> bool:
-    """Whether a card asks something of the reader."""
-    return card.standing in LOUD
 
 
 def _sizes_of_predictions(record: SubjectRecord) -> list[int]:

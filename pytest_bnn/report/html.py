@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pytest_bnn.records.charts import Chart
 from pytest_bnn.records.run import AuditRun, TrainingStep
 from pytest_bnn.report import charts, curves, prose, standing, tables, trajectory, tree, wording
-from pytest_bnn.report.extent import Extent, extent, is_loud
+from pytest_bnn.report.extent import Extent, extent
 from pytest_bnn.report.gauge import gauge_of
 from pytest_bnn.report.identity import identities, of_the_audit
 from pytest_bnn.report.outline import Card, Group, by_mean, by_teacher, leaders, outline, picture
@@ -32,7 +32,7 @@ _STEPS_SHOWN = 6
 def render(run: AuditRun, text: str) -> str:
     """Return the run, and the text of its JSON, as one HTML page."""
     shape = outline(run)
-    styles, script = [*texts(_STYLES), footer(run, text)], "".join(texts((_SCRIPT,)))
+    styles, script = ["".join(texts(_STYLES)), footer(run, text)], "".join(texts((_SCRIPT,)))
     return wording.clean(
         environment()
         .get_template("report.html.j2")
@@ -101,7 +101,6 @@ def environment() -> Environment:
         draw_ridges=_markup(curves.ridges),
         few=_few,
         interval=wording.interval,
-        is_loud=is_loud,
         keys=_keys,
         layer_state=tree.state,
         leaders=leaders,

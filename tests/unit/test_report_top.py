@@ -486,7 +486,7 @@ def test_hostile_names_in_the_new_parts_stay_text() -> None:
         session=SessionRecord(exit_status=1, total=1, tests=(TestOutcome(test=evil, outcome="failed", reason=evil),)),
     )
     page = Page(render_html(run))
-    assert "script" not in page.names()
+    assert [tag for tag, _ in page.elements].count("script") == 1, "the page's own"
     assert not page.open
     assert all(reference.startswith("#") for reference in page.references)
     told = render_markdown(run)

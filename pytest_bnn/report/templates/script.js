@@ -74,6 +74,8 @@
     if (!target) return;
     if (target.closest("[hidden]")) reset();
     for (let fold = target.closest("details"); fold; fold = fold.parentElement.closest("details")) fold.open = true;
+    const own = target.querySelector(":scope > details");
+    if (own) own.open = true;
     target.scrollIntoView();
   };
   addEventListener("hashchange", reveal);
