@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
+from pytest_bnn.records.baseline import Baseline
 from pytest_bnn.records.evidence import Evidence, Inconclusive
 from pytest_bnn.records.policy import following
 from pytest_bnn.records.run import AuditRun, SubjectRecord
@@ -16,13 +17,21 @@ from pytest_bnn.records.run import AuditRun, SubjectRecord
 class Recorder:
     """Collects what checks find while it is in force; `recording` puts it there.
 
-    ``subject`` is the name of subjects that were given none.
+    ``subject`` is the name of subjects that were given none, ``baseline`` what is known from before, and ``test`` the
+    node id of the test around.
     """
 
     inconclusive: Inconclusive = "fail"
     subject: str = "model"
+    baseline: Baseline | None = None
+    test: str = ""
     checks: list[Evidence] = field(default_factory=list)
     subjects: list[SubjectRecord] = field(default_factory=list)
+
+    def knows(self, evidence: Evidence) -> bool:
+        """Return whether the baseline, where there is one, has a failure already."""
+        known = self.baseline
+        return known is not None and known.knows(evidence, inconclusive=self.inconclusive, test=self.test)
 
     def drain(self) -> AuditRun:
         """Return what was collected since the last call, and forget it."""
