@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pytest_bnn.audit.run import Progress
+    from pytest_bnn.records.compare import Comparison
     from pytest_bnn.records.run import AuditRun
 
 
@@ -45,6 +46,25 @@ def show(run: AuditRun, *, verbose: bool) -> None:
             console.print(Text(check.explain()), soft_wrap=True)
             console.print()
     console.print(Text(f"verdict: {run.verdict.replace('_', ' ')}", style=style.get(run.verdict, "bold")))
+
+
+def show_comparison(comparison: Comparison, *, everything: bool = False) -> None:
+    """Print what became of the claims of an earlier audit.
+
+    Args:
+        comparison: What `compare` gave.
+        everything: Whether claims that did not change are shown, too.
+    """
+    from rich.console import Console
+    from rich.text import Text
+
+    from pytest_bnn.report.comparison import lines, title
+
+    style = {"new": "bold red", "worse": "bold red", "fixed": "green", "better": "green", "known": "yellow"}
+    console = Console(highlight=False)
+    for state, words in lines(comparison, everything=everything):
+        console.print(Text(words, style=style.get(state, "")), soft_wrap=True)
+    console.print(Text(title(comparison), style="bold red" if comparison.failing else "green"), soft_wrap=True)
 
 
 @contextmanager

@@ -25,7 +25,7 @@ _STEPS_SHOWN = 6
 def render(run: AuditRun) -> str:
     """Return the run as one HTML page."""
     shape = outline(run)
-    page = _environment().get_template("report.html.j2")
+    page = environment().get_template("report.html.j2")
     return wording.clean(
         page.render(
             run=run,
@@ -39,7 +39,8 @@ def render(run: AuditRun) -> str:
 
 
 @cache
-def _environment() -> Environment:
+def environment() -> Environment:
+    """Return what fills templates: every text is escaped, and what is not given is an error."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
