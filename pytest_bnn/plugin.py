@@ -5,7 +5,7 @@ Loads neither torch nor numpy: those come with the first fixture or check that a
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 
@@ -14,8 +14,8 @@ import pytest
 from pytest_bnn import collector
 from pytest_bnn.checks import choices, registry
 from pytest_bnn.errors import PytestBnnError
+from pytest_bnn.gathering import around_tests, outcomes
 from pytest_bnn.options import OPTIONS, DrawnSeed, resolve_with_sources
-from pytest_bnn.report.files import require_writable
 from pytest_bnn.session import InForce, of_session, readable_errors, settle_session
 
 pytest_plugins = (
@@ -25,6 +25,7 @@ pytest_plugins = (
 )
 
 _REPORT_HELP = "write every check's evidence into this HTML file, and as JSON beside it"
+_CTRF_HELP = "write every check's verdict into this file, in the Common Test Report Format (https://ctrf.io)"
 _SET_HELP = (
     "an option of one check, for example kl.loss.num_batches=45 or kl.loss.severity=warn; may be repeated; "
     "`pytest-bnn audit --help` lists the checks with their options"
@@ -47,6 +48,7 @@ def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginMa
     pluginmanager.register(_Forgetting(), "bnn-forgetting")
     group = parser.getgroup("bnn", "Bayesian neural networks (pytest-bnn)")
     group.addoption("--bnn-report", metavar="FILE.html", default=None, help=_REPORT_HELP)
+    group.addoption("--bnn-ctrf", metavar="FILE.json", default=None, help=_CTRF_HELP)
     group.addoption("--bnn-set", metavar="ID.OPTION=VALUE", action="append", default=[], help=_SET_HELP)
     for option in OPTIONS:
         text = f"{option.help} (default: {option.default}; ini bnn_{option.key}, environment {option.environment})"
@@ -63,13 +65,11 @@ def pytest_configure(config: pytest.Config) -> None:
     )
     try:
         settle_session(config, _settings(config))
-        report = config.getoption("--bnn-report")
-        if report is not None and not hasattr(config, "workerinput"):
-            require_writable(report, "--bnn-report")
+        files = collector.Files() if hasattr(config, "workerinput") else collector.Files.of(config)
     except PytestBnnError as error:
         raise pytest.UsageError(str(error)) from None
     if not hasattr(config, "workerinput"):
-        config.pluginmanager.register(collector.Collector(config), "bnn-collector")
+        config.pluginmanager.register(collector.Collector(config, files), "bnn-collector")
 
 
 def _settings(config: pytest.Config) -> InForce:
@@ -93,6 +93,17 @@ def pytest_report_header(config: pytest.Config) -> str:
     return f"bnn: weights {settings.weights}, seed {settings.seed}{drawn}, at most {settings.samples} passes a check"
 
 
+def pytest_deselected(items: Sequence[pytest.Item]) -> None:
+    """Count what ``-k`` and its like leave out."""
+    outcomes.count_deselected(items)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Let a worker tell the controller what it left out."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput[outcomes.LEFT_OUT] = outcomes.left_out(session.config)
+
+
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Refuse options of checks that do not exist, now that every conftest and test module was imported."""
     chosen = of_session(session.config).choices
@@ -107,7 +118,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
     """Let the checks of a test, of its fixtures and of their tear-down report to its recorder."""
-    with collector.watched(item):
+    with around_tests.watched(item):
         return (yield)
 
 
@@ -116,14 +127,14 @@ def pytest_fixture_setup(
     fixturedef: pytest.FixtureDef[object], request: pytest.FixtureRequest
 ) -> Generator[None, object, object]:
     """Let a fixture that tests share report under its own name, wherever its worker happens to set it up or end it."""
-    return (yield from collector.set_up(fixturedef, request))
+    return (yield from around_tests.set_up(fixturedef, request))
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Decide whether an undecided claim fails this test; a wrong ``bnn`` marker fails it with one line."""
     with readable_errors():
-        collector.settle(item)
+        around_tests.settle(item)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -131,7 +142,7 @@ def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Hand what a phase recorded to its report."""
-    run = collector.hand_over(item)
+    run = around_tests.hand_over(item)
     report = yield
-    collector.attach(item, report, run)
+    around_tests.attach(item, call, report, run)
     return report

@@ -27,7 +27,7 @@ from pytest_bnn.libraries.alignment import Alignment, Standing, align, standing_
 from pytest_bnn.libraries.history import Trace, traces
 from pytest_bnn.network.calling import ForwardError
 from pytest_bnn.records.evidence import Stage
-from pytest_bnn.records.recorder import default_subject_name
+from pytest_bnn.records.recorder import default_subject_key, default_subject_name
 from pytest_bnn.sampling.bank import PassBank
 from pytest_bnn.tasks.deciding import decide, decide_each
 from pytest_bnn.tasks.reached import gradients_at_outputs
@@ -125,6 +125,7 @@ class Subject(Examples):
         self.loss = loss
         self.factory = factory if factory is None or isinstance(factory, Factory) else Factory(factory)
         self.name = name or default_subject_name()
+        self.key = "" if name else default_subject_key()
         self.class_names = tuple(class_names)
         self._stage_option = stage
         self._task_option: TaskOption = task

@@ -39,6 +39,7 @@ def describe(subject: Subject, training: Sequence[TrainingStep] = ()) -> Subject
         training=tuple(training),
         prediction_summary=predictive(subject),
         sampler=subject.sampler,
+        key=subject.key,
     )
 
 

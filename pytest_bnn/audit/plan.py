@@ -13,6 +13,9 @@ from pytest_bnn.stats.budget import Budget
 #: Options of checks, given in Python: by the check's id, then by the option's name.
 Explicit = Mapping[str, Mapping[str, object]]
 
+#: More checks than these are counted, not named.
+_NAMED = 4
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Thresholds:
@@ -121,6 +124,26 @@ def plan(
         )
         for check in checks
     )
+
+
+def left_out(ids: Collection[str]) -> tuple[str, ...]:
+    """Say in words which checks were not asked for; nothing where all were.
+
+    Args:
+        ids: Those that were.
+    """
+    known = registry.ids()
+    others = len([id for id in known if id not in ids])
+    if not others:
+        return ()
+    if not ids:
+        return (f"none of {len(known)} checks was asked for",)
+    checks = "1 other check was" if others == 1 else f"{others} other checks were"
+    *first, last = ids
+    if len(ids) > _NAMED:
+        return (f"only {len(ids)} of {len(known)} checks were asked for",)
+    said = f"{', '.join(first)} and {last} were" if first else f"{last} was"
+    return (f"only {said} asked for, {checks} not run",)
 
 
 def merged(*parts: Explicit) -> dict[str, dict[str, object]]:

@@ -8,16 +8,17 @@ from typing import Any
 from torch import nn
 
 from pytest_bnn.audit.description import describe
-from pytest_bnn.audit.plan import Explicit, Step, Thresholds, merged, plan
+from pytest_bnn.audit.plan import Explicit, Step, Thresholds, left_out, merged, plan
 from pytest_bnn.audit.provenance import provenance
 from pytest_bnn.checks import choices, registry
+from pytest_bnn.checks.changed import changes
 from pytest_bnn.checks.declaration import Declaration
 from pytest_bnn.data.given import named_series, named_sets
 from pytest_bnn.data.loss import Loss
 from pytest_bnn.data.samples import MAX_EXAMPLES, Samples, samples_of
 from pytest_bnn.options import budget_in_force, in_force
 from pytest_bnn.records.evidence import Evidence
-from pytest_bnn.records.recorder import record
+from pytest_bnn.records.recorder import record, record_cut
 from pytest_bnn.records.run import AuditRun, TrainingStep
 from pytest_bnn.stats.budget import Budget
 from pytest_bnn.subject import StageOption, Subject
@@ -123,7 +124,16 @@ def audit_model(
     evidence = run_steps(subject, steps, progress)
     description = describe(subject, training)
     record(description)
-    return AuditRun(checks=tuple(evidence), subjects=(description,), provenance=provenance(seed=subject.seed))
+    cut = left_out([step.id for step in steps])
+    for words in cut:
+        record_cut(words)
+    return AuditRun(
+        checks=tuple(evidence),
+        subjects=(description,),
+        provenance=provenance(seed=subject.seed),
+        changed=changes(),
+        cut=cut,
+    )
 
 
 def planned(

@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_bnn.checks import choices, registry
+from pytest_bnn.checks.changed import IN_PYTHON, changes_by
 from pytest_bnn.checks.declaration import BUDGET, CheckOption, Declaration, Need
 from pytest_bnn.checks.finding import Finding, LossError, at_fault, not_applicable
 from pytest_bnn.checks.values import NoKindError, annotated, kind_of
 from pytest_bnn.errors import InputError, OptionError
 from pytest_bnn.options import budget_in_force, in_force
 from pytest_bnn.records.evidence import Evidence
+from pytest_bnn.records.recorder import record
 from pytest_bnn.subject import Subject
 
 if TYPE_CHECKING:
@@ -202,6 +204,8 @@ def _measuring(check: Check) -> Callable[..., Evidence]:
         given = {name: arguments.pop(name) for name in [*arguments] if name in known}
         budget = arguments.pop(BUDGET, None) if check._takes_budget else None
         options = choices.filled(check.declaration, arguments)
+        for change in changes_by(check.id, arguments, IN_PYTHON):
+            record(change)
         if not isinstance(model, Subject):
             given = {"seed": int(in_force().seed), **given}
         subject = Subject.of(model, given)  # type: ignore[arg-type]

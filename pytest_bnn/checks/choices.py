@@ -218,21 +218,6 @@ def severity_of(id: str) -> Severity:
     return word  # type: ignore[return-value]
 
 
-def changes() -> dict[str, str]:
-    """Say which settings and options of checks are not at their defaults, with their values and their sources."""
-    settings = in_force()
-    said = {
-        key: f"{getattr(settings, key)} ({source.name})"
-        for key, source in sources_in_force().items()
-        if source.level > Level.DEFAULT
-    }
-    for id, key in chosen().by_name:
-        choice = chosen().strongest(id, key)
-        if choice is not None:
-            said[f"{id}.{key}"] = f"{'; '.join(map(str, choice.given))} ({choice.source.name})"
-    return said
-
-
 def _option(check: Declaration, key: str, where: str) -> CheckOption | None:
     option = check.option(key)
     if option is None and key != SEVERITY:

@@ -25,7 +25,7 @@ from pytest_bnn.libraries.registry import lacking
 from pytest_bnn.network.calling import ForwardError
 from pytest_bnn.options import in_force, sources_in_force
 from pytest_bnn.records.evidence import Evidence, Verdict
-from pytest_bnn.records.recorder import record, recorder_in_force
+from pytest_bnn.records.recorder import record, recorder_in_force, running_test
 from pytest_bnn.sampling.threads import limited
 from pytest_bnn.subject import Subject
 
@@ -81,6 +81,8 @@ def judged(
         accepted=finding.accepted,
         missing=finding.missing,
         explained_by=finding.explained_by,
+        test=running_test(),
+        key=subject.key,
     )
     record(evidence)
     return evidence

@@ -10,6 +10,7 @@ from pytest_bnn.records.charts import Chart
 from pytest_bnn.records.codec import Scalar, clean, show
 from pytest_bnn.records.policy import Inconclusive as Inconclusive
 from pytest_bnn.records.policy import inconclusive_policy, is_known
+from pytest_bnn.records.raising import raising
 
 Stage: TypeAlias = Literal["converted", "finetuned", "unrelated", "unknown"]
 
@@ -180,7 +181,7 @@ class Evidence:
     def raise_if_failed(self, *, inconclusive: Inconclusive | None = None) -> Evidence:
         """Raise AssertionError with `explain` when the claim `fails`; return self otherwise."""
         if self.fails(inconclusive=inconclusive):
-            raise AssertionError(self.explain())
+            raise raising(self.explain(), (self,))
         return self
 
 

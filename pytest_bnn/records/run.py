@@ -15,6 +15,7 @@ from pytest_bnn.errors import InputError
 from pytest_bnn.records.charts import PredictionSummary
 from pytest_bnn.records.codec import from_plain, schema_definitions, to_plain
 from pytest_bnn.records.evidence import SEVERITY, Evidence, Inconclusive, Stage, Verdict
+from pytest_bnn.records.raising import raising
 
 SCHEMA_VERSION = "1.4"
 
@@ -210,7 +211,7 @@ class AuditRun:
         """
         bad = [check for check in self.checks if check.fails(inconclusive=inconclusive)]
         if bad:
-            raise AssertionError("\n\n".join(check.explain() for check in bad))
+            raise raising("\n\n".join(check.explain() for check in bad), bad)
         return self
 
     def to_json(self) -> str:

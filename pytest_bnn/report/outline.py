@@ -20,7 +20,8 @@ _RANK: Final[Mapping[Verdict, int]] = {verdict: rank for rank, verdict in enumer
 #: Verdicts that ask nothing of the reader.
 QUIET: Final = frozenset({Verdict.PASS, Verdict.NOT_APPLICABLE})
 
-_SubjectKey = tuple[str, str]
+#: Name, stage, and what tells subjects of one name apart.
+_SubjectKey = tuple[str, str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,33 +92,36 @@ def outline(run: AuditRun) -> Outline:
     cards = tuple(Card(f"c{index}", evidence) for index, evidence in enumerate(run.checks, start=1))
     keys: dict[_SubjectKey, list[SubjectRecord]] = {}
     for record in run.subjects:
-        records = keys.setdefault((record.name, record.stage), [])
+        records = keys.setdefault((record.name, record.stage, record.key), [])
         # repr, because a NaN makes equal records unequal.
         if repr(record) not in map(repr, records):
             records.append(record)
     found: dict[tuple[str, _SubjectKey], list[Card]] = {}
     claims: dict[str, str] = {}
     for card in cards:
-        key = (card.evidence.subject, card.evidence.stage)
+        key = _key(card.evidence)
         keys.setdefault(key, [])
         claims.setdefault(card.evidence.id, card.evidence.claim)
         found.setdefault((card.evidence.id, key), []).append(card)
     cells = {pair: Cell(min(several, key=severity), len(several)) for pair, several in found.items()}
     rows = tuple(Row(id, claim, tuple(cells.get((id, key)) for key in keys)) for id, claim in claims.items())
+    names = Counter(key[:2] for key in keys)
     groups = tuple(
         Group(
             anchor=f"s{index}",
-            name=key[0],
+            name=key[2] if names[key[:2]] > 1 and key[2] else key[0],
             stage=key[1],
-            cards=tuple(
-                sorted((card for card in cards if (card.evidence.subject, card.evidence.stage) == key), key=severity)
-            ),
+            cards=tuple(sorted((card for card in cards if _key(card.evidence) == key), key=severity)),
             records=tuple(records),
             counts=Counter(cell.card.evidence.verdict for (_, of), cell in cells.items() if of == key),
         )
         for index, (key, records) in enumerate(keys.items(), start=1)
     )
     return Outline(groups, rows, Counter(cell.card.evidence.verdict for cell in cells.values()))
+
+
+def _key(evidence: Evidence) -> _SubjectKey:
+    return (evidence.subject, evidence.stage, evidence.key)
 
 
 @dataclass(frozen=True, slots=True)

@@ -127,8 +127,9 @@ def test_conftest_on_the_command_line(folder: Path, capsys: pytest.CaptureFixtur
     (folder / "pyproject.toml").write_text(PYPROJECT, encoding="utf-8")
     code, said = audit(capsys, *OWN)
     assert (code, "the limit is 0.25" in said) == (exits.PASSED, True), said
-    provenance = json.loads(Path("audit.json").read_text(encoding="utf-8"))["provenance"]
-    assert provenance["set mycompany.rule.limit"] == "0.25 (mycompany.rule.limit in pyproject.toml)"
+    (change,) = json.loads(Path("audit.json").read_text(encoding="utf-8"))["changed"]
+    assert (change["name"], change["value"], change["default"]) == ("mycompany.rule.limit", "0.25", "0.5")
+    assert change["source"] == "mycompany.rule.limit in pyproject.toml"
     assert "mycompany.rule" not in registry.ids()
 
 
@@ -276,7 +277,8 @@ def test_pytest(folder: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     document = json.loads(Path("a.json").read_text(encoding="utf-8"))
     assert "mycompany.rule" in {check["id"] for check in document["checks"]}
-    assert document["provenance"]["set min_agreement"] == "0.5 (--bnn-min-agreement)"
+    changed = {change["name"]: (change["value"], change["source"]) for change in document["changed"]}
+    assert changed["min_agreement"] == ("0.5", "--bnn-min-agreement")
     wrong = warm.python(*command, "--bnn-set", "mycompany.role.limit=1")
     assert wrong.returncode == pytest.ExitCode.USAGE_ERROR, wrong.stdout + wrong.stderr
     assert "there is no check 'mycompany.role'. Did you mean mycompany.rule" in wrong.stdout + wrong.stderr

@@ -14,9 +14,9 @@ from torch import nn
 
 import pytest_bnn
 from pytest_bnn.audit.plan import Thresholds, merged, plan, shorthands
-from pytest_bnn.audit.provenance import provenance
 from pytest_bnn.audit.run import audit_model, planned
 from pytest_bnn.checks import choices, registry
+from pytest_bnn.checks.changed import changes
 from pytest_bnn.checks.check import Check, Finding, check
 from pytest_bnn.checks.choices import Choices, choosing, filled, from_names, from_project, from_texts, require_usable
 from pytest_bnn.checks.declaration import Declaration
@@ -228,8 +228,8 @@ def test_pyproject(tmp_path: Path) -> None:
         assert filled(declared("layers.replaced"), {})["allow"] == {"fc": "kept for speed"}
         assert choices.severity_of("kl.loss") == "warn"
         assert choices.severity_of("kl.present") == "error"
-        said = provenance(seed=0)
-    assert said["set kl.loss.num_batches"] == "45 (kl.loss.num_batches in pyproject.toml)"
+        said = {change.name: (change.value, change.default, change.source) for change in changes()}
+    assert said["kl.loss.num_batches"] == ("45", "none", "kl.loss.num_batches in pyproject.toml")
     assert from_project(tmp_path / "elsewhere") == Choices()
 
 

@@ -1,0 +1,48 @@
+"""The command that repeats an audit, whatever the environment and the files of settings say then."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+
+from pytest_bnn.checks.changed import choices_that_count, texts
+from pytest_bnn.options import OPTIONS, DrawnSeed, Level, in_force, sources_in_force
+
+#: Sources that a command line does not show.
+_HIDDEN = (Level.INI, Level.ENVIRONMENT)
+
+
+def repeating(program: Sequence[str], arguments: Sequence[str], *, prefix: str) -> str:
+    """Return the command for a shell that repeats what is in force, with everything spelled out.
+
+    Settings from the environment and from files become options, and a seed that was drawn becomes its number.
+
+    Args:
+        program: The program, with its command where it has some.
+        arguments: What it was given beside these.
+        prefix: How options begin on its command line: ``--`` or ``--bnn-``.
+    """
+    spelled = []
+    for option in OPTIONS:
+        source, value = sources_in_force().get(option.key), getattr(in_force(), option.key)
+        if source is None or (source.level not in _HIDDEN and not isinstance(value, DrawnSeed)):
+            continue
+        if not option.switch:
+            spelled.append(f"{prefix}{option.name}={value}")
+        elif value == "yes":
+            spelled.append(f"{prefix}{option.name}")
+    for id, key, choice in choices_that_count():
+        if choice.source.level is Level.TABLE:
+            spelled += [f"{prefix}set={id}.{key}={text}" for given in choice.given for text in texts(given)]
+    return shlex.join([*program, *spelled, *_without_drawn_seed(arguments, f"{prefix}seed")])
+
+
+def _without_drawn_seed(arguments: Sequence[str], option: str) -> list[str]:
+    """Leave out the option that draws a seed."""
+    kept: list[str] = []
+    for argument in arguments:
+        if argument == "random" and kept and kept[-1] == option:
+            kept.pop()
+        elif argument != f"{option}=random":
+            kept.append(argument)
+    return kept

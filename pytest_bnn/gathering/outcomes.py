@@ -1,0 +1,177 @@
+"""How the tests of a session ended: those that were left out, those that never ran, and why."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+import pytest
+
+from pytest_bnn.records.run import SessionRecord, TestOutcome
+
+Outcome: TypeAlias = Literal["passed", "failed", "error", "skipped", "xfailed", "xpassed", "never run"]
+
+#: Where a worker tells how many tests and files it left out.
+LEFT_OUT = "bnn_left_out"
+
+#: From worst to best: a test has the worst outcome of its phases.
+_RANK = ("failed", "error", "xpassed", "xfailed", "skipped", "passed")
+
+_DESELECTED = pytest.StashKey[int]()
+#: Options that leave tests out, each with the name of its value.
+_LEAVING_OUT = {"-k": "keyword", "-m": "markexpr", "--deselect": "deselect", "--lf": "lf", "--stepwise": "stepwise"}
+
+
+def count_deselected(items: Collection[pytest.Item]) -> None:
+    """Count tests that were left out of the session."""
+    for config in {item.config for item in items}:
+        config.stash[_DESELECTED] = config.stash.get(_DESELECTED, 0) + len(items)
+
+
+def left_out(config: pytest.Config) -> tuple[int, int]:
+    """Return how many tests were deselected in this process, and how many files ``--lf`` passed over."""
+    last_failed = config.pluginmanager.get_plugin("lfplugin")
+    return config.stash.get(_DESELECTED, 0), int(getattr(last_failed, "_skipped_files", 0))
+
+
+@dataclass(slots=True)
+class _Test:
+    outcome: Outcome
+    reason: str = ""
+    ended: bool = False
+
+
+class Outcomes:
+    """Collects the reports of a session, in the process that has all of them."""
+
+    def __init__(self) -> None:
+        self.collected: dict[str, None] = {}
+        self.deselected = 0
+        self.files = 0
+        self.stopped = ""
+        self._tests: dict[str, _Test] = {}
+        self._collection: dict[str, _Test] = {}
+
+    def collect(self, ids: Iterable[str]) -> None:
+        """Take the node ids of all tests that should run; each worker has the same."""
+        self.collected.update(dict.fromkeys(ids))
+
+    def leave_out(self, tests: int, files: int) -> None:
+        """Take how many tests were deselected and how many files passed over; each worker has the same."""
+        self.deselected, self.files = max(self.deselected, tests), max(self.files, files)
+
+    def take(self, report: pytest.TestReport) -> None:
+        """Take how a phase of a test ended."""
+        if report.when == "setup":  # a test that is run again starts anew
+            self._tests.pop(report.nodeid, None)
+        test = self._tests.setdefault(report.nodeid, _Test("passed"))
+        found = _outcome(report)
+        if found is not None and _RANK.index(found) < _RANK.index(test.outcome):
+            test.outcome, test.reason = found, _reason(report)
+        test.ended = test.ended or report.when not in ("setup", "call")
+
+    def take_collection(self, report: pytest.CollectReport) -> None:
+        """Take what could not be collected."""
+        if not report.passed:
+            self._collection[report.nodeid] = _Test("error" if report.failed else "skipped", _reason(report))
+
+    def outcome(self, test: str) -> Outcome:
+        """Return how a test ended, by its node id."""
+        found = self._tests.get(test)
+        return "never run" if found is None else found.outcome if found.ended else "error"
+
+    def record(self, exit_status: int, judged: Collection[str], why: str) -> SessionRecord:
+        """Return the session.
+
+        Args:
+            exit_status: What pytest ends with.
+            judged: The node ids of the tests that ran a check.
+            why: Why the session ended early, where it did.
+        """
+        ids = {**self.collected, **dict.fromkeys(self._tests)}
+        tests = [
+            TestOutcome(test=id, outcome=found.outcome, reason=found.reason) for id, found in self._collection.items()
+        ]
+        for id in ids:
+            found, outcome = self._tests.get(id), self.outcome(id)
+            if found is None or not found.ended:
+                reason = why if found is None else f"it did not end: {why}"
+                tests.append(TestOutcome(test=id, outcome=outcome, reason=reason))
+            elif outcome != "passed" or id in judged:
+                tests.append(TestOutcome(test=id, outcome=outcome, reason=found.reason))
+        return SessionRecord(exit_status=exit_status, total=len(ids), deselected=self.deselected, tests=tuple(tests))
+
+    def cut(self, config: pytest.Config, why: str) -> tuple[str, ...]:
+        """Say in words what was left out of the session."""
+        total, said = len({**self.collected, **self._tests}), []
+        if self.deselected:
+            said.append(f"{_share(self.deselected, total + self.deselected)} deselected by {_options(config)}")
+        if self.files:
+            files = "1 file was" if self.files == 1 else f"{self.files} files were"
+            said.append(f"{files} passed over by --lf")
+        never = sum(id not in self._tests for id in self.collected)
+        if never:
+            said.append(f"{never} of {_tests(total)} never ran: {why}")
+        return tuple(said)
+
+    def why(self, session: pytest.Session) -> str:
+        """Say why a session ended early, where it did."""
+        words = str(session.shouldfail or session.shouldstop or self.stopped or "the session ended early")
+        most = session.config.getoption("maxfail", 0)
+        if words.startswith("stopping after") and most:
+            words += " (-x)" if most == 1 else f" (--maxfail={most})"
+        return words
+
+
+def is_subtest(report: pytest.TestReport) -> bool:
+    """Say whether a report is about a part of a test."""
+    return hasattr(report, "context")
+
+
+def is_xfailed(report: pytest.TestReport) -> bool:
+    """Say whether a phase failed as it was expected to, by ``xfail``."""
+    return report.skipped and hasattr(report, "wasxfail")
+
+
+def _outcome(report: pytest.TestReport) -> Outcome | None:
+    """Return what a phase makes of its test; None for nothing, as a phase that is run again."""
+    if report.failed:
+        return "error" if report.when in ("setup", "teardown") else "failed"
+    if is_subtest(report):
+        return None
+    if report.skipped:
+        return "xfailed" if is_xfailed(report) else "skipped"
+    return "xpassed" if report.passed and hasattr(report, "wasxfail") else None
+
+
+def _reason(report: pytest.TestReport | pytest.CollectReport) -> str:
+    """Return the first line of what a report says, without what is around it."""
+    told: Any = report.longrepr
+    if hasattr(report, "wasxfail") and not report.failed:
+        told = report.wasxfail
+    elif isinstance(told, tuple):
+        told = str(told[2]).removeprefix("Skipped: ")
+    elif crash := getattr(told, "reprcrash", None):
+        told = crash.message
+    lines = [line.strip() for line in str(told or "").splitlines() if line.strip()]
+    if isinstance(report, pytest.CollectReport):  # a traceback, of which the last line says it
+        lines.reverse()
+    return lines[0].removeprefix("E ").strip() if lines else ""
+
+
+def _options(config: pytest.Config) -> str:
+    """Name the options that leave tests out."""
+    given = {option: config.getoption(name, None) for option, name in _LEAVING_OUT.items()}
+    said = [f"{option} {shlex.quote(value)}" if isinstance(value, str) else option
+            for option, value in given.items() if value]  # fmt: skip
+    return " and ".join(said) or "a plugin or a conftest.py"
+
+
+def _tests(count: int) -> str:
+    return "1 test" if count == 1 else f"{count:,} tests"
+
+
+def _share(count: int, total: int) -> str:
+    return f"{count:,} of {_tests(total)} {'was' if count == 1 else 'were'}"

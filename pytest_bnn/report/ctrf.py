@@ -1,0 +1,96 @@
+"""A run in the Common Test Report Format (https://ctrf.io), version 0.0.0 of its schema: a test for each claim."""
+
+from __future__ import annotations
+
+import datetime
+import json
+from collections import Counter
+from typing import Any, Final
+
+from pytest_bnn.records.evidence import Evidence, Inconclusive, Verdict
+from pytest_bnn.records.run import AuditRun
+from pytest_bnn.report import wording
+
+_STATUSES: Final = ("passed", "failed", "skipped", "pending", "other")
+_CREATED: Final = "%Y-%m-%d %H:%M:%S UTC"
+
+
+def render_ctrf(run: AuditRun, *, inconclusive: Inconclusive = "fail") -> str:
+    """Return a run as the text of a CTRF file.
+
+    A claim that holds, with a warning or without, is passed; one that is not judged is skipped. A failure that its test
+    expected is ``other``. ``rawStatus`` has the verdict.
+
+    Args:
+        run: What was found.
+        inconclusive: Whether an undecided claim is ``failed`` or ``other``.
+    """
+    tests = [_test(check, inconclusive) for check in run.checks]
+    counts = Counter(test["status"] for test in tests)
+    stop = _milliseconds(run.provenance.get("created", ""))
+    duration = sum(test["duration"] for test in tests)
+    document = {
+        "reportFormat": "CTRF",
+        "specVersion": "0.0.0",
+        "generatedBy": "pytest-bnn",
+        "results": {
+            "tool": {"name": "pytest-bnn"}
+            | ({"version": run.provenance["pytest-bnn"]} if "pytest-bnn" in run.provenance else {}),
+            "summary": {
+                "tests": len(tests),
+                **{status: counts[status] for status in _STATUSES},
+                "suites": len({(check.subject, check.key) for check in run.checks}),
+                "start": max(0, stop - duration),
+                "stop": stop,
+            },
+            "tests": tests,
+            "environment": {"reportName": wording.clean(run.title) or "Audit"},
+            "extra": {"verdict": run.verdict.value},
+        },
+    }
+    return json.dumps(document, indent=1, ensure_ascii=False) + "\n"
+
+
+def _test(check: Evidence, inconclusive: Inconclusive) -> dict[str, Any]:
+    file = check.test.partition("::")[0]
+    told = check.verdict is not Verdict.PASS
+    said = {
+        "name": check.id,
+        "status": _status(check, inconclusive),
+        "duration": round(1000 * check.seconds) if check.seconds == check.seconds else 0,
+        "suite": [file, check.subject] if file else [check.subject],
+        "message": check.headline,
+        **({"trace": check.explain()} if told else {}),
+        "rawStatus": wording.word(check.verdict) + (" (expected)" if check.expected else ""),
+        "tags": [check.stage],
+        **({"filePath": file} if file else {}),
+        "extra": {"claim": check.claim, **({"test": check.test} if check.test else {})},
+    }
+    cleaned: dict[str, Any] = _cleaned(said)
+    return cleaned
+
+
+def _cleaned(value: Any) -> Any:
+    if isinstance(value, str):
+        return wording.clean(value)
+    if isinstance(value, dict):
+        return {name: _cleaned(one) for name, one in value.items()}
+    return [_cleaned(one) for one in value] if isinstance(value, list) else value
+
+
+def _status(check: Evidence, inconclusive: Inconclusive) -> str:
+    if check.verdict in (Verdict.PASS, Verdict.WARN):
+        return "passed"
+    if check.verdict is Verdict.NOT_APPLICABLE:
+        return "skipped"
+    undecided = check.verdict is Verdict.INCONCLUSIVE and inconclusive == "warn"
+    return "other" if check.expected or undecided else "failed"
+
+
+def _milliseconds(created: str) -> int:
+    """Return when a run was made, in milliseconds since 1970; 0 where it does not say."""
+    try:
+        moment = datetime.datetime.strptime(created, _CREATED)
+    except ValueError:
+        return 0
+    return round(1000 * moment.replace(tzinfo=datetime.UTC).timestamp())
