@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import pytest
 
-from pytest_bnn import collector
+from pytest_bnn import collector, gate
 from pytest_bnn.checks import choices, registry
 from pytest_bnn.errors import PytestBnnError
 from pytest_bnn.gathering import around_tests, outcomes
@@ -50,6 +50,9 @@ def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginMa
     group.addoption("--bnn-report", metavar="FILE.html", default=None, help=_REPORT_HELP)
     group.addoption("--bnn-ctrf", metavar="FILE.json", default=None, help=_CTRF_HELP)
     group.addoption("--bnn-set", metavar="ID.OPTION=VALUE", action="append", default=[], help=_SET_HELP)
+    group.addoption("--bnn-baseline", metavar="FILE.json", default=None, help=f"{gate.HELP} (ini bnn_baseline)")
+    group.addoption("--bnn-update-baseline", action="store_true", default=False, help=gate.UPDATE_HELP)
+    parser.addini("bnn_baseline", gate.HELP, default="")
     for option in OPTIONS:
         text = f"{option.help} (default: {option.default}; ini bnn_{option.key}, environment {option.environment})"
         group.addoption(f"--bnn-{option.name}", help=text.replace("%", "%%"), **option.argument)
@@ -65,11 +68,15 @@ def pytest_configure(config: pytest.Config) -> None:
     )
     try:
         settle_session(config, _settings(config))
+        held = gate.settle(config)
         files = collector.Files() if hasattr(config, "workerinput") else collector.Files.of(config)
     except PytestBnnError as error:
         raise pytest.UsageError(str(error)) from None
     if not hasattr(config, "workerinput"):
-        config.pluginmanager.register(collector.Collector(config, files), "bnn-collector")
+        gathers = collector.Collector(config, files)
+        config.pluginmanager.register(gathers, "bnn-collector")
+        if held is not None:
+            config.pluginmanager.register(gate.Gate(config, gathers, held), "bnn-gate")
 
 
 def _settings(config: pytest.Config) -> InForce:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from pytest_bnn.checks import choices, registry
 from pytest_bnn.checks.choices import choosing
-from pytest_bnn.commands import audit_arguments, terminal
+from pytest_bnn.commands import audit_arguments, held, terminal
 from pytest_bnn.commands.command import BROKEN, FAILED, NOTHING_APPLIES, PASSED
 from pytest_bnn.errors import InputError
 from pytest_bnn.options import OPTIONS, DrawnSeed, Settings, resolve_with_sources, using
@@ -45,6 +45,7 @@ def _audit(given: argparse.Namespace, arguments: list[str]) -> int:
     allow = _allowed(given.allow)
     output = Path(given.report)
     require_writable(output)
+    baseline = held.baseline_of(given, output)
     _require_fitting_options(given)
     chosen = _chosen(given)
     with using(settings, sources), choosing(chosen), terminal.progress() as say:
@@ -60,7 +61,7 @@ def _audit(given: argparse.Namespace, arguments: list[str]) -> int:
     if isinstance(settings.seed, DrawnSeed):
         print(f"seed {settings.seed} was drawn; --seed {settings.seed} repeats this audit")
     print(f"report: {page}  data: {data}")
-    return _exit_code(run, settings)
+    return _exit_code(run, settings) if baseline is None else held.judge(run, baseline, settings)
 
 
 def _take_old_name_of_report(given: argparse.Namespace) -> None:

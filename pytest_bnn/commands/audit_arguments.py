@@ -31,8 +31,8 @@ MODULE:FACTORY names a function without arguments in a module of this folder or 
 executed: audit only code that you would run. So are modules named with --plugin or in [tool.pytest-bnn] of the
 pyproject.toml in this folder, and this folder's conftest.py where it declares checks with @pytest_bnn.check.
 
-exit codes: 0 every claim holds; 1 a claim failed or stayed inconclusive; 2 the audit itself broke, or a check could
-not use what it was given; 3 no check applies; 4 wrong usage or input.
+exit codes: 0 every claim holds, or with --baseline nothing is new or worse; 1 a claim failed or stayed inconclusive;
+2 the audit itself broke, or a check could not use what it was given; 3 no check applies; 4 wrong usage or input.
 
 examples:
   pytest-bnn audit
@@ -138,6 +138,11 @@ def add_to(commands: Commands) -> argparse.ArgumentParser:
         metavar="N",
         type=reading(whole(1)),
         help="number of training examples: expect the weight 1/N of a summed KL beside a mean data term",
+    )
+    earlier = audit.add_argument_group("an earlier audit")
+    earlier.add_argument("--baseline", metavar="FILE.json", help="fail only on what is new or worse than in this audit")
+    earlier.add_argument(
+        "--update-baseline", action="store_true", help="write the file of --baseline from what this audit finds"
     )
     settings = audit.add_argument_group("settings", "also from the environment, as PYTEST_BNN_SEED and so on")
     for option in OPTIONS:

@@ -33,7 +33,7 @@ def add(commands: Commands) -> None:
     compare.add_argument("before", metavar="OLD.json", help="the JSON of the earlier audit, or a baseline")
     compare.add_argument("now", metavar="NEW.json", help="the JSON of the later audit")
     compare.add_argument("-o", "--output", metavar="FILE", default=None,
-                         help="write the comparison, too: .html for a page, .md for a comment in a pull request")  # fmt: skip
+                         help="write it, too: .html for a page, .md for a comment in a pull request")  # fmt: skip
     compare.add_argument("--inconclusive", choices=("fail", "warn"), default="fail",
                          help="whether an undecided claim counts as a failure (default: %(default)s)")  # fmt: skip
     compare.add_argument("-v", "--verbose", action="store_true", help="show tracebacks, and rows that did not change")

@@ -48,11 +48,12 @@ def show(run: AuditRun, *, verbose: bool) -> None:
     console.print(Text(f"verdict: {run.verdict.replace('_', ' ')}", style=style.get(run.verdict, "bold")))
 
 
-def show_comparison(comparison: Comparison, *, everything: bool = False) -> None:
+def show_comparison(comparison: Comparison, *, of: str = "", everything: bool = False) -> None:
     """Print what became of the claims of an earlier audit.
 
     Args:
         comparison: What `compare` gave.
+        of: The name of the earlier audit, for the last line.
         everything: Whether claims that did not change are shown, too.
     """
     from rich.console import Console
@@ -64,7 +65,8 @@ def show_comparison(comparison: Comparison, *, everything: bool = False) -> None
     console = Console(highlight=False)
     for state, words in lines(comparison, everything=everything):
         console.print(Text(words, style=style.get(state, "")), soft_wrap=True)
-    console.print(Text(title(comparison), style="bold red" if comparison.failing else "green"), soft_wrap=True)
+    said = f"{of}: {comparison.headline}" if of else title(comparison)
+    console.print(Text(said, style="bold red" if comparison.failing else "green"), soft_wrap=True)
 
 
 @contextmanager

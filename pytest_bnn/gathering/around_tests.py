@@ -19,7 +19,7 @@ from pytest_bnn.records.codec import show, to_plain
 from pytest_bnn.records.evidence import Evidence, is_failure
 from pytest_bnn.records.recorder import Recorder, recording
 from pytest_bnn.records.run import AuditRun
-from pytest_bnn.session import InForce, of_session, of_test
+from pytest_bnn.session import InForce, baseline_of, of_session, of_test
 
 _RECORDER = pytest.StashKey[Recorder]()
 _RUNNING = pytest.StashKey[pytest.Item]()
@@ -81,8 +81,11 @@ def watched(item: pytest.Item) -> Iterator[None]:
 
 
 def settle(item: pytest.Item) -> None:
-    """Decide whether an undecided claim is a failure or a warning in a test."""
-    item.stash[_RECORDER].inconclusive = of_test(item).settings.inconclusive
+    """Decide what fails a test: an undecided claim, a failure that is known from before."""
+    recorder = item.stash[_RECORDER]
+    recorder.inconclusive = of_test(item).settings.inconclusive
+    if item.get_closest_marker("xfail") is None:  # a test that is expected to fail has to be able to
+        recorder.baseline = baseline_of(item.config)
 
 
 class SharedFixture:
@@ -105,7 +108,7 @@ class SharedFixture:
     def reporting(self, place: str = "") -> Iterator[None]:
         """Record inside; the test that happens to run carries the evidence, to be put in its place later."""
         policy = of_session(self.config).settings.inconclusive
-        recorder = Recorder(inconclusive=policy, subject=self.name, key=self.key)
+        recorder = Recorder(inconclusive=policy, subject=self.name, key=self.key, baseline=baseline_of(self.config))
         self.config.stash[_RUNNING].stash[_SHARED].append((place, recorder))
         with recording(recorder), in_force(of_session(self.config)):
             yield

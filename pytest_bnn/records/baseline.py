@@ -38,40 +38,37 @@ class Baseline:
         if not is_failure(evidence.verdict, inconclusive=inconclusive):
             return False
         same = [old for old in self.run.checks if (old.id, old.subject) == (evidence.id, evidence.subject)]
-        for narrower in (
-            [old for old in same if evidence.key and old.key == evidence.key],
-            [old for old in same if old.test and old.test == (evidence.test or test)],
-            [old for old in same if old.stage == evidence.stage],
-        ):
-            same = narrower or same
+        same = [old for old in same if evidence.key and old.key == evidence.key] or same
+        same = [old for old in same if old.test and old.test == (evidence.test or test)] or same
+        same = [old for old in same if old.stage == evidence.stage] or same
         return any(state_of(old, evidence, inconclusive=inconclusive)[0] in _NO_FAILURE for old in same)
 
 
-def read(path: str | Path, option: str, make: str) -> AuditRun:
+def read(path: str | Path, option: str, make: str, *, shown: str = "") -> AuditRun:
     """Read a baseline.
 
     Args:
         path: The JSON of an audit.
         option: How messages call it.
         make: The option that makes one.
+        shown: How messages call the file; its path by default.
 
     Raises:
         InputError: There is no such file, or it is no audit.
     """
+    shown = shown or str(path)
     try:
         text = Path(path).read_text(encoding="utf-8")
     except FileNotFoundError:
         raise InputError(
-            f"{option}: there is no baseline {str(path)!r}", fix=f"make it from what is found now: add {make}"
+            f"{option}: there is no baseline {shown!r}", fix=f"make it from what is found now: add {make}"
         ) from None
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"{option}: {str(path)!r} cannot be read ({error})", fix="give the JSON of an audit"
-        ) from error
+        raise InputError(f"{option}: {shown!r} cannot be read ({error})", fix="give the JSON of an audit") from error
     try:
         return AuditRun.from_json(text)
     except InputError as error:
-        raise InputError(f"{option} is {str(path)!r}: {error.problem}", fix=error.fix) from error
+        raise InputError(f"{option} is {shown!r}: {error.problem}", fix=error.fix) from error
 
 
 def updated(before: AuditRun | None, now: AuditRun) -> AuditRun:
@@ -102,10 +99,9 @@ def slim(run: AuditRun) -> AuditRun:
         for check in run.checks
     )
     subjects = tuple(
-        replace(subject, layers=(), predictions=(), training=(), prediction_summary=None)
-        for subject in dict.fromkeys(run.subjects)
+        replace(subject, layers=(), predictions=(), training=(), prediction_summary=None) for subject in run.subjects
     )
-    return replace(run, checks=checks, subjects=subjects)
+    return replace(run, checks=checks, subjects=subjects, session=None)
 
 
 def write(run: AuditRun, path: str | Path, option: str) -> None:

@@ -89,11 +89,12 @@ def compare(before: AuditRun, now: AuditRun, *, inconclusive: Inconclusive = "fa
         inconclusive: Whether an undecided claim is a failure.
     """
     pairs, said = matched(before, now)
-    left_out = bool(set(now.cut) - set(before.cut))
+    cut, ran = _cut_on_purpose(before, now), _ran(now)
     rows = []
     for (key, id), (old, new) in _by_claim(before.checks, now.checks, pairs).items():
         for index in range(max(len(old), len(new))):
             sides = old[index] if index < len(old) else None, new[index] if index < len(new) else None
+            left_out = cut and not (sides[0] is not None and sides[0].test in ran)
             rows.append(_row(id, key, *sides, inconclusive, left_out))
     rows.sort(key=lambda row: (not row.fails, STATES.index(row.state)))
     return Comparison(rows=tuple(rows), warnings=(*differences(before, now, pairs), *said))
@@ -144,6 +145,18 @@ def state_of(
     )
 
 
+def _cut_on_purpose(before: AuditRun, now: AuditRun) -> bool:
+    """Return whether claims were left out by an option; what tests leave out by themselves is no option."""
+    tests = _ran(now)
+    return any(not any(test in words for test in tests) for words in set(now.cut) - set(before.cut))
+
+
+def _ran(run: AuditRun) -> set[str]:
+    """Return the tests that ran; a claim that one of them judged before is not left out by an option."""
+    tests = () if run.session is None else run.session.tests
+    return {test.test for test in tests if test.outcome != "never run"}
+
+
 def _row(
     id: str,
     key: SubjectKey,
@@ -185,11 +198,9 @@ def _notes(before: Evidence, now: Evidence) -> tuple[str, ...]:
     """Say what a reader would not see in the two verdicts: another threshold, parts that were accepted."""
     notes = []
     old, new = before.threshold, now.threshold
-    same = old is not None and new is not None and old.quantity == new.quantity
-    if same and (old.relation, old.allowed) != (new.relation, new.allowed):  # type: ignore[union-attr]
-        notes.append(
-            f"allowed was {old.relation} {show(old.allowed)}, is {new.relation} {show(new.allowed)}"  # type: ignore[union-attr]
-        )
+    alike = old and new and old.quantity == new.quantity and old.relation == new.relation
+    if old and new and alike and old.relation != "==" and old.allowed != new.allowed:
+        notes.append(f"allowed was {old.relation} {show(old.allowed)}, is {new.relation} {show(new.allowed)}")
     known = {one.path for one in before.accepted}
     accepted = [f"{one.path} ({one.reason})" for one in now.accepted if one.path not in known]
     if accepted:

@@ -47,9 +47,9 @@ def _interval(certainty: Certainty) -> str:
 
 def _of_number(before: Evidence, now: Evidence) -> Direction:
     old, new = before.threshold, now.threshold
-    if old is None or new is None or old.quantity != new.quantity:
+    if old is None or new is None or (old.quantity, old.relation) != (new.quantity, new.relation):
         return "same"
-    was, is_ = _badness(old, old.observed), _badness(old, new.observed)
+    was, is_ = _badness(old), _badness(new)
     if was is None or is_ is None:
         return "same"
     if before.certainty is None and now.certainty is None:
@@ -63,9 +63,9 @@ def _of_number(before: Evidence, now: Evidence) -> Direction:
     )
 
 
-def _badness(threshold: Threshold, observed: object) -> float | None:
+def _badness(threshold: Threshold) -> float | None:
     """Return a number that is larger the worse the observed value is; None where there is none."""
-    allowed = threshold.allowed
+    observed, allowed = threshold.observed, threshold.allowed
     if isinstance(observed, bool) or not isinstance(observed, int | float) or math.isnan(observed):
         return None
     if threshold.relation != "==":

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from pytest_bnn.records.codec import clean, show
 from pytest_bnn.records.compare import STATES, Comparison, Row
-from pytest_bnn.records.evidence import Evidence, Verdict
+from pytest_bnn.records.evidence import Evidence, Verdict, is_failure
+from pytest_bnn.records.run import AuditRun
 from pytest_bnn.report import wording
 from pytest_bnn.report.markdown import code, escape
-
-if TYPE_CHECKING:
-    from pytest_bnn.records.run import AuditRun
 
 #: What a reader looks at; the others are counted.
 TOLD: Final = frozenset({"new", "worse", "fixed", "better", "known"})
 
 _NOTHING: Final = "\N{EN DASH}"
+#: Of those that fail nothing, as lines of a terminal.
+_MOST_LINES: Final = 20
 #: A comment on GitHub holds 65,536 characters.
 _MOST_ROWS: Final = 40
 
@@ -56,17 +56,41 @@ def lines(comparison: Comparison, *, everything: bool = False) -> list[tuple[str
         comparison: What to tell.
         everything: Whether rows that did not change are told, too.
     """
-    rows = [row for row in comparison.rows if everything or row.fails or row.state in TOLD]
+    told = [row for row in comparison.rows if everything or row.fails or row.state in TOLD]
+    most = sum(row.fails for row in told) + (len(told) if everything else _MOST_LINES)
     found = [("", f"note: {words}") for words in comparison.warnings]
+    rows = told[:most]
     if rows:
-        table = [("state", "check", "subject", "before", "now")]
+        table: list[tuple[str, ...]] = [("state", "check", "subject", "before", "now")]
         table += [(row.state, row.id, row.subject, side(row.before), side(row.now)) for row in rows]
-        widths = [max(len(clean(cells[column])) for cells in table) for column in range(4)]
+        table = [tuple(clean(" ".join(cell.split())) for cell in cells) for cells in table]
+        widths = [max(len(cells[column]) for cells in table) for column in range(4)]
         for row, cells in zip([None, *rows], table, strict=True):
-            padded = [clean(cell).ljust(width) for cell, width in zip(cells, widths, strict=False)]
-            found.append((row.state if row else "", "  ".join((*padded, clean(cells[4])))))
-            found += [("", f"{'':<{widths[0]}}  {clean(' '.join(words.split()))}") for words in (why(row) if row else ())]
+            padded = (cell.ljust(width) for cell, width in zip(cells, widths, strict=False))
+            found.append((row.state if row else "", "  ".join((*padded, cells[4]))))
+            words = why(row) if row and (row.state in TOLD) else ()
+            found += [("", f"{'':<{widths[0]}}  {clean(' '.join(text.split()))}") for text in words]
+    if len(told) > most:
+        found.append(("", f"and {len(told) - most} more"))
     return found
+
+
+def recorded(run: AuditRun) -> str:
+    """Say what a baseline holds."""
+    failed = sum(is_failure(check.verdict) and not check.expected for check in run.checks)
+    known = "1 failure is" if failed == 1 else f"{failed:,} failures are"
+    claims = "1 claim" if len(run.checks) == 1 else f"{len(run.checks):,} claims"
+    return f"{claims}; {known} known from now on" if failed else f"{claims}, none of which failed"
+
+
+def advice(comparison: Comparison, update: str) -> list[str]:
+    """Say what to do about claims that are fixed, and about failures that are meant to stay."""
+    said = []
+    if comparison.fixed:
+        said.append(f"{comparison.fixed:,} fixed: run with {update} to record it")
+    if comparison.failing:
+        said.append(f"mend what is new or worse, or accept it with {update}")
+    return said
 
 
 def markdown(comparison: Comparison) -> str:
@@ -76,13 +100,18 @@ def markdown(comparison: Comparison) -> str:
         blocks.append("\n".join(f"- {escape(words)}" for words in comparison.warnings))
     first = [row for row in comparison.rows if row.fails]
     fixed = [row for row in comparison.rows if row.state == "fixed"]
-    rest = [row for row in comparison.rows if not row.fails and row.state != "fixed"]
     for head, rows in (("New or worse", first), ("Fixed", fixed)):
         if rows:
             blocks.append(f"**{head}**\n\n{_table(rows)}")
-    if rest:
-        words = ", ".join(f"{count:,} {state}" for state, count in _counts(rest))
-        blocks.append(f"<details><summary>{words}</summary>\n\n{_table(rest)}\n\n</details>")
+    told = [row for row in comparison.rows if not row.fails and row.state in TOLD - {"fixed"}]
+    rest = [row for row in comparison.rows if row.state not in TOLD]
+    folded = [_table(told)] if told else []
+    for state, count in _counts(rest):
+        ids = dict.fromkeys(row.id for row in rest if row.state == state)
+        folded.append(f"{count:,} {state}: {', '.join(map(code, ids))}")
+    if folded:
+        words = ", ".join(f"{count:,} {state}" for state, count in _counts([*told, *rest]))
+        blocks.append("\n\n".join((f"<details><summary>{words}</summary>", *folded, "</details>")))
     return wording.clean("\n\n".join(blocks) + "\n")
 
 
@@ -97,7 +126,7 @@ def html(comparison: Comparison, before: AuditRun, now: AuditRun) -> str:
     from pytest_bnn.report.html import environment
 
     groups = [(state, rows) for state in STATES if (rows := [row for row in comparison.rows if row.state == state])]
-    names = [name for name in dict.fromkeys((*before.provenance, *now.provenance))]
+    made = before.provenance, now.provenance
     page = environment().get_template("comparison.html.j2")
     return wording.clean(
         page.render(
@@ -109,7 +138,7 @@ def html(comparison: Comparison, before: AuditRun, now: AuditRun) -> str:
             side=side,
             why=why,
             nothing=_NOTHING,
-            provenance=[(name, before.provenance.get(name, ""), now.provenance.get(name, "")) for name in sorted(names)],
+            provenance=[(name, *(of.get(name, "") for of in made)) for name in sorted({*made[0], *made[1]})],
         )
     )
 
@@ -122,8 +151,8 @@ def _counts(rows: Iterable[Row]) -> list[tuple[str, int]]:
 def _table(rows: Sequence[Row]) -> str:
     found = ["| | claim | before | now |", "|---|---|---|---|"]
     for row in rows[:_MOST_ROWS]:
-        words = "".join(f"<br>{escape(text)}" for text in why(row)) if row.state in TOLD else ""
-        name = f"{escape(row.claim)}<br>{code(row.id)} · {escape(row.subject)}"
+        words = "".join(f"<br>{escape(text)}" for text in why(row))
+        name = f"{code(row.id)}<br>{escape(row.subject)}"
         found.append(f"| {row.state} | {name} | {_cell(row.before)} | {_cell(row.now)}{words} |")
     if len(rows) > _MOST_ROWS:
         found.append(f"| | and {len(rows) - _MOST_ROWS:,} more | | |")
