@@ -80,15 +80,17 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def _settings(config: pytest.Config) -> InForce:
+    project = choices.from_project(config.rootpath)
     settings, sources = resolve_with_sources(
         {option.key: config.getoption(f"--bnn-{option.name}") for option in OPTIONS},
         {option.key: str(config.getini(f"bnn_{option.key}")) for option in OPTIONS},
         prefix="--bnn-",
+        preset=project.preset,
     )
     if hasattr(config, "workerinput"):
         settings = replace(settings, seed=config.workerinput[collector.SEED])
     chosen = choices.from_texts(config.getoption("--bnn-set"), "--bnn-set")
-    chosen = choices.from_project(config.rootpath).and_also(chosen)
+    chosen = choices.from_preset(settings.preset).and_also(project).and_also(chosen)
     choices.require_usable(chosen, finally_=False)
     return InForce(settings, sources, chosen)
 

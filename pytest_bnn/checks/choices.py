@@ -1,13 +1,15 @@
 """What was chosen for the options of checks, and where: ``--set``, the marker, pyproject.toml, the settings.
 
 Of the sources that name an option the first one counts: an argument in Python, the ``bnn`` marker, the command line,
-the environment, ``[tool.pytest-bnn.checks]`` in pyproject.toml, pytest's ini file, the default in the check's
-signature. In one source, the option itself goes before a setting that it follows. Only values that count are validated.
+the environment, ``[tool.pytest-bnn.checks]`` in pyproject.toml, pytest's ini file, the preset, the default in the
+check's signature. In one source, the option itself goes before a setting that it follows. Only values that count are
+validated.
 """
 
 from __future__ import annotations
 
 import difflib
+import fnmatch
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -19,7 +21,8 @@ from typing import Any, Literal, TypeAlias, get_args
 from pytest_bnn.checks import registry
 from pytest_bnn.checks.declaration import CheckOption, Declaration
 from pytest_bnn.errors import InputError, OptionError
-from pytest_bnn.options import Level, Source, in_force, sources_in_force
+from pytest_bnn.options import Level, Source, in_force, preset_in_force, sources_in_force
+from pytest_bnn.presets import PRESETS
 
 Severity: TypeAlias = Literal["error", "warn", "off"]
 
@@ -43,17 +46,26 @@ class Choices:
 
     by_name: Mapping[tuple[str, str], tuple[Choice, ...]] = field(default_factory=dict)
     plugins: tuple[str, ...] = ()
+    preset: str = ""
 
     def strongest(self, id: str, option: str) -> Choice | None:
-        """Return the choice of the strongest source; None where no source names the option."""
+        """Return the choice of the strongest source; None where no source names the option.
+
+        In one source, a check's own id goes before a pattern such as ``uncertainty.*``.
+        """
         found = self.by_name.get((id, option), ())
+        if option == SEVERITY:
+            patterns = [name for name in self.by_name if _is_pattern(name[0]) and name[1] == option]
+            matching = [name for name in patterns if name[0] != id and fnmatch.fnmatchcase(id, name[0])]
+            found = (*found, *(choice for name in matching for choice in self.by_name[name]))
         return max(found, key=lambda choice: choice.source.level, default=None)
 
     def and_also(self, other: Choices) -> Choices:
         """Merge these choices with others."""
         names = {*self.by_name, *other.by_name}
         both = {name: (*self.by_name.get(name, ()), *other.by_name.get(name, ())) for name in names}
-        return Choices(both, (*self.plugins, *(p for p in other.plugins if p not in self.plugins)))
+        plugins = (*self.plugins, *(p for p in other.plugins if p not in self.plugins))
+        return Choices(both, plugins, other.preset or self.preset)
 
 
 _NONE = Choices()
@@ -130,13 +142,15 @@ def from_project(folder: Path) -> Choices:
     if not isinstance(table, dict):
         raise InputError(f"{_TABLE} is {table!r}", fix="make it a table")
     for name in table:
-        if name not in ("plugins", "checks"):
+        if name not in ("plugins", "checks", "preset"):
             raise InputError(
                 f"{_TABLE} has no {name!r}",
                 fix='use plugins = ["MODULE"] and [tool.pytest-bnn.checks."kl.loss"]; other settings are bnn_* in '
                 "[tool.pytest.ini_options]",
             )
-    plugins, checks = table.get("plugins", []), table.get("checks", {})
+    plugins, checks, preset = table.get("plugins", []), table.get("checks", {}), table.get("preset", "")
+    if not isinstance(preset, str):
+        raise InputError(f"preset in {_TABLE} is {preset!r}", fix=f"give {' or '.join(PRESETS)}")
     if not isinstance(plugins, list) or not all(isinstance(one, str) and one for one in plugins):
         raise InputError(f"plugins in {_TABLE} is {plugins!r}", fix='give names of modules: ["mycompany.checks"]')
     found = {}
@@ -151,7 +165,24 @@ def from_project(folder: Path) -> Choices:
         for key, value in options.items():
             source = Source(Level.TABLE, f"{id}.{key} in pyproject.toml")
             found[id, key] = (Choice((value,), source),)
-    return Choices(found, tuple(plugins))
+    return Choices(found, tuple(plugins), preset)
+
+
+def from_preset(name: str) -> Choices:
+    """Take the options of checks that a preset changes.
+
+    Args:
+        name: The preset's.
+    """
+    source = Source(Level.PRESET, f"preset {name}")
+    options = PRESETS[name].options.items()
+    return Choices({(id, key): (Choice((value,), source),) for id, named in options for key, value in named.items()})
+
+
+def left_out_by_preset(id: str) -> bool:
+    """Return whether the preset in force leaves out a check that nobody asks for by an option or a severity."""
+    left_out = any(fnmatch.fnmatchcase(id, pattern) for pattern in preset_in_force().leaves_out)
+    return left_out and not any(fnmatch.fnmatchcase(id, name) for name, _ in chosen().by_name)
 
 
 def require_usable(choices: Choices, *, finally_: bool) -> None:
@@ -168,6 +199,9 @@ def require_usable(choices: Choices, *, finally_: bool) -> None:
     for id, key in choices.by_name:
         choice = choices.strongest(id, key)
         assert choice is not None
+        if _is_pattern(id):
+            _require_pattern(id, key, choice, known if finally_ else ())
+            continue
         if id in known:
             declaration = registry.declaration(id)
             if declaration is not None:
@@ -216,6 +250,22 @@ def severity_of(id: str) -> Severity:
     if word not in get_args(Severity):
         raise InputError(f"{choice.source.name} is {word!r}", fix="give error, warn or off")
     return word  # type: ignore[return-value]
+
+
+def _is_pattern(id: str) -> bool:
+    return "*" in id
+
+
+def _require_pattern(pattern: str, key: str, choice: Choice, known: Iterable[str]) -> None:
+    """Refuse a pattern for another option than the severity, and one that no known check matches, if any is known."""
+    if key != SEVERITY:
+        raise InputError(f"{choice.source.name}: {pattern!r} is a pattern", fix=f"patterns take {SEVERITY} alone")
+    _read(None, choice)
+    ids = tuple(known)
+    if ids and not fnmatch.filter(ids, pattern):
+        raise InputError(
+            f"{choice.source.name}: no check is called like {pattern!r}", fix=f"there are {', '.join(ids)}"
+        )
 
 
 def _option(check: Declaration, key: str, where: str) -> CheckOption | None:

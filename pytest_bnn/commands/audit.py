@@ -38,8 +38,9 @@ def run(given: argparse.Namespace) -> int:
 def _audit(given: argparse.Namespace, arguments: list[str]) -> int:
     from pytest_bnn.report.files import require_writable, write_report
 
+    project = choices.from_project(Path.cwd())
     settings, sources = resolve_with_sources(
-        {option.key: getattr(given, option.key) for option in OPTIONS}, prefix="--"
+        {option.key: getattr(given, option.key) for option in OPTIONS}, prefix="--", preset=project.preset
     )
     _take_old_name_of_report(given)
     allow = _allowed(given.allow)
@@ -47,7 +48,7 @@ def _audit(given: argparse.Namespace, arguments: list[str]) -> int:
     require_writable(output)
     baseline = held.baseline_of(given, output)
     _require_fitting_options(given)
-    chosen = _chosen(given)
+    chosen = choices.from_preset(settings.preset).and_also(_chosen(given, project))
     with using(settings, sources), choosing(chosen), terminal.progress() as say:
         say("loading torch")
         from pytest_bnn.audit.plan import shorthands
@@ -70,10 +71,9 @@ def _take_old_name_of_report(given: argparse.Namespace) -> None:
         given.report, given.output = given.output, None
 
 
-def _chosen(given: argparse.Namespace) -> choices.Choices:
+def _chosen(given: argparse.Namespace, project: choices.Choices) -> choices.Choices:
     """Take the options of checks from --set and pyproject.toml, with the checks of plugins and of conftest.py."""
     folder = Path.cwd()
-    project = choices.from_project(folder)
     chosen = project.and_also(choices.from_texts(given.set, "--set"))
     for module in given.plugin:
         registry.import_module(module, "--plugin")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 from pytest_bnn.audit.plan import Thresholds, merged
@@ -12,15 +13,16 @@ from pytest_bnn.checks import choices, registry
 from pytest_bnn.conversion import Conversion, convert_with
 from pytest_bnn.example.images import digits, outside_digits, suitable
 from pytest_bnn.example.weights import Teacher
-from pytest_bnn.options import budget_in_force, in_force
-from pytest_bnn.records.run import AuditRun
+from pytest_bnn.options import budget_in_force, in_force, preset_in_force
+from pytest_bnn.records.run import AuditRun, TrainingStep
 from pytest_bnn.training.finetune import batch_size, distillation_loss, finetune, number_of_batches
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
 #: Images of each set from outside of the task, and those that are corrupted: as many as a verdict takes.
 _OUTSIDE, _CORRUPTED = 96, 64
+_NO_FINE_TUNING = "the preset fine-tunes no copy: the fresh conversion alone is judged"
 
 
 def audit_resnet18(
@@ -39,7 +41,7 @@ def audit_resnet18(
     expected at 1 / number of batches, which is what it is trained with.
     """
     say = progress or (lambda _: None)
-    chosen = registry.chosen(checks)
+    chosen = None if checks is None else registry.chosen(checks)
     planned(chosen, thresholds, options)  # wrong input is told before the training
     seed = int(in_force().seed) if seed is None else seed
     train, _ = suitable(teacher.images, "train")
@@ -53,18 +55,22 @@ def audit_resnet18(
     budget = budget_in_force() if thresholds is None else thresholds.budget
     say("converting")
     converted = convert_with(teacher.model, conversion)
-    finetuned = copy.deepcopy(converted)
     loss = distillation_loss(teacher.model, 1 / batches)
-    say("fine-tuning")
-    trajectory = finetune(
-        finetuned,
-        teacher.model,
-        train,
-        batch=batch,
-        seed=seed,
-        class_names=teacher.class_names,
-        progress=lambda step: say(f"fine-tuning, step {step.step}: loss {step.loss:.4g}"),
-    )
+    judged: list[tuple[str, nn.Module, Sequence[TrainingStep]]] = [("resnet18 converted", converted, ())]
+    fine_tunes = preset_in_force().fine_tunes
+    if fine_tunes:
+        finetuned = copy.deepcopy(converted)
+        say("fine-tuning")
+        trajectory = finetune(
+            finetuned,
+            teacher.model,
+            train,
+            batch=batch,
+            seed=seed,
+            class_names=teacher.class_names,
+            progress=lambda step: say(f"fine-tuning, step {step.step}: loss {step.loss:.4g}"),
+        )
+        judged.append(("resnet18 fine-tuned", finetuned, trajectory))
     runs = [
         audit_model(
             model,
@@ -79,21 +85,19 @@ def audit_resnet18(
             class_names=teacher.class_names,
             thresholds=thresholds,
             options=explicit,
-            budget=budget.split(2),  # two models are judged
+            budget=budget.split(len(judged)),
             training=steps,
             progress=say,
         )
-        for name, model, steps in (
-            ("resnet18 converted", converted, ()),
-            ("resnet18 fine-tuned", finetuned, trajectory),
-        )
+        for name, model, steps in judged
     ]
     details = {
         "teacher": f"resnet18, weights {teacher.name}, {len(teacher.class_names)} classes",
         "teacher sha256": teacher.sha256,
         "conversion": ", ".join(f"{key}={getattr(conversion, key)}" for key in Conversion.__dataclass_fields__),
     }
-    return AuditRun.merged(runs, provenance={**runs[0].provenance, **details})
+    run = AuditRun.merged(runs, provenance={**runs[0].provenance, **details})
+    return run if fine_tunes else replace(run, cut=(*run.cut, _NO_FINE_TUNING))
 
 
 def outside(images: Literal["digits", "photographs"]) -> dict[str, Tensor] | None:
