@@ -85,12 +85,11 @@ class Collector:
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any) -> None:
         """Know what workers left out, which they tell as they end."""
-        self.outcomes.leave_out(*getattr(node, "workeroutput", {}).get(LEFT_OUT, (0, 0)))
+        self.outcomes.leave_out(*getattr(node, "workeroutput", {}).get(LEFT_OUT, (0, False)))
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         """Know which tests there are."""
         self.outcomes.collect(item.nodeid for item in session.items)
-        self.outcomes.leave_out(*left_out(self.config))
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         """Know what could not be collected."""
@@ -122,6 +121,7 @@ class Collector:
         """Write the files; what was there stays where pytest was called wrongly, so that no test was looked for."""
         if session.exitstatus == pytest.ExitCode.USAGE_ERROR:
             return
+        self.outcomes.leave_out(*left_out(self.config))
         first, self.written, self.said = self.written is None, int(session.exitstatus), []
         wanted = self.files != Files() or "GITHUB_STEP_SUMMARY" in os.environ
         run = self._run(session, written=True) if wanted else AuditRun()

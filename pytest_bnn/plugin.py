@@ -115,6 +115,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Refuse options of checks that do not exist, now that every conftest and test module was imported."""
+    outcomes.see_last_failed(session)
     chosen = of_session(session.config).choices
     if chosen.plugins or hasattr(session.config, "workerinput"):
         return  # its plugins may still declare checks, and a worker's errors are hard to read: the audit will tell

@@ -34,7 +34,10 @@ def repeating(program: Sequence[str], arguments: Sequence[str], *, prefix: str) 
     for id, key, choice in choices_that_count():
         if choice.source.level is Level.TABLE:
             spelled += [f"{prefix}set={id}.{key}={text}" for given in choice.given for text in texts(given)]
-    return shlex.join([*program, *spelled, *_without_drawn_seed(arguments, f"{prefix}seed")])
+    kept = _without_drawn_seed(arguments, f"{prefix}seed")
+    # Of two equal options the last one counts; behind "--" there are none.
+    words = [*spelled, *kept] if "--" in kept else [*kept, *spelled]
+    return shlex.join([*program, *words])
 
 
 def _without_drawn_seed(arguments: Sequence[str], option: str) -> list[str]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from pytest_bnn.checks import choices, registry
 from pytest_bnn.checks.choices import choosing
-from pytest_bnn.commands import audit_arguments, held, terminal
+from pytest_bnn.commands import audit_arguments, ci, held, terminal
 from pytest_bnn.commands.command import BROKEN, FAILED, NOTHING_APPLIES, PASSED
 from pytest_bnn.errors import InputError
 from pytest_bnn.options import OPTIONS, DrawnSeed, Settings, resolve_with_sources, using
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pytest_bnn.audit.plan import Explicit
     from pytest_bnn.audit.run import Progress
     from pytest_bnn.commands.command import Commands
-    from pytest_bnn.records.run import AuditRun
+    from pytest_bnn.records.run import AuditRun, Change
 
 
 #: What has a default of its own where it is not given.
@@ -36,6 +36,7 @@ def run(given: argparse.Namespace) -> int:
 
 
 def _audit(given: argparse.Namespace, arguments: list[str]) -> int:
+    from pytest_bnn.report import outputs
     from pytest_bnn.report.files import require_writable, write_report
 
     project = choices.from_project(Path.cwd())
@@ -47,21 +48,30 @@ def _audit(given: argparse.Namespace, arguments: list[str]) -> int:
     output = Path(given.report)
     require_writable(output)
     baseline = held.baseline_of(given, output)
+    if given.ctrf is not None:
+        outputs.require_writable_json(given.ctrf, "--ctrf")
     _require_fitting_options(given)
     chosen = choices.from_preset(settings.preset).and_also(_chosen(given, project))
     with using(settings, sources), choosing(chosen), terminal.progress() as say:
         say("loading torch")
         from pytest_bnn.audit.plan import shorthands
         from pytest_bnn.audit.provenance import provenance
+        from pytest_bnn.audit.repeating import repeating
 
         run = _run(given, settings, shorthands(given.kl_weight, given.num_batches, allow, given.num_data), say)
         say("writing the report")
-        run = _with_provenance(run, provenance(seed=settings.seed, command=["pytest-bnn", *arguments]))
+        repeat = repeating(["pytest-bnn", "audit"], arguments[1:], prefix="--")
+        run = _with_provenance(
+            run, provenance(seed=settings.seed, command=["pytest-bnn", *arguments], repeat=repeat), _changed(given)
+        )
         page, data = write_report(run, output)
+        if given.ctrf is not None:
+            outputs.write_ctrf(run, given.ctrf, inconclusive=settings.inconclusive)
     terminal.show(run, verbose=given.verbose)
     if isinstance(settings.seed, DrawnSeed):
         print(f"seed {settings.seed} was drawn; --seed {settings.seed} repeats this audit")
-    print(f"report: {page}  data: {data}")
+    print(f"report: {page}  data: {data}" + (f"  CTRF: {given.ctrf}" if given.ctrf is not None else ""))
+    ci.tell(run, given.model, inconclusive=settings.inconclusive)
     return _exit_code(run, settings) if baseline is None else held.judge(run, baseline, settings)
 
 
@@ -133,10 +143,30 @@ def _run(given: argparse.Namespace, settings: Settings, options: Explicit, say: 
     return named.load().audit(checks=checks, options=options, progress=say)
 
 
-def _with_provenance(run: AuditRun, said: dict[str, str]) -> AuditRun:
+def _with_provenance(run: AuditRun, said: dict[str, str], changed: tuple[Change, ...]) -> AuditRun:
     from dataclasses import replace
 
-    return replace(run, provenance={**said, **{k: v for k, v in run.provenance.items() if k not in said}})
+    more = {name: words for name, words in run.provenance.items() if name not in said}
+    return replace(run, provenance={**said, **more}, changed=(*run.changed, *changed))
+
+
+def _changed(given: argparse.Namespace) -> tuple[Change, ...]:
+    """Return the options of checks that have options of their own on the command line."""
+    from pytest_bnn.audit.plan import shorthands
+    from pytest_bnn.checks.changed import changes_by
+
+    given_by = {
+        "--allow": shorthands(allow=_allowed(given.allow)),
+        "--kl-weight": shorthands(kl_weight=given.kl_weight),
+        "--num-batches": shorthands(num_batches=given.num_batches),
+        "--num-data": shorthands(num_data=given.num_data),
+    }
+    return tuple(
+        change
+        for source, options in given_by.items()
+        for id, values in options.items()
+        for change in changes_by(id, values, source)
+    )
 
 
 def _exit_code(run: AuditRun, settings: Settings) -> int:

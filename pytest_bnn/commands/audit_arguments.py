@@ -156,6 +156,11 @@ def add_to(commands: Commands) -> argparse.ArgumentParser:
         help="where to write the report; the JSON goes beside it (default: %(default)s)",
     )
     audit.add_argument(
+        "--ctrf",
+        metavar="FILE.json",
+        help="write the verdicts into this file too, in the Common Test Report Format (https://ctrf.io)",
+    )
+    audit.add_argument(
         "-v", "--verbose", action="store_true", help="show tracebacks, and the evidence of passed claims too"
     )
     return audit

@@ -13,13 +13,14 @@ from pytest_bnn.records.run import SessionRecord, TestOutcome
 
 Outcome: TypeAlias = Literal["passed", "failed", "error", "skipped", "xfailed", "xpassed", "never run"]
 
-#: Where a worker tells how many tests and files it left out.
+#: Where a worker tells what it left out.
 LEFT_OUT = "bnn_left_out"
 
 #: From worst to best: a test has the worst outcome of its phases.
 _RANK = ("failed", "error", "xpassed", "xfailed", "skipped", "passed")
 
 _DESELECTED = pytest.StashKey[int]()
+_LAST_FAILED = pytest.StashKey[bool]()
 #: Options that leave tests out, each with the name of its value.
 _LEAVING_OUT = {"-k": "keyword", "-m": "markexpr", "--deselect": "deselect", "--lf": "lf", "--stepwise": "stepwise"}
 
@@ -30,10 +31,17 @@ def count_deselected(items: Collection[pytest.Item]) -> None:
         config.stash[_DESELECTED] = config.stash.get(_DESELECTED, 0) + len(items)
 
 
-def left_out(config: pytest.Config) -> tuple[int, int]:
-    """Return how many tests were deselected in this process, and how many files ``--lf`` passed over."""
-    last_failed = config.pluginmanager.get_plugin("lfplugin")
-    return config.stash.get(_DESELECTED, 0), int(getattr(last_failed, "_skipped_files", 0))
+def see_last_failed(session: pytest.Session) -> None:
+    """See, before a test runs, whether ``--lf`` left out all tests but those that failed the last time."""
+    plugin = session.config.pluginmanager.get_plugin("lfplugin")
+    failed = {str(id) for id in getattr(plugin, "lastfailed", ())}
+    asked = bool(session.config.getoption("lf", False) and failed)
+    session.config.stash[_LAST_FAILED] = asked and all(item.nodeid in failed for item in session.items)
+
+
+def left_out(config: pytest.Config) -> tuple[int, bool]:
+    """Return how many tests were deselected in this process, and whether only those ran that failed the last time."""
+    return config.stash.get(_DESELECTED, 0), config.stash.get(_LAST_FAILED, False)
 
 
 @dataclass(slots=True)
@@ -49,7 +57,7 @@ class Outcomes:
     def __init__(self) -> None:
         self.collected: dict[str, None] = {}
         self.deselected = 0
-        self.files = 0
+        self.last_failed = False
         self.stopped = ""
         self._tests: dict[str, _Test] = {}
         self._collection: dict[str, _Test] = {}
@@ -58,9 +66,9 @@ class Outcomes:
         """Take the node ids of all tests that should run; each worker has the same."""
         self.collected.update(dict.fromkeys(ids))
 
-    def leave_out(self, tests: int, files: int) -> None:
-        """Take how many tests were deselected and how many files passed over; each worker has the same."""
-        self.deselected, self.files = max(self.deselected, tests), max(self.files, files)
+    def leave_out(self, tests: int, last_failed: bool) -> None:
+        """Take what `left_out` says; each worker has the same."""
+        self.deselected, self.last_failed = max(self.deselected, tests), self.last_failed or last_failed
 
     def take(self, report: pytest.TestReport) -> None:
         """Take how a phase of a test ended."""
@@ -108,9 +116,8 @@ class Outcomes:
         total, said = len({**self.collected, **self._tests}), []
         if self.deselected:
             said.append(f"{_share(self.deselected, total + self.deselected)} deselected by {_options(config)}")
-        if self.files:
-            files = "1 file was" if self.files == 1 else f"{self.files} files were"
-            said.append(f"{files} passed over by --lf")
+        if self.last_failed:
+            said.append("only tests that failed the last time were run, by --lf")
         never = sum(id not in self._tests for id in self.collected)
         if never:
             said.append(f"{never} of {_tests(total)} never ran: {why}")

@@ -65,5 +65,6 @@ def net_py() -> str:
 
 @pytest.fixture(autouse=True, scope="session")
 def _no_settings_from_outside() -> None:
-    for name in [name for name in os.environ if name.startswith("PYTEST_BNN_")]:
+    ours = ("PYTEST_BNN_", "PYTEST_ADDOPTS", "GITHUB_")
+    for name in [name for name in os.environ if name.startswith(ours)]:
         del os.environ[name]

@@ -1,0 +1,51 @@
+"""What an audit on the command line tells a CI service: annotations at the factory, the summary of a step."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import sys
+from functools import partial
+from typing import TYPE_CHECKING
+
+from pytest_bnn.report import outputs
+
+if TYPE_CHECKING:
+    from pytest_bnn.records.evidence import Inconclusive
+    from pytest_bnn.records.run import AuditRun
+
+
+def tell(run: AuditRun, model: str | None, *, inconclusive: Inconclusive) -> None:
+    """Print annotations and append to the summary of the step, where a service reads them.
+
+    Args:
+        run: What was found.
+        model: ``MODULE:FACTORY``, None for the ResNet18 that is made here.
+        inconclusive: Whether an undecided claim is a failure.
+    """
+    if outputs.annotations_wanted(os.environ):
+        from pytest_bnn.report.github import annotation_lines
+
+        place = None if model is None else place_of(model)
+        for line in annotation_lines(run, {} if place is None else {"": place}, inconclusive=inconclusive):
+            print(line)
+    failed = outputs.append_step_summary(run, os.environ)
+    if failed:
+        print(f"pytest-bnn: {failed}", file=sys.stderr)
+
+
+def place_of(name: str) -> tuple[str, int] | None:
+    """Return the file and the first line of what ``MODULE:FACTORY`` names in a module that was imported."""
+    module, _, attributes = name.partition(":")
+    found: object = sys.modules.get(module)
+    for attribute in attributes.split("."):
+        found = getattr(found, attribute, None)
+    while isinstance(found, partial):
+        found = found.func
+    try:
+        source = inspect.unwrap(found)  # type: ignore[arg-type]
+        file = inspect.getsourcefile(source)
+        line = inspect.getsourcelines(source)[1]
+    except (TypeError, OSError, ValueError):  # what was made by a call, or no Python
+        return None
+    return None if file is None else (outputs.in_repository(file, os.environ), line)
