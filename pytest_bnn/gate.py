@@ -24,7 +24,7 @@ UPDATE_HELP: Final = "write the file of --bnn-baseline from what this session fi
 
 _OPTION: Final = "--bnn-baseline"
 _UPDATE: Final = "--bnn-update-baseline"
-#: Where a worker finds the path of the baseline.
+#: Where a worker finds the path of the baseline, empty where it is to be written.
 _PATH: Final = "bnn_baseline"
 #: Sessions that ran: others judged what they judged by chance.
 _RAN: Final = (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED)
@@ -48,8 +48,9 @@ def settle(config: pytest.Config) -> Held | None:
     """
     worker: dict[str, Any] = getattr(config, "workerinput", {})
     if worker:
-        if worker.get(_PATH):
-            hold_to(config, Baseline(baseline.read(worker[_PATH], _OPTION, _UPDATE)))
+        if _PATH in worker:
+            path = worker[_PATH]
+            hold_to(config, Baseline(baseline.read(path, _OPTION, _UPDATE)) if path else baseline.Recording())
         return None
     update = bool(config.getoption(_UPDATE))
     given, ini = config.getoption(_OPTION), str(config.getini("bnn_baseline"))
@@ -67,6 +68,7 @@ def settle(config: pytest.Config) -> Held | None:
         )
     if update:
         before = baseline.read(path, _OPTION, _UPDATE, shown=given or ini) if path.exists() else None
+        hold_to(config, baseline.Recording())
     else:
         before = baseline.read(path, _OPTION, _UPDATE, shown=given or ini)
         hold_to(config, Baseline(before))

@@ -12,7 +12,7 @@ import pytest
 from pytest_bnn.checks.changed import changes
 from pytest_bnn.checks.choices import choosing
 from pytest_bnn.errors import PytestBnnError
-from pytest_bnn.gathering.catching import is_behind, is_caught_by_raises
+from pytest_bnn.gathering.catching import is_behind, is_caught_by_raises, is_wanted
 from pytest_bnn.gathering.outcomes import is_xfailed
 from pytest_bnn.options import using
 from pytest_bnn.records.codec import show, to_plain
@@ -69,7 +69,9 @@ def in_force(settings: InForce) -> Iterator[None]:
 @contextmanager
 def watched(item: pytest.Item) -> Iterator[None]:
     """Let the checks of a test, of its fixtures and of their tear-down report to its recorder, under its settings."""
-    recorder = item.stash[_RECORDER] = Recorder(subject=item.name, key=item.nodeid, test=item.nodeid)
+    recorder = item.stash[_RECORDER] = Recorder(
+        subject=item.name, key=item.nodeid, test=item.nodeid, is_wanted=is_wanted
+    )
     item.stash[_SHARED], item.stash[_SAID] = [], []
     item.config.stash[_RUNNING] = item
     try:
@@ -108,7 +110,13 @@ class SharedFixture:
     def reporting(self, place: str = "") -> Iterator[None]:
         """Record inside; the test that happens to run carries the evidence, to be put in its place later."""
         policy = of_session(self.config).settings.inconclusive
-        recorder = Recorder(inconclusive=policy, subject=self.name, key=self.key, baseline=baseline_of(self.config))
+        recorder = Recorder(
+            inconclusive=policy,
+            subject=self.name,
+            key=self.key,
+            baseline=baseline_of(self.config),
+            is_wanted=is_wanted,
+        )
         self.config.stash[_RUNNING].stash[_SHARED].append((place, recorder))
         with recording(recorder), in_force(of_session(self.config)):
             yield

@@ -146,9 +146,10 @@ def state_of(
 
 
 def _cut_on_purpose(before: AuditRun, now: AuditRun) -> bool:
-    """Return whether claims were left out by an option; what tests leave out by themselves is no option."""
+    """Return whether claims were left out by an option; what a test leaves out by itself has its name behind it."""
     tests = _ran(now)
-    return any(not any(test in words for test in tests) for words in set(now.cut) - set(before.cut))
+    new = set(now.cut) - set(before.cut)
+    return any(not any(f"({test}" in words for test in tests) for words in new)
 
 
 def _ran(run: AuditRun) -> set[str]:
