@@ -45,6 +45,8 @@ def show(run: AuditRun, *, verbose: bool) -> None:
         if check.verdict in told or verbose:
             console.print(Text(check.explain()), soft_wrap=True)
             console.print()
+    for words in run.cut:
+        console.print(Text(f"not the whole audit: {clean(words)}", style="yellow"), soft_wrap=True)
     console.print(Text(f"verdict: {run.verdict.replace('_', ' ')}", style=style.get(run.verdict, "bold")))
 
 
