@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Final
 
 from pytest_bnn.records.codec import clean, show
-from pytest_bnn.records.compare import STATES, Comparison, Row
+from pytest_bnn.records.compare import Comparison, Row
 from pytest_bnn.records.evidence import Evidence, Verdict, is_failure
 from pytest_bnn.records.run import AuditRun
 from pytest_bnn.report import wording
@@ -15,6 +16,7 @@ from pytest_bnn.report.markdown import code, escape
 #: What a reader looks at; the others are counted.
 TOLD: Final = frozenset({"new", "worse", "fixed", "better", "known"})
 
+_WARNING: Final = "new warning"
 _NOTHING: Final = "\N{EN DASH}"
 #: Of those that fail nothing, as lines of a terminal.
 _MOST_LINES: Final = 20
@@ -30,6 +32,11 @@ def title(comparison: Comparison) -> str:
 def tone(comparison: Comparison) -> Verdict:
     """Return the verdict whose colours and symbol the comparison has."""
     return Verdict.FAIL if comparison.failing else Verdict.PASS
+
+
+def label(row: Row) -> str:
+    """Name the state of a row; what is new and fails nothing is a warning."""
+    return _WARNING if row.state == "new" and not row.fails else row.state
 
 
 def side(evidence: Evidence | None) -> str:
@@ -62,12 +69,12 @@ def lines(comparison: Comparison, *, everything: bool = False) -> list[tuple[str
     rows = told[:most]
     if rows:
         table: list[tuple[str, ...]] = [("state", "check", "subject", "before", "now")]
-        table += [(row.state, row.id, row.subject, side(row.before), side(row.now)) for row in rows]
+        table += [(label(row), row.id, row.subject, side(row.before), side(row.now)) for row in rows]
         table = [tuple(clean(" ".join(cell.split())) for cell in cells) for cells in table]
         widths = [max(len(cells[column]) for cells in table) for column in range(4)]
         for row, cells in zip([None, *rows], table, strict=True):
             padded = (cell.ljust(width) for cell, width in zip(cells, widths, strict=False))
-            found.append((row.state if row else "", "  ".join((*padded, cells[4]))))
+            found.append((label(row) if row else "", "  ".join((*padded, cells[4]))))
             words = why(row) if row and (row.state in TOLD) else ()
             found += [("", f"{'':<{widths[0]}}  {clean(' '.join(text.split()))}") for text in words]
     if len(told) > most:
@@ -107,7 +114,7 @@ def markdown(comparison: Comparison) -> str:
     rest = [row for row in comparison.rows if row.state not in TOLD]
     folded = [_table(told)] if told else []
     for state, count in _counts(rest):
-        ids = dict.fromkeys(row.id for row in rest if row.state == state)
+        ids = dict.fromkeys(row.id for row in rest if label(row) == state)
         folded.append(f"{count:,} {state}: {', '.join(map(code, ids))}")
     if folded:
         words = ", ".join(f"{count:,} {state}" for state, count in _counts([*told, *rest]))
@@ -125,7 +132,8 @@ def html(comparison: Comparison, before: AuditRun, now: AuditRun) -> str:
     """
     from pytest_bnn.report.html import environment
 
-    groups = [(state, rows) for state in STATES if (rows := [row for row in comparison.rows if row.state == state])]
+    names = dict.fromkeys(label(row) for row in comparison.rows)
+    groups = [(name, [row for row in comparison.rows if label(row) == name]) for name in names]
     made = before.provenance, now.provenance
     page = environment().get_template("comparison.html.j2")
     return wording.clean(
@@ -134,7 +142,7 @@ def html(comparison: Comparison, before: AuditRun, now: AuditRun) -> str:
             title=title(comparison),
             tone=tone(comparison),
             groups=groups,
-            told=TOLD,
+            told={*TOLD, _WARNING},
             side=side,
             why=why,
             nothing=_NOTHING,
@@ -144,8 +152,7 @@ def html(comparison: Comparison, before: AuditRun, now: AuditRun) -> str:
 
 
 def _counts(rows: Iterable[Row]) -> list[tuple[str, int]]:
-    states = [row.state for row in rows]
-    return [(state, states.count(state)) for state in STATES if state in states]
+    return list(Counter(map(label, rows)).items())
 
 
 def _table(rows: Sequence[Row]) -> str:
@@ -153,7 +160,7 @@ def _table(rows: Sequence[Row]) -> str:
     for row in rows[:_MOST_ROWS]:
         words = "".join(f"<br>{escape(text)}" for text in why(row))
         name = f"{code(row.id)}<br>{escape(row.subject)}"
-        found.append(f"| {row.state} | {name} | {_cell(row.before)} | {_cell(row.now)}{words} |")
+        found.append(f"| {label(row)} | {name} | {_cell(row.before)} | {_cell(row.now)}{words} |")
     if len(rows) > _MOST_ROWS:
         found.append(f"| | and {len(rows) - _MOST_ROWS:,} more | | |")
     return "\n".join(found)
