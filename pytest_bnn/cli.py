@@ -9,12 +9,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from pytest_bnn.commands import audit, init, merge, render, schema
+from pytest_bnn.commands import audit, compare, init, merge, render, schema
 from pytest_bnn.commands.command import BROKEN, INTERRUPTED, USAGE, Parser, reader_may_leave
 from pytest_bnn.errors import InputError, PytestBnnError
 
 #: In the order of ``--help``.
-_COMMANDS = (audit, init, merge, render, schema)
+_COMMANDS = (audit, compare, init, merge, render, schema)
 
 
 def parser() -> Parser:

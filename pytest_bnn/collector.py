@@ -145,6 +145,10 @@ class Collector:
         start = self.config.invocation_params.dir
         return str(path.relative_to(start) if path.is_relative_to(start) else path)
 
+    def everything(self, session: pytest.Session) -> AuditRun:
+        """Return everything that was gathered, as it is written."""
+        return self._run(session, written=True)
+
     def _run(self, session: pytest.Session | None, *, written: bool) -> AuditRun:
         """Return everything that was gathered; with what only files need where it is ``written``."""
         if session is None or not written:

@@ -1,4 +1,4 @@
-"""The settings, in one table: marker > command line > environment > ini file > default.
+"""The settings, in one table: marker > command line > environment > ini file > preset > default.
 
 pytest knows an option as ``--bnn-seed``, ini files as ``bnn_seed``, the environment as ``PYTEST_BNN_SEED``; the
 command line ``pytest-bnn audit`` as ``--seed``.
@@ -17,6 +17,7 @@ from dataclasses import dataclass, fields
 from typing import Any, cast
 
 from pytest_bnn.errors import InputError
+from pytest_bnn.presets import DEFAULT, PRESETS, Preset
 from pytest_bnn.records.evidence import Inconclusive
 from pytest_bnn.stats.budget import Budget
 
@@ -25,12 +26,13 @@ class Level(enum.IntEnum):
     """The kinds of sources that a value can come from, from the weakest to the strongest."""
 
     DEFAULT = 0
-    INI = 1
-    TABLE = 2
-    ENVIRONMENT = 3
-    COMMAND_LINE = 4
-    MARKER = 5
-    EXPLICIT = 6
+    PRESET = 1
+    INI = 2
+    TABLE = 3
+    ENVIRONMENT = 4
+    COMMAND_LINE = 5
+    MARKER = 6
+    EXPLICIT = 7
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +145,13 @@ def _text(text: str) -> str:
 
 OPTIONS = (
     Option(
+        name="preset",
+        default=DEFAULT,
+        read=_choice(*PRESETS),
+        metavar="|".join(PRESETS),
+        help="set of settings below all others: smoke for a first look in seconds, strict for a release",
+    ),
+    Option(
         name="weights",
         default="digits",
         read=_text,
@@ -246,6 +255,7 @@ OPTIONS = (
 class Settings:
     """The settings in force, one field for each `Option`."""
 
+    preset: str = DEFAULT
     weights: str = "digits"
     type: str = "Reparameterization"
     delta: float = 0.1
@@ -293,6 +303,11 @@ def sources_in_force() -> Mapping[str, Source]:
     return (_settings.get() or (Settings(), {}))[1]
 
 
+def preset_in_force() -> Preset:
+    """Return what the preset in force changes."""
+    return PRESETS[in_force().preset]
+
+
 def budget_in_force() -> Budget:
     """Return the budget of the settings in force: ``--bnn-alpha`` and ``--bnn-beta``."""
     settings = in_force()
@@ -314,16 +329,31 @@ def resolve(command_line: Mapping[str, str | None], ini: Mapping[str, str] | Non
 
 
 def resolve_with_sources(
-    command_line: Mapping[str, str | None], ini: Mapping[str, str] | None = None, *, prefix: str
+    command_line: Mapping[str, str | None],
+    ini: Mapping[str, str] | None = None,
+    *,
+    prefix: str,
+    preset: str = "",
 ) -> tuple[Settings, dict[str, Source]]:
-    """Settle every option as `resolve` does, and return the source of each option that was given."""
+    """Settle every option as `resolve` does, and return the source of each option that was given.
+
+    Args:
+        command_line: As in `resolve`.
+        ini: As in `resolve`.
+        prefix: As in `resolve`.
+        preset: The preset that ``[tool.pytest-bnn]`` in pyproject.toml names, empty for none.
+    """
     values: dict[str, Any] = {}
     given: dict[str, Source] = {}
-    for option in OPTIONS:
+    for option in OPTIONS:  # the preset is the first of them
+        name = values.get("preset", DEFAULT)
+        table = preset if option.key == "preset" else ""
         sources = (
             (Source(Level.COMMAND_LINE, prefix + option.name), command_line.get(option.key)),
             (Source(Level.ENVIRONMENT, option.environment), os.environ.get(option.environment) or None),
+            (Source(Level.TABLE, "preset in pyproject.toml"), table or None),
             (Source(Level.INI, f"bnn_{option.key} in the ini file"), (ini or {}).get(option.key) or None),
+            (Source(Level.PRESET, f"preset {name}"), PRESETS[name].settings.get(option.key)),
         )
         values[option.key] = option.default
         for source, text in sources:

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import pytest
 
-from pytest_bnn import collector
+from pytest_bnn import collector, gate
 from pytest_bnn.checks import choices, registry
 from pytest_bnn.errors import PytestBnnError
 from pytest_bnn.gathering import around_tests, outcomes
@@ -54,6 +54,9 @@ def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginMa
     group.addoption("--bnn-report", metavar="FILE.html", default=None, help=_REPORT_HELP)
     group.addoption("--bnn-ctrf", metavar="FILE.json", default=None, help=_CTRF_HELP)
     group.addoption("--bnn-set", metavar="ID.OPTION=VALUE", action="append", default=[], help=_SET_HELP)
+    group.addoption("--bnn-baseline", metavar="FILE.json", default=None, help=f"{gate.HELP} (ini bnn_baseline)")
+    group.addoption("--bnn-update-baseline", action="store_true", default=False, help=gate.UPDATE_HELP)
+    parser.addini("bnn_baseline", gate.HELP, default="")
     for option in OPTIONS:
         text = f"{option.help} (default: {option.default}; ini bnn_{option.key}, environment {option.environment})"
         group.addoption(f"--bnn-{option.name}", help=text.replace("%", "%%"), **option.argument)
@@ -70,24 +73,30 @@ def pytest_configure(config: pytest.Config) -> None:
     )
     try:
         settle_session(config, _settings(config))
+        held = gate.settle(config)
         files = collector.Files() if hasattr(config, "workerinput") else collector.Files.of(config)
         requests.take(config)
     except PytestBnnError as error:
         raise pytest.UsageError(str(error)) from None
     if not hasattr(config, "workerinput"):
-        config.pluginmanager.register(collector.Collector(config, files), "bnn-collector")
+        gathers = collector.Collector(config, files)
+        config.pluginmanager.register(gathers, "bnn-collector")
+        if held is not None:
+            config.pluginmanager.register(gate.Gate(config, gathers, held), "bnn-gate")
 
 
 def _settings(config: pytest.Config) -> InForce:
+    project = choices.from_project(config.rootpath)
     settings, sources = resolve_with_sources(
         {option.key: config.getoption(f"--bnn-{option.name}") for option in OPTIONS},
         {option.key: str(config.getini(f"bnn_{option.key}")) for option in OPTIONS},
         prefix="--bnn-",
+        preset=project.preset,
     )
     if hasattr(config, "workerinput"):
         settings = replace(settings, seed=config.workerinput[collector.SEED])
     chosen = choices.from_texts(config.getoption("--bnn-set"), "--bnn-set")
-    chosen = choices.from_project(config.rootpath).and_also(chosen)
+    chosen = choices.from_preset(settings.preset).and_also(project).and_also(chosen)
     choices.require_usable(chosen, finally_=False)
     return InForce(settings, sources, chosen)
 

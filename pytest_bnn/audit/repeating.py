@@ -9,7 +9,7 @@ from pytest_bnn.checks.changed import choices_that_count, texts
 from pytest_bnn.options import OPTIONS, DrawnSeed, Level, in_force, sources_in_force
 
 #: Sources that a command line does not show.
-_HIDDEN = (Level.INI, Level.ENVIRONMENT)
+_HIDDEN = (Level.INI, Level.TABLE, Level.ENVIRONMENT)
 
 
 def repeating(program: Sequence[str], arguments: Sequence[str], *, prefix: str) -> str:

@@ -17,7 +17,7 @@ from pytest_bnn.checks.declaration import Declaration
 from pytest_bnn.data.given import named_series, named_sets
 from pytest_bnn.data.loss import Loss
 from pytest_bnn.data.samples import MAX_EXAMPLES, Samples, samples_of
-from pytest_bnn.options import budget_in_force, in_force
+from pytest_bnn.options import budget_in_force, in_force, preset_in_force
 from pytest_bnn.progress import Event, Progress, begin, watching
 from pytest_bnn.records.evidence import Evidence
 from pytest_bnn.records.recorder import record, record_cut
@@ -118,7 +118,8 @@ def audit_model(
     evidence = run_steps(subject, steps, progress)
     description = describe(subject, training, evidence)
     record(description)
-    cut = left_out([step.id for step in steps])
+    words = preset_in_force().words if checks is None else ""
+    cut = (words,) if words else left_out([step.id for step in steps])
     for words in cut:
         record_cut(words)
     return AuditRun(
@@ -158,12 +159,14 @@ def subject_of(
         InputError: As in `audit_model`.
         TypeError: An argument is of the wrong type.
     """
+    fewer = preset_in_force().images
+    most = fewer if fewer is not None and max_images == MAX_EXAMPLES else max_images
     chosen_seed = int(in_force().seed) if seed is None else seed
 
     def taken(examples: Any) -> Samples | None:
         if examples is None:
             return None
-        return samples_of(examples, limit=max_images, seed=chosen_seed, dim=batch_dim)
+        return samples_of(examples, limit=most, seed=chosen_seed, dim=batch_dim)
 
     subject = Subject(
         model,
@@ -201,7 +204,10 @@ def planned(
     """
     for module in choices.chosen().plugins:
         registry.import_module(module, "plugins in pyproject.toml")
-    chosen = [_declaration(id) for id in registry.chosen(checks)]
+    ids = registry.chosen(checks)
+    if checks is None:
+        ids = tuple(id for id in ids if not choices.left_out_by_preset(id))
+    chosen = [_declaration(id) for id in ids]
     choices.require_usable(choices.chosen(), finally_=True)
     required = {} if thresholds is None else {check.id: thresholds.options_of(check) for check in chosen}
     whole = budget or (budget_in_force() if thresholds is None else thresholds.budget)

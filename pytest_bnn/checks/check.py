@@ -20,7 +20,6 @@ from pytest_bnn.checks.values import NoKindError, annotated, kind_of
 from pytest_bnn.errors import InputError, OptionError
 from pytest_bnn.options import budget_in_force, in_force
 from pytest_bnn.records.evidence import Evidence
-from pytest_bnn.records.policy import inconclusive_policy
 from pytest_bnn.records.recorder import record
 from pytest_bnn.subject import Subject
 
@@ -229,7 +228,7 @@ def _asserting(check: Check) -> Callable[..., Evidence]:
     @functools.wraps(check.measure)
     def assert_(*args: Any, **kwargs: Any) -> Evidence:
         __tracebackhide__ = True
-        return check.measure(*args, **kwargs).raise_if_failed(inconclusive=inconclusive_policy())
+        return check.measure(*args, **kwargs).raise_if_failed()
 
     assert_.__name__ = assert_.__qualname__ = f"assert_{check.id.replace('.', '_')}"
     summary = (check.measure.__doc__ or "").replace("Measure whether", "Assert that", 1)

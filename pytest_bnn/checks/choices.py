@@ -1,13 +1,15 @@
 """What was chosen for the options of checks, and where: ``--set``, the marker, pyproject.toml, the settings.
 
 Of the sources that name an option the first one counts: an argument in Python, the ``bnn`` marker, the command line,
-the environment, ``[tool.pytest-bnn.checks]`` in pyproject.toml, pytest's ini file, the default in the check's
-signature. In one source, the option itself goes before a setting that it follows. Only values that count are validated.
+the environment, ``[tool.pytest-bnn.checks]`` in pyproject.toml, pytest's ini file, the preset, the default in the
+check's signature. In one source, the option itself goes before a setting that it follows. Only values that count are
+validated.
 """
 
 from __future__ import annotations
 
 import difflib
+import fnmatch
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -19,7 +21,8 @@ from typing import Any, Literal, TypeAlias, get_args
 from pytest_bnn.checks import registry
 from pytest_bnn.checks.declaration import CheckOption, Declaration
 from pytest_bnn.errors import InputError, OptionError
-from pytest_bnn.options import Level, Source, in_force, sources_in_force
+from pytest_bnn.options import Level, Source, in_force, preset_in_force, sources_in_force
+from pytest_bnn.presets import PRESETS
 
 Severity: TypeAlias = Literal["error", "warn", "off"]
 
@@ -43,17 +46,26 @@ class Choices:
 
     by_name: Mapping[tuple[str, str], tuple[Choice, ...]] = field(default_factory=dict)
     plugins: tuple[str, ...] = ()
+    preset: str = ""
 
     def strongest(self, id: str, option: str) -> Choice | None:
-        """Return the choice of the strongest source, of equals the last; None where no source names the option."""
+        """Return the choice of the strongest source, of equals the last; None where no source names the option.
+
+        In one source, a check's own id goes before a pattern such as ``uncertainty.*``.
+        """
         found = self.by_name.get((id, option), ())
+        if option == SEVERITY:
+            patterns = [name for name in self.by_name if _is_pattern(name[0]) and name[1] == option]
+            matching = [name for name in patterns if name[0] != id and fnmatch.fnmatchcase(id, name[0])]
+            found = (*found, *(choice for name in matching for choice in self.by_name[name]))
         return max(reversed(found), key=lambda choice: choice.source.level, default=None)
 
     def and_also(self, other: Choices) -> Choices:
         """Merge these choices with others."""
         names = {*self.by_name, *other.by_name}
         both = {name: (*self.by_name.get(name, ()), *other.by_name.get(name, ())) for name in names}
-        return Choices(both, (*self.plugins, *(p for p in other.plugins if p not in self.plugins)))
+        plugins = (*self.plugins, *(p for p in other.plugins if p not in self.plugins))
+        return Choices(both, plugins, other.preset or self.preset)
 
 
 _NONE = Choices()
@@ -130,7 +142,7 @@ def project_table(folder: Path) -> Mapping[str, Any]:
     if not isinstance(table, dict):
         raise InputError(f"{_TABLE} is {table!r}", fix="make it a table")
     for name in table:
-        if name not in ("plugins", "checks", "subjects"):
+        if name not in ("plugins", "checks", "preset", "subjects"):
             raise InputError(
                 f"{_TABLE} has no {name!r}",
                 fix='use plugins = ["MODULE"], [tool.pytest-bnn.checks."kl.loss"] and [tool.pytest-bnn.subjects.NAME]; '
@@ -140,17 +152,19 @@ def project_table(folder: Path) -> Mapping[str, Any]:
 
 
 def from_project(folder: Path) -> Choices:
-    """Take ``[tool.pytest-bnn]`` from the pyproject.toml of a folder: ``plugins``, and ``checks`` with a table each.
+    """Take ``[tool.pytest-bnn]`` from the pyproject.toml of a folder: plugins, a preset, checks with a table each.
 
     Raises:
         InputError: As in `project_table`, or other values are in it.
     """
     table = project_table(folder)
-    plugins = table.get("plugins", [])
+    plugins, preset = table.get("plugins", []), table.get("preset", "")
+    if not isinstance(preset, str):
+        raise InputError(f"preset in {_TABLE} is {preset!r}", fix=f"give {' or '.join(PRESETS)}")
     if not isinstance(plugins, list) or not all(isinstance(one, str) and one for one in plugins):
         raise InputError(f"plugins in {_TABLE} is {plugins!r}", fix='give names of modules: ["mycompany.checks"]')
     found = from_tables(table.get("checks", {}), _TABLE, "tool.pytest-bnn", "in pyproject.toml")
-    return Choices(found.by_name, tuple(plugins))
+    return Choices(found.by_name, tuple(plugins), preset)
 
 
 def from_tables(checks: object, where: str, path: str, source: str) -> Choices:
@@ -179,6 +193,23 @@ def from_tables(checks: object, where: str, path: str, source: str) -> Choices:
     return Choices(found)
 
 
+def from_preset(name: str) -> Choices:
+    """Take the options of checks that a preset changes.
+
+    Args:
+        name: The preset's.
+    """
+    source = Source(Level.PRESET, f"preset {name}")
+    options = PRESETS[name].options.items()
+    return Choices({(id, key): (Choice((value,), source),) for id, named in options for key, value in named.items()})
+
+
+def left_out_by_preset(id: str) -> bool:
+    """Return whether the preset in force leaves out a check that nobody asks for by an option or a severity."""
+    left_out = any(fnmatch.fnmatchcase(id, pattern) for pattern in preset_in_force().leaves_out)
+    return left_out and not any(fnmatch.fnmatchcase(id, name) for name, _ in chosen().by_name)
+
+
 def require_usable(choices: Choices, *, finally_: bool) -> None:
     """Validate the values that count.
 
@@ -193,6 +224,9 @@ def require_usable(choices: Choices, *, finally_: bool) -> None:
     for id, key in choices.by_name:
         choice = choices.strongest(id, key)
         assert choice is not None
+        if _is_pattern(id):
+            _require_pattern(id, key, choice, known if finally_ else ())
+            continue
         if id in known:
             declaration = registry.declaration(id)
             if declaration is not None:
@@ -241,6 +275,22 @@ def severity_of(id: str) -> Severity:
     if word not in get_args(Severity):
         raise InputError(f"{choice.source.name} is {word!r}", fix="give error, warn or off")
     return word  # type: ignore[return-value]
+
+
+def _is_pattern(id: str) -> bool:
+    return "*" in id
+
+
+def _require_pattern(pattern: str, key: str, choice: Choice, known: Iterable[str]) -> None:
+    """Refuse a pattern for another option than the severity, and one that no known check matches, if any is known."""
+    if key != SEVERITY:
+        raise InputError(f"{choice.source.name}: {pattern!r} is a pattern", fix=f"patterns take {SEVERITY} alone")
+    _read(None, choice)
+    ids = tuple(known)
+    if ids and not fnmatch.filter(ids, pattern):
+        raise InputError(
+            f"{choice.source.name}: no check is called like {pattern!r}", fix=f"there are {', '.join(ids)}"
+        )
 
 
 def _option(check: Declaration, key: str, where: str) -> CheckOption | None:

@@ -12,7 +12,7 @@ from pytest_bnn.audit import subjects
 from pytest_bnn.audit.fields import PARTS
 from pytest_bnn.checks import choices, own, registry
 from pytest_bnn.checks.choices import choosing
-from pytest_bnn.commands import audit_arguments, checkpoints, ci, several, terminal
+from pytest_bnn.commands import audit_arguments, checkpoints, ci, held, several, terminal
 from pytest_bnn.commands.command import BROKEN, FAILED, NOTHING_APPLIES, PASSED, USAGE, reader_may_leave
 from pytest_bnn.errors import InputError
 from pytest_bnn.options import OPTIONS, DrawnSeed, Settings, Source, resolve_with_sources, using
@@ -43,17 +43,19 @@ def _audit(given: argparse.Namespace, arguments: list[str]) -> int:
     from pytest_bnn.report.files import require_writable, write_report
 
     start = time.perf_counter()
+    project = choices.from_project(Path.cwd())
     settings, sources = resolve_with_sources(
-        {option.key: getattr(given, option.key) for option in OPTIONS}, prefix="--"
+        {option.key: getattr(given, option.key) for option in OPTIONS}, prefix="--", preset=project.preset
     )
     _take_old_name_of_report(given)
     allow = subjects.allowed(given.allow, "--allow")
     _require_fitting_options(given)
-    chosen = _chosen(given)
+    chosen = choices.from_preset(settings.preset).and_also(_chosen(given, project))
     if given.checkpoints:
         return checkpoints.run(given, _work(given, settings, sources, chosen, allow), audit_arguments.REPORT)
     output = Path(given.report)
     require_writable(output)
+    baseline = held.baseline_of(given, output)
     if given.ctrf is not None:
         outputs.require_writable_json(given.ctrf, "--ctrf")
     showing = terminal.progress(output.with_suffix(".json"), quiet=given.quiet)
@@ -87,7 +89,9 @@ def _audit(given: argparse.Namespace, arguments: list[str]) -> int:
         ci.tell(run, next(iter(given.model), None), inconclusive=settings.inconclusive)
     for words in left_out:
         print(f"pytest-bnn: {words}", file=sys.stderr)
-    return USAGE if left_out else _exit_code(run, settings)
+    if left_out:
+        return USAGE
+    return _exit_code(run, settings) if baseline is None else held.judge(run, baseline, settings)
 
 
 def _take_old_name_of_report(given: argparse.Namespace) -> None:
@@ -96,10 +100,9 @@ def _take_old_name_of_report(given: argparse.Namespace) -> None:
         given.report, given.output = given.output, None
 
 
-def _chosen(given: argparse.Namespace) -> choices.Choices:
+def _chosen(given: argparse.Namespace, project: choices.Choices) -> choices.Choices:
     """Take the options of checks from --set and pyproject.toml, with the checks of plugins and of conftest.py."""
     folder = Path.cwd()
-    project = choices.from_project(folder)
     chosen = project.and_also(choices.from_texts(given.set, "--set"))
     for module in given.plugin:
         registry.import_module(module, "--plugin")

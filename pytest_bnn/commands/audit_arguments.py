@@ -32,8 +32,8 @@ executed: audit only code that you would run. So are modules named with --plugin
 pyproject.toml in this folder, and a conftest.py that declares checks with @pytest_bnn.check or imports a module that
 does: this folder's, those above it up to the project's root, and those of test folders there.
 
-exit codes: 0 every claim holds; 1 a claim failed or stayed inconclusive; 2 the audit itself broke, or a check could
-not use what it was given; 3 no check applies; 4 wrong usage or input.
+exit codes: 0 every claim holds, or with --baseline nothing is new or worse; 1 a claim failed or stayed inconclusive;
+2 the audit itself broke, or a check could not use what it was given; 3 no check applies; 4 wrong usage or input.
 
 examples:
   pytest-bnn audit
@@ -82,6 +82,11 @@ def add_to(commands: Commands) -> argparse.ArgumentParser:
     weight = claims.add_mutually_exclusive_group()
     for field in KL_LOSS:
         (claims if field.key == "num_data" else weight).add_argument(f"--{field.name}", **field.argument)
+    earlier = audit.add_argument_group("an earlier audit")
+    earlier.add_argument("--baseline", metavar="FILE.json", help="fail only on what is new or worse than in this audit")
+    earlier.add_argument(
+        "--update-baseline", action="store_true", help="write the file of --baseline from what this audit finds"
+    )
     settings = audit.add_argument_group("settings", "also from the environment, as PYTEST_BNN_SEED and so on")
     for option in OPTIONS:
         text = f"{option.help} (default: {option.default})".replace("%", "%%")

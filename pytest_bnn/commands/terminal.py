@@ -15,6 +15,7 @@ from pytest_bnn.records.evidence import Evidence, Verdict
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from pytest_bnn.records.compare import Comparison
     from pytest_bnn.records.run import AuditRun
 
 _STYLES = {"pass": "green", "warn": "yellow", "fail": "bold red", "error": "bold red", "inconclusive": "magenta"}
@@ -45,8 +46,28 @@ def show(run: AuditRun, *, verbose: bool = False, quiet: bool = False) -> None:
         _tell(console, run, verbose)
     _print(console, f"verdict: {_verdict(run)}", style=_STYLES.get(run.verdict, "bold"))
     if not quiet:
+        for words in run.cut:
+            _print(console, f"not the whole audit: {words}", style="yellow")
         _print(console, f"not judged: {_not_judged(run)}")
         _print(console, f"accepted: {_accepted(run)}")
+
+
+def show_comparison(comparison: Comparison, *, of: str = "", everything: bool = False) -> None:
+    """Print what became of the claims of an earlier audit.
+
+    Args:
+        comparison: What `compare` gave.
+        of: The name of the earlier audit, for the last line.
+        everything: Whether claims that did not change are shown, too.
+    """
+    from pytest_bnn.report.comparison import lines, title
+
+    style = {"new": "bold red", "worse": "bold red", "fixed": "green", "better": "green", "known": "yellow"}
+    console = _console()
+    for state, words in lines(comparison, everything=everything):
+        _print(console, words, style=style.get(state))
+    said = f"{of}: {comparison.headline}" if of else title(comparison)
+    _print(console, said, style="bold red" if comparison.failing else "green")
 
 
 def _console() -> Console:
@@ -186,4 +207,4 @@ def _wrapped(line: str) -> list[str]:
     ) or [""]
 
 
-__all__ = ["progress", "show"]
+__all__ = ["progress", "show", "show_comparison"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
@@ -16,16 +16,17 @@ from pytest_bnn.checks import choices, registry
 from pytest_bnn.conversion import Conversion, convert_with
 from pytest_bnn.example.images import digits, outside_digits, suitable
 from pytest_bnn.example.weights import Teacher
-from pytest_bnn.options import budget_in_force, in_force
+from pytest_bnn.options import budget_in_force, in_force, preset_in_force
 from pytest_bnn.progress import Event, Progress
 from pytest_bnn.records.run import AuditRun, TrainingStep
 from pytest_bnn.training.finetune import STEPS, batch_size, distillation_loss, finetune, number_of_batches
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
 #: Images of each set from outside of the task, and those that are corrupted: as many as a verdict takes.
 _OUTSIDE, _CORRUPTED = 96, 64
+_NO_FINE_TUNING = "the preset fine-tunes no copy: the fresh conversion alone is judged"
 
 
 def audit_resnet18(
@@ -44,8 +45,8 @@ def audit_resnet18(
     expected at 1 / number of batches, which is what it is trained with.
     """
     start, watcher = time.perf_counter(), progress or (lambda _: None)
-    chosen = registry.chosen(checks)
-    planned(chosen, thresholds, options)  # wrong input is told before the training
+    chosen = None if checks is None else registry.chosen(checks)
+    ids = tuple(step.id for step in planned(chosen, thresholds, options))  # wrong input is told before the training
     seed = int(in_force().seed) if seed is None else seed
     train, _ = suitable(teacher.images, "train")
     data = suitable(teacher.images, "held_out")
@@ -58,18 +59,22 @@ def audit_resnet18(
     budget = budget_in_force() if thresholds is None else thresholds.budget
     watcher(Event(note="converting"))
     converted = convert_with(teacher.model, conversion)
-    finetuned = copy.deepcopy(converted)
     loss = distillation_loss(teacher.model, 1 / batches)
-    watcher(Event(note="fine-tuning"))
-    trajectory = finetune(
-        finetuned,
-        teacher.model,
-        train,
-        batch=batch,
-        seed=seed,
-        class_names=teacher.class_names,
-        progress=lambda step: watcher(Event(note=_step_in_words(step))),
-    )
+    judged: list[tuple[str, nn.Module, Sequence[TrainingStep]]] = [("resnet18 converted", converted, ())]
+    fine_tunes = preset_in_force().fine_tunes
+    if fine_tunes:
+        finetuned = copy.deepcopy(converted)
+        watcher(Event(note="fine-tuning"))
+        trajectory = finetune(
+            finetuned,
+            teacher.model,
+            train,
+            batch=batch,
+            seed=seed,
+            class_names=teacher.class_names,
+            progress=lambda step: watcher(Event(note=_step_in_words(step))),
+        )
+        judged.append(("resnet18 fine-tuned", finetuned, trajectory))
     runs = [
         audit_model(
             model,
@@ -84,14 +89,11 @@ def audit_resnet18(
             class_names=teacher.class_names,
             thresholds=thresholds,
             options=explicit,
-            budget=budget.split(2),  # two models are judged
+            budget=budget.split(len(judged)),
             training=steps,
-            progress=None if progress is None else functools.partial(_told_of_two, progress, chosen, before),
+            progress=None if progress is None else functools.partial(_told_of_all, progress, ids, len(judged), place),
         )
-        for name, model, steps, before in (
-            ("resnet18 converted", converted, (), 0),
-            ("resnet18 fine-tuned", finetuned, trajectory, len(chosen)),
-        )
+        for place, (name, model, steps) in enumerate(judged)
     ]
     details = {
         "duration": lasting(time.perf_counter() - start),
@@ -99,13 +101,14 @@ def audit_resnet18(
         "teacher sha256": teacher.sha256,
         "conversion": ", ".join(f"{key}={getattr(conversion, key)}" for key in Conversion.__dataclass_fields__),
     }
-    return AuditRun.merged(runs, provenance={**runs[0].provenance, **details})
+    run = AuditRun.merged(runs, provenance={**runs[0].provenance, **details})
+    return run if fine_tunes else replace(run, cut=(*run.cut, _NO_FINE_TUNING))
 
 
-def _told_of_two(watcher: Progress, checks: tuple[str, ...], before: int, now: Event) -> None:
-    """Tell of one model's check as one of those of both; ``before`` it came as many."""
-    after = checks if before == 0 else ()
-    watcher(replace(now, number=before + now.number, of=2 * len(checks), ahead=now.ahead + after))
+def _told_of_all(watcher: Progress, checks: tuple[str, ...], models: int, place: int, now: Event) -> None:
+    """Tell of one model's check as one of those of all models; ``place`` is the model's, from 0."""
+    after = (models - 1 - place) * checks
+    watcher(replace(now, number=place * len(checks) + now.number, of=models * len(checks), ahead=now.ahead + after))
 
 
 def _step_in_words(step: TrainingStep) -> str:

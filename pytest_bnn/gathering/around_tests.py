@@ -12,14 +12,14 @@ import pytest
 from pytest_bnn.checks.changed import changes
 from pytest_bnn.checks.choices import choosing
 from pytest_bnn.errors import PytestBnnError
-from pytest_bnn.gathering.catching import is_behind, is_caught_by_raises
+from pytest_bnn.gathering.catching import is_behind, is_caught_by_raises, is_wanted
 from pytest_bnn.gathering.outcomes import is_xfailed
 from pytest_bnn.options import using
 from pytest_bnn.records.codec import show, to_plain
 from pytest_bnn.records.evidence import Evidence, is_failure
 from pytest_bnn.records.recorder import Recorder, recording
 from pytest_bnn.records.run import AuditRun
-from pytest_bnn.session import InForce, of_session, of_test
+from pytest_bnn.session import InForce, baseline_of, of_session, of_test
 
 _RECORDER = pytest.StashKey[Recorder]()
 _RUNNING = pytest.StashKey[pytest.Item]()
@@ -69,7 +69,9 @@ def in_force(settings: InForce) -> Iterator[None]:
 @contextmanager
 def watched(item: pytest.Item) -> Iterator[None]:
     """Let the checks of a test, of its fixtures and of their tear-down report to its recorder, under its settings."""
-    recorder = item.stash[_RECORDER] = Recorder(subject=item.name, key=item.nodeid, test=item.nodeid)
+    recorder = item.stash[_RECORDER] = Recorder(
+        subject=item.name, key=item.nodeid, test=item.nodeid, is_wanted=is_wanted
+    )
     item.stash[_SHARED], item.stash[_SAID] = [], []
     item.config.stash[_RUNNING] = item
     try:
@@ -81,8 +83,11 @@ def watched(item: pytest.Item) -> Iterator[None]:
 
 
 def settle(item: pytest.Item) -> None:
-    """Decide whether an undecided claim is a failure or a warning in a test."""
-    item.stash[_RECORDER].inconclusive = of_test(item).settings.inconclusive
+    """Decide what fails a test: an undecided claim, a failure that is known from before."""
+    recorder = item.stash[_RECORDER]
+    recorder.inconclusive = of_test(item).settings.inconclusive
+    if item.get_closest_marker("xfail") is None:  # a test that is expected to fail has to be able to
+        recorder.baseline = baseline_of(item.config)
 
 
 class SharedFixture:
@@ -105,7 +110,13 @@ class SharedFixture:
     def reporting(self, place: str = "") -> Iterator[None]:
         """Record inside; the test that happens to run carries the evidence, to be put in its place later."""
         policy = of_session(self.config).settings.inconclusive
-        recorder = Recorder(inconclusive=policy, subject=self.name, key=self.key)
+        recorder = Recorder(
+            inconclusive=policy,
+            subject=self.name,
+            key=self.key,
+            baseline=baseline_of(self.config),
+            is_wanted=is_wanted,
+        )
         self.config.stash[_RUNNING].stash[_SHARED].append((place, recorder))
         with recording(recorder), in_force(of_session(self.config)):
             yield

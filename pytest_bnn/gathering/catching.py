@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import inspect
 from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
@@ -11,6 +12,7 @@ from types import TracebackType
 _EXPECTING = {"raises", "assertRaises", "assertRaisesRegex"}
 #: Where the functions of these names call what they are given.
 _MODULES = ("_pytest.", "unittest.case")
+_RAISING = ("_pytest.raises", "_pytest.python_api")
 
 
 def is_behind(error: BaseException, ending: BaseException) -> bool:
@@ -44,13 +46,34 @@ def is_caught_by_raises(error: BaseException) -> bool:
     return any(first <= catching.tb_lineno <= last for first, last in _expecting(frame.f_code.co_filename))
 
 
-@lru_cache(maxsize=64)
+def is_wanted() -> bool:
+    """Return whether whoever called expects an error: inside ``pytest.raises``, or a test case's ``assertRaises``."""
+    frame = inspect.currentframe()
+    while frame is not None:
+        name = str(frame.f_globals.get("__name__", ""))
+        if name.startswith(_RAISING):
+            return True
+        if name.startswith("_pytest."):  # what called the test, or its fixture
+            return False
+        if not name.startswith("pytest_bnn."):
+            line = frame.f_lineno
+            if any(first <= line <= last for first, last in _expecting(frame.f_code.co_filename)):
+                return True
+        frame = frame.f_back
+    return False
+
+
 def _expecting(file: str) -> tuple[tuple[int, int], ...]:
     """Return the first and the last line of each ``with`` statement of a file in which an error is expected."""
     try:
-        tree = ast.parse(Path(file).read_text(encoding="utf-8"))
+        return _expecting_in(Path(file), Path(file).stat().st_mtime_ns)
     except (OSError, SyntaxError, ValueError):
         return ()
+
+
+@lru_cache(maxsize=64)
+def _expecting_in(file: Path, changed: int) -> tuple[tuple[int, int], ...]:
+    tree = ast.parse(file.read_text(encoding="utf-8"))
     found = []
     for node in ast.walk(tree):
         if isinstance(node, ast.With | ast.AsyncWith):

@@ -17,7 +17,7 @@ from pytest_bnn.checks import choices, registry
 from pytest_bnn.errors import ClaimWarning, InputError, PytestBnnError
 from pytest_bnn.items import wording
 from pytest_bnn.items.requests import TABLES, Wanted, of
-from pytest_bnn.records.evidence import Evidence, Verdict, is_failure
+from pytest_bnn.records.evidence import Evidence, Verdict
 from pytest_bnn.records.policy import inconclusive_policy
 from pytest_bnn.records.recorder import Recorder, record, recording
 from pytest_bnn.session import of_session, of_test
@@ -181,7 +181,7 @@ class CheckItem(pytest.Item):
         if evidence.verdict is Verdict.NOT_APPLICABLE:
             raise pytest.skip.Exception(wording.in_pytest(evidence.headline, listed=listed), _use_item_location=True)
         told = wording.in_pytest(evidence.explain(), listed=listed)
-        if is_failure(evidence.verdict, inconclusive=inconclusive_policy()):
+        if evidence.fails():
             raise pytest.fail.Exception(told, pytrace=False)
         if evidence.verdict is not Verdict.PASS:
             self.warn(ClaimWarning(told))

@@ -8,10 +8,11 @@ from typing import Literal, TypeAlias
 
 from pytest_bnn.records.charts import Chart
 from pytest_bnn.records.codec import Scalar, clean, show
+from pytest_bnn.records.policy import Inconclusive as Inconclusive
+from pytest_bnn.records.policy import inconclusive_policy, is_known
 from pytest_bnn.records.raising import raising
 
 Stage: TypeAlias = Literal["converted", "finetuned", "unrelated", "unknown"]
-Inconclusive: TypeAlias = Literal["fail", "warn"]
 
 
 class Verdict(enum.StrEnum):
@@ -172,10 +173,19 @@ class Evidence:
             lines.append(f"  fix:      {self.remedy}")
         return clean("\n".join(lines))
 
-    def raise_if_failed(self, *, inconclusive: Inconclusive = "fail") -> Evidence:
-        """Raise AssertionError with `explain` when the claim failed; return self otherwise."""
+    def fails(self, *, inconclusive: Inconclusive | None = None) -> bool:
+        """Return whether the claim fails a test: by its verdict, unless a baseline in force knows the failure.
+
+        Args:
+            inconclusive: Whether an undecided claim counts as a failure. None asks the policy in force
+                (pytest's ``--bnn-inconclusive``), and is ``"fail"`` where there is none.
+        """
+        return is_failure(self.verdict, inconclusive=inconclusive or inconclusive_policy()) and not is_known(self)
+
+    def raise_if_failed(self, *, inconclusive: Inconclusive | None = None) -> Evidence:
+        """Raise AssertionError with `explain` when the claim `fails`; return self otherwise."""
         __tracebackhide__ = True
-        if is_failure(self.verdict, inconclusive=inconclusive):
+        if self.fails(inconclusive=inconclusive):
             raise raising(self.explain(), (self,))
         return self
 

@@ -1,19 +1,23 @@
-"""Whether an inconclusive verdict is a failure or a warning, as the policy in force says where the caller does not."""
+"""What fails a test: the policy in force says it, where the caller does not."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Protocol
+from typing import Any, Literal, Protocol, TypeAlias
 
-from pytest_bnn.records.evidence import Inconclusive
+Inconclusive: TypeAlias = Literal["fail", "warn"]
 
 
 class Policy(Protocol):
-    """Anything that says whether an inconclusive verdict is a failure, such as a recorder; its answer may change."""
+    """Says what fails a test, such as a recorder; its answers may change."""
 
+    #: Whether an inconclusive verdict is a failure or a warning.
     inconclusive: Inconclusive
+
+    def knows(self, evidence: Any) -> bool:
+        """Return whether a failed `Evidence` is known from before, so that it fails nothing."""
 
 
 _policy: ContextVar[Policy | None] = ContextVar("pytest_bnn_policy", default=None)
@@ -33,3 +37,9 @@ def inconclusive_policy() -> Inconclusive:
     """Say what an inconclusive verdict counts as, ``"fail"`` or ``"warn"``: ``"fail"`` without a policy in force."""
     policy = _policy.get()
     return "fail" if policy is None else policy.inconclusive
+
+
+def is_known(evidence: Any) -> bool:
+    """Return whether a failed `Evidence` is known from before: False without a policy in force."""
+    policy = _policy.get()
+    return policy is not None and policy.knows(evidence)

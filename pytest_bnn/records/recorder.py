@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 
+from pytest_bnn.records.baseline import Baseline
 from pytest_bnn.records.evidence import Evidence, Inconclusive
 from pytest_bnn.records.policy import following
 from pytest_bnn.records.raising import listening
@@ -20,6 +21,8 @@ class Recorder:
     ``subject`` is the name of subjects that were given none, ``key`` tells them apart from others of this name.
     ``test`` is the node id of the test that runs. ``cut`` says what was left out of an audit.
     ``raised`` are the errors that claims raised, each with the evidence that it is about.
+    ``baseline`` is what is known from before; ``is_wanted`` says whether the caller expects a failure, so that a known
+    one has to be raised all the same.
     """
 
     inconclusive: Inconclusive = "fail"
@@ -31,6 +34,15 @@ class Recorder:
     changed: list[Change] = field(default_factory=list)
     cut: list[str] = field(default_factory=list)
     raised: list[tuple[AssertionError, tuple[Evidence, ...]]] = field(default_factory=list)
+    baseline: Baseline | None = None
+    is_wanted: Callable[[], bool] | None = None
+
+    def knows(self, evidence: Evidence) -> bool:
+        """Return whether the baseline, where there is one, has a failure already."""
+        known = self.baseline
+        if known is None or not known.knows(evidence, inconclusive=self.inconclusive, test=self.test):
+            return False
+        return self.is_wanted is None or not self.is_wanted()
 
     def drain(self) -> AuditRun:
         """Return what was collected since the last call, and forget it."""

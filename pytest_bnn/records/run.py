@@ -14,8 +14,7 @@ from typing import Any, Literal
 from pytest_bnn.errors import InputError
 from pytest_bnn.records.charts import PredictionSummary
 from pytest_bnn.records.codec import from_plain, schema_definitions, to_plain
-from pytest_bnn.records.evidence import SEVERITY, Evidence, Inconclusive, Stage, Verdict, is_failure
-from pytest_bnn.records.policy import inconclusive_policy
+from pytest_bnn.records.evidence import SEVERITY, Evidence, Inconclusive, Stage, Verdict
 from pytest_bnn.records.raising import raising
 
 SCHEMA_VERSION = "1.4"
@@ -208,15 +207,13 @@ class AuditRun:
         raise KeyError(f"no check {id!r} ran; there are {sorted({check.id for check in self.checks})}")
 
     def raise_for_failures(self, *, inconclusive: Inconclusive | None = None) -> AuditRun:
-        """Raise AssertionError that explains every failed check; return self when there is none.
+        """Raise AssertionError that explains every check that fails; return self when there is none.
 
         Args:
-            inconclusive: Whether an undecided claim counts as a failure. None asks the recorder in force
-                (pytest's ``--bnn-inconclusive``), and ``"fail"`` where there is none.
+            inconclusive: Whether an undecided claim counts as a failure; see `Evidence.fails`.
         """
         __tracebackhide__ = True
-        policy = inconclusive_policy() if inconclusive is None else inconclusive
-        bad = [check for check in self.checks if is_failure(check.verdict, inconclusive=policy)]
+        bad = [check for check in self.checks if check.fails(inconclusive=inconclusive)]
         if bad:
             raise raising("\n\n".join(check.explain() for check in bad), bad)
         return self

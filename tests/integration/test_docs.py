@@ -160,7 +160,7 @@ def test_every_block_is_checked(name: str) -> None:
 
 def test_configuration_blocks_are_valid(tmp_path: Path) -> None:
     """Settings that a reader copies must be settings that exist."""
-    keys = {f"bnn_{option.key}" for option in OPTIONS} | {"bnn_subjects"}
+    keys = {f"bnn_{option.key}" for option in OPTIONS} | {"bnn_baseline", "bnn_subjects"}
     given: set[str] = set()
     for name in PAGES:
         for block in blocks(name):

@@ -1,0 +1,70 @@
+"""Presets: names for sets of settings and options of checks, the weakest of all sources above the defaults."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preset:
+    """What a preset changes.
+
+    ``settings`` are texts by the setting's key, ``options`` those of checks by id and name. ``leaves_out`` are ids of
+    checks, of which a last part ``*`` is any. ``images`` is the most examples that are used where nobody says, None for
+    the default. ``fine_tunes`` says whether the audit of the bundled ResNet18 judges a fine-tuned copy too. ``words``
+    says what is left out, and is empty where nothing is.
+    """
+
+    settings: Mapping[str, str] = field(default_factory=dict)
+    options: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
+    leaves_out: tuple[str, ...] = ()
+    images: int | None = None
+    fine_tunes: bool = True
+    words: str = ""
+
+
+DEFAULT: Final = "default"
+
+PRESETS: Final[Mapping[str, Preset]] = {
+    "smoke": Preset(
+        settings={"samples": "32"},
+        leaves_out=(
+            "noise.posterior",
+            "noise.fresh",
+            "estimator.flipout",
+            "gradient.samples",
+            "predictions.rows",
+            "calibration.*",
+            "scores.*",
+            "uncertainty.*",
+            "slices.*",
+            "regression.*",
+        ),
+        images=32,
+        fine_tunes=False,
+        words="the preset smoke judges whether layers, noise and KL are there and the mean is the teacher's, on at "
+        "most 32 examples; whether the noise is drawn rightly and what the predictions are worth is not judged",
+    ),
+    DEFAULT: Preset(),
+    "strict": Preset(
+        settings={
+            "samples": "512",
+            "min_agreement": "0.97",
+            "spread": "0.005:0.5",
+            "beta": "1e-4",
+            "population": "yes",
+            "inconclusive": "fail",
+        },
+        options={
+            "noise.posterior": {"max_passes": 64},
+            "calibration.temperature": {"band": (0.67, 1.5), "max_passes": 128},
+            "calibration.classes": {"most": 5.0, "max_passes": 128},
+            "scores.against_teacher": {"margin": 0.01, "max_passes": 128},
+            "uncertainty.errors": {"margin": 0.01, "max_passes": 128},
+            "uncertainty.ood": {"min_auroc": 0.8, "max_passes": 128},
+            "regression.scores": {"margin": 0.01, "max_passes": 128},
+        },
+    ),
+}
