@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import sys
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
@@ -49,6 +50,7 @@ class _Test:
     outcome: Outcome
     reason: str = ""
     ended: bool = False
+    line: int = sys.maxsize
 
 
 class Outcomes:
@@ -75,6 +77,8 @@ class Outcomes:
         if report.when == "setup":  # a test that is run again starts anew
             self._tests.pop(report.nodeid, None)
         test = self._tests.setdefault(report.nodeid, _Test("passed"))
+        line = report.location[1]
+        test.line = test.line if line is None else line
         found = _outcome(report)
         if found is not None and _RANK.index(found) < _RANK.index(test.outcome):
             test.outcome, test.reason = found, _reason(report)
@@ -98,7 +102,7 @@ class Outcomes:
             judged: The node ids of the tests that ran a check.
             why: Why the session ended early, where it did.
         """
-        ids = {**self.collected, **dict.fromkeys(self._tests)}
+        ids = sorted({**self.collected, **dict.fromkeys(self._tests)}, key=self._place)
         tests = [
             TestOutcome(test=id, outcome=found.outcome, reason=found.reason) for id, found in self._collection.items()
         ]
@@ -110,6 +114,11 @@ class Outcomes:
             elif outcome != "passed" or id in judged:
                 tests.append(TestOutcome(test=id, outcome=outcome, reason=found.reason))
         return SessionRecord(exit_status=exit_status, total=len(ids), deselected=self.deselected, tests=tuple(tests))
+
+    def _place(self, test: str) -> tuple[str, int, str]:
+        """Return where a test stands, in whatever order the tests ran; behind it those that never ran."""
+        found = self._tests.get(test)
+        return test.partition("::")[0], sys.maxsize if found is None else found.line, "" if found is None else test
 
     def cut(self, config: pytest.Config, why: str) -> tuple[str, ...]:
         """Say in words what was left out of the session."""

@@ -6,6 +6,7 @@ import functools
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -619,3 +620,51 @@ def test_help_names_every_option_and_exit_code(run: Run) -> None:
         "exit codes: 0 every claim holds; 1 a claim failed or stayed inconclusive; 2 the audit itself broke, or "
         in text
     )
+
+
+def test_a_part_of_the_audit_says_so(run: Run) -> None:
+    """What was asked for, what was changed and from where, and the command that repeats it anywhere."""
+    os.environ["PYTEST_BNN_BETA"] = "0.01"
+    try:
+        said = run("audit", "--model", "own_net:partly", "--checks", "layers.replaced,kl.present", "--seed", "random",
+                   "--allow", "0=too small", "--num-batches", "3")  # fmt: skip
+    finally:
+        del os.environ["PYTEST_BNN_BETA"]
+    assert said.code == exits.PASSED, said
+    document = read()
+    others = len(registry.ids()) - 2
+    assert document["cut"] == [
+        f"only layers.replaced and kl.present were asked for, {others} other checks were not run"
+    ]
+    seed = document["provenance"]["seed"]
+    assert {(one["name"], one["value"], one["default"], one["source"]) for one in document["changed"]} == {
+        ("seed", seed, "0", "random, as --seed"),
+        ("beta", "0.01", "0.001", "PYTEST_BNN_BETA"),
+        ("layers.replaced.allow", "0=too small", "none", "--allow"),
+        ("predictions.rows.allow", "0=too small", "none", "--allow"),
+        ("kl.loss.num_batches", "3", "none", "--num-batches"),
+    }
+    program, *repeat = shlex.split(document["provenance"]["repeat"])
+    assert program == "pytest-bnn"
+    assert "random" not in repeat
+    assert {f"--seed={seed}", "--beta=0.01"} < set(repeat)
+    again = run(*repeat)
+    assert again.code == exits.PASSED, again
+    assert read()["checks"] == [{**check, "seconds": new["seconds"]} for check, new in
+                                zip(document["checks"], read()["checks"], strict=True)]  # fmt: skip
+
+
+def test_ci_services_are_told(run: Run, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """CTRF beside the report, annotations at the factory, the summary of the step."""
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", "summary.md")
+    said = run("audit", "--model", "own_net:partly", "--checks", "layers.replaced", "--ctrf", "out/ctrf.json")
+    assert said.code == exits.FAILED, said
+    line = 1 + (folder / "own_net.py").read_text(encoding="utf-8").splitlines().index("def partly():")
+    (told,) = [text for text in said.out.splitlines() if text.startswith("::")]
+    assert told.startswith(f"::error file=own_net.py,line={line},title=layers.replaced%2C own_net%3Apartly::1 of 2")
+    assert Path("summary.md").read_text(encoding="utf-8").startswith("## ")
+    summary = json.loads(Path("out/ctrf.json").read_text(encoding="utf-8"))["results"]["summary"]
+    assert (summary["tests"], summary["failed"]) == (1, 1)
+    wrong = run("audit", "--model", "own_net:partly", "--ctrf", "ctrf.txt")
+    assert (wrong.code, "--ctrf is 'ctrf.txt'" in wrong.err) == (exits.USAGE, True)

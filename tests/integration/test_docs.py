@@ -178,9 +178,14 @@ def test_yaml_blocks_are_valid() -> None:
     documents = [yaml.safe_load(block.text) for name in PAGES for block in blocks(name) if block.language == "yaml"]
     github, gitlab = documents
     steps = [step.get("run", "") for step in github["jobs"]["audit"]["steps"]]
-    assert "pytest --bnn-report=bnn/report.html" in steps
-    assert any("pytest-bnn render bnn/report.json -o bnn/summary.md" in step for step in steps)
-    assert any(line.startswith("pytest --bnn-report=bnn/report.html") for line in gitlab["audit"]["script"])
+    commands = [line for line in (*steps, *gitlab["audit"]["script"]) if line.startswith("pytest ")]
+    assert len(commands) == 2
+    shown = [block.text for block in blocks("continuous-integration") if block.text.startswith("$ pytest ")]
+    for command in commands:  # the page runs one with all of their options
+        assert set(command.split()) <= set(shown[0].split()), command
+    written = {word.partition("=")[2] for word in shown[0].split() if "=bnn/" in word}
+    assert gitlab["audit"]["artifacts"]["reports"]["junit"] in written
+    assert gitlab["audit"]["artifacts"]["paths"][0] in written
 
 
 def test_every_check_has_a_page() -> None:

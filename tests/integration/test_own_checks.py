@@ -127,9 +127,10 @@ def test_conftest_on_the_command_line(folder: Path, capsys: pytest.CaptureFixtur
     (folder / "pyproject.toml").write_text(PYPROJECT, encoding="utf-8")
     code, said = audit(capsys, *OWN)
     assert (code, "the limit is 0.25" in said) == (exits.PASSED, True), said
-    (change,) = json.loads(Path("audit.json").read_text(encoding="utf-8"))["changed"]
-    assert (change["name"], change["value"], change["default"]) == ("mycompany.rule.limit", "0.25", "0.5")
-    assert change["source"] == "mycompany.rule.limit in pyproject.toml"
+    changed = {one["name"]: one for one in json.loads(Path("audit.json").read_text(encoding="utf-8"))["changed"]}
+    limit = changed["mycompany.rule.limit"]
+    assert (limit["value"], limit["default"]) == ("0.25", "0.5")
+    assert limit["source"] == "mycompany.rule.limit in pyproject.toml"
     assert "mycompany.rule" not in registry.ids()
 
 

@@ -555,7 +555,17 @@ def test_changed_settings_and_the_command_that_repeats_them(tmp_path: Path, net_
         ("layers.replaced.allow", "0=latency", "none", "an argument in Python"): ["test_it.py::test_argument"],
         ("predictions.rows.allow", "0=latency", "none", "an argument in Python"): ["test_it.py::test_argument"],
     }  # fmt: skip
-    assert any(cut.startswith("only layers.replaced was asked for, ") for cut in found.audit["cut"])
+    others = len(registry.ids()) - 1
+    assert found.audit["cut"][1:] == [
+        f"only layers.replaced was asked for, {others} other checks were not run (test_it.py::test_argument)"
+    ]
+    told = [(check["subject"], check["key"], check["test"]) for check in found.audit["checks"]]
+    marked = [f"test_it.py::test_marked[{number}]" for number in (1, 2)]
+    assert told == [
+        *((test.partition("::")[2], test, test) for test in marked),
+        ("partly", "", "test_it.py::test_argument"),
+    ]
+    assert [(subject["name"], subject["key"]) for subject in found.audit["subjects"]] == [("partly", "")]
     repeat = shlex.split(found.audit["provenance"]["repeat"])
     assert "-p" in repeat
     assert f"--bnn-seed={seed}" in repeat

