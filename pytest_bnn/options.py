@@ -7,9 +7,7 @@ command line ``pytest-bnn audit`` as ``--seed``.
 from __future__ import annotations
 
 import enum
-import math
 import os
-import secrets
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -18,6 +16,7 @@ from typing import Any, cast
 
 from pytest_bnn.errors import InputError
 from pytest_bnn.presets import DEFAULT, PRESETS, Preset
+from pytest_bnn.reading import band, choice, error_rate, positive, seed, share, some_text, whole
 from pytest_bnn.records.evidence import Inconclusive
 from pytest_bnn.stats.budget import Budget
 
@@ -72,89 +71,18 @@ class Option:
         return f"PYTEST_BNN_{self.key.upper()}"
 
 
-def whole(least: int) -> Callable[[str], int]:
-    """Return a reader of whole numbers from ``least`` on; ValueError where a text is none."""
-
-    def read(text: str) -> int:
-        value = int(text)
-        if value < least:
-            raise ValueError
-        return value
-
-    read.__doc__ = f"a whole number from {least}"
-    return read
-
-
-def _share(text: str) -> float:
-    """a number above 0, up to 1"""  # noqa: D403
-    value = float(text)
-    if not 0 < value <= 1:
-        raise ValueError
-    return value
-
-
-def _error_rate(text: str) -> float:
-    """a number between 0 and 0.5"""  # noqa: D403
-    value = float(text)
-    if not 0 < value < 0.5:
-        raise ValueError
-    return value
-
-
-def positive(text: str) -> float:
-    """a number above 0"""  # noqa: D403
-    value = float(text)
-    if not (math.isfinite(value) and value > 0):
-        raise ValueError
-    return value
-
-
-def _choice(*words: str) -> Callable[[str], str]:
-    def read(text: str) -> str:
-        if text not in words:
-            raise ValueError
-        return text
-
-    read.__doc__ = " or ".join(words)
-    return read
-
-
-class DrawnSeed(int):
-    """A seed that was drawn, not chosen: it is shown, so that the run can be repeated."""
-
-
-def _seed(text: str) -> int:
-    """a whole number from 0, or random"""  # noqa: D403
-    return DrawnSeed(secrets.randbelow(2**31)) if text == "random" else whole(0)(text)
-
-
-def _band(text: str) -> str:
-    """two numbers LOW:HIGH with 0 < LOW < HIGH"""  # noqa: D403
-    low, high = (float(part) for part in text.split(":"))
-    if not 0 < low < high < math.inf:
-        raise ValueError
-    return text
-
-
-def _text(text: str) -> str:
-    """a text that is not empty"""  # noqa: D403  completes "give ..."
-    if not text.strip():
-        raise ValueError
-    return text
-
-
 OPTIONS = (
     Option(
         name="preset",
         default=DEFAULT,
-        read=_choice(*PRESETS),
+        read=choice(*PRESETS),
         metavar="|".join(PRESETS),
         help="set of settings below all others: smoke for a first look in seconds, strict for a release",
     ),
     Option(
         name="weights",
         default="digits",
-        read=_text,
+        read=some_text,
         metavar="digits|imagenet|PATH",
         help="weights of the deterministic ResNet18: the embedded digits teacher, torchvision's ImageNet weights "
         "through its cache, or a .safetensors, .pt or .pth file",
@@ -162,7 +90,7 @@ OPTIONS = (
     Option(
         name="type",
         default="Reparameterization",
-        read=_choice("Reparameterization", "Flipout"),
+        read=choice("Reparameterization", "Flipout"),
         metavar="Reparameterization|Flipout",
         help="estimator of the Bayesian layers in the ResNet18 that is converted here",
     ),
@@ -183,42 +111,42 @@ OPTIONS = (
     Option(
         name="seed",
         default=0,
-        read=_seed,
+        read=seed,
         metavar="N|random",
         help="seed of all randomness in an audit; random draws a seed and says how to repeat the run",
     ),
     Option(
         name="min-agreement",
         default=0.95,
-        read=_share,
+        read=share,
         metavar="P",
         help="share of the images on which the mean prediction must agree with the teacher",
     ),
     Option(
         name="spread",
         default="0.001:1",
-        read=_band,
+        read=band,
         metavar="LOW:HIGH",
         help="allowed band of the predictive spread, relative to the outputs' spread over the images without noise",
     ),
     Option(
         name="alpha",
         default=1e-6,
-        read=_error_rate,
+        read=error_rate,
         metavar="P",
         help="probability that an audit fails a sound model; the checks that sample share it",
     ),
     Option(
         name="beta",
         default=1e-3,
-        read=_error_rate,
+        read=error_rate,
         metavar="P",
         help="probability that an audit passes a model that is beyond a threshold; the checks that sample share it",
     ),
     Option(
         name="population",
         default="no",
-        read=_choice("yes", "no"),
+        read=choice("yes", "no"),
         metavar="yes|no",
         switch=True,
         help="require the agreement with the teacher of the whole population, of which the images are a random "
@@ -227,7 +155,7 @@ OPTIONS = (
     Option(
         name="inconclusive",
         default="fail",
-        read=_choice("fail", "warn"),
+        read=choice("fail", "warn"),
         metavar="fail|warn",
         help="how a claim counts that the passes could not decide: as a failure or as a warning",
     ),
@@ -242,7 +170,7 @@ OPTIONS = (
     Option(
         name="sampler",
         default="auto",
-        read=_choice("auto", "own", "engine"),
+        read=choice("auto", "own", "engine"),
         metavar="auto|own|engine",
         help="sampler of the Monte-Carlo passes: own runs the model's own forward; engine is the sampling engine, "
         "and an error where it cannot be used; auto is the engine where it was seen to reproduce the model's own "

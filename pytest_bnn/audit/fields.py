@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from pytest_bnn.options import positive, whole
+from pytest_bnn.reading import positive, whole
 
 T = TypeVar("T")
 

@@ -6,7 +6,8 @@ import shlex
 from collections.abc import Sequence
 
 from pytest_bnn.checks.changed import choices_that_count, texts
-from pytest_bnn.options import OPTIONS, DrawnSeed, Level, in_force, sources_in_force
+from pytest_bnn.options import OPTIONS, Level, in_force, sources_in_force
+from pytest_bnn.reading import DrawnSeed
 
 #: Sources that a command line does not show.
 _HIDDEN = (Level.INI, Level.TABLE, Level.ENVIRONMENT)

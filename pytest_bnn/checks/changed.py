@@ -8,7 +8,8 @@ from typing import Any
 from pytest_bnn.checks import registry
 from pytest_bnn.checks.choices import SEVERITY, Choice, chosen
 from pytest_bnn.checks.declaration import CheckOption, Declaration
-from pytest_bnn.options import OPTIONS, DrawnSeed, Level, in_force, sources_in_force
+from pytest_bnn.options import OPTIONS, Level, in_force, sources_in_force
+from pytest_bnn.reading import DrawnSeed
 from pytest_bnn.records.run import Change
 
 #: Where an option was given that is an argument of a call.

@@ -15,7 +15,8 @@ from pytest_bnn.checks.choices import choosing
 from pytest_bnn.commands import audit_arguments, checkpoints, ci, held, several, terminal
 from pytest_bnn.commands.command import BROKEN, FAILED, NOTHING_APPLIES, PASSED, USAGE, reader_may_leave
 from pytest_bnn.errors import InputError
-from pytest_bnn.options import OPTIONS, DrawnSeed, Settings, Source, resolve_with_sources, using
+from pytest_bnn.options import OPTIONS, Settings, Source, resolve_with_sources, using
+from pytest_bnn.reading import DrawnSeed
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 from pytest_bnn.audit.fields import ALLOW, ALLOW_HELP, KL_LOSS, PARTS, reading
 from pytest_bnn.checks import choices, own, registry
 from pytest_bnn.commands import checkpoints
-from pytest_bnn.options import OPTIONS, whole
+from pytest_bnn.options import OPTIONS
+from pytest_bnn.reading import whole
 
 if TYPE_CHECKING:
     from pytest_bnn.commands.command import Commands

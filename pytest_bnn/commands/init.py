@@ -17,7 +17,7 @@ from pytest_bnn.audit.subjects import is_named
 from pytest_bnn.commands.command import BROKEN, FAILED, PASSED
 from pytest_bnn.commands.starter import FUNCTIONS, Starter
 from pytest_bnn.errors import InputError
-from pytest_bnn.options import whole
+from pytest_bnn.reading import whole
 
 if TYPE_CHECKING:
     from pytest_bnn.commands.command import Commands

@@ -588,6 +588,7 @@ def test_markers_explains_the_marker(pytester: pytest.Pytester) -> None:
 
 
 WRONG = {
+    "preset": ("quick", "smoke or default or strict"),
     "type": ("sharp", "Reparameterization or Flipout"),
     "delta": ("0", "a number above 0"),
     "samples": ("1", "a whole number from 2"),

@@ -13,7 +13,8 @@ from pytest_bnn.checks import registry
 from pytest_bnn.checks.changed import IN_PYTHON, changes, changes_by
 from pytest_bnn.checks.choices import choosing, from_project, from_texts
 from pytest_bnn.cli import parser
-from pytest_bnn.options import OPTIONS, DrawnSeed, Level, Settings, Source, resolve_with_sources, using
+from pytest_bnn.options import OPTIONS, Level, Settings, Source, resolve_with_sources, using
+from pytest_bnn.reading import DrawnSeed
 
 INI, ENVIRONMENT, TYPED = (Source(level, "there") for level in (Level.INI, Level.ENVIRONMENT, Level.COMMAND_LINE))
 
