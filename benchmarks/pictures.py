@@ -1,7 +1,7 @@
 """The picture of a report for README and documentation, made by one command.
 
 ``python -m benchmarks.pictures`` audits the ResNet18 of the example, as ``pytest-bnn audit`` does, renders its report
-and writes the top of it, in light colors, as ``docs/report.png``. ``--from audit.json`` takes an audit that was run before;
+and writes the top of it, in light colors, as ``docs/report.png``. ``--from audit.json`` takes an audit of before;
 ``--all FOLDER`` writes the whole page as well: light, dark, in several widths, in forced colors, and as a PDF.
 """
 
