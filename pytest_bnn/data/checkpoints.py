@@ -77,26 +77,31 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
     return _state_in(held, path)
 
 
-def load_into(network: nn.Module, path: str | Path) -> None:
+def load_into(network: nn.Module, path: str | Path, name: str = "") -> None:
     """Load a file's state into a network: every tensor, by its own name.
+
+    Args:
+        network: What gets the state.
+        path: The file.
+        name: How messages call it; its path when empty.
 
     Raises:
         WeightsError: As in `read_state`, or the state does not fit; the network is as it was.
     """
-    state, expected = read_state(path), network.state_dict()
-    missing = [name for name in expected if name not in state]
-    unexpected = [name for name in state if name not in expected]
+    state, expected, name = read_state(path), network.state_dict(), name or str(path)
+    missing = [key for key in expected if key not in state]
+    unexpected = [key for key in state if key not in expected]
     if missing or unexpected:
-        raise WeightsError(f"{path} does not fit the network: {_unfitting(state, missing, unexpected)}",
+        raise WeightsError(f"{name} does not fit the network: {_unfitting(state, missing, unexpected)}",
                            fix=_fix_of_names(state, expected))  # fmt: skip
     wrong = [
-        f"{name} is {tuple(state[name].shape)}, the network's is {tuple(tensor.shape)}"
-        for name, tensor in expected.items()
-        if isinstance(tensor, Tensor) and state[name].shape != tensor.shape
+        f"{key} is {tuple(state[key].shape)}, the network's is {tuple(tensor.shape)}"
+        for key, tensor in expected.items()
+        if isinstance(tensor, Tensor) and state[key].shape != tensor.shape
     ]
     if wrong:
         raise WeightsError(
-            f"{path} does not fit the network: {some(wrong)}", fix="let the factory make the network that was saved"
+            f"{name} does not fit the network: {some(wrong)}", fix="let the factory make the network that was saved"
         )
     network.load_state_dict(state, strict=True)
 

@@ -422,11 +422,19 @@ def test_checks_as_subtests(tmp_path: Path) -> None:
     assert [subject["name"] for subject in found.audit["subjects"]] == ["test_it"]
 
 
+COUNTED = """
+
+def counted():
+    with CALLS.open("a") as file:
+        file.write("teacher\\n")
+    return teacher()
+"""
+
+
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A user's folder to stand in; its modules are forgotten afterwards."""
-    more = "\n\ndef counted():\n    with CALLS.open('a') as file:\n        file.write('teacher\\n')\n    return teacher()\n"
-    (tmp_path / "small.py").write_text(SMALL + more, encoding="utf-8")
+    (tmp_path / "small.py").write_text(SMALL + COUNTED, encoding="utf-8")
     (tmp_path / "pyproject.toml").write_text(TABLES, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
