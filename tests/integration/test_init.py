@@ -44,7 +44,7 @@ def pytested(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return warm.python("-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments, cwd=folder)
 
 
-@pytest.mark.nightly("trains a network and audits it; docs/zero-code.md and the parts below are of every push")
+@pytest.mark.nightly("trains a network and audits it; what is written is read below in every push")
 def test_the_example_is_green_at_once(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """A newcomer sees an audit before he edits anything, and then what to edit."""
     assert run() == exits.PASSED
@@ -53,6 +53,7 @@ def test_the_example_is_green_at_once(folder: Path, capfd: pytest.CaptureFixture
     assert (folder / "audit.html").is_file()
 
 
+@pytest.mark.nightly("audits of their own; what is written is read below in every push")
 @pytest.mark.parametrize("pyproject", [False, True])
 def test_one_s_own_functions(folder: Path, capsys: pytest.CaptureFixture[str], pyproject: bool) -> None:
     """Every part is named where it is used, and what was written audits it."""

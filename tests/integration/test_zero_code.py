@@ -18,6 +18,7 @@ import pytest
 from pytest_bnn import cli
 from pytest_bnn.audit import subjects
 from pytest_bnn.checks import registry
+from pytest_bnn.checks.choices import require_usable
 from pytest_bnn.commands import command as exits
 from pytest_bnn.errors import InputError
 from pytest_bnn.gathering.gathered import each_once
@@ -212,6 +213,7 @@ def test_tables_have_options_of_their_own(tmp_path: Path) -> None:
     assert strict.code == pytest.ExitCode.TESTS_FAILED
 
 
+@pytest.mark.nightly("two sessions; pytest's own cache knows items as tests")
 def test_a_failed_check_is_run_again_by_last_failed(tmp_path: Path) -> None:
     """And -x stops at it, with the subject described all the same."""
     first = session(tmp_path, "small:half", "--bnn-teacher=small:teacher", "-x", "--bnn-report=audit.html", "-k", FAST)
@@ -252,6 +254,7 @@ def test_workers_give_the_same_report(tmp_path: Path, dist: str) -> None:
     assert expected == got
 
 
+@pytest.mark.nightly("a session that makes three networks; every push reads the tables")
 def test_checkpoints_are_subjects_of_their_own(tmp_path: Path) -> None:
     """Each file's state is loaded whole; one that does not fit is that subject's error."""
     save = """
@@ -293,31 +296,51 @@ OF_TABLE = "[tool.pytest-bnn.subjects.a] in pyproject.toml"
 
 
 @pytest.mark.parametrize(
+    ("tables", "said"),
+    [
+        ("[tool.pytest-bnn.subjects.a]\n", f"{OF_TABLE} has no model. Add model ="),
+        ("[tool.pytest-bnn]\nsubjects = 3\n", "is no table of tables. Write [tool.pytest-bnn.subjects.my_net]"),
+        ('[tool.pytest-bnn.subjects."a b"]\n', "'a b' is no name."),
+        (TABLE + 'teachr = "m:g"', f"{OF_TABLE} has 'teachr'. Did you mean teacher."),
+        (TABLE + 'images = "9"', f"images in {OF_TABLE} is '9'. Give a whole number from 1."),
+        (TABLE + "task = 'clasification'", f"task in {OF_TABLE} is 'clasification'. Give one of auto, classification"),
+        (TABLE + "teacher = 3", f"teacher in {OF_TABLE} is 3. Give MODULE:FACTORY."),
+        (TABLE + 'allow = { fc = "" }', f"allow in {OF_TABLE} is {{'fc': ''}}. Give reasons"),
+        (TABLE + 'checkpoints = "x/*.pt"', "no file is called 'x/*.pt'"),
+        (TABLE + "checks.kl.loss.num_batches = 3", '[tool.pytest-bnn.subjects.a.checks."kl.loss"]'),
+        (
+            TABLE + 'checks."kl.loss".num_batches = 0',
+            "num_batches of the subject 'a' in pyproject.toml is 0. Give a whole",
+        ),
+        (TABLE + "num_batches = 0", f"num-batches in {OF_TABLE} is 0. Give a whole number from 1."),
+    ],
+)
+def test_mistakes_in_tables(tmp_path: Path, tables: str, said: str) -> None:
+    """Nothing is imported for it, and the nearest name that there is is told."""
+    (tmp_path / "pyproject.toml").write_text(tables, encoding="utf-8")
+
+    def read() -> None:
+        for one in subjects.from_project(tmp_path):
+            require_usable(one.choices, finally_=False)
+
+    with pytest.raises(InputError, match=re.escape(said)):
+        read()
+
+
+SESSIONS = pytest.mark.nightly("a session each; every push has one of each kind")
+
+
+@pytest.mark.parametrize(
     ("arguments", "tables", "said"),
     [
         ("pyproject.toml::smal", TABLES, "[tool.pytest-bnn.subjects.smal] in pyproject.toml. Did you mean small."),
-        ("--bnn-subjects=hlf", TABLES, "--bnn-subjects: there is no [tool.pytest-bnn.subjects.hlf]"),
         ("pyproject.toml::half::kl.los", TABLES, "half: there is no check 'kl.los'. Did you mean kl.loss."),
-        ("pyproject.toml::half::kl::loss", TABLES, "has 2 names behind its network. Name one check"),
-        ("pyproject.toml", "[tool.pytest-bnn.subjects.a]\n", f"{OF_TABLE} has no model. Add model ="),
-        ("pyproject.toml", TABLE + 'teachr = "m:g"', f"{OF_TABLE} has 'teachr'. Did you mean teacher."),
-        ("pyproject.toml", TABLE + 'images = "9"', f"images in {OF_TABLE} is '9'. Give a whole number from 1."),
-        ("pyproject.toml", TABLE + 'allow = { fc = "" }', f"allow in {OF_TABLE} is {{'fc': ''}}. Give reasons"),
-        ("pyproject.toml", TABLE + 'checkpoints = "x/*.pt"', "no file is called 'x/*.pt'"),
-        ("pyproject.toml", TABLE + "checks.kl.loss.num_batches = 3", '[tool.pytest-bnn.subjects.a.checks."kl.loss"]'),
-        (
-            "pyproject.toml",
-            TABLE + 'checks."kl.loss".num_batches = 0',
-            "num_batches of the subject 'a' in pyproject.toml",
-        ),
-        (
-            "pyproject.toml",
-            TABLE + "num_batches = 0",
-            "num-batches in [tool.pytest-bnn.subjects.a] in pyproject.toml is 0",
-        ),
-        ("pyproject.toml", "", "pyproject.toml has no subjects."),
-        ("--bnn-teacher=small:teacher", "", "--bnn-teacher without --bnn-audit."),
-        ("--bnn-audit=small:half --bnn-allow=fc", "", "--bnn-allow is 'fc'. Give a reason too"),
+        pytest.param("--bnn-subjects=hlf", TABLES, "--bnn-subjects: there is no [tool.pytest-bnn.s", marks=SESSIONS),
+        pytest.param("pyproject.toml::half::kl::loss", TABLES, "has 2 names behind its network.", marks=SESSIONS),
+        pytest.param("pyproject.toml", TABLE + "images = 0", f"images in {OF_TABLE} is 0. Give", marks=SESSIONS),
+        pytest.param("pyproject.toml", "", "pyproject.toml has no subjects.", marks=SESSIONS),
+        pytest.param("--bnn-teacher=small:teacher", "", "--bnn-teacher without --bnn-audit.", marks=SESSIONS),
+        pytest.param("--bnn-audit=small:half --bnn-allow=fc", "", "--bnn-allow is 'fc'. Give a reason", marks=SESSIONS),
     ],
 )
 def test_mistakes_are_one_line(tmp_path: Path, arguments: str, tables: str, said: str) -> None:
@@ -422,12 +445,19 @@ def test_checks_as_subtests(tmp_path: Path) -> None:
     assert [subject["name"] for subject in found.audit["subjects"]] == ["test_it"]
 
 
+COUNTED = """
+
+def counted():
+    with CALLS.open("a") as file:
+        file.write("teacher\\n")
+    return teacher()
+"""
+
+
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A user's folder to stand in; its modules are forgotten afterwards."""
-    more = "\n\ndef counted():\n    with CALLS.open('a') as file:\n"
-    more += "        file.write('teacher\\n')\n    return teacher()\n"
-    (tmp_path / "small.py").write_text(SMALL + more, encoding="utf-8")
+    (tmp_path / "small.py").write_text(SMALL + COUNTED, encoding="utf-8")
     (tmp_path / "pyproject.toml").write_text(TABLES, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
@@ -485,6 +515,7 @@ def test_subjects_on_the_command_line(folder: Path, capsys: pytest.CaptureFixtur
     )
 
 
+@pytest.mark.nightly("sessions of their own; every push finds modules from the folder itself")
 def test_modules_are_found_from_the_root_folder(tmp_path: Path) -> None:
     """Also where pytest is started below it, whose node ids then begin with ../"""
     session(tmp_path, "--version", files={"pyproject.toml": TABLES + "\n[tool.pytest.ini_options]\n", "deep/x.txt": ""})
