@@ -30,3 +30,7 @@ class ConversionError(InputError):
 
 class BrokenEnvironmentError(PytestBnnError):
     """An installation in which pytest-bnn cannot work, such as a torch and a torchvision that do not match."""
+
+
+class WriteError(PytestBnnError):
+    """A report that the system would not write, for want of space for example; the one before it is unchanged."""

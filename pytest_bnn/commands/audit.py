@@ -41,8 +41,8 @@ def _audit(given: argparse.Namespace, arguments: list[str]) -> int:
     )
     _take_old_name_of_report(given)
     allow = _allowed(given.allow)
-    output = Path(given.report)
-    require_writable(output)
+    require_writable(given.report)
+    output = Path(given.report).absolute()  # a factory may change the folder
     _require_fitting_options(given)
     chosen = _chosen(given)
     with using(settings, sources), choosing(chosen), terminal.progress() as say:
@@ -51,13 +51,14 @@ def _audit(given: argparse.Namespace, arguments: list[str]) -> int:
         from pytest_bnn.audit.provenance import provenance
 
         run = _run(given, settings, shorthands(given.kl_weight, given.num_batches, allow, given.num_data), say)
-        say("writing the report")
         run = _with_provenance(run, provenance(seed=settings.seed, command=["pytest-bnn", *arguments]))
-        page, data = write_report(run, output)
-    terminal.show(run, verbose=given.verbose)
+    try:
+        write_report(run, output)
+    finally:  # whatever becomes of the report, the verdicts are known
+        terminal.show(run, verbose=given.verbose)
     if isinstance(settings.seed, DrawnSeed):
         print(f"seed {settings.seed} was drawn; --seed {settings.seed} repeats this audit")
-    print(f"report: {page}  data: {data}")
+    print(f"report: {given.report}  data: {Path(given.report).with_suffix('.json')}")
     return _exit_code(run, settings)
 
 
