@@ -6,12 +6,12 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from pytest_bnn.commands import audit, render, schema
+from pytest_bnn.commands import audit, digest, render, schema
 from pytest_bnn.commands.command import BROKEN, INTERRUPTED, USAGE, Parser
 from pytest_bnn.errors import InputError, PytestBnnError
 
 #: In the order of ``--help``.
-_COMMANDS = (audit, render, schema)
+_COMMANDS = (audit, render, digest, schema)
 
 
 def parser() -> Parser:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
@@ -13,6 +12,8 @@ from torch.nn.parameter import is_lazy
 from pytest_bnn.audit.pictures import class_name, thumbnail
 from pytest_bnn.audit.predictive import predictive
 from pytest_bnn.checks.layers.replaced import is_convolution_or_linear
+from pytest_bnn.data.digests import of_state
+from pytest_bnn.data.origin import Origin, of_function
 from pytest_bnn.libraries.posterior import bayesian_layers
 from pytest_bnn.records.run import ClassShare, LayerRow, Prediction, SubjectRecord, TrainingStep
 from pytest_bnn.sampling.bank import probabilities, softmax
@@ -25,8 +26,15 @@ IMAGES = 8
 CLASSES = 5
 
 
-def describe(subject: Subject, training: Sequence[TrainingStep] = ()) -> SubjectRecord:
-    """Describe a subject for the report; predictions are shown where passes were drawn already."""
+def describe(subject: Subject, training: Sequence[TrainingStep] = (), origin: Origin | None = None) -> SubjectRecord:
+    """Describe a subject for the report; predictions are shown where passes were drawn already.
+
+    Args:
+        subject: What was audited.
+        training: The trajectory of `finetune`.
+        origin: Where its parts came from, as far as that is known.
+    """
+    origin = origin or Origin()
     return SubjectRecord(
         name=subject.name,
         stage=subject.stage,
@@ -39,20 +47,23 @@ def describe(subject: Subject, training: Sequence[TrainingStep] = ()) -> Subject
         training=tuple(training),
         prediction_summary=predictive(subject),
         sampler=subject.sampler,
+        data_sha256=subject.data_sha256(),
+        sources={**_sources(subject), **origin.sources},
+        files=origin.files,
     )
 
 
 def sha256(model: nn.Module) -> str:
-    """Return the SHA-256 of a model's state: names, dtypes, shapes and bytes of its state_dict, in its order."""
-    digest = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
-        if not isinstance(tensor, Tensor) or is_lazy(tensor):
-            continue
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-        if tensor.is_meta:  # it has no bytes
-            continue
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+    """Return the SHA-256 of a model's state, as `of_state` computes it."""
+    return of_state(model.state_dict())
+
+
+def _sources(subject: Subject) -> dict[str, str]:
+    """Say where the functions are from that were given beside a model."""
+    factory = None if subject.factory is None else subject.factory.make
+    functions = {"model": factory, "loss": subject.loss}
+    told = {role: of_function(function) for role, function in functions.items() if function is not None}
+    return {role: words for role, words in told.items() if words}
 
 
 def _layer_rows(model: nn.Module) -> list[LayerRow]:

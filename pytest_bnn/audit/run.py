@@ -14,6 +14,7 @@ from pytest_bnn.checks import choices, registry
 from pytest_bnn.checks.declaration import Declaration
 from pytest_bnn.data.given import named_series, named_sets
 from pytest_bnn.data.loss import Loss
+from pytest_bnn.data.origin import Origin
 from pytest_bnn.data.samples import MAX_EXAMPLES, Samples, samples_of
 from pytest_bnn.options import budget_in_force, in_force
 from pytest_bnn.records.evidence import Evidence
@@ -55,6 +56,7 @@ def audit_model(
     ood: Any = None,
     shifts: Any = None,
     slices: Callable[[int], object] | None = None,
+    origin: Origin | None = None,
 ) -> AuditRun:
     """Run every applicable check on a model, which is judged as it is and never changed.
 
@@ -88,6 +90,7 @@ def audit_model(
         shifts: The data at growing amounts of a shift, the least first: a list of sets in a form that ``data`` may
             have, or several lists by name.
         slices: Returns the group of an example by its number in the data; see `Subject`.
+        origin: Where the parts came from and which files were read for them, for the report.
 
     Raises:
         InputError: An argument cannot be used: data that neither network accepts, unknown check ids.
@@ -121,7 +124,7 @@ def audit_model(
     )
     subject.try_images()
     evidence = run_steps(subject, steps, progress)
-    description = describe(subject, training)
+    description = describe(subject, training, origin)
     record(description)
     return AuditRun(checks=tuple(evidence), subjects=(description,), provenance=provenance(seed=subject.seed))
 

@@ -102,6 +102,7 @@ def _require_fitting_options(given: argparse.Namespace) -> None:
 
 def _run(given: argparse.Namespace, settings: Settings, options: Explicit, say: Progress) -> AuditRun:
     from pytest_bnn.audit.run import audit_model
+    from pytest_bnn.data.origin import Origin, files_read, named
 
     checks = None if given.checks is None else [id.strip() for id in given.checks.split(",") if id.strip()]
     if checks == []:
@@ -113,14 +114,16 @@ def _run(given: argparse.Namespace, settings: Settings, options: Explicit, say: 
 
         conversion = Conversion(type=settings.type, moped_delta=settings.delta)  # type: ignore[arg-type]
         say("loading the teacher")
-        teacher = load_teacher(settings.weights)
-        return audit_resnet18(teacher, conversion, checks=checks, options=options, progress=say)
+        with files_read() as read:
+            teacher = load_teacher(settings.weights)
+        return audit_resnet18(teacher, conversion, checks=checks, options=options, progress=say, files=read.digests())
     from pytest_bnn.data import sources
     from pytest_bnn.data.samples import MAX_EXAMPLES
 
     say("loading the model")
     max_images = given.images or MAX_EXAMPLES
-    with _reading_what_was_named():
+    start = Path.cwd()
+    with _reading_what_was_named(), files_read() as read:
         model, factory = sources.load_model_and_factory(given.model, "--model")
         teacher_network = None if given.teacher is None else sources.load_model(given.teacher, "--teacher")
         data, evaluation = (
@@ -135,6 +138,8 @@ def _run(given: argparse.Namespace, settings: Settings, options: Explicit, say: 
         )
         slices = None if given.slices is None else sources.load_function(given.slices, "--slices")
         loss = None if given.loss is None else sources.load_loss(given.loss, "--loss")
+    roles = ("model", "teacher", "data", "evaluation", "ood", "shifts", "slices", "loss")
+    sources_named = {role: named(name, start) for role in roles if (name := getattr(given, role)) is not None}
     return audit_model(
         model,
         teacher=teacher_network,
@@ -154,6 +159,7 @@ def _run(given: argparse.Namespace, settings: Settings, options: Explicit, say: 
         ood=ood,
         shifts=shifts,
         slices=slices,
+        origin=Origin(sources=sources_named, files=read.digests()),
     )
 
 

@@ -10,10 +10,11 @@ from pytest_bnn.audit.plan import Thresholds, merged
 from pytest_bnn.audit.run import Progress, audit_model, planned
 from pytest_bnn.checks import choices, registry
 from pytest_bnn.conversion import Conversion, convert_with
+from pytest_bnn.data.origin import Origin
 from pytest_bnn.example.images import digits, outside_digits, suitable
 from pytest_bnn.example.weights import Teacher
 from pytest_bnn.options import budget_in_force, in_force
-from pytest_bnn.records.run import AuditRun
+from pytest_bnn.records.run import AuditRun, FileDigest
 from pytest_bnn.training.finetune import batch_size, distillation_loss, finetune, number_of_batches
 
 if TYPE_CHECKING:
@@ -32,11 +33,13 @@ def audit_resnet18(
     thresholds: Thresholds | None = None,
     options: Mapping[str, Mapping[str, object]] | None = None,
     progress: Progress | None = None,
+    files: tuple[FileDigest, ...] = (),
 ) -> AuditRun:
     """Convert a ResNet18, fine-tune a copy toward its teacher, and audit both: the fresh and the fine-tuned.
 
     The images are those bundled for the teacher's task. Without an expectation the KL term of the fine-tuning loss is
-    expected at 1 / number of batches, which is what it is trained with.
+    expected at 1 / number of batches, which is what it is trained with. ``files`` are those that the teacher was read
+    from, for the report.
     """
     say = progress or (lambda _: None)
     chosen = registry.chosen(checks)
@@ -82,10 +85,11 @@ def audit_resnet18(
             budget=budget.split(2),  # two models are judged
             training=steps,
             progress=say,
+            origin=Origin(sources=_sources(teacher, made), files=files),
         )
-        for name, model, steps in (
-            ("resnet18 converted", converted, ()),
-            ("resnet18 fine-tuned", finetuned, trajectory),
+        for name, model, steps, made in (
+            ("resnet18 converted", converted, (), "converted here"),
+            ("resnet18 fine-tuned", finetuned, trajectory, "converted and fine-tuned here"),
         )
     ]
     details = {
@@ -94,6 +98,15 @@ def audit_resnet18(
         "conversion": ", ".join(f"{key}={getattr(conversion, key)}" for key in Conversion.__dataclass_fields__),
     }
     return AuditRun.merged(runs, provenance={**runs[0].provenance, **details})
+
+
+def _sources(teacher: Teacher, made: str) -> dict[str, str]:
+    return {
+        "model": f"the teacher, {made}",
+        "teacher": f"resnet18, weights {teacher.name}",
+        "data": f"the bundled {teacher.images}, held out",
+        "loss": "pytest_bnn.distillation_loss",
+    }
 
 
 def outside(images: Literal["digits", "photographs"]) -> dict[str, Tensor] | None:
