@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 import traceback
 from collections.abc import Sequence
@@ -26,6 +27,7 @@ def parser() -> Parser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code."""
+    _show_every_name()
     given_to_us = list(sys.argv[1:] if arguments is None else arguments)
     try:
         given = parser().parse_args(given_to_us)
@@ -51,6 +53,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"pytest-bnn: the audit broke: {type(error).__name__}: {error}{hint}", file=sys.stderr)
         return BROKEN
     return exit_code
+
+
+def _show_every_name() -> None:
+    """Let characters that the terminal cannot show be escaped, in place of ending the command."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
+            stream.reconfigure(errors="backslashreplace")
 
 
 if __name__ == "__main__":

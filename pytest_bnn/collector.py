@@ -15,7 +15,7 @@ import pytest
 from pytest_bnn.checks.choices import choosing
 from pytest_bnn.errors import PytestBnnError
 from pytest_bnn.options import using
-from pytest_bnn.records.codec import from_plain, show, to_plain
+from pytest_bnn.records.codec import from_plain, one_line, show, to_plain
 from pytest_bnn.records.evidence import Verdict
 from pytest_bnn.records.recorder import Recorder, recording
 from pytest_bnn.records.run import AuditRun
@@ -197,7 +197,9 @@ class Collector:
         terminalreporter.line(f"{len(checks)} checks: {', '.join(words) or 'none ran'}")
         told = [check for check in checks if check.verdict not in (Verdict.PASS, Verdict.NOT_APPLICABLE)]
         for check in told[:_MOST_LINES]:
-            terminalreporter.line(f"  {check.verdict.value:<12} {check.id:<20} {check.subject}: {check.headline}")
+            terminalreporter.line(
+                one_line(f"  {check.verdict.value:<12} {check.id:<20} {check.subject}: {check.headline}")
+            )
         if len(told) > _MOST_LINES:
             terminalreporter.line(f"  and {len(told) - _MOST_LINES} more")
         for sampler, count in Counter(check.sampler for check in checks if check.sampler).items():

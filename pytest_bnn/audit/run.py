@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from pytest_bnn.audit.causes import explain
 from pytest_bnn.audit.description import describe
 from pytest_bnn.audit.plan import Explicit, Step, Thresholds, merged, plan
 from pytest_bnn.audit.provenance import provenance
@@ -165,7 +166,7 @@ def run_steps(subject: Subject, steps: Iterable[Step], progress: Progress | None
             progress(f"{subject.name}: {step.id}")
         check = registry.load(step.id)
         evidence.append(check.judge(subject, step.options, step.budget, severity=step.severity))
-    return evidence
+    return explain(evidence)
 
 
 def _declaration(id: str) -> Declaration:

@@ -17,27 +17,27 @@ def show(run: AuditRun, *, verbose: bool) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from pytest_bnn.records.codec import clean
+    from pytest_bnn.records.codec import one_line
     from pytest_bnn.records.evidence import Verdict
 
     style = {"pass": "green", "warn": "yellow", "fail": "bold red", "error": "bold red", "inconclusive": "magenta"}
     console = Console(highlight=False)
     for subject in dict.fromkeys(check.subject for check in run.checks):
-        console.print(Text(subject, style="bold"))
+        console.print(Text(one_line(subject), style="bold"))
         table = Table(box=None, pad_edge=False, show_edge=False, show_header=False)
         for name in ("verdict", "check", "finding"):
             table.add_column(no_wrap=name != "finding", overflow="fold")
         for check in run.checks:
             if check.subject == subject:
                 word = Text(check.verdict.replace("_", " "), style=style.get(check.verdict, "dim"))
-                table.add_row(word, check.id, Text(clean(check.headline)))
+                table.add_row(word, check.id, Text(one_line(check.headline)))
         console.print(table)
         for sampler in dict.fromkeys(c.sampler for c in run.checks if c.subject == subject and c.sampler):
-            console.print(Text(f"passes: {sampler}", style="dim"))
+            console.print(Text(one_line(f"passes: {sampler}"), style="dim"))
         for trainer in dict.fromkeys(
             s.trainer for r in run.subjects if r.name == subject for s in r.training if s.trainer
         ):
-            console.print(Text(f"fine-tuning: {trainer}", style="dim"))
+            console.print(Text(one_line(f"fine-tuning: {trainer}"), style="dim"))
         console.print()
     told = (Verdict.FAIL, Verdict.ERROR, Verdict.INCONCLUSIVE, Verdict.WARN)
     for check in run.checks:

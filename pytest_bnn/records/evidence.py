@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from pytest_bnn.records.charts import Chart
-from pytest_bnn.records.codec import Scalar, clean, show
+from pytest_bnn.records.codec import Scalar, one_line, show
 
 Stage: TypeAlias = Literal["converted", "finetuned", "unrelated", "unknown"]
 Inconclusive: TypeAlias = Literal["fail", "warn"]
@@ -162,10 +162,12 @@ class Evidence:
             lines.append(f"  {label} {layer.path or '(the model itself)'} ({layer.kind}): {layer.finding}")
         if len(bad) > offenders:
             lines.append(f"            and {len(bad) - offenders} more")
+        if self.explained_by:
+            lines.append(f"  cause:    {self.explained_by} fails too, and explains this")
         lines.extend(f"  note:     {note}" for note in self.notes)
         if self.remedy:
             lines.append(f"  fix:      {self.remedy}")
-        return clean("\n".join(lines))
+        return "\n".join(map(one_line, lines))
 
     def raise_if_failed(self, *, inconclusive: Inconclusive = "fail") -> Evidence:
         """Raise AssertionError with `explain` when the claim failed; return self otherwise."""
