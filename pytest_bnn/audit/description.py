@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -15,6 +16,7 @@ from pytest_bnn.checks.layers.replaced import is_convolution_or_linear
 from pytest_bnn.data.digests import of_state
 from pytest_bnn.data.origin import Origin, of_function
 from pytest_bnn.libraries.posterior import bayesian_layers
+from pytest_bnn.records.evidence import Acceptance
 from pytest_bnn.records.run import ClassShare, LayerRow, Prediction, SubjectRecord, TrainingStep
 from pytest_bnn.sampling.bank import probabilities, softmax
 from pytest_bnn.stats.moments import Mean
@@ -26,13 +28,19 @@ IMAGES = 8
 CLASSES = 5
 
 
-def describe(subject: Subject, training: Sequence[TrainingStep] = (), origin: Origin | None = None) -> SubjectRecord:
+def describe(
+    subject: Subject,
+    training: Sequence[TrainingStep] = (),
+    origin: Origin | None = None,
+    accepted: Sequence[Acceptance] = (),
+) -> SubjectRecord:
     """Describe a subject for the report; predictions are shown where passes were drawn already.
 
     Args:
         subject: What was audited.
         training: The trajectory of `finetune`.
         origin: Where its parts came from, as far as that is known.
+        accepted: Layers that are deterministic on purpose.
     """
     origin = origin or Origin()
     return SubjectRecord(
@@ -42,7 +50,7 @@ def describe(subject: Subject, training: Sequence[TrainingStep] = (), origin: Or
         teacher=None if subject.teacher is None else type(subject.teacher).__name__,
         images=0 if subject.images is None else len(subject.images),
         sha256=sha256(subject.model),
-        layers=tuple(_layer_rows(subject.model)),
+        layers=tuple(_accepting(_layer_rows(subject.model), subject.model, accepted)),
         predictions=tuple(_predictions(subject)),
         training=tuple(training),
         prediction_summary=predictive(subject),
@@ -99,6 +107,24 @@ def _layer_rows(model: nn.Module) -> list[LayerRow]:
                 )
             )
     return rows
+
+
+def _accepting(rows: list[LayerRow], model: nn.Module, accepted: Sequence[Acceptance]) -> list[LayerRow]:
+    """Put the reasons into the rows of layers that were accepted; those that have none get one, with what they are."""
+    reasons = {one.path: one for one in accepted if one.weights}
+    rows = [replace(row, accepted=reasons.pop(row.path).reason) if row.path in reasons else row for row in rows]
+    modules = dict(model.named_modules(remove_duplicate=False))
+    return rows + [
+        LayerRow(
+            path=path,
+            kind=type(modules[path]).__name__ if path in modules else "",
+            shape="",
+            weights=one.weights,
+            bayesian=False,
+            accepted=one.reason,
+        )
+        for path, one in reasons.items()
+    ]
 
 
 def _predictions(subject: Subject) -> list[Prediction]:

@@ -29,8 +29,10 @@ def show(run: AuditRun, *, verbose: bool) -> None:
             table.add_column(no_wrap=name != "finding", overflow="fold")
         for check in run.checks:
             if check.subject == subject:
-                word = Text(check.verdict.replace("_", " "), style=style.get(check.verdict, "dim"))
-                table.add_row(word, check.id, Text(one_line(check.headline)))
+                word: str = check.verdict.replace("_", " ")
+                word += f", {len(check.accepted)} accepted" if check.accepted else ""
+                shown = Text(word, style=style.get(check.verdict, "dim"))
+                table.add_row(shown, check.id, Text(one_line(check.headline)))
         console.print(table)
         for sampler in dict.fromkeys(c.sampler for c in run.checks if c.subject == subject and c.sampler):
             console.print(Text(one_line(f"passes: {sampler}"), style="dim"))
