@@ -19,6 +19,7 @@ from pytest_bnn.errors import PytestBnnError
 from pytest_bnn.gathering.around_tests import in_force
 from pytest_bnn.gathering.gathered import Gathered
 from pytest_bnn.gathering.outcomes import LEFT_OUT, Outcomes, left_out
+from pytest_bnn.records.codec import one_line
 from pytest_bnn.records.evidence import Verdict
 from pytest_bnn.records.run import AuditRun
 from pytest_bnn.report import outputs
@@ -205,7 +206,7 @@ def _summary(run: AuditRun) -> Iterable[str]:
     yield f"{len(checks)} {'check' if len(checks) == 1 else 'checks'}: {', '.join(words) or 'none ran'}"
     told = [check for check in checks if check.verdict not in (Verdict.PASS, Verdict.NOT_APPLICABLE)]
     for check in told[:_MOST_LINES]:
-        yield f"  {check.verdict.value:<12} {check.id:<20} {check.subject}: {check.headline}"
+        yield one_line(f"  {check.verdict.value:<12} {check.id:<20} {check.subject}: {check.headline}")
     if len(told) > _MOST_LINES:
         yield f"  and {len(told) - _MOST_LINES} more"
     expected = len(run.checks) - len(checks)

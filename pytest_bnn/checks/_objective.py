@@ -244,7 +244,7 @@ def loss_of(subject: Subject, *, seed: int | None = None, batch: Any = None) -> 
         shape = f"a tensor of shape {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
         raise InputError(f"the loss {name} returned {shape}", fix="return one scalar tensor, before backward()")
     if not bool(torch.isfinite(value)):
-        raise LossError(f"the training loss ({name}) is {float(value.detach())}")
+        raise LossError(f"the training loss ({name}) is {float(value.detach())}", float(value.detach()))
     return value.reshape(())
 
 

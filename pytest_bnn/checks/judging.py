@@ -12,6 +12,8 @@ from pytest_bnn.checks.choices import Severity
 from pytest_bnn.checks.declaration import Declaration
 from pytest_bnn.checks.finding import (
     NO_EXIT,
+    RAISED,
+    TRAINING_LOSS,
     Finding,
     LossError,
     NoCutError,
@@ -25,7 +27,7 @@ from pytest_bnn.libraries.registry import lacking
 from pytest_bnn.network.calling import ForwardError
 from pytest_bnn.options import in_force, sources_in_force
 from pytest_bnn.progress import Event, begin
-from pytest_bnn.records.evidence import Evidence, Verdict
+from pytest_bnn.records.evidence import Evidence, Measurement, Verdict
 from pytest_bnn.records.recorder import record, recorder_in_force, running_test
 from pytest_bnn.sampling.threads import limited
 from pytest_bnn.subject import Subject
@@ -126,6 +128,7 @@ def _found(subject: Subject, find: Callable[[Subject], Finding], inside_an_audit
         return Finding(
             verdict=Verdict.FAIL,
             headline=f"the model's own forward raised {error}",
+            measurements=(Measurement(name=RAISED, value=str(error)),),
             remedy=raised_remedy(
                 error,
                 "make model(images) work first, on this machine and in eval mode; where a shape or a dtype does not "
@@ -136,6 +139,7 @@ def _found(subject: Subject, find: Callable[[Subject], Finding], inside_an_audit
         return Finding(
             verdict=Verdict.FAIL,
             headline=str(error),
+            measurements=(Measurement(name=TRAINING_LOSS, value=error.value),),
             remedy="look for NaN in mu, rho, the noise and the KL term (kl.present and noise.varies name the layer), "
             "then in the loss's data term and its batch",
         )

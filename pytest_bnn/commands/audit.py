@@ -54,11 +54,12 @@ def _audit(given: argparse.Namespace, arguments: list[str]) -> int:
     chosen = choices.from_preset(settings.preset).and_also(_chosen(given, project))
     if given.checkpoints:
         return checkpoints.run(given, _work(given, settings, sources, chosen, allow), audit_arguments.REPORT)
-    output = Path(given.report)
-    require_writable(output)
+    require_writable(given.report)
+    output = Path(given.report).absolute()  # a factory may change the folder
     baseline = held.baseline_of(given, output)
     if given.ctrf is not None:
         outputs.require_writable_json(given.ctrf, "--ctrf")
+    ctrf = Path(given.ctrf or "").absolute()
     showing = terminal.progress(output.with_suffix(".json"), quiet=given.quiet)
     with using(settings, sources), choosing(chosen), showing as say:
         say("loading torch")
@@ -78,15 +79,22 @@ def _audit(given: argparse.Namespace, arguments: list[str]) -> int:
             duration=time.perf_counter() - start,
         )
         run = _with_provenance(run, said, _changed(given))
-        page, data = write_report(run, output)
+    try:
+        write_report(run, output)
         if given.ctrf is not None:
-            outputs.write_ctrf(run, given.ctrf, inconclusive=settings.inconclusive)
+            outputs.write_ctrf(run, ctrf, inconclusive=settings.inconclusive)
+    finally:  # whatever becomes of the report, the verdicts are known
+        with reader_may_leave():
+            terminal.show(run, verbose=given.verbose, quiet=given.quiet)
     with reader_may_leave():
-        terminal.show(run, verbose=given.verbose, quiet=given.quiet)
         if not given.quiet:
             drawn = f" (drawn; --seed {settings.seed} repeats it)" if isinstance(settings.seed, DrawnSeed) else ""
             print(f"seed: {settings.seed}{drawn}")
-            print(f"report: {page}  data: {data}" + (f"  CTRF: {given.ctrf}" if given.ctrf is not None else ""))
+            page = Path(given.report)
+            print(
+                f"report: {page}  data: {page.with_suffix('.json')}"
+                + (f"  CTRF: {given.ctrf}" if given.ctrf is not None else "")
+            )
         ci.tell(run, next(iter(given.model), None), inconclusive=settings.inconclusive)
     for words in left_out:
         print(f"pytest-bnn: {words}", file=sys.stderr)
@@ -140,13 +148,16 @@ def _run(
     checks = _checks(given)
     if not (given.model or given.subject):
         from pytest_bnn.conversion import Conversion
+        from pytest_bnn.data.origin import files_read
         from pytest_bnn.example.audit import audit_resnet18
         from pytest_bnn.example.weights import load_teacher
 
         conversion = Conversion(type=settings.type, moped_delta=settings.delta)  # type: ignore[arg-type]
         say("loading the teacher")
-        teacher = load_teacher(settings.weights)
-        return audit_resnet18(teacher, conversion, checks=checks, options=options, progress=say), ()
+        with files_read() as read:
+            teacher = load_teacher(settings.weights)
+        found = audit_resnet18(teacher, conversion, checks=checks, options=options, progress=say, files=read.digests())
+        return found, ()
     described = [subjects.from_options(model, vars(given), "--") for model in dict.fromkeys(given.model)]
     described += subjects.chosen(subjects.from_project(Path.cwd()), given.subject, "--subject") if given.subject else ()
     return several.audited(described, checks, options, say)

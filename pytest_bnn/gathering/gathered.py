@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 
 import pytest
 
+from pytest_bnn.audit.causes import explained
 from pytest_bnn.gathering.outcomes import Outcomes
 from pytest_bnn.records.codec import from_plain
 from pytest_bnn.records.evidence import Evidence, is_failure
@@ -86,6 +87,7 @@ class Gathered:
         whole = AuditRun.merged(runs, provenance={}, title="Bayesian checks of a test session")
         return replace(
             whole,
+            checks=tuple(explained(whole.checks)),
             subjects=each_once(whole.subjects),
             changed=_merged([*changed, *(change for run in runs for change in run.changed)]),
             cut=(*cut, *self._cut()),

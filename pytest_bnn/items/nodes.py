@@ -23,6 +23,7 @@ from pytest_bnn.records.recorder import Recorder, record, recording
 from pytest_bnn.session import of_session, of_test
 
 if TYPE_CHECKING:
+    from pytest_bnn.data.origin import Origin
     from pytest_bnn.subject import Subject
 
 
@@ -71,12 +72,14 @@ class SubjectNode(pytest.Collector):
     described: Described
     checks: set[str] | None = None
     _subject: Subject | None = None
+    _origin: Origin | None = None
     _missing: tuple[str, ...] = ()
     #: The check whose set-up told that the network cannot be made.
     _broken: str = ""
 
     def of(self, wanted: Wanted) -> SubjectNode:
         """Take what is audited; return the node."""
+        self._found: list[Evidence] = []
         self.described, self.checks = wanted.described, wanted.checks
         return self
 
@@ -124,6 +127,7 @@ class SubjectNode(pytest.Collector):
             (found,) = run_steps(self._subject, steps)
         evidence = replace(found, key=self.nodeid, test=f"{self.nodeid}::{item.name}")
         record(evidence)
+        self._found.append(evidence)
         return evidence
 
     def teardown(self) -> None:
@@ -132,12 +136,12 @@ class SubjectNode(pytest.Collector):
         if subject is not None:
             from pytest_bnn.audit.description import describe
 
-            record(replace(describe(subject), key=self.nodeid))
+            record(replace(describe(subject, (), self._found, self._origin), key=self.nodeid))
+            self._found = []
 
     def _made(self) -> Subject:
         from pytest_bnn.audit.named import Named
         from pytest_bnn.audit.run import planned
-        from pytest_bnn.data.checkpoints import load_into
 
         root = str(self.config.rootpath)
         if root not in sys.path:
@@ -145,10 +149,10 @@ class SubjectNode(pytest.Collector):
         parts = Named(**self.described.parts).load(self.described.called)
         self._missing = tuple(parts.missing)
         planned(missing=self._missing)  # a wrong option is told once
-        if not self.described.checkpoint:
-            return parts.subject(name=self.described.name)
-        load_into(parts.model, self.described.checkpoint)
-        return parts.subject(model=parts.model, name=self.described.name)
+        if self.described.checkpoint:
+            parts = parts.with_state(self.described.checkpoint)
+        self._origin = parts.origin
+        return parts.subject(name=self.described.name)
 
     @contextmanager
     def _in_force(self, item: pytest.Item) -> Iterator[None]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import inspect
 import json
@@ -92,9 +91,7 @@ def perform(work: Work, job: Job, threads: int = 0) -> str:
     with work.in_force():
         try:
             parts = _parts(work)
-            model = copy.deepcopy(parts.model)
-            checkpoints.load_into(model, job.file, job.name)
-            run = parts.audit(model=model, name=job.name, checks=work.checks, options=work.options)
+            run = parts.with_state(job.file, job.name).audit(name=job.name, checks=work.checks, options=work.options)
         except PytestBnnError as error:
             run = broken(job, error.problem, error.fix)
         said = {**run.provenance, **provenance(seed=int(work.settings.seed)), "checkpoint": job.name}

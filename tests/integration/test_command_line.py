@@ -508,7 +508,7 @@ MISTAKES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "output under a file": ((*OWN, "-o", "own_net.py/audit.html"), ("own_net.py/audit.html", "cannot be written")),
     "unknown option": (("audit", "--modle", "own_net:bayesian"), ("--modle",)),
     "unknown command": (("adit",), ("adit",)),
-    "no command": ((), ("audit | render | schema",)),
+    "no command": ((), ("audit | render | digest | schema",)),
     "unknown stage": ((*OWN, "--stage", "trained"), ("--stage", "finetuned")),
     "render nothing": (("render", "missing.json"), ("missing.json could not be rendered", "check both paths")),
     "render a page": (("render", "own_net.py"), ("the audit is not JSON", "Give the audit.json of a run")),

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from pytest_bnn.checks.check import check
-from pytest_bnn.checks.finding import Finding, at_fault, not_applicable
-from pytest_bnn.checks.kl._sick import NOT_FINITE, not_finite
+from pytest_bnn.checks.finding import BAYESIAN_LAYERS, Finding, at_fault, not_applicable
+from pytest_bnn.checks.kl._sick import NOT_FINITE, TOO_FAR, counted, not_finite, overflowing
 from pytest_bnn.checks.kl._zeros import DEAD_SIGMA, zeros_of
 from pytest_bnn.libraries import posterior
 from pytest_bnn.libraries.posterior import BayesianLayer, PosteriorTensor, bayesian_layers, is_bayesian
@@ -126,12 +126,21 @@ def _find(subject: Subject) -> Finding:
             "closed form to compare it with"
         )
     if not math.isfinite(value):
+        far = overflowing(layers)
+        culprits = sick or far or wrong
+        limits = torch.finfo(kl.dtype)
         return Finding(
             verdict=Verdict.FAIL,
-            headline=f"the KL term is {value}" + (f": {sick[0].path} {sick[0].finding}" if sick else ""),
-            measurements=measurements,
-            layers=tuple(sick),
-            remedy=NOT_FINITE,
+            headline=f"the KL term is {value}" + (f": {culprits[0].path} {culprits[0].finding}" if culprits else ""),
+            measurements=(*measurements, *counted(sick), *_all_zero(tensors)),
+            layers=tuple(culprits),
+            remedy=NOT_FINITE
+            if sick
+            else TOO_FAR
+            if far
+            else f"compute it in float32: beyond {limits.max:g} a number of {limits.dtype} is infinite"
+            if limits.bits < 32
+            else "restore the layers' own kl_loss(): the KL of these mu, sigma and priors is finite",
         )
     if all(tensor.is_prior() for tensor in tensors) and abs(value) <= allowed:
         return not_applicable(
@@ -177,6 +186,12 @@ def _find(subject: Subject) -> Finding:
     )
 
 
+def _all_zero(tensors: tuple[PosteriorTensor, ...]) -> tuple[Measurement, ...]:
+    """Say that every sigma of the model is 0, where it is."""
+    zero = all(bool((tensor.sigma == 0).all()) for tensor in tensors)
+    return (Measurement(name="share of sigma that is 0", value=1.0),) if zero else ()
+
+
 def _own_sum(model: nn.Module) -> nn.Module | None:
     """Return the model itself where it brings a ``kl_loss()`` of its own that adds up its layers'.
 
@@ -215,6 +230,7 @@ def _absent(subject: Subject) -> Finding:
         verdict=Verdict.FAIL,
         headline="there is no KL term: get_kl_loss finds no Bayesian layer"
         + (", only parameters that a traced model kept of them" if orphans else ""),
+        measurements=(Measurement(name=BAYESIAN_LAYERS, value=0),),
         threshold=Threshold(quantity="Bayesian layers", observed=0, relation=">=", allowed=1),
         remedy="convert the network, and audit the converted model itself, not one derived from it",
     )

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pytest_bnn.checks.check import check
-from pytest_bnn.checks.finding import Finding, at_fault, not_applicable, raised_remedy
+from pytest_bnn.checks.finding import RAISED, Finding, at_fault, not_applicable, raised_remedy
 from pytest_bnn.checks.mean._cause import Cause, cause_of, restored_statistics
 from pytest_bnn.checks.mean._weights import hidden, other_weights
 from pytest_bnn.data.batch import Inputs
@@ -247,6 +247,7 @@ def _raised(error: ForwardError) -> Finding:
     return Finding(
         verdict=Verdict.FAIL,
         headline=f"the model raised where its teacher does not: {error}",
+        measurements=(Measurement(name=RAISED, value=str(error)),),
         remedy=raised_remedy(
             error,
             "call the model on these images by itself; where a shape or a dtype does not fit, look for what the "

@@ -12,7 +12,7 @@ from pytest_bnn.checks.finding import Finding, not_applicable
 from pytest_bnn.checks.noise._pairs import live_in, not_finite_in, parts_of, spreads
 from pytest_bnn.checks.noise._reference import SATURATED, cannot_vary
 from pytest_bnn.checks.noise._scale import Scale, scales_of
-from pytest_bnn.checks.noise._silence import MIN_SPREAD, causes_of_silence, floor_of, not_finite
+from pytest_bnn.checks.noise._silence import MIN_SPREAD, causes_of_silence, floor_of, not_finite, without_layers
 from pytest_bnn.checks.values import Passes, Positive
 from pytest_bnn.libraries.posterior import bayesian_layers, zero_sigma
 from pytest_bnn.libraries.registry import nobody_knows
@@ -148,6 +148,7 @@ def _source(subject: Subject, budget: Budget, max_passes: int, min_spread: float
         remedy,
         budget,
         causes,
+        () if pairs.varies else without_layers(subject),
     )
 
 
@@ -194,6 +195,7 @@ def _finding(
     remedy: str,
     budget: Budget,
     causes: list[str],
+    layers: tuple[Measurement, ...] = (),
 ) -> Finding:
     silenced = verdict is Verdict.FAIL and not pairs.varies
     return Finding(
@@ -204,6 +206,7 @@ def _finding(
             Measurement(
                 name="largest spread", value=pairs.spread, unit="of the outputs' scale", note=f"{pairs.passes} passes"
             ),
+            *layers,
         ),
         threshold=threshold,
         layers=() if where is None else (LayerFinding(path=where.path, kind=where.kind, ok=False, finding=str(where)),),

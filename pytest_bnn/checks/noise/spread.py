@@ -14,7 +14,7 @@ from pytest_bnn.checks.noise._groups import Group, Grouped, group_parts, grouped
 from pytest_bnn.checks.noise._pairs import Pairs, first_pairs, not_finite_in
 from pytest_bnn.checks.noise._reference import SATURATED, cannot_vary
 from pytest_bnn.checks.noise._scale import without_noise
-from pytest_bnn.checks.noise._silence import not_finite
+from pytest_bnn.checks.noise._silence import not_finite, without_layers
 from pytest_bnn.checks.values import Passes, SpreadBand
 from pytest_bnn.libraries.posterior import bayesian_layers
 from pytest_bnn.libraries.protocol import tensors_of
@@ -239,6 +239,7 @@ def _finding(
                 if several
             ),
             *([Measurement(name="images that cannot vary", value=fixed)] if fixed else []),
+            *(without_layers(subject) if verdict is Verdict.FAIL and not wide else ()),
         ),
         threshold=Threshold(
             quantity=f"spread of {group.name if alone else 'the outputs'}",

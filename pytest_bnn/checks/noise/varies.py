@@ -12,7 +12,7 @@ from pytest_bnn.checks.finding import Finding, not_applicable
 from pytest_bnn.checks.noise._pairs import first_pairs, not_finite_in, parts_of, spreads
 from pytest_bnn.checks.noise._reference import SATURATED, cannot_vary
 from pytest_bnn.checks.noise._scale import Scale, scale_without_noise, typical
-from pytest_bnn.checks.noise._silence import MIN_SPREAD, causes_of_silence, floor_of, not_finite
+from pytest_bnn.checks.noise._silence import MIN_SPREAD, causes_of_silence, floor_of, not_finite, without_layers
 from pytest_bnn.checks.values import Passes, Positive
 from pytest_bnn.libraries.posterior import bayesian_layers
 from pytest_bnn.libraries.registry import nobody_knows
@@ -180,6 +180,7 @@ def _variation(subject: Subject, bounds: _Bounds, images: Tensor, budget: Budget
             Measurement(name="highest spread", value=float(judged.max()), unit="of the outputs' scale"),
             Measurement(name="outputs' scale", value=typical(scale), note="without noise"),
             *([Measurement(name="images that cannot vary", value=fixed)] if fixed else []),
+            *(without_layers(subject) if verdict is Verdict.FAIL else ()),
         ),
         threshold=Threshold(
             quantity=("lowest spread, " if lowest == float(judged.min()) else "spread ") + f"of image {place}",

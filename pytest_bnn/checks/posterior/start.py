@@ -14,7 +14,7 @@ from pytest_bnn.checks.posterior._story import count, share, told
 from pytest_bnn.checks.values import Reasons
 from pytest_bnn.libraries.history import Trace, displaced, left_at_the_start, never_trained
 from pytest_bnn.libraries.registry import nobody_knows
-from pytest_bnn.records.evidence import LayerFinding, Measurement, Verdict
+from pytest_bnn.records.evidence import Acceptance, LayerFinding, Measurement, Verdict
 from pytest_bnn.subject import Subject
 
 
@@ -55,7 +55,15 @@ def _find(subject: Subject, allow: Mapping[str, str]) -> Finding:
     finding = next((one for judge in judges if (one := judge(subject, judged))), None) or told(subject, found)
     notes = [f"{path} is left out on purpose: {allow[pattern]}" for path, pattern in excused.items()]
     notes += [f"the pattern {p!r} in allow matches no Bayesian layer" for p in allow if p not in excused.values()]
-    return replace(finding, measurements=_measurements(found), notes=(*finding.notes, *dict.fromkeys(notes)))
+    accepted = {path: sum(t.tensor.count for t in found if t.tensor.path == path) for path in excused}
+    return replace(
+        finding,
+        measurements=_measurements(found),
+        notes=(*finding.notes, *dict.fromkeys(notes)),
+        accepted=tuple(
+            Acceptance(path=path, reason=allow[excused[path]], weights=weights) for path, weights in accepted.items()
+        ),
+    )
 
 
 def _measurements(found: Sequence[Trace]) -> tuple[Measurement, ...]:

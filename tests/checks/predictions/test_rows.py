@@ -15,7 +15,7 @@ import pytest_bnn
 from pytest_bnn.checks import measure_predictions_rows
 from pytest_bnn.data.samples import Samples, samples_of
 from pytest_bnn.network.rows import NEGLIGIBLE
-from pytest_bnn.records.evidence import Evidence, Verdict
+from pytest_bnn.records.evidence import Acceptance, Evidence, Verdict
 
 
 def inputs(*shape: int, seed: int = 0) -> Tensor:
@@ -333,6 +333,9 @@ def test_attention_across_the_batch_is_a_choice() -> None:
     settled = judged(teacher, images, allow={"att": "a set of views of one object"})
     assert settled.verdict is Verdict.PASS
     assert settled.notes[0] == "that is so on purpose: a set of views of one object"
+    assert settled.accepted == (Acceptance(path="att", reason="a set of views of one object"),)
+    assert settled.headline.endswith("; accepted: 'a set of views of one object'")
+    assert found.accepted == ()
     assert judged(teacher, images, allow={"out": "not this one"}).verdict is Verdict.WARN
 
 
