@@ -60,7 +60,7 @@ def test_accepted_and_forgotten() -> None:
     """What was accepted does not excuse what was not."""
     deep = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2), nn.Linear(2, 2)).eval()
     model = convert(deep)
-    model[0], model[2] = deep[0], deep[2]  # type: ignore[index, operator]
+    model[0], model[2] = deep[0], deep[2]
     evidence = measure_layers_replaced(model, teacher=deep, allow={"0": "speed"})
     assert evidence.verdict is Verdict.FAIL
     assert [one.path for one in evidence.accepted] == ["0"]
@@ -81,7 +81,7 @@ def test_many_accepted_for_one_reason() -> None:
     teacher = nn.Sequential(*(nn.Linear(2, 2) for _ in range(6))).eval()
     model = convert(teacher)
     for place in range(5):
-        model[place] = teacher[place]  # type: ignore[index, operator]
+        model[place] = teacher[place]
     evidence = measure_layers_replaced(model, teacher=teacher, allow={"[0-3]": "slow", "4": "small"})
     assert "accepted as deterministic: `0`, `1`, `2` and 1 more ('slow'); `4` ('small'), 83.3 % of" in evidence.headline
 
@@ -141,10 +141,10 @@ def test_the_layer_table_has_the_reasons() -> None:
     run = audit_model(model, teacher=teacher, checks=["layers.replaced"], options=allowing("2", "head"))
     assert {row.path: row.accepted for row in run.subjects[0].layers} == {"0": "", "2": "head"}
     own = Recurrent().eval()
-    model = Recurrent().eval()
-    model.rnn, model.fc = own.rnn, convert(own.fc)
+    other = Recurrent().eval()
+    other.rnn, other.fc = own.rnn, convert(own.fc)
     run = audit_model(
-        model, teacher=own, data=randn(4, 5, 3), checks=["layers.replaced"], options=allowing("rnn", "no Bayesian one")
+        other, teacher=own, data=randn(4, 5, 3), checks=["layers.replaced"], options=allowing("rnn", "no Bayesian one")
     )
     assert run["layers.replaced"].verdict is Verdict.PASS, run["layers.replaced"].explain()
     assert run.subjects[0].layers[-1] == LayerRow(

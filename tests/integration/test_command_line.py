@@ -508,7 +508,7 @@ MISTAKES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "output under a file": ((*OWN, "-o", "own_net.py/audit.html"), ("own_net.py/audit.html", "cannot be written")),
     "unknown option": (("audit", "--modle", "own_net:bayesian"), ("--modle",)),
     "unknown command": (("adit",), ("adit",)),
-    "no command": ((), ("audit | render | digest | schema",)),
+    "no command": ((), ("audit | compare | digest | init | merge | render | schema",)),
     "unknown stage": ((*OWN, "--stage", "trained"), ("--stage", "finetuned")),
     "render nothing": (("render", "missing.json"), ("missing.json could not be rendered", "check both paths")),
     "render a page": (("render", "own_net.py"), ("the audit is not JSON", "Give the audit.json of a run")),
@@ -660,8 +660,8 @@ def test_help_names_every_option_and_exit_code(run: Run) -> None:
                    "--verbose"):  # fmt: skip
         assert option in text
     assert (
-        "exit codes: 0 every claim holds; 1 a claim failed or stayed inconclusive; 2 the audit itself broke, or "
-        in text
+        "exit codes: 0 every claim holds, or with --baseline nothing is new or worse; 1 a claim failed or stayed "
+        "inconclusive; 2 the audit itself broke, or " in text
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -44,7 +45,7 @@ class Around(nn.Module):
 
 def faulty(kind: str) -> nn.Module:
     net = convert(teacher(), moped_delta=0.05)
-    parts = [layer for layer in net.children() if hasattr(layer, "rho_weight")]
+    parts: list[Any] = [layer for layer in net.children() if hasattr(layer, "rho_weight")]
     with torch.no_grad():
         if kind == "NaN in rho":
             for layer in parts:
@@ -63,7 +64,10 @@ def faulty(kind: str) -> nn.Module:
 
 
 def loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-    return model(batch[0]).square().mean() + kl_of(model) / 10
+    divergence = kl_of(model)
+    assert divergence is not None
+    total: Tensor = model(batch[0]).square().mean() + divergence / 10
+    return total
 
 
 ROOT = {
@@ -128,17 +132,16 @@ def evidence(id: str, verdict: Verdict = Verdict.FAIL, layers: str = "", **measu
     )
 
 
-NAN = "tensors_with_NaN_or_infinity"
 ZERO = Threshold(quantity="lowest spread of an image", observed=0.0, relation=">", allowed=1e-4)
 
 APART = {
     "NaN in other layers": [
-        evidence("kl.present", layers="a", **{NAN: 1}),
-        evidence("noise.varies", layers="b", **{NAN: 1}),
+        evidence("kl.present", layers="a", tensors_with_NaN_or_infinity=1),
+        evidence("noise.varies", layers="b", tensors_with_NaN_or_infinity=1),
     ],
     "outputs of NaN without a layer": [
-        evidence("kl.present", layers="a", **{NAN: 1}),
-        evidence("noise.varies", **{NAN: 0}),
+        evidence("kl.present", layers="a", tensors_with_NaN_or_infinity=1),
+        evidence("noise.varies", tensors_with_NaN_or_infinity=0),
     ],
     "a root that passes": [
         evidence("layers.replaced", Verdict.PASS, Bayesian_layers=0),
@@ -153,7 +156,7 @@ APART = {
         replace(evidence("noise.varies", highest_spread=0.3), threshold=ZERO),
     ],
     "a finite difference at a layer with NaN": [
-        evidence("kl.present", layers="a", **{NAN: 1}),
+        evidence("kl.present", layers="a", tensors_with_NaN_or_infinity=1),
         replace(
             evidence("mean.equals_teacher", layers="a"),
             threshold=Threshold(quantity="d", observed=0.5, relation="<=", allowed=1e-6),
