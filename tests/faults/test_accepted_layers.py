@@ -25,7 +25,7 @@ def network() -> nn.Sequential:
 def mixed(*deterministic: int) -> tuple[nn.Sequential, nn.Sequential]:
     """A teacher and its conversion, of which some layers were put back."""
     teacher = network()
-    model = convert(teacher)
+    model: Any = convert(teacher)
     assert isinstance(model, nn.Sequential)
     for place in deterministic:
         model[place] = teacher[place]
@@ -59,7 +59,7 @@ def test_none_accepted() -> None:
 def test_accepted_and_forgotten() -> None:
     """What was accepted does not excuse what was not."""
     deep = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2), nn.Linear(2, 2)).eval()
-    model = convert(deep)
+    model: Any = convert(deep)
     model[0], model[2] = deep[0], deep[2]
     evidence = measure_layers_replaced(model, teacher=deep, allow={"0": "speed"})
     assert evidence.verdict is Verdict.FAIL
@@ -79,7 +79,7 @@ def test_all_accepted_is_no_bayesian_network() -> None:
 def test_many_accepted_for_one_reason() -> None:
     """Fifty paths are no sentence."""
     teacher = nn.Sequential(*(nn.Linear(2, 2) for _ in range(6))).eval()
-    model = convert(teacher)
+    model: Any = convert(teacher)
     for place in range(5):
         model[place] = teacher[place]
     evidence = measure_layers_replaced(model, teacher=teacher, allow={"[0-3]": "slow", "4": "small"})
@@ -141,7 +141,7 @@ def test_the_layer_table_has_the_reasons() -> None:
     run = audit_model(model, teacher=teacher, checks=["layers.replaced"], options=allowing("2", "head"))
     assert {row.path: row.accepted for row in run.subjects[0].layers} == {"0": "", "2": "head"}
     own = Recurrent().eval()
-    other = Recurrent().eval()
+    other: Any = Recurrent().eval()
     other.rnn, other.fc = own.rnn, convert(own.fc)
     run = audit_model(
         other, teacher=own, data=randn(4, 5, 3), checks=["layers.replaced"], options=allowing("rnn", "no Bayesian one")
