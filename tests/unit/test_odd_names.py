@@ -118,7 +118,7 @@ def huge() -> nn.Module:
     net = convert(nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))).double()
     with torch.no_grad():
         for layer in net.children():
-            layer.mu_weight.fill_(1e154)
+            layer.mu_weight.fill_(1e154)  # type: ignore[operator]
     return net
 
 
