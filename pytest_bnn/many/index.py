@@ -21,6 +21,7 @@ from pytest_bnn.records.collection import Collection, collect
 from pytest_bnn.records.run import AuditRun
 from pytest_bnn.report import collection as page
 from pytest_bnn.report import render_html
+from pytest_bnn.report.files import write_texts
 
 #: The parts of an audit that `audit_many` takes by name or as a function of a module.
 _PARTS = ("teacher", "data", "evaluation", "ood", "shifts", "slices", "loss")
@@ -89,7 +90,7 @@ def audit_many(
 def write_pages(audits: Iterable[tuple[Path, AuditRun]]) -> None:
     """Write the report of each audit beside its JSON."""
     for path, run in audits:
-        path.with_suffix(".html").write_text(render_html(run), encoding="utf-8")
+        write_texts({path.with_suffix(".html"): render_html(run)})
 
 
 def write_index(audits: Iterable[tuple[Path, AuditRun]], path: Path) -> Collection:
@@ -105,8 +106,7 @@ def write_index(audits: Iterable[tuple[Path, AuditRun]], path: Path) -> Collecti
         return Path(os.path.relpath(file.resolve(), beside)).as_posix() if file.is_file() else ""
 
     found = collect((relative(file), relative(file.with_suffix(".html")), run) for file, run in audits)
-    path.with_suffix(".json").write_text(found.to_json(), encoding="utf-8")
-    path.write_text(page.render(found), encoding="utf-8")
+    write_texts({path.with_suffix(".json"): found.to_json(), path: page.render(found)})
     return found
 
 

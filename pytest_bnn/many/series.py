@@ -12,6 +12,7 @@ from pytest_bnn.errors import InputError
 from pytest_bnn.many import engines
 from pytest_bnn.many.work import KEY, LOADS, Job, Work, broken, jobs_of, perform
 from pytest_bnn.records.run import AuditRun
+from pytest_bnn.report.files import write_texts
 
 #: Called with each job that is done, its audit, how many are done and how many there are.
 Done = Callable[[Job, AuditRun, int, int], None]
@@ -55,7 +56,7 @@ def audit_series(
 
     def take(job: Job, text: str) -> None:
         run = AuditRun.from_json(text)
-        _write(targets[job.key], text)
+        write_texts({targets[job.key]: text})
         found[job.key] = run
         if done is not None:
             done(job, run, len(found), len(todo))
@@ -93,13 +94,6 @@ def _finished(target: Path, job: Job) -> AuditRun | None:
         return None
     same = run.provenance.get(KEY) == job.key and all(check.id != LOADS for check in run.checks)
     return run if same else None
-
-
-def _write(target: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    unfinished = target.with_name(f".{target.name}.unfinished")
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(target)
 
 
 def _by(executor: Executor, work: Work, jobs: list[Job]) -> Iterator[tuple[Job, str]]:

@@ -25,8 +25,11 @@ if TYPE_CHECKING:
 _HEAD: Final = 1 << 20
 _PAGES: Final = (b'<meta name="generator" content="pytest-bnn', b'<p class="eyebrow">pytest-bnn</p>')
 _SUMMARY: Final = re.compile(rb"<!-- pytest-bnn -->|\A## [^\n]*\n\n\*\*[^\n]*\*\* \xc2\xb7 [\d,]+ checks?, ")
-#: The first lines of an audit, which are those of one that was cut off too.
-_AUDIT: Final = re.compile(rb'\A\s*\{\s*"schema_version":\s*"[\d.]+",\s*"verdict":\s*"')
+#: The first lines of an audit, or of an index of audits, which are those of one that was cut off too.
+_AUDIT: Final = re.compile(rb'\A\s*\{\s*"(?:schema|collection)_version":\s*"[\d.]+",\s*"verdict":\s*"')
+
+#: The first lines of a file in the Common Test Report Format.
+_CTRF: Final = re.compile(rb'\A\s*\{\s*"reportFormat":\s*"CTRF"')
 
 
 def require_writable(path: str | Path, option: str = "the report's path") -> None:
@@ -187,7 +190,7 @@ def _is_ours(path: Path) -> bool:
     if not head.strip():
         return True
     if path.suffix == ".json":
-        return bool(_AUDIT.match(head)) or _is_audit(place)
+        return bool(_AUDIT.match(head) or _CTRF.match(head)) or _is_audit(place)
     return bool(_SUMMARY.search(head)) if path.suffix == ".md" else any(mark in head for mark in _PAGES)
 
 

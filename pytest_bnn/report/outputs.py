@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_bnn.errors import InputError
+from pytest_bnn.report.files import require_ours, write_texts
 
 if TYPE_CHECKING:
     from pytest_bnn.records.evidence import Inconclusive
@@ -21,28 +22,19 @@ def require_writable_json(path: str | Path, option: str) -> None:
         option: How messages call the path.
 
     Raises:
-        InputError: The name does not end in .json, is a folder's, or its folder cannot be made.
+        InputError: The name does not end in .json, is a folder's, it cannot be written, or it holds something else.
     """
     said, path = str(path), Path(path)
     if path.suffix != ".json" or path.is_dir():
         raise InputError(f"{option} is {said!r}", fix="give the path of a file that ends in .json")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a", encoding="utf-8"):
-            pass
-        if path.stat().st_size == 0:
-            path.unlink()
-    except OSError as error:
-        raise InputError(
-            f"{said!r} cannot be written ({error.strerror or error})", fix="choose another path"
-        ) from error
+    require_ours(path)
 
 
 def write_ctrf(run: AuditRun, path: str | Path, *, inconclusive: Inconclusive) -> None:
     """Write a run in the Common Test Report Format."""
     from pytest_bnn.report.ctrf import render_ctrf
 
-    Path(path).write_text(render_ctrf(run, inconclusive=inconclusive), encoding="utf-8")
+    write_texts({Path(path): render_ctrf(run, inconclusive=inconclusive)})
 
 
 def annotations_wanted(environment: Mapping[str, str]) -> bool:
