@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 import traceback
 from collections.abc import Callable
@@ -62,17 +63,18 @@ def judged(
         word = {"fail": "a failure", "inconclusive": "an undecided claim"}[finding.verdict.value]
         note = f"the severity of {check.id} is warn: {word} counts as a warning"
         finding = replace(finding, verdict=Verdict.WARN, notes=(*finding.notes, note))
+    write = _sentence if check.where.startswith("pytest_bnn.") else str  # others say it as they want it said
     evidence = Evidence(
         id=check.id,
         subject=subject.name,
         stage=subject.stage,
         verdict=finding.verdict,
         claim=check.claim,
-        headline=finding.headline,
+        headline=write(finding.headline),
         measurements=finding.measurements,
         threshold=finding.threshold,
         layers=finding.layers,
-        remedy=finding.remedy,
+        remedy=write(finding.remedy),
         notes=finding.notes + _notes(check, subject, finding),
         seed=subject.seed,
         samples=finding.samples,
@@ -86,6 +88,18 @@ def judged(
     )
     record(evidence)
     return evidence
+
+
+#: A first word that is one: no path, no call and no name with a dot or an underscore in it.
+_WORD = re.compile(r"[a-z]+(?=[\s,;:'\u2019)]|-[a-z]|$)")
+
+
+def _sentence(text: str) -> str:
+    """Write a finding as a sentence: with a capital letter, and a full stop."""
+    text = text.strip()
+    if _WORD.match(text):
+        text = text[0].upper() + text[1:]
+    return text + "." if text and text[-1] not in ".!?" else text
 
 
 def _must_decide() -> bool:

@@ -43,7 +43,7 @@ def test_most_of_the_weights_accepted() -> None:
     assert evidence.verdict is Verdict.PASS
     assert evidence.headline == (
         "1 of 2 convolution and linear layers are Bayesian (20 % of the weights); "
-        "accepted as deterministic: `0` ('latency budget'), 80 % of the weights"
+        "accepted as deterministic: `0` ('latency budget'), 80 % of the weights."
     )
     assert evidence.accepted == (Acceptance(path="0", reason="latency budget", weights=80),)
     assert evidence["weights in the claim"] == 20
@@ -52,7 +52,7 @@ def test_most_of_the_weights_accepted() -> None:
 
 def test_none_accepted() -> None:
     evidence = judged(allow={})
-    assert evidence.headline == "2 of 2 convolution and linear layers are Bayesian (100 % of the weights)"
+    assert evidence.headline == "2 of 2 convolution and linear layers are Bayesian (100 % of the weights)."
     assert evidence.accepted == ()
 
 
@@ -91,7 +91,7 @@ def test_a_pattern_that_matches_nothing(pattern: str) -> None:
     """Told in the headline; it decides nothing, because the same options may be those of several models."""
     evidence = judged(allow={pattern: "a slip of the pen"})
     assert evidence.verdict is Verdict.PASS
-    assert evidence.headline.endswith(f"; --allow {pattern!r} matches nothing in the model")
+    assert evidence.headline.endswith(f"; --allow {pattern!r} matches nothing in the model.")
     assert f"the pattern {pattern!r} in allow matches nothing in the model" in evidence.notes
     assert evidence.accepted == ()
 

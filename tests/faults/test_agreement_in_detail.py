@@ -101,7 +101,7 @@ def test_a_rare_class_that_is_never_said_any_more(counts: list[int], lost: int) 
     assert f"class {lost} ({'abcde'[lost]}) is lost: the mean prediction says it on 0 of the {counts[lost]} images" in (
         found.headline
     )
-    assert "look for that class in the data" in found.remedy
+    assert "Look for that class in the data" in found.remedy
 
 
 def test_too_few_images_of_a_class_show_nothing() -> None:
@@ -281,7 +281,7 @@ def test_a_temperature_left_in_the_head_is_a_warning(by: float, binary: bool) ->
         assert cold.verdict is Verdict.PASS, "a sigmoid of 1.5 in place of 6 is .18 away"
         return
     assert cold.verdict is Verdict.WARN, cold.headline
-    assert "the leading classes are the teacher's on" in cold.headline
+    assert "The leading classes are the teacher's on" in cold.headline
     said = re.search(r"its scores are (\S+) times the teacher's", cold.headline)
     assert said is not None
     assert float(said[1]) == pytest.approx(by, rel=0.02)
@@ -395,7 +395,7 @@ def test_a_second_head_that_is_broken_is_named(regression: bool) -> None:
     teacher, model, (x, labels) = heads(regression, negate)
     found = judge(teacher, model, x, labels=labels)
     assert found.verdict is Verdict.FAIL, found.headline
-    assert found.headline.startswith("output kind: ")
+    assert found.headline.startswith("Output kind: ")
     assert found.certainty is not None
     assert found.certainty.alpha == Budget().alpha
     only = judge(teacher, model, x, labels=labels["colour"], output="colour")

@@ -137,7 +137,7 @@ def test_attribution_names_the_layer_that_makes_the_spread() -> None:
     assert found.verdict is Verdict.FAIL
     assert found.layers[0].path == "2"
     assert [layer.path for layer in found.layers if not layer.ok] == ["2"]
-    assert "most of it comes from 2 (" in found.headline
+    assert "Largest source: layer `2` (Linear), " in found.headline
 
 
 def test_attribution_groups_the_layers_of_deep_networks() -> None:
@@ -167,7 +167,7 @@ def test_agreement_of_a_population(images: int, against: int, verdict: Verdict) 
     assert found.verdict is verdict, found.explain()
     assert _certainty(found).low == found.threshold.observed if found.threshold else False
     if verdict is Verdict.INCONCLUSIVE:
-        assert f"give {trials_for_share(0.95, 1.0, Budget().beta / 2)} images" in found.remedy
+        assert f"Give {trials_for_share(0.95, 1.0, Budget().beta / 2)} images" in found.remedy
         assert found.samples == 32  # no number of passes would help
 
 
@@ -290,4 +290,4 @@ def test_nan_in_a_late_pass_is_found() -> None:
     assert agreement.verdict is Verdict.FAIL, agreement.explain()
     assert agreement.samples >= 60
     for found in (varies, agreement):
-        assert found.headline.startswith("outputs are NaN or infinite in "), found.explain()
+        assert found.headline.startswith("Outputs are NaN or infinite in "), found.explain()

@@ -288,7 +288,7 @@ def test_a_mu_that_multiplies_undrawn(estimator: str) -> None:
         assert evidence.verdict is Verdict.FAIL
         assert [layer.path for layer in evidence.layers if not layer.ok] == ["enc"]
         assert "outside of its own forward" in evidence.layers[0].finding
-        assert "call the layer" in evidence.remedy
+        assert "Call the layer" in evidence.remedy
 
 
 @pytest.mark.parametrize(

@@ -131,7 +131,7 @@ def test_a_kl_beyond_the_largest_number() -> None:
     assert found.verdict is Verdict.FAIL
     assert "mu is up to 1e+154 of its prior's sigmas away from its prior" in found.headline
     assert "or make the prior wider" in found.remedy
-    assert "every mu, rho and sigma is finite" in run["noise.source"].remedy
+    assert "Every mu, rho and sigma is finite" in run["noise.source"].remedy
     again = AuditRun.from_json(run.to_json())
     assert again.subjects[0].layers[0].kl == math.inf
     assert "∞" in render_html(again)

@@ -7,7 +7,7 @@ import math
 import torch
 
 from pytest_bnn.checks.finding import TENSORS_NOT_FINITE, TENSORS_WITHOUT_KL
-from pytest_bnn.libraries.posterior import BayesianLayer
+from pytest_bnn.libraries.posterior import BayesianLayer, PosteriorTensor
 from pytest_bnn.records.evidence import LayerFinding, Measurement
 
 #: What to do where `not_finite` found something.
@@ -45,6 +45,12 @@ def counted(sick: list[LayerFinding]) -> tuple[Measurement, ...]:
         Measurement(name=TENSORS_WITHOUT_KL, value=len(sick)),
         Measurement(name=TENSORS_NOT_FINITE, value=broken),
     )
+
+
+def all_zero(tensors: tuple[PosteriorTensor, ...]) -> tuple[Measurement, ...]:
+    """Say that every sigma of the model is 0, where it is."""
+    zero = all(bool((tensor.sigma == 0).all()) for tensor in tensors)
+    return (Measurement(name="share of sigma that is 0", value=1.0),) if zero else ()
 
 
 #: What to do where `overflowing` found something.

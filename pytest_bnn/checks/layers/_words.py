@@ -9,6 +9,7 @@ from fnmatch import fnmatchcase
 from torch import nn
 
 from pytest_bnn.checks.layers._row import TIED, Row
+from pytest_bnn.network.naming import called
 from pytest_bnn.records.evidence import Acceptance
 from pytest_bnn.subject import Subject
 
@@ -48,7 +49,7 @@ def accepted_in_words(accepted: Sequence[Acceptance], all_weights: int) -> str:
         reasons: dict[str, list[str]] = defaultdict(list)
         some = [one for one in accepted if (one.weights == 0) is tied]
         for one in some:
-            reasons[one.reason].append(f"`{one.path}`" if one.path else "the model itself")
+            reasons[one.reason].append(called(one.path))
         if not reasons:
             continue
         listed = "; ".join(f"{_some(names)} ({reason!r})" for reason, names in reasons.items())
@@ -81,6 +82,13 @@ def unmatched(subject: Subject, allow: Mapping[str, str], used: set[str]) -> tup
             names |= {name for name, _ in network.named_parameters(remove_duplicate=False)}
     nowhere = [pattern for pattern in idle if not any(fnmatchcase(name, pattern) for name in names)]
     return nowhere, [pattern for pattern in idle if pattern not in nowhere]
+
+
+def named_problem(row: Row) -> str:
+    """Say what is wrong with a layer: ``layer `7` is still nn.Linear``."""
+    if row.names:
+        return f"`{row.names[0]}` multiplies what comes from the input, and has no posterior"
+    return f"layer {called(row.path)} {row.problem}" if row.path else f"the model itself {row.problem}"
 
 
 def excuse(rows: Sequence[Row], allow: Mapping[str, str], excusable: Sequence[str]) -> tuple[set[str], dict[str, str]]:

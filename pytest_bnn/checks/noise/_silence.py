@@ -13,6 +13,7 @@ from pytest_bnn.libraries.protocol import tensors_of
 from pytest_bnn.libraries.registry import nobody_knows
 from pytest_bnn.network.calling import forward
 from pytest_bnn.network.isolation import seed_everything, undisturbed
+from pytest_bnn.network.naming import called
 from pytest_bnn.records.evidence import LayerFinding, Measurement, Threshold, Verdict
 from pytest_bnn.subject import Subject
 
@@ -36,7 +37,7 @@ def not_finite(subject: Subject, passes: int, bad: int) -> Finding:
         for tensor in layer.tensors
         for problem in _not_finite_in(tensor)
     ]
-    where = f": {culprits[0].path} {culprits[0].finding}" if culprits else ""
+    where = f": {called(culprits[0].path)} ({culprits[0].finding})" if culprits else ""
     return Finding(
         verdict=Verdict.FAIL,
         headline=f"outputs are NaN or infinite in {bad} of {passes} passes{where}",
@@ -75,7 +76,7 @@ def causes_of_silence(subject: Subject, spread: float) -> list[str]:
         if orphans and any(isinstance(module, torch.fx.GraphModule) for module in subject.model.modules()):
             return ["the model was derived with torch.fx or a feature extractor: its noise is baked in"]
         if orphans:
-            return [f"mu and rho at {orphans[0] or 'the model itself'} belong to no layer that draws"]
+            return [f"mu and rho at {called(orphans[0])} belong to no layer that draws"]
         return [nobody_knows(subject.model) or "the model has no Bayesian layer"]
     causes = []
     if generator := _what_the_forward_does_to_the_generator(subject):

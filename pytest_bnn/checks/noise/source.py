@@ -19,6 +19,7 @@ from pytest_bnn.libraries.registry import nobody_knows
 from pytest_bnn.network.calling import forward
 from pytest_bnn.network.comparing import TRACED_IMAGES, Parting, difference, first_parting, tolerance, traced
 from pytest_bnn.network.isolation import undisturbed
+from pytest_bnn.network.naming import called
 from pytest_bnn.records.evidence import Certainty, LayerFinding, Measurement, Threshold, Verdict
 from pytest_bnn.stats.budget import Budget
 from pytest_bnn.stats.intervals import draws_below_median
@@ -132,7 +133,7 @@ def _source(subject: Subject, budget: Budget, max_passes: int, min_spread: float
         where = _other_noise(subject, in_train_mode=True)
         causes = causes_of_silence(subject, pairs.spread)
         if where is not None:
-            cause = f"in train mode the outputs do vary, with every sigma at 0 too: {where.path} ({where.kind})"
+            cause = f"in train mode the outputs do vary, with every sigma at 0 too: {called(where.path)} ({where.kind})"
             causes.insert(0, cause)
         words = "two passes in a row do not differ" + (f": {causes[0]}" if causes else "")
         remedy = "let the posterior be the source of the noise: convert the layers, and never seed inside forward"
@@ -171,7 +172,7 @@ def _leak(subject: Subject, pairs: _Pairs, silent: float, allowed: float, budget
     """Return the finding of outputs that vary without the posterior's noise."""
     where = _other_noise(subject, in_train_mode=False)
     words = f"with every sigma at 0 two passes still differ by {silent:.2g} of the outputs' scale"
-    words += f"; the noise enters at {where.path or 'the model itself'} ({where.kind})" if where else ""
+    words += f"; the noise enters at {called(where.path)} ({where.kind})" if where else ""
     remedy = (
         "switch that module to eval mode, or remove it: its noise is not the posterior's"
         if where is not None and where.training

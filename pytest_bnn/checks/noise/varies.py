@@ -137,7 +137,8 @@ def _variation(subject: Subject, bounds: _Bounds, images: Tensor, budget: Budget
     # Where other images vary, the weights do.
     causes = [] if verdict is Verdict.PASS else causes_of_silence(subject, float(bounds.spread.max()))
     headline = (
-        f"outputs vary by {float(judged.median()):.3g} of their scale (median of {len(judged)} images, {passes} passes)"
+        f"the outputs vary by {float(judged.median()):.3g} of their scale (median of {len(judged)} images, "
+        f"{passes} passes)"
     )
     notes = list(causes)
     if fixed:
@@ -150,7 +151,9 @@ def _variation(subject: Subject, bounds: _Bounds, images: Tensor, budget: Budget
     remedy = ""
     if verdict is not Verdict.PASS:
         amount = "exactly 0" if lowest == 0 else f"{lowest:.2g} of the outputs' scale"
-        headline = f"the outputs for image {place} vary by {amount}" + (f": {causes[0]}" if causes else "")
+        headline = f"the outputs for image {place} vary by {amount} (more than {floor:.2g} is required)" + (
+            f": {causes[0]}" if causes else ""
+        )
         remedy = "make every forward pass draw its own weights; a posterior this narrow carries no uncertainty"
     if verdict is Verdict.INCONCLUSIVE:
         needed = 2 * trials_needed(budget.beta if lowest > floor else budget.alpha / len(spread))

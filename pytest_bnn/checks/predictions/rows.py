@@ -19,6 +19,7 @@ from pytest_bnn.libraries.posterior import zero_sigma
 from pytest_bnn.libraries.registry import nobody_knows
 from pytest_bnn.network.calling import ForwardError, forward
 from pytest_bnn.network.meeting import Meeting, meeting
+from pytest_bnn.network.naming import called
 from pytest_bnn.network.rows import Dependent, Rows, look_at_rows
 from pytest_bnn.network.wrappers import eager
 from pytest_bnn.records.evidence import Acceptance, LayerFinding, Measurement, Threshold, Verdict
@@ -159,7 +160,7 @@ def _depends(subject: Subject, looked: _Looked, dependent: Dependent, allow: dic
         headline += f"; accepted: {reason!r}"
     elif before is True:
         headline += "; so does its teacher's"
-    said = f"{_PLACE[dependent.on]} {path or 'the model itself'}"
+    said = f"{_PLACE[dependent.on]} {called(path)}"
     return Finding(
         verdict=verdict,
         headline=headline,
