@@ -91,7 +91,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 LONG = pytest.mark.nightly("a minute of generated networks; the property tests of every push draw the same")
 
 SESSIONS = pytest.mark.nightly(
-    "a session for each block; every push has the same in tests/unit/test_options.py and test_zero_code.py"
+    "a session for each block; every push has the same in tests/unit/test_options.py and tests/integration"
 )
 PASSES = pytest.mark.nightly("hundreds of passes of a ResNet18; every push runs examples/resnet18_notebook.py")
 # submitit's executor in this process leaves its log files open.
@@ -102,6 +102,8 @@ MARKS = {
     "test-a-converter": LONG,
     "configuration": SESSIONS,
     "zero-code": SESSIONS,
+    "baseline": SESSIONS,
+    "ci": SESSIONS,
     "photograph": PASSES,
 }
 
