@@ -9,7 +9,7 @@ import textwrap
 from typing import TYPE_CHECKING
 
 from pytest_bnn.commands.watching import progress
-from pytest_bnn.records.codec import clean
+from pytest_bnn.records.codec import one_line
 from pytest_bnn.records.evidence import Evidence, Verdict
 
 if TYPE_CHECKING:
@@ -191,7 +191,7 @@ def _print(console: Console, line: str, *, style: str | None = None) -> None:
     """Print a line: wrapped to a terminal's width, with what follows indented, and nowhere else."""
     from rich.text import Text
 
-    for part in _wrapped(clean(line).replace("\n", " ")):
+    for part in _wrapped(one_line(line)):
         console.print(Text(part, style=style or ""), soft_wrap=True)
 
 

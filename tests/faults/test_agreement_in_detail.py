@@ -473,7 +473,7 @@ def test_a_model_that_noise_destroyed_probably_fails(classes: int, rho: float) -
     found = judge(teacher, noisy(teacher, rho), x, labels=labels)
     assert found.verdict is Verdict.INCONCLUSIVE, found.headline
     assert found["agreement of the mean prediction"] < 0.8  # type: ignore[operator]
-    assert found.headline.startswith("probably fails: the mean prediction agrees on ")
+    assert found.headline.startswith("Probably fails: the mean prediction agrees on ")
     assert "make sigma smaller" in found.remedy
     assert "without noise the model agrees on 100 % of the images" in found.remedy
     assert "--samples" not in found.remedy
@@ -485,7 +485,7 @@ def test_near_the_threshold_more_passes_are_the_remedy() -> None:
     teacher = Net(5)
     found = judge(teacher, noisy(teacher, 3.0), x, labels=labels)
     assert found.verdict is Verdict.INCONCLUSIVE
-    assert not found.headline.startswith("probably fails")
+    assert not found.headline.startswith("Probably fails")
     assert "--samples" in found.remedy
 
 
@@ -498,7 +498,7 @@ def test_a_destroyed_model_that_is_wrong_without_noise_too_is_not_called_noisy()
         model.layer.mu_weight.copy_(torch.randn(5, 5, generator=torch.Generator().manual_seed(0)))
     found = judge(teacher, model, x, labels=labels)
     assert found.verdict is Verdict.INCONCLUSIVE, found.headline
-    assert found.headline.startswith("probably fails")
+    assert found.headline.startswith("Probably fails")
     assert "the noise is not the cause" in found.remedy
 
 

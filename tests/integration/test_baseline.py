@@ -378,7 +378,7 @@ def test_an_audit_is_held_to_its_baseline(
     # Without the Bayesian layer the KL is not judged any more.
     assert audit(*held, "--set", "kl.present.severity=off") == exits.FAILED
     said = capsys.readouterr().out
-    assert "not judged any more: switched off" in said
+    assert "not judged any more: Switched off" in said
     assert "The setting kl.present.severity was the default, and is off now." in said
     assert audit(*held, "--allow", "1=kept for speed") == exits.PASSED
     said = capsys.readouterr().out
