@@ -19,6 +19,7 @@ from pytest_bnn.errors import PytestBnnError
 from pytest_bnn.gathering.around_tests import in_force
 from pytest_bnn.gathering.gathered import Gathered
 from pytest_bnn.gathering.outcomes import LEFT_OUT, Outcomes, left_out
+from pytest_bnn.presets import PRESETS
 from pytest_bnn.records.evidence import Verdict
 from pytest_bnn.records.run import AuditRun
 from pytest_bnn.report import outputs
@@ -180,6 +181,9 @@ class Collector:
         terminalreporter.section("bnn")
         for line in _summary(run):
             terminalreporter.line(line)
+        words = PRESETS[of_session(self.config).settings.preset].words
+        if words and any(cut.startswith(words) for cut in run.cut):
+            terminalreporter.line(f"not the whole audit: {words}")
         if not is_told_at_the_start(self.config):
             terminalreporter.line(f"settings: {in_words(of_session(self.config))}")
         for line in self.said:
