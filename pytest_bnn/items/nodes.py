@@ -198,9 +198,7 @@ class CheckItem(pytest.Item):
         if evidence.verdict is not Verdict.PASS:
             self.warn(ClaimWarning(told))
 
-    def repr_failure(
-        self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None
-    ) -> str | TerminalRepr:
+    def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> str | TerminalRepr:
         """Show what broke from here on, without pytest's own frames."""
         excinfo.traceback = excinfo.traceback.cut(path=__file__)
         return super().repr_failure(excinfo, style)

@@ -248,7 +248,7 @@ def _finding(
             other_end=band[0] if wide else band[1],
         ),
         layers=layers,
-        remedy=_remedy(verdict, passes, budget, wide=wide),
+        remedy=_remedy(verdict, passes, budget, wide=wide, below=float(bounds.found[:, 0].max()) < band[0]),
         notes=_notes(groups, fixed),
         samples=passes,
         certainty=Certainty(
@@ -276,10 +276,13 @@ def _notes(groups: Grouped, fixed: int) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _remedy(verdict: Verdict, passes: int, budget: Budget, *, wide: bool) -> str:
+def _remedy(verdict: Verdict, passes: int, budget: Budget, *, wide: bool, below: bool) -> str:
     if verdict is Verdict.PASS:
         return ""
     if verdict is Verdict.INCONCLUSIVE:
+        failing = 2 * trials_needed(budget.alpha / 2)
+        if below and passes < failing:
+            return f"all of {passes} passes lie below the band: allow {failing} (--samples), which make that certain"
         needed = 2 * trials_needed(budget.beta)
         if passes < needed:
             return f"allow more than {passes} passes (--samples): {needed} decide where all of them say the same"
