@@ -206,7 +206,7 @@ def _summary(run: AuditRun) -> Iterable[str]:
     checks = [check for check in run.checks if not check.expected]
     counts = {verdict: sum(check.verdict is verdict for check in checks) for verdict in Verdict}
     words = [f"{count} {verdict.replace('_', ' ')}" for verdict, count in counts.items() if count]
-    yield f"{len(checks)} {'check' if len(checks) == 1 else 'checks'}: {', '.join(words) or 'none ran'}"
+    yield f"{len(checks)} {'claim' if len(checks) == 1 else 'claims'}: {', '.join(words) or 'none was checked'}"
     told = [check for check in checks if check.verdict not in (Verdict.PASS, Verdict.NOT_APPLICABLE)]
     for check in told[:_MOST_LINES]:
         yield f"  {check.verdict.value:<12} {check.id:<20} {check.subject}: {check.headline}"
