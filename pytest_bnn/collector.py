@@ -41,21 +41,27 @@ class Files:
     ctrf: Path | None = None
 
     @classmethod
-    def of(cls, config: pytest.Config) -> Files:
+    def of(cls, config: pytest.Config, baseline: Path | None = None) -> Files:
         """Return what a session was asked to write, which is nothing where it runs no tests.
 
         Raises:
-            InputError: A file cannot be written.
+            InputError: A file cannot be written, or it is another one of the session, as its ``baseline``.
         """
         if any(config.getoption(name, False) for name in ("collectonly", "setuponly", "setupplan")):
             return cls()
-        start, texts = config.invocation_params.dir, {}
-        for option, require in (("--bnn-report", require_writable), ("--bnn-ctrf", outputs.require_writable_json)):
-            text = texts[option] = config.getoption(option)
-            if text is not None:
-                require(text if not text or Path.cwd() == start else start / text, option)
-        report, ctrf = (None if text is None else start / text for text in texts.values())
-        return cls(report, ctrf)
+        start, others = config.invocation_params.dir, {} if baseline is None else {"the baseline": baseline}
+
+        def given(option: str) -> str | Path | None:
+            text: str | None = config.getoption(option)
+            return start / text if text and Path.cwd() != start else text
+
+        report, ctrf = given("--bnn-report"), given("--bnn-ctrf")
+        if report is not None:
+            require_writable(report, "--bnn-report")
+            others["the report's JSON"] = Path(report).with_suffix(".json")
+        if ctrf is not None:
+            outputs.require_writable_json(ctrf, "--bnn-ctrf", others)
+        return cls(*(None if path is None else start / path for path in (report, ctrf)))
 
 
 class Collector:

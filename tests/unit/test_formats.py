@@ -152,6 +152,16 @@ def test_a_path_that_cannot_hold_ctrf_is_refused(tmp_path: Path, name: str) -> N
         outputs.require_writable_json(tmp_path / name if name else "", "--ctrf")
 
 
+def test_a_file_is_written_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CTRF in the place of the report's JSON, or of the baseline, would be neither."""
+    monkeypatch.chdir(tmp_path)
+    others = {"the report's JSON": tmp_path / "a.json", "the baseline": Path("b.json")}
+    for name, words in (("a.json", "the report's JSON"), ("./b.json", "the baseline")):
+        with pytest.raises(InputError, match=f"--ctrf is '{name}', which is {words}"):
+            outputs.require_writable_json(name, "--ctrf", others)
+    outputs.require_writable_json("c.json", "--ctrf", others)
+
+
 def test_a_path_in_the_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """GitHub finds a file by its path from the root of the repository."""
     inner = tmp_path / "a" / "b.py"
