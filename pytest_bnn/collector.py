@@ -19,6 +19,7 @@ from pytest_bnn.errors import PytestBnnError
 from pytest_bnn.gathering.around_tests import in_force
 from pytest_bnn.gathering.gathered import Gathered
 from pytest_bnn.gathering.outcomes import LEFT_OUT, Outcomes, left_out
+from pytest_bnn.presets import PRESETS
 from pytest_bnn.records.codec import one_line
 from pytest_bnn.records.evidence import Verdict
 from pytest_bnn.records.run import AuditRun
@@ -41,21 +42,27 @@ class Files:
     ctrf: Path | None = None
 
     @classmethod
-    def of(cls, config: pytest.Config) -> Files:
+    def of(cls, config: pytest.Config, baseline: Path | None = None) -> Files:
         """Return what a session was asked to write, which is nothing where it runs no tests.
 
         Raises:
-            InputError: A file cannot be written.
+            InputError: A file cannot be written, or it is another one of the session, as its ``baseline``.
         """
         if any(config.getoption(name, False) for name in ("collectonly", "setuponly", "setupplan")):
             return cls()
-        start, texts = config.invocation_params.dir, {}
-        for option, require in (("--bnn-report", require_writable), ("--bnn-ctrf", outputs.require_writable_json)):
-            text = texts[option] = config.getoption(option)
-            if text is not None:
-                require(text if not text or Path.cwd() == start else start / text, option)
-        report, ctrf = (None if text is None else start / text for text in texts.values())
-        return cls(report, ctrf)
+        start, others = config.invocation_params.dir, {} if baseline is None else {"the baseline": baseline}
+
+        def given(option: str) -> str | Path | None:
+            text: str | None = config.getoption(option)
+            return start / text if text and Path.cwd() != start else text
+
+        report, ctrf = given("--bnn-report"), given("--bnn-ctrf")
+        if report is not None:
+            require_writable(report, "--bnn-report")
+            others["the report's JSON"] = Path(report).with_suffix(".json")
+        if ctrf is not None:
+            outputs.require_writable_json(ctrf, "--bnn-ctrf", others)
+        return cls(*(None if path is None else start / path for path in (report, ctrf)))
 
 
 class Collector:
@@ -181,6 +188,9 @@ class Collector:
         terminalreporter.section("bnn")
         for line in _summary(run):
             terminalreporter.line(line)
+        words = PRESETS[of_session(self.config).settings.preset].words
+        if words and any(cut.startswith(words) for cut in run.cut):
+            terminalreporter.line(f"not the whole audit: {words}")
         if not is_told_at_the_start(self.config):
             terminalreporter.line(f"settings: {in_words(of_session(self.config))}")
         for line in self.said:
@@ -203,7 +213,7 @@ def _summary(run: AuditRun) -> Iterable[str]:
     checks = [check for check in run.checks if not check.expected]
     counts = {verdict: sum(check.verdict is verdict for check in checks) for verdict in Verdict}
     words = [f"{count} {verdict.replace('_', ' ')}" for verdict, count in counts.items() if count]
-    yield f"{len(checks)} {'check' if len(checks) == 1 else 'checks'}: {', '.join(words) or 'none ran'}"
+    yield f"{len(checks)} {'claim' if len(checks) == 1 else 'claims'}: {', '.join(words) or 'none was checked'}"
     told = [check for check in checks if check.verdict not in (Verdict.PASS, Verdict.NOT_APPLICABLE)]
     for check in told[:_MOST_LINES]:
         yield one_line(f"  {check.verdict.value:<12} {check.id:<20} {check.subject}: {check.headline}")

@@ -74,7 +74,7 @@ def pytest_configure(config: pytest.Config) -> None:
     try:
         settle_session(config, _settings(config))
         held = gate.settle(config)
-        files = collector.Files() if hasattr(config, "workerinput") else collector.Files.of(config)
+        files = collector.Files() if hasattr(config, "workerinput") else collector.Files.of(config, held and held.path)
         requests.take(config)
     except PytestBnnError as error:
         raise pytest.UsageError(str(error)) from None

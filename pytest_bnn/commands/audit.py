@@ -58,7 +58,9 @@ def _audit(given: argparse.Namespace, arguments: list[str]) -> int:
     output = Path(given.report).absolute()  # a factory may change the folder
     baseline = held.baseline_of(given, output)
     if given.ctrf is not None:
-        outputs.require_writable_json(given.ctrf, "--ctrf")
+        others = {"the report's JSON": output.with_suffix(".json")}
+        others |= {"the baseline": baseline.path} if baseline is not None else {}
+        outputs.require_writable_json(given.ctrf, "--ctrf", others)
     ctrf = Path(given.ctrf or "").absolute()
     showing = terminal.progress(output.with_suffix(".json"), quiet=given.quiet)
     with using(settings, sources), choosing(chosen), showing as say:

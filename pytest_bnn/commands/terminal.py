@@ -23,6 +23,15 @@ _STYLES = {"pass": "green", "warn": "yellow", "fail": "bold red", "error": "bold
 #: Told whole, in this order.
 _BAD = (Verdict.ERROR, Verdict.FAIL, Verdict.INCONCLUSIVE)
 
+#: What the last line says of a claim that was judged alone.
+_ALONE = {
+    Verdict.PASS: "holds",
+    Verdict.WARN: "holds; it has a warning",
+    Verdict.FAIL: "does not hold",
+    Verdict.INCONCLUSIVE: "is not decided",
+    Verdict.ERROR: "could not be judged for an error",
+}
+
 #: The options that give what a claim is missing, where they are not called as it is.
 _OPTIONS = {"images": "--data"}
 
@@ -129,8 +138,8 @@ def _verdict(run: AuditRun) -> str:
         return f"{word}. None of {_claims(len(run.checks))} about {about} could be judged."
     holding = sum(check.verdict in (Verdict.PASS, Verdict.WARN) for check in judged)
     if len(judged) == 1:
-        said = f"The one claim about {about} that was judged {'holds' if holding else 'does not hold'}"
-    elif holding == len(judged):
+        return f"{word}. The one claim about {about} that was judged {_ALONE[judged[0].verdict]}."
+    if holding == len(judged):
         said = f"All {_claims(len(judged))} about {about} that were judged hold"
     else:
         hold = "holds" if holding == 1 else "hold"

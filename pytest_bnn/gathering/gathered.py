@@ -98,7 +98,8 @@ class Gathered:
         tests: dict[str, list[str]] = {}
         for place, run, _ in sorted([*self._shared.values(), *self._found], key=lambda found: found[0]):
             for words in run.cut:
-                tests.setdefault(words, []).append(place[3] or place[0])
+                audited = [subject.key for subject in run.subjects if subject.key]
+                tests.setdefault(words, []).extend(audited or [place[3] or place[0]])
         said = []
         for words, ids in tests.items():
             names = list(dict.fromkeys(ids))

@@ -8,13 +8,14 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from pytest_bnn.audit.subjects import Described
 from pytest_bnn.checks import choices, registry
 from pytest_bnn.errors import ClaimWarning, InputError, PytestBnnError
+from pytest_bnn.gathering.around_tests import in_force
 from pytest_bnn.items import wording
 from pytest_bnn.items.requests import TABLES, Wanted, of
 from pytest_bnn.records.evidence import Evidence, Verdict
@@ -23,6 +24,8 @@ from pytest_bnn.records.recorder import Recorder, record, recording
 from pytest_bnn.session import of_session, of_test
 
 if TYPE_CHECKING:
+    from _pytest._code.code import TerminalRepr
+
     from pytest_bnn.data.origin import Origin
     from pytest_bnn.subject import Subject
 
@@ -87,8 +90,11 @@ class SubjectNode(pytest.Collector):
         """Yield an item for each check, in the order of a report."""
         grouped = self.config.pluginmanager.hasplugin("xdist")  # without it, nobody has declared the marker
         group = re.sub(r"[@\]\[]", "-", self.nodeid)
+        session = of_session(self.config)
+        with in_force(replace(session, choices=session.choices.and_also(self.described.choices))):
+            wanted = [id for id in registry.ids() if not choices.left_out_by_preset(id)]
         for number, id in enumerate(registry.ids()):
-            if self.checks is None or id in self.checks:
+            if id in (wanted if self.checks is None else self.checks):
                 item = CheckItem.from_parent(self, name=id)
                 item.order = f"{self.nodeid} {number:04}"
                 item.add_marker(pytest.mark.bnn)
@@ -123,7 +129,9 @@ class SubjectNode(pytest.Collector):
         # The subject is one, whichever item judges it: its key is this node's id, not the item's.
         own = Recorder(inconclusive=inconclusive_policy(), subject=self.described.name)
         with self._in_force(item), recording(own):
-            steps = [step for step in planned(missing=self._missing) if step.id == item.name]
+            # What a preset leaves out is judged where a node id names it, beside the others.
+            whole = [id for id in registry.ids() if id == item.name or not choices.left_out_by_preset(id)]
+            steps = [step for step in planned(whole, missing=self._missing) if step.id == item.name]
             (found,) = run_steps(self._subject, steps)
         evidence = replace(found, key=self.nodeid, test=f"{self.nodeid}::{item.name}")
         record(evidence)
@@ -189,6 +197,11 @@ class CheckItem(pytest.Item):
             raise pytest.fail.Exception(told, pytrace=False)
         if evidence.verdict is not Verdict.PASS:
             self.warn(ClaimWarning(told))
+
+    def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> str | TerminalRepr:
+        """Show what broke from here on, without pytest's own frames."""
+        excinfo.traceback = excinfo.traceback.cut(path=__file__)
+        return super().repr_failure(excinfo, style)
 
     def reportinfo(self) -> tuple[os.PathLike[str] | str, int | None, str]:
         """Return where to look: the factory, or its table."""

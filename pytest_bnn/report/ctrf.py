@@ -1,4 +1,7 @@
-"""A run in the Common Test Report Format (https://ctrf.io), version 0.0.0 of its schema: a test for each claim."""
+"""A run in the Common Test Report Format (https://ctrf.io), version 0.0.0 of its schema.
+
+It has a test for each claim, and for each test of a session that failed outside of one.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,9 @@ from collections import Counter
 from typing import Any, Final
 
 from pytest_bnn.records.evidence import Evidence, Inconclusive, Verdict
-from pytest_bnn.records.run import AuditRun
+from pytest_bnn.records.run import AuditRun, TestOutcome
 from pytest_bnn.report import wording
-from pytest_bnn.report.standing import word
+from pytest_bnn.report.standing import fell_outside, word
 
 _STATUSES: Final = ("passed", "failed", "skipped", "pending", "other")
 _CREATED: Final = "%Y-%m-%d %H:%M:%S UTC"
@@ -20,13 +23,16 @@ def render_ctrf(run: AuditRun, *, inconclusive: Inconclusive = "fail") -> str:
     """Return a run as the text of a CTRF file.
 
     A claim that holds, with a warning or without, is passed; one that is not judged is skipped. A failure that its test
-    expected is ``other``. ``rawStatus`` has the verdict.
+    expected is ``other``. ``rawStatus`` has the verdict. A test of the session that failed before or outside a claim is
+    a test too.
 
     Args:
         run: What was found.
         inconclusive: Whether an undecided claim is ``failed`` or ``other``.
     """
     tests = [_test(check, inconclusive) for check in run.checks]
+    fallen = [_fallen(test) for test in fell_outside(run)]
+    tests += fallen
     counts = Counter(test["status"] for test in tests)
     stop = _milliseconds(run.provenance.get("created", ""))
     duration = sum(test["duration"] for test in tests)
@@ -40,7 +46,8 @@ def render_ctrf(run: AuditRun, *, inconclusive: Inconclusive = "fail") -> str:
             "summary": {
                 "tests": len(tests),
                 **{status: counts[status] for status in _STATUSES},
-                "suites": len({(check.subject, check.key) for check in run.checks}),
+                "suites": len({(check.subject, check.key) for check in run.checks})
+                + len({test["filePath"] for test in fallen}),
                 "start": max(0, stop - duration),
                 "stop": stop,
             },
@@ -66,6 +73,22 @@ def _test(check: Evidence, inconclusive: Inconclusive) -> dict[str, Any]:
         "tags": [check.stage],
         **({"filePath": file} if file else {}),
         "extra": {"claim": check.claim, **({"test": check.test} if check.test else {})},
+    }
+    cleaned: dict[str, Any] = _cleaned(said)
+    return cleaned
+
+
+def _fallen(test: TestOutcome) -> dict[str, Any]:
+    file, _, name = test.test.partition("::")
+    said = {
+        "name": name or file,
+        "status": "failed",
+        "duration": 0,
+        "suite": [file],
+        "message": test.reason,
+        "rawStatus": test.outcome,
+        "filePath": file,
+        "extra": {"test": test.test},
     }
     cleaned: dict[str, Any] = _cleaned(said)
     return cleaned

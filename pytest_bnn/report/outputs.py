@@ -14,17 +14,21 @@ if TYPE_CHECKING:
     from pytest_bnn.records.run import AuditRun
 
 
-def require_writable_json(path: str | Path, option: str) -> None:
+def require_writable_json(path: str | Path, option: str, others: Mapping[str, Path] | None = None) -> None:
     """Make sure, before an audit takes its time, that a JSON file can be written.
 
     Args:
         path: Where it will be.
         option: How messages call the path.
+        others: What else is written or read, by what messages call it.
 
     Raises:
         InputError: The name does not end in .json, is a folder's, it cannot be written, or it holds something else.
     """
     said, path = str(path), Path(path)
+    for name, other in (others or {}).items():
+        if other.resolve() == path.resolve():
+            raise InputError(f"{option} is {said!r}, which is {name}", fix="give it another name")
     if path.suffix != ".json" or path.is_dir():
         raise InputError(f"{option} is {said!r}", fix="give the path of a file that ends in .json")
     require_ours(path)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from pytest_bnn.records.evidence import Evidence, Verdict
+from pytest_bnn.records.run import AuditRun, TestOutcome
 
 
 class Standing(enum.StrEnum):
@@ -36,6 +37,10 @@ JUDGED: Final = frozenset({Standing.ERROR, Standing.FAIL, Standing.INCONCLUSIVE,
 #: What asks something of the reader, one piece of evidence at a time.
 LOUD: Final = frozenset({Standing.ERROR, Standing.FAIL, Standing.INCONCLUSIVE, Standing.WARN})
 
+#: Verdicts that can make a test fail.
+_FAILING: Final = LOUD - {Standing.WARN}
+_FELL: Final = frozenset({"failed", "error"})
+
 SYMBOLS: Final[Mapping[Standing, str]] = {
     Standing.PASS: "✓",
     Standing.WARN: "!",
@@ -61,6 +66,17 @@ def standing(evidence: Evidence) -> Standing:
     if evidence.verdict is Verdict.NOT_APPLICABLE and evidence.missing:
         return Standing.NOT_JUDGED
     return Standing(evidence.verdict.value)
+
+
+def fell(run: AuditRun) -> tuple[TestOutcome, ...]:
+    """Return the tests of a session that failed or broke."""
+    return () if run.session is None else tuple(test for test in run.session.tests if test.outcome in _FELL)
+
+
+def fell_outside(run: AuditRun) -> tuple[TestOutcome, ...]:
+    """Return those that failed before or outside a claim; none where a claim failed of which the test is not known."""
+    claimed = {check.test for check in run.checks if standing(check) in _FAILING}
+    return () if "" in claimed else tuple(test for test in fell(run) if test.test not in claimed)
 
 
 def word(of: Standing | Verdict) -> str:

@@ -10,7 +10,7 @@ from typing import Final
 from pytest_bnn.records.run import AuditRun, Change, TestOutcome
 from pytest_bnn.report import wording
 from pytest_bnn.report.outline import Group, Outline
-from pytest_bnn.report.standing import LOUD, RANK, Standing, standing
+from pytest_bnn.report.standing import LOUD, RANK, Standing, fell, fell_outside, standing
 
 #: Options of the command line whose name is not that of the argument.
 _COMMANDS: Final[Mapping[str, str]] = {"images": "--data", "labels": "--data with labels", "factory": "--model"}
@@ -20,7 +20,6 @@ _STATUSES: Final[Mapping[int, str]] = {
     4: "was called wrongly",
     5: "ran no test",
 }
-_FELL: Final = frozenset({"failed", "error"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,13 +115,12 @@ def _session(run: AuditRun) -> Session | None:
     found = run.session
     if found is None:
         return None
-    known = {check.test for check in run.checks if standing(check) in LOUD}
-    fell = [test for test in found.tests if test.outcome in _FELL]
-    outside = sum(test.test not in known for test in fell) if "" not in known else 0
+    fallen, outside = len(fell(run)), len(fell_outside(run))
+    unknown = any(not check.test and standing(check) in LOUD - {Standing.WARN} for check in run.checks)
     never = sum(test.outcome == "never run" for test in found.tests)
     total, parts = wording.plural(found.total, "test"), []
-    if inside := len(fell) - outside:
-        parts.append(f"{inside:,} of {total} failed" + ("" if "" in known else " on a claim"))
+    if inside := fallen - outside:
+        parts.append(f"{inside:,} of {total} failed" + ("" if unknown else " on a claim"))
     if outside:
         parts.append(f"{outside:,} of {total} failed before or outside a claim")
     if never:
@@ -142,7 +140,7 @@ def _session(run: AuditRun) -> Session | None:
         sentence=f"{ended}: {'; '.join(said)}" if said else ended,
         but=wording.listed(parts) if parts else ended if troubled else "",
         troubled=troubled,
-        failed=bool(fell) or found.exit_status in (1, 2, 3, 4),
+        failed=bool(fallen) or found.exit_status in (1, 2, 3, 4),
         tests=found.tests,
     )
 

@@ -126,6 +126,20 @@ def test_spread_at_the_end_of_the_band_is_inconclusive() -> None:
     assert found.samples == 128
 
 
+def test_spread_far_below_with_too_few_passes() -> None:
+    """A network whose noise is gone is not close to the band's end: what lacks is passes."""
+
+    def found(passes: int) -> Evidence:
+        return measure_noise_spread(Noisy(1e-9), images=IMAGES, max_passes=passes)
+
+    words, needed = found(32).remedy.split(": allow ")
+    assert words == "all of 32 passes lie below the band"
+    enough = int(needed.split()[0])
+    assert [found(passes).verdict for passes in (32, enough - 2, enough)] == [
+        Verdict.INCONCLUSIVE, Verdict.INCONCLUSIVE, Verdict.FAIL
+    ]  # fmt: skip
+
+
 def test_attribution_names_the_layer_that_makes_the_spread() -> None:
     """One layer has a hundred times the sigma of the other, and the evidence puts it first."""
     torch.manual_seed(0)

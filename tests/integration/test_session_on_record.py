@@ -325,7 +325,7 @@ def test_expected_failures_stand_apart(whole: Session) -> None:
     summary = re.split(r"^=+ bnn =+$", whole.text, flags=re.M)[1]
     expected = sum(check["expected"] for check in checks)
     assert f"{expected} failures were expected" in summary
-    assert f"{len(whole.audit['checks']) - expected} checks: " in summary
+    assert f"{len(whole.audit['checks']) - expected} claims: " in summary
     assert "raises before" not in summary
 
 
@@ -369,11 +369,15 @@ def test_junit_tells_subjects_apart(whole: Session) -> None:
 
 
 def test_ctrf(whole: Session) -> None:
-    """A test for each claim, in the order of the report."""
+    """A test for each claim, in the order of the report, and behind them what else made tests fail."""
     found = json.loads((whole.folder / "out/ctrf.json").read_text(encoding="utf-8"))
     tests = found["results"]["tests"]
-    assert len(tests) == found["results"]["summary"]["tests"] == len(whole.audit["checks"])
-    assert found["results"]["summary"]["failed"] == 9  # one was tried twice
+    others = [test for test in tests if "claim" not in test["extra"]]
+    assert tests[-len(others) :] == others
+    assert len(tests) == found["results"]["summary"]["tests"] == len(whole.audit["checks"]) + len(others)
+    assert found["results"]["summary"]["failed"] == 9 + len(others)  # one was tried twice
+    outcomes = {test["test"]: test["outcome"] for test in whole.audit["session"]["tests"]}
+    assert {outcomes[test["extra"]["test"]] for test in others} <= {"failed", "error"}
     assert found["results"]["summary"]["other"] == sum(check["expected"] for check in whole.audit["checks"])
 
 

@@ -224,6 +224,33 @@ def test_a_failed_check_is_run_again_by_last_failed(tmp_path: Path) -> None:
     assert again.outcomes("small:half") == {"layers.replaced": "FAILED"}
 
 
+def test_a_preset_leaves_out_items(tmp_path: Path) -> None:
+    """What `smoke` leaves out is no item, unless an id or a table asks for it; the session says so."""
+    table = TABLES + 'checks."predictions.rows".severity = "warn"\n'
+    found = session(tmp_path, "pyproject.toml", "pyproject.toml::small::noise.fresh", "--bnn-preset=smoke", "-v", "-k",
+                    f"{FAST} or rows or fresh", "--bnn-report=audit.html",
+                    files={"pyproject.toml": table})  # fmt: skip
+    assert "predictions.rows" in found.outcomes("pyproject.toml::half"), found.text
+    assert {"noise.fresh", "predictions.rows"}.isdisjoint(found.outcomes("pyproject.toml::small"))
+    assert "not the whole audit: the preset smoke judges" in found.text
+    (words,) = (cut for cut in found.audit["cut"] if cut.startswith("the preset smoke judges"))
+    assert words.endswith("(pyproject.toml::small, pyproject.toml::half)")
+    alone = session(tmp_path, "pyproject.toml::small::noise.fresh", "--bnn-preset=smoke", "-v")
+    assert alone.outcomes("pyproject.toml::small") == {"noise.fresh": "PASSED"}, alone.text
+    assert "not the whole audit" not in alone.text
+
+
+def test_a_defect_of_a_check_is_a_short_traceback(tmp_path: Path) -> None:
+    """It begins where the check is run, not with pytest's own frames."""
+    conftest = (
+        "import pytest_bnn.audit.run as run\ndef broken(*_): raise RuntimeError('a defect')\nrun.run_steps = broken\n"
+    )
+    found = session(tmp_path, "small:bayesian::kl.present", files={"conftest.py": conftest})
+    assert "RuntimeError: a defect" in found.text
+    assert "items/nodes.py" in found.text
+    assert "pluggy" not in found.text.split("FAILURES")[1]
+
+
 def test_a_factory_that_fails_is_one_error(tmp_path: Path) -> None:
     """Not one for each check: the others are skipped, and a rerun tries again."""
     found = session(tmp_path, "--bnn-audit=small:broken", "-rs", "-k", FAST)

@@ -262,7 +262,14 @@ def _finding(
             other_end=band[0] if wide else band[1],
         ),
         layers=layers,
-        remedy=_remedy(verdict, passes, budget, wide=wide, top=None if top is None else top[0]),
+        remedy=_remedy(
+            verdict,
+            passes,
+            budget,
+            wide=wide,
+            below=float(bounds.found[:, 0].max()) < band[0],
+            top=None if top is None else top[0],
+        ),
         notes=_notes(groups, fixed),
         samples=passes,
         certainty=Certainty(
@@ -296,10 +303,13 @@ def _layers(path: str, kind: str) -> str:
     return f"{kind}, `{path.replace(' to ', '` to `')}`" if several else f"layer {called(path)} ({kind})"
 
 
-def _remedy(verdict: Verdict, passes: int, budget: Budget, *, wide: bool, top: str | None) -> str:
+def _remedy(verdict: Verdict, passes: int, budget: Budget, *, wide: bool, below: bool, top: str | None) -> str:
     if verdict is Verdict.PASS:
         return ""
     if verdict is Verdict.INCONCLUSIVE:
+        failing = 2 * trials_needed(budget.alpha / 2)
+        if below and passes < failing:
+            return f"all of {passes} passes lie below the band: allow {failing} (--samples), which make that certain"
         needed = 2 * trials_needed(budget.beta)
         if passes < needed:
             return f"allow more than {passes} passes (--samples): {needed} decide where all of them say the same"
