@@ -64,15 +64,23 @@ def _read(path: Path) -> list[tuple[Path, AuditRun]]:
 def finish(audits: list[tuple[Path, AuditRun]], output: Path) -> int:
     """Write the index of audits with its JSON, say how they ended; return the exit code of the worst."""
     from pytest_bnn.many.index import write_index
-    from pytest_bnn.report import collection as report
 
     found = write_index(audits, output)
-    print(report.sentence(found))
-    for row in found.rows[:10]:
-        if row.problems:
-            print(f"  {row.verdict.value.replace('_', ' '):<12} {row.name}: {', '.join(row.problems)}")
+    tell(found)
     print(f"index: {output}  data: {output.with_suffix('.json')}")
     return exit_code(found)
+
+
+def tell(found: Collection) -> None:
+    """Print how the models fared, and what was found of the worst."""
+    from pytest_bnn.records.codec import clean
+    from pytest_bnn.report.collection import sentence
+
+    print(sentence(found))
+    for row in found.rows[:10]:
+        if row.problems:
+            name = clean(" ".join(row.name.split())) or "unnamed"
+            print(f"  {row.verdict.value.replace('_', ' '):<12} {name}: {clean(', '.join(row.problems))}")
 
 
 def exit_code(found: Collection) -> int:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pytest_bnn.records.charts import Chart
 from pytest_bnn.records.run import AuditRun, TrainingStep
-from pytest_bnn.report import charts, curves, prose, standing, tables, trajectory, tree, wording
+from pytest_bnn.report import charts, curves, prose, standing, svg, tables, trajectory, tree, wording
 from pytest_bnn.report.extent import Extent, extent
 from pytest_bnn.report.gauge import gauge_of
 from pytest_bnn.report.identity import identities, of_the_audit
@@ -48,7 +48,7 @@ def render(run: AuditRun, text: str) -> str:
             styles=[trusted(style) for style in styles],
             script=trusted(script),
             counts=wording.in_severity_order(shape.counts),
-            prose=partial(_prose, prose.names_of(run)),
+            prose=partial(as_prose, prose.names_of(run)),
             seeds=sorted({check.seed for check in run.checks}),
             provenance=sorted(run.provenance.items()),
         )
@@ -88,6 +88,7 @@ def environment() -> Environment:
         percent=wording.percent,
         plural=wording.plural,
         seconds=wording.seconds,
+        shorten=svg.shorten,
         word=standing.word,
     )
     environment.globals.update(
@@ -180,7 +181,7 @@ def _tally(group: Group) -> list[tuple[Standing, int]]:
     return wording.in_severity_order(group.counts)
 
 
-def _prose(known: Collection[str], text: str, stop: bool = True) -> Any:
+def as_prose(known: Collection[str], text: str, stop: bool = True) -> Any:
     """Write a text of the run as a sentence, with names in code type."""
     from markupsafe import Markup, escape
 
