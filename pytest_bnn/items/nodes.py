@@ -146,6 +146,9 @@ class SubjectNode(pytest.Collector):
 
             record(replace(describe(subject, (), self._found, self._origin), key=self.nodeid))
             self._found = []
+            words = PRESETS[of_session(self.config).settings.preset].words
+            if words and self.checks is None:
+                record_cut(words)
 
     def _made(self) -> Subject:
         from pytest_bnn.audit.named import Named

@@ -51,7 +51,7 @@ def test_a_layer_that_was_forgotten() -> None:
     """Its name, what it is, and the two things that can be done about it, ready to be copied."""
     teacher = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)).eval()
     model = convert(teacher)
-    model[2] = teacher[2]  # type: ignore[index, operator]
+    model[2] = teacher[2]  # type: ignore[operator]
     found = measure_layers_replaced(model, teacher=teacher)
     assert found.headline == (
         "1 of 2 convolution and linear layers are Bayesian (61.5 % of the weights); layer `2` is still nn.Linear."
