@@ -18,9 +18,10 @@ from pytest_bnn.errors import ClaimWarning, InputError, PytestBnnError
 from pytest_bnn.gathering.around_tests import in_force
 from pytest_bnn.items import wording
 from pytest_bnn.items.requests import TABLES, Wanted, of
+from pytest_bnn.presets import PRESETS
 from pytest_bnn.records.evidence import Evidence, Verdict
 from pytest_bnn.records.policy import inconclusive_policy
-from pytest_bnn.records.recorder import Recorder, record, recording
+from pytest_bnn.records.recorder import Recorder, record, record_cut, recording
 from pytest_bnn.session import of_session, of_test
 
 if TYPE_CHECKING:

@@ -155,7 +155,9 @@ def test_numbers_that_are_none_or_huge() -> None:
     assert not re.search(r'cx="(nan|inf)', page)
     assert "NaN" in Page(page).text
     assert "1\N{MULTIPLICATION SIGN}10³⁰⁸" in Page(page).text
-    assert math.isnan(found.rows[0].figures[found.figures.index(SIGMA)])
+    sigma = found.rows[0].figures[found.figures.index(SIGMA)]
+    assert sigma is not None
+    assert math.isnan(sigma)
 
 
 def test_names_are_data(capsys: pytest.CaptureFixture[str]) -> None:
