@@ -79,17 +79,18 @@ def _audit(given: argparse.Namespace, arguments: list[str]) -> int:
             repeat=repeat,
             duration=time.perf_counter() - start,
         )
-        run = _with_provenance(run, said, _changed(given))
+        run = held.with_known(_with_provenance(run, said, _changed(given)), baseline, settings)
+        known = held.known_of(baseline, settings)
         page, data = write_report(run, output)
         if given.ctrf is not None:
-            outputs.write_ctrf(run, given.ctrf, inconclusive=settings.inconclusive)
+            outputs.write_ctrf(run, given.ctrf, inconclusive=settings.inconclusive, known=known)
     with reader_may_leave():
         terminal.show(run, verbose=given.verbose, quiet=given.quiet)
         if not given.quiet:
             drawn = f" (drawn; --seed {settings.seed} repeats it)" if isinstance(settings.seed, DrawnSeed) else ""
             print(f"seed: {settings.seed}{drawn}")
             print(f"report: {page}  data: {data}" + (f"  CTRF: {given.ctrf}" if given.ctrf is not None else ""))
-        ci.tell(run, next(iter(given.model), None), inconclusive=settings.inconclusive)
+        ci.tell(run, next(iter(given.model), None), inconclusive=settings.inconclusive, known=known)
     for words in left_out:
         print(f"pytest-bnn: {words}", file=sys.stderr)
     if left_out:

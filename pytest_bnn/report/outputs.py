@@ -11,6 +11,7 @@ from pytest_bnn.errors import InputError
 if TYPE_CHECKING:
     from pytest_bnn.records.evidence import Inconclusive
     from pytest_bnn.records.run import AuditRun
+    from pytest_bnn.report.standing import Known
 
 
 def require_writable_json(path: str | Path, option: str, others: Mapping[str, Path] | None = None) -> None:
@@ -42,11 +43,11 @@ def require_writable_json(path: str | Path, option: str, others: Mapping[str, Pa
         ) from error
 
 
-def write_ctrf(run: AuditRun, path: str | Path, *, inconclusive: Inconclusive) -> None:
+def write_ctrf(run: AuditRun, path: str | Path, *, inconclusive: Inconclusive, known: Known) -> None:
     """Write a run in the Common Test Report Format."""
     from pytest_bnn.report.ctrf import render_ctrf
 
-    Path(path).write_text(render_ctrf(run, inconclusive=inconclusive), encoding="utf-8")
+    Path(path).write_text(render_ctrf(run, inconclusive=inconclusive, known=known), encoding="utf-8")
 
 
 def annotations_wanted(environment: Mapping[str, str]) -> bool:
