@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 import time
 from pathlib import Path
@@ -68,9 +69,9 @@ def _audit(given: argparse.Namespace, arguments: list[str]) -> int:
         from pytest_bnn.audit.provenance import provenance
         from pytest_bnn.audit.repeating import repeating
 
-        run, left_out = _run(
-            given, settings, shorthands(given.kl_weight, given.num_batches, allow, given.num_data), say
-        )
+        options = shorthands(given.kl_weight, given.num_batches, allow, given.num_data)
+        with contextlib.chdir(Path.cwd()):  # a factory may go elsewhere, and paths are of the folder of the start
+            run, left_out = _run(given, settings, options, say)
         say("writing the report")
         repeat = repeating(["pytest-bnn", "audit"], arguments[1:], prefix="--")
         said = provenance(
