@@ -20,12 +20,13 @@ from pytest_bnn.gathering.around_tests import in_force
 from pytest_bnn.gathering.gathered import Gathered
 from pytest_bnn.gathering.outcomes import LEFT_OUT, Outcomes, left_out
 from pytest_bnn.presets import PRESETS
+from pytest_bnn.records.baseline import Recording, with_known
 from pytest_bnn.records.codec import one_line
-from pytest_bnn.records.evidence import Verdict
+from pytest_bnn.records.evidence import Evidence, Verdict
 from pytest_bnn.records.run import AuditRun
 from pytest_bnn.report import outputs
 from pytest_bnn.report.files import require_writable, write_report
-from pytest_bnn.session import in_words, is_told_at_the_start, of_session
+from pytest_bnn.session import baseline_of, in_words, is_told_at_the_start, of_session
 
 #: Where a worker finds the seed of the session.
 SEED = "bnn_seed"
@@ -140,7 +141,8 @@ class Collector:
                 page, data = write_report(run, self.files.report)
                 self.said.append(f"report: {self._shown(page)} and {data.name}")
             if self.files.ctrf is not None:
-                outputs.write_ctrf(run, self.files.ctrf, inconclusive=of_session(self.config).settings.inconclusive)
+                policy = of_session(self.config).settings.inconclusive
+                outputs.write_ctrf(run, self.files.ctrf, inconclusive=policy, known=self._known)
                 self.said.append(f"CTRF: {self._shown(self.files.ctrf)}")
         except (OSError, PytestBnnError) as error:
             self.said.append(f"the report could not be written: {error}")
@@ -178,7 +180,18 @@ class Collector:
                 duration=time.perf_counter() - self.start,
             )
         record = self.outcomes.record(int(session.exitstatus), self.gathered.tests(), why)
-        return reported(self.config, replace(run, provenance=said, session=record))
+        run = reported(self.config, replace(run, provenance=said, session=record))
+        held = baseline_of(self.config)
+        if held is None or isinstance(held, Recording):
+            return run
+        return with_known(run, held, inconclusive=settings.settings.inconclusive)
+
+    def _known(self, check: Evidence) -> bool:
+        """Return whether a failure is known from the session's baseline."""
+        held = baseline_of(self.config)
+        if held is None or isinstance(held, Recording):
+            return False
+        return held.knows(check, inconclusive=of_session(self.config).settings.inconclusive, test=check.test)
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """Say how many checks ran, which claims do not hold, and where the report is."""
@@ -204,7 +217,7 @@ class Collector:
                 for test, (file, line) in self.gathered.places.items()
             }
             policy = of_session(self.config).settings.inconclusive
-            for line in annotation_lines(run, places, inconclusive=policy):
+            for line in annotation_lines(run, places, inconclusive=policy, known=self._known):
                 terminalreporter.line(line)
 
 

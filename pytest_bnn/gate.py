@@ -71,7 +71,7 @@ def settle(config: pytest.Config) -> Held | None:
         hold_to(config, baseline.Recording())
     else:
         before = baseline.read(path, _OPTION, _UPDATE, shown=given or ini)
-        hold_to(config, Baseline(before))
+        hold_to(config, Baseline(before, given or ini))
     return Held(path, before, update)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 import time
 from pathlib import Path
@@ -69,9 +70,9 @@ def _audit(given: argparse.Namespace, arguments: list[str]) -> int:
         from pytest_bnn.audit.provenance import provenance
         from pytest_bnn.audit.repeating import repeating
 
-        run, left_out = _run(
-            given, settings, shorthands(given.kl_weight, given.num_batches, allow, given.num_data), say
-        )
+        options = shorthands(given.kl_weight, given.num_batches, allow, given.num_data)
+        with contextlib.chdir(Path.cwd()):  # a factory may go elsewhere, and paths are of the folder of the start
+            run, left_out = _run(given, settings, options, say)
         say("writing the report")
         repeat = repeating(["pytest-bnn", "audit"], arguments[1:], prefix="--")
         said = provenance(
@@ -80,11 +81,12 @@ def _audit(given: argparse.Namespace, arguments: list[str]) -> int:
             repeat=repeat,
             duration=time.perf_counter() - start,
         )
-        run = _with_provenance(run, said, _changed(given))
+        run = held.with_known(_with_provenance(run, said, _changed(given)), baseline, settings)
+        known = held.known_of(baseline, settings)
     try:
         write_report(run, output)
         if given.ctrf is not None:
-            outputs.write_ctrf(run, ctrf, inconclusive=settings.inconclusive)
+            outputs.write_ctrf(run, ctrf, inconclusive=settings.inconclusive, known=known)
     finally:  # whatever becomes of the report, the verdicts are known
         with reader_may_leave():
             terminal.show(run, verbose=given.verbose, quiet=given.quiet)
@@ -93,11 +95,9 @@ def _audit(given: argparse.Namespace, arguments: list[str]) -> int:
             drawn = f" (drawn; --seed {settings.seed} repeats it)" if isinstance(settings.seed, DrawnSeed) else ""
             print(f"seed: {settings.seed}{drawn}")
             page = Path(given.report)
-            print(
-                f"report: {page}  data: {page.with_suffix('.json')}"
-                + (f"  CTRF: {given.ctrf}" if given.ctrf is not None else "")
-            )
-        ci.tell(run, next(iter(given.model), None), inconclusive=settings.inconclusive)
+            more = "" if given.ctrf is None else f"  CTRF: {given.ctrf}"
+            print(f"report: {page}  data: {page.with_suffix('.json')}{more}")
+        ci.tell(run, next(iter(given.model), None), inconclusive=settings.inconclusive, known=known)
     for words in left_out:
         print(f"pytest-bnn: {words}", file=sys.stderr)
     if left_out:

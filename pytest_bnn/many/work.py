@@ -7,7 +7,7 @@ import inspect
 import json
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import chdir, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -58,7 +58,8 @@ class Work:
         """Let its settings, options and checks be in force inside, in whichever process."""
         if self.folder and self.folder not in sys.path:
             sys.path.insert(0, self.folder)
-        with using(self.settings, self.setting_sources), choosing(self.choices):
+        # A factory may go elsewhere, and paths are of the folder of the start.
+        with chdir(Path.cwd()), using(self.settings, self.setting_sources), choosing(self.choices):
             for module in (*self.plugins, *self.choices.plugins):
                 registry.import_module(module, "--plugin")
             if self.folder:

@@ -22,10 +22,12 @@ class Baseline:
 
     Args:
         run: The earlier audit.
+        name: How its file is called.
     """
 
-    def __init__(self, run: AuditRun) -> None:
+    def __init__(self, run: AuditRun, name: str = "") -> None:
         self.run = run
+        self.name = name
 
     def knows(self, evidence: Evidence, *, inconclusive: Inconclusive = "fail", test: str = "") -> bool:
         """Return whether the same claim about the same subject failed before, and has not become worse.
@@ -55,6 +57,23 @@ class Recording(Baseline):
         return is_failure(evidence.verdict, inconclusive=inconclusive)
 
 
+def with_known(run: AuditRun, known: Baseline, *, inconclusive: Inconclusive = "fail") -> AuditRun:
+    """Say of each failure that is known that it is, and in the provenance how many are.
+
+    Args:
+        run: What was found.
+        known: What it is held to.
+        inconclusive: Whether an undecided claim is a failure.
+    """
+    found = [not c.expected and known.knows(c, inconclusive=inconclusive, test=c.test) for c in run.checks]
+    said = f"known from the baseline {known.name}, so that it fails nothing here"
+    checks = [
+        replace(c, notes=(*c.notes, said)) if is_known else c for c, is_known in zip(run.checks, found, strict=True)
+    ]
+    count = "1 failure is known" if sum(found) == 1 else f"{sum(found)} failures are known"
+    return replace(run, checks=tuple(checks), provenance={**run.provenance, "baseline": f"{known.name}: {count}"})
+
+
 def read(path: str | Path, option: str, make: str, *, shown: str = "") -> AuditRun:
     """Read a baseline.
 
@@ -79,7 +98,8 @@ def read(path: str | Path, option: str, make: str, *, shown: str = "") -> AuditR
     try:
         return AuditRun.from_json(text)
     except InputError as error:
-        raise InputError(f"{option} is {shown!r}: {error.problem}", fix=error.fix) from error
+        fix = f"move it away and make it anew with {make}, or use the pytest-bnn that wrote it"
+        raise InputError(f"{option} is {shown!r}: {error.problem}", fix=fix) from error
 
 
 def updated(before: AuditRun | None, now: AuditRun) -> AuditRun:

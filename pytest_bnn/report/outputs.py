@@ -12,6 +12,7 @@ from pytest_bnn.report.files import require_ours, write_texts
 if TYPE_CHECKING:
     from pytest_bnn.records.evidence import Inconclusive
     from pytest_bnn.records.run import AuditRun
+    from pytest_bnn.report.standing import Known
 
 
 def require_writable_json(path: str | Path, option: str, others: Mapping[str, Path] | None = None) -> None:
@@ -34,11 +35,11 @@ def require_writable_json(path: str | Path, option: str, others: Mapping[str, Pa
     require_ours(path)
 
 
-def write_ctrf(run: AuditRun, path: str | Path, *, inconclusive: Inconclusive) -> None:
+def write_ctrf(run: AuditRun, path: str | Path, *, inconclusive: Inconclusive, known: Known) -> None:
     """Write a run in the Common Test Report Format."""
     from pytest_bnn.report.ctrf import render_ctrf
 
-    write_texts({Path(path): render_ctrf(run, inconclusive=inconclusive)})
+    write_texts({Path(path): render_ctrf(run, inconclusive=inconclusive, known=known)})
 
 
 def annotations_wanted(environment: Mapping[str, str]) -> bool:

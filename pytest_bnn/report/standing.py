@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
-from typing import Final
+from collections.abc import Callable, Mapping
+from typing import Final, TypeAlias
 
 from pytest_bnn.records.evidence import Evidence, Verdict
 from pytest_bnn.records.run import AuditRun, TestOutcome
+
+#: Says whether a failure is known from a baseline.
+Known: TypeAlias = Callable[[Evidence], bool]
 
 
 class Standing(enum.StrEnum):
@@ -66,6 +69,11 @@ def standing(evidence: Evidence) -> Standing:
     if evidence.verdict is Verdict.NOT_APPLICABLE and evidence.missing:
         return Standing.NOT_JUDGED
     return Standing(evidence.verdict.value)
+
+
+def nothing_known(_: Evidence) -> bool:
+    """Say that no failure is known from a baseline."""
+    return False
 
 
 def fell(run: AuditRun) -> tuple[TestOutcome, ...]:

@@ -16,6 +16,7 @@ from typing import Any
 
 import jsonschema
 import pytest
+import torch
 
 import pytest_bnn
 from pytest_bnn import cli, render_html, render_markdown
@@ -273,6 +274,23 @@ def test_own_network(run: Run) -> None:
     assert Path("audit.html").read_text(encoding="utf-8") == render_html(
         AuditRun.from_json(Path("audit.json").read_text("utf-8"))
     )
+
+
+def test_a_factory_that_goes_elsewhere(run: Run, folder: Path) -> None:
+    """The report, and what is written beside it, are where they were asked for."""
+    (folder / "moving_net.py").write_text(
+        "import os, own_net\ndef moves():\n    os.chdir('/')\n    return own_net.bayesian()\n", encoding="utf-8"
+    )
+    said = run("audit", "--model", "moving_net:moves", "--checks", "layers.replaced", "-o", "out/a.html",
+               "--baseline", "b.json", "--update-baseline", "--ctrf", "c.json")  # fmt: skip
+    assert said.code == exits.PASSED, said.err
+    assert Path.cwd() == folder
+    assert all((folder / name).is_file() for name in ("out/a.html", "out/a.json", "b.json", "c.json"))
+    torch.save({}, folder / "state.pt")
+    run("audit", "--model", "moving_net:moves", "--checks", "layers.replaced", "--checkpoints", "state.pt", "-o",
+        "series/index.html")  # fmt: skip
+    assert (folder / "series/index.html").is_file()
+    sys.modules.pop("moving_net")
 
 
 def test_verbose_shows_the_evidence_of_passed_claims(run: Run) -> None:

@@ -160,6 +160,10 @@ def test_an_interrupted_write_leaves_the_old_file_whole(tmp_path: Path, monkeypa
         (None, r"there is no baseline 'b\.json'\. Make it from what is found now: add --bnn-update-baseline"),
         ("{", r"--bnn-baseline is 'b\.json': the audit is not JSON"),
         ("{}", "it has no schema_version"),
+        (
+            '{"schema_version": "2.0"}',
+            "Move it away and make it anew with --bnn-update-baseline",
+        ),
         ("\udcff", "cannot be read"),
     ],
 )
