@@ -128,7 +128,7 @@ def test_an_expected_failure_stands_apart_and_outside_of_the_count() -> None:
 def test_an_expected_failure_does_not_hide_a_real_one() -> None:
     real = claim("kl.present", Verdict.FAIL)
     run = AuditRun(checks=(replace(real, expected=True), real))
-    assert headline(run) == "1 of 1 claim failed"
+    assert headline(run) == "The one claim failed"
     assert tone(run) == "fail"
 
 
@@ -175,7 +175,7 @@ def test_a_test_that_died_is_said_and_not_green() -> None:
 
 def test_a_test_that_failed_on_a_claim_is_told_from_one_that_died() -> None:
     run = AuditRun(checks=(claim("kl.present", Verdict.FAIL, test="t.py::test_dies"),), session=DIED)
-    assert headline(run) == "1 of 1 claim failed"
+    assert headline(run) == "The one claim failed"
     assert "1 of 2 tests failed on a claim" in words(run)
     assert "outside a claim" not in words(run)
 
@@ -335,8 +335,8 @@ def test_identity_stands_at_the_top() -> None:
                  "Versions torch 2.9, python 3"):  # fmt: skip
         assert part.replace("sha256: ", "sha256:") in text, (part, text)
     told = render_markdown(run)
-    assert f"file <code>w.pt</code>, SHA-256 <code>{'ef' * 32}</code>" in told
-    assert "- commit: abc123 + changes" in told
+    assert f"File <code>w.pt</code>, SHA-256 <code>{'ef' * 32}</code>" in told
+    assert "- Commit: abc123 + changes" in told
 
 
 # Causes.
