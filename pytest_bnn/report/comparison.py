@@ -22,6 +22,15 @@ TOLD: Final = frozenset({"new", "worse", "fixed", "better", "known"})
 
 _WARNING: Final = "new warning"
 _NOTHING: Final = "\N{EN DASH}"
+#: What a state says, above its rows on a page.
+_MEANINGS: Final = {
+    "new": "Fails now and did not before, or was judged before and is not any more.",
+    "worse": "Failed before, and is worse now.",
+    _WARNING: "A warning that was not there before; it fails nothing.",
+    "fixed": "Failed before, and holds now.",
+    "better": "Failed before, and still does, by less.",
+    "known": "Failed before, and still does.",
+}
 #: Of those that fail nothing, as lines of a terminal.
 _MOST_LINES: Final = 20
 #: A comment on GitHub holds 65,536 characters.
@@ -154,6 +163,7 @@ def html(comparison: Comparison, before: AuditRun, now: AuditRun) -> str:
             told={*TOLD, _WARNING},
             side=side,
             why=why,
+            meanings=_MEANINGS,
             policy=policy(styles, ()),
             styles=[trusted(style) for style in styles],
             prose=partial(as_prose, known),

@@ -103,6 +103,7 @@ def environment() -> Environment:
         curves=_markup(curves.curves),
         difference=tables.difference,
         draw_ridges=_markup(curves.ridges),
+        fared=standing.fared,
         few=_few,
         interval=wording.interval,
         keys=_keys,
