@@ -201,7 +201,7 @@ def _with_provenance(run: AuditRun, said: dict[str, str], changed: tuple[Change,
     from dataclasses import replace
 
     more = {name: words for name, words in run.provenance.items() if name not in said}
-    return replace(run, provenance={**said, **more}, changed=(*run.changed, *changed))
+    return replace(run, provenance={**said, **more}, changed=tuple(dict.fromkeys((*run.changed, *changed))))
 
 
 def _changed(given: argparse.Namespace) -> tuple[Change, ...]:

@@ -9,25 +9,15 @@ from functools import partial
 from typing import Any, Final
 
 from pytest_bnn.records.collection import KL, SIGMA, Collection, CollectionRow
-from pytest_bnn.records.evidence import SEVERITY, Verdict
+from pytest_bnn.records.evidence import SEVERITY
 from pytest_bnn.report import svg, wording
 from pytest_bnn.report.policy import foot, policy
 from pytest_bnn.report.scales import Scale, decades, finite, linear_range, logarithmic
-from pytest_bnn.report.standing import LOUD, Standing
+from pytest_bnn.report.standing import LOUD, Standing, fared
 
 _WIDTH, _HEIGHT, _MARGIN = 60.0, 12.0, 5.0
 _STYLES = ("style.css", "top.css", "map.css", "print.css", "collection.css")
 _SCRIPT = "script.js"
-
-#: How a model fared, of one and of several.
-_FARED: Final[Mapping[Verdict, tuple[str, str]]] = {
-    Verdict.ERROR: ("could not be checked", "could not be checked"),
-    Verdict.FAIL: ("fails", "fail"),
-    Verdict.INCONCLUSIVE: ("is undecided", "are undecided"),
-    Verdict.WARN: ("passes with a warning", "pass with a warning"),
-    Verdict.PASS: ("passes", "pass"),
-    Verdict.NOT_APPLICABLE: ("was not judged", "were not judged"),
-}
 
 #: What a column of figures shows, by the name of the figure.
 _MEANINGS: Final[Mapping[str, str]] = {
@@ -48,7 +38,7 @@ def render(collection: Collection) -> str:
     """Return the index as one HTML page; the same collection gives the same bytes."""
     from pytest_bnn.report.html import as_prose, environment, texts, trusted
 
-    fared = Counter(Standing(row.verdict.value) for row in collection.rows)
+    counts = Counter(Standing(row.verdict.value) for row in collection.rows)
     columns = range(len(collection.figures))
     styles = ["".join(texts(_STYLES)), foot(collection.title)]
     script = "".join(texts((_SCRIPT,)))
@@ -61,7 +51,7 @@ def render(collection: Collection) -> str:
             policy=policy(styles, [script]),
             styles=[trusted(style) for style in styles],
             script=trusted(script),
-            counts=wording.in_severity_order(fared),
+            counts=wording.in_severity_order(counts),
             sentence=sentence(collection),
             tone=tone(collection),
             of_row=standing,
@@ -86,10 +76,10 @@ def sentence(collection: Collection) -> str:
         return "There is no audit here"
     first, *rest = [(verdict, counts[verdict]) for verdict in SEVERITY if counts[verdict]]
     if not rest:
-        one, all_of_them = _FARED[first[0]]
-        return f"The one model {one}" if total == 1 else f"All {total:,} models {all_of_them}"
-    said = [f"{count:,} {_FARED[verdict][count != 1]}" for verdict, count in rest]
-    return ", ".join([f"{first[1]:,} of {total:,} models {_FARED[first[0]][first[1] != 1]}", *said])
+        how = fared(Standing(first[0].value), total)
+        return f"The one model {how}" if total == 1 else f"All {total:,} models {how}"
+    said = [f"{count:,} {fared(Standing(verdict.value), count)}" for verdict, count in rest]
+    return ", ".join([f"{first[1]:,} of {total:,} models {fared(Standing(first[0].value), first[1])}", *said])
 
 
 def standing(row: CollectionRow) -> Standing:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Sequence
 from functools import cache, partial, wraps
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -27,6 +28,7 @@ _SCRIPT = "script.js"
 _OFFENDERS_SHOWN = 12
 _QUIET_CARDS_SHOWN = 24
 _STEPS_SHOWN = 6
+_PERCENT = re.compile(r"(?<=\d) %")
 
 
 def render(run: AuditRun, text: str) -> str:
@@ -84,6 +86,7 @@ def environment() -> Environment:
     )
     environment.filters.update(
         capital=wording.capital,
+        clipped=wording.clipped,
         number=wording.number,
         percent=wording.percent,
         plural=wording.plural,
@@ -100,6 +103,7 @@ def environment() -> Environment:
         curves=_markup(curves.curves),
         difference=tables.difference,
         draw_ridges=_markup(curves.ridges),
+        fared=standing.fared,
         few=_few,
         interval=wording.interval,
         keys=_keys,
@@ -187,7 +191,9 @@ def as_prose(known: Collection[str], text: str, stop: bool = True) -> Any:
 
     parts = prose.pieces(text, known, stop=stop)
     as_code = Markup("<code>{}</code>")
-    return Markup("").join(as_code.format(part.text) if part.code else escape(part.text) for part in parts)
+    return Markup("").join(
+        as_code.format(part.text) if part.code else escape(_PERCENT.sub("\u00a0%", part.text)) for part in parts
+    )
 
 
 def _map_lines(shown: tree.Map, most: Extent) -> tuple[Sequence[tree.Line], bool]:

@@ -106,12 +106,12 @@ def _identity(run: AuditRun, shape: Outline) -> list[str]:
     lines = []
     for known in identities(shape):
         of = f"{_name(known.group)}: " if len(shape.groups) > 1 else ""
-        lines += [f"- {of}file {code(file.path)}, SHA-256 {code(file.sha256)}" for file in known.files]
+        lines += [f"- {of}File {code(file.path)}, SHA-256 {code(file.sha256)}" for file in known.files]
         if known.state:
-            lines.append(f"- {of}weights, SHA-256 of the state {code(known.state)}")
+            lines.append(f"- {of}Weights, SHA-256 of the state {code(known.state)}")
         if known.data:
-            lines.append(f"- {of}data, {wording.plural(known.examples, 'example')}, SHA-256 {code(known.data)}")
-    return lines + [f"- {name.lower()}: {escape(value)}" for name, value in of_the_audit(run)]
+            lines.append(f"- {of}Data, {wording.plural(known.examples, 'example')}, SHA-256 {code(known.data)}")
+    return lines + [f"- {name}: {escape(value)}" for name, value in of_the_audit(run)]
 
 
 def _name(group: Group) -> str:

@@ -21,11 +21,12 @@ def policy(styles: Iterable[str], scripts: Iterable[str]) -> str:
         styles: The texts of the style elements.
         scripts: The texts of the script elements.
     """
+    none = "'none'"
     return "; ".join(
         (
             "default-src 'none'",
-            f"style-src {' '.join(map(_hash, styles))}",
-            f"script-src {' '.join(map(_hash, scripts))}",
+            f"style-src {' '.join(map(_hash, styles)) or none}",
+            f"script-src {' '.join(map(_hash, scripts)) or none}",
             "img-src data:",
             "base-uri 'none'",
             "form-action 'none'",

@@ -61,6 +61,23 @@ _WORDS: Final[Mapping[Standing, str]] = {
     Standing.EXPECTED: "failed as expected",
 }
 
+#: How a model of which this is the worst fared, of one and of several.
+_FARED: Final[Mapping[Standing, tuple[str, str]]] = {
+    Standing.ERROR: ("could not be checked", "could not be checked"),
+    Standing.FAIL: ("fails", "fail"),
+    Standing.INCONCLUSIVE: ("is undecided", "are undecided"),
+    Standing.WARN: ("passes with a warning", "pass with a warning"),
+    Standing.NOT_JUDGED: ("has claims that were not judged", "have claims that were not judged"),
+    Standing.PASS: ("passes", "pass"),
+    Standing.NOT_APPLICABLE: ("was not judged", "were not judged"),
+    Standing.EXPECTED: ("failed as expected", "failed as expected"),
+}
+
+
+def fared(worst: Standing, count: int) -> str:
+    """Say how so many models fared, by the worst of their claims: two of them "pass with a warning"."""
+    return _FARED[worst][count != 1]
+
 
 def standing(evidence: Evidence) -> Standing:
     """Say what a piece of evidence counts as."""
