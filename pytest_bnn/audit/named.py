@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import nn
 
@@ -14,9 +14,12 @@ from pytest_bnn.audit.run import Progress, audit_model, subject_of
 from pytest_bnn.data import sources
 from pytest_bnn.data.samples import MAX_EXAMPLES, Samples
 from pytest_bnn.errors import InputError, PytestBnnError
+from pytest_bnn.network.isolation import seed_everything
 from pytest_bnn.options import in_force
 from pytest_bnn.subject import StageOption, Subject
 from pytest_bnn.tasks.task import TaskOption
+
+T = TypeVar("T")
 
 if TYPE_CHECKING:
     from pytest_bnn.data.factory import Factory
@@ -45,31 +48,38 @@ class Named:
     images: int = MAX_EXAMPLES
     batch_dim: int = 0
 
-    def load(self, called: str = "--{}") -> Parts:
+    def load(self, called: str = "--{}", seed_parts: bool = False) -> Parts:
         """Import what is named, and call the factories.
 
         Args:
             called: How messages call a part, with the part's name in place of the braces.
+            seed_parts: Whether the global generators start anew before each factory, so that what draws without a seed
+                of its own is the same in every process. They are not put back.
 
         Raises:
             InputError: A name or what it stands for cannot be used; whatever it raises is told, an exit too.
         """
         seed = in_force().seed
-        with reading():
-            model, factory = sources.load_model_and_factory(self.model, called.format("model"))
-            teacher = None if self.teacher is None else sources.load_model(self.teacher, called.format("teacher"))
-            data, evaluation = (
-                None
-                if name is None
-                else sources.load_data(name, called.format(part), self.images, seed=seed, dim=self.batch_dim)
-                for name, part in ((self.data, "data"), (self.evaluation, "evaluation"))
-            )
-            ood, shifts = (
-                None if name is None else sources.load_named(name, called.format(part))
-                for name, part in ((self.ood, "ood"), (self.shifts, "shifts"))
-            )
-            slices = None if self.slices is None else sources.load_function(self.slices, called.format("slices"))
-            loss = None if self.loss is None else sources.load_loss(self.loss, called.format("loss"))
+
+        def part(name: str, load: Callable[[str, str], T], named: str | None) -> T | None:
+            if named is None:
+                return None
+            if seed_parts:
+                seed_everything(seed)
+            with reading():
+                return load(named, called.format(name))
+
+        def examples(name: str, option: str) -> Samples:
+            return sources.load_data(name, option, self.images, seed=seed, dim=self.batch_dim)
+
+        made = part("model", sources.load_model_and_factory, self.model)
+        assert made is not None
+        model, factory = made
+        teacher = part("teacher", sources.load_model, self.teacher)
+        data, evaluation = part("data", examples, self.data), part("evaluation", examples, self.evaluation)
+        ood, shifts = part("ood", sources.load_named, self.ood), part("shifts", sources.load_named, self.shifts)
+        slices = part("slices", sources.load_function, self.slices)
+        loss = part("loss", sources.load_loss, self.loss)
         return Parts(self, model, factory, teacher, data, evaluation, ood, shifts, slices, loss)
 
 

@@ -37,6 +37,11 @@ def clean(text: str) -> str:
     return _CLEAN.sub("�", text).encode("utf-8", "backslashreplace").decode("utf-8")
 
 
+def one_line(text: str) -> str:
+    """Make text safe to show in a line of its own: a name with line breaks cannot look like other lines."""
+    return " ".join(clean(text).splitlines())
+
+
 def show(value: Scalar) -> str:
     """Write a value for people: short floats, thousands separated."""
     if isinstance(value, bool) or value is None or isinstance(value, str):

@@ -6,7 +6,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -20,13 +20,15 @@ from pytest_bnn.audit.named import Named
 from pytest_bnn.commands import command as exits
 from pytest_bnn.data.checkpoints import load_into, read_state
 from pytest_bnn.errors import InputError, WeightsError
-from pytest_bnn.many import series, work
+from pytest_bnn.many import series
 from pytest_bnn.many.series import audit_series
+from pytest_bnn.many.work import Job, Work, forget
 from pytest_bnn.options import Settings
 from pytest_bnn.records.collection import Collection, collect
 from pytest_bnn.records.run import AuditRun
 
 NET = """
+import dataclasses
 import os
 import signal
 
@@ -63,6 +65,56 @@ class Deadly(nn.Sequential):
 
 def deadly():
     return Deadly(*bayesian())
+
+@dataclasses.dataclass
+class Example:
+    image: torch.Tensor
+    number: torch.Tensor
+
+
+class Examples(torch.utils.data.Dataset):
+    def __len__(self):
+        return 24
+
+    def __getitem__(self, place):
+        image = torch.randn(1, 4, 4, generator=torch.Generator().manual_seed(place))
+        return Example(image=image, number=torch.tensor(place % 3))
+
+
+def collated(examples):
+    return Example(
+        image=torch.stack([one.image for one in examples]), number=torch.stack([one.number for one in examples])
+    )
+
+
+class Records(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = bayesian()
+
+    def forward(self, image, number=None):
+        return self.inner(image)
+
+
+def loader():
+    return torch.utils.data.DataLoader(Examples(), batch_size=8, num_workers=2, shuffle=True, collate_fn=collated)
+
+
+def unseeded():
+    return torch.randn(24, 1, 4, 4)
+
+
+def of_this_process():
+    return torch.full((24, 1, 4, 4), float(os.getpid())) + torch.arange(24.0).reshape(24, 1, 1, 1)
+
+
+def on_meta():
+    with torch.device("meta"):
+        return Records()
+
+
+def with_an_argument(width):
+    return bayesian()
 """
 
 CHECKS = ("layers.replaced", "mean.equals_teacher", "kl.present", "noise.varies")
@@ -74,17 +126,17 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    work._loaded.clear()
+    forget()
     yield tmp_path
-    work._loaded.clear()
+    forget()
     sys.modules.pop("many_net", None)
 
 
-def save(name: str, *, shift: float = 0.0, nan: bool = False) -> str:
+def save(name: str, *, shift: float = 0.0, nan: bool = False, network: torch.nn.Module | None = None) -> str:
     """Write a checkpoint of the network, its rho moved by ``shift``."""
     import many_net  # type: ignore[import-not-found]
 
-    network = many_net.bayesian()
+    network = network or many_net.bayesian()
     state = {key: value.clone() + (shift if "rho" in key else 0.0) for key, value in network.state_dict().items()}
     if nan:
         state[next(iter(state))].fill_(float("nan"))
@@ -94,36 +146,91 @@ def save(name: str, *, shift: float = 0.0, nan: bool = False) -> str:
     return name
 
 
-def shared(folder: Path, model: str = "many_net:bayesian", **more: Any) -> work.Work:
+def shared(folder: Path, model: str = "many_net:bayesian", **more: Any) -> Work:
     named = Named(model=model, teacher="many_net:teacher", data="many_net:held_out")
-    return work.Work(named=named, checks=CHECKS, folder=str(folder), **more)
+    return Work(named=named, checks=CHECKS, folder=str(folder), **more)
+
+
+def audited(work: Work, files: Iterable[str], folder: str, **more: Any) -> list[tuple[Path, AuditRun]]:
+    """Return the file and the audit of each checkpoint."""
+    return audit_series(work, files, folder, keep=lambda path, run, _new: (path, run), **more)
 
 
 def timeless(run: AuditRun) -> dict[str, Any]:
     """Return an audit without what another machine, or another moment, may say."""
     document: dict[str, Any] = json.loads(run.to_json())
     for check in document["checks"]:
-        check["seconds"] = 0.0
+        check["seconds"], check["test"] = 0.0, ""  # this test judges in its own process, too
     for name in ("created", "threads", "duration", "machine"):
         document["provenance"].pop(name, None)
     return document
 
 
-def test_executors_processes_and_parts_give_the_same(folder: Path) -> None:
-    """What a row says depends on neither the process that judged it nor the order in which they ended."""
+def differences(one: Any, other: Any, place: str = "") -> list[str]:
+    """Name what differs in two documents."""
+    if isinstance(one, dict) and isinstance(other, dict) and one.keys() == other.keys():
+        return [words for key in one for words in differences(one[key], other[key], f"{place}.{key}")]
+    if isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
+        pairs = enumerate(zip(one, other, strict=True))
+        return [words for number, pair in pairs for words in differences(*pair, f"{place}.{number}")]
+    return [] if one == other else [f"{place}: {one!r} != {other!r}"]
+
+
+def require_same(one: Iterable[tuple[Path, AuditRun]], other: Iterable[tuple[Path, AuditRun]]) -> None:
+    """Require the same audits under the same names, but for times and machines."""
+    first, second = ({path.name: timeless(run) for path, run in found} for found in (one, other))
+    assert differences(first, second) == []
+
+
+def test_executors_and_parts_give_the_same(folder: Path) -> None:
+    """What a row says depends neither on who judged it nor on the order; threads of one process take turns."""
     files = [save(f"runs/{number}/last.safetensors", shift=number / 10) for number in range(5)]
-    serial = audit_series(shared(folder), files, "serial")
-    apart = audit_series(shared(folder), files, "apart", jobs=2)
-    with ThreadPoolExecutor(1) as pool:
-        threaded = audit_series(shared(folder), reversed(files), "threaded", executor=pool)
-    expected = {path.name: timeless(run) for path, run in serial}
-    assert len(expected) == 5
-    for found in (apart, threaded):
-        assert {path.name: timeless(run) for path, run in found} == expected
-    parts = [*audit_series(shared(folder), files[:2], "a"), *audit_series(shared(folder), files[2:], "b")]
-    tables = [collect((path.name, "", run) for path, run in found) for found in (serial, apart, threaded, parts)]
+    serial = audited(shared(folder), files, "serial")
+    assert len(serial) == 5
+    with ThreadPoolExecutor(2) as pool:
+        threaded = audited(shared(folder), reversed(files), "threaded", executor=pool)
+    require_same(serial, threaded)
+    parts = [*audited(shared(folder), files[:2], "a"), *audited(shared(folder), files[2:], "b")]
+    tables = [collect((path.name, "", run) for path, run in found) for found in (serial, threaded, parts)]
     assert all(table == tables[0] for table in tables)
     assert len({row.sha256 for row in tables[0].rows}) == 5
+
+
+OWN = """
+from pytest_bnn import Finding, Verdict, check
+
+
+@check("mycompany.named", claim="The name is long enough.")
+def named(subject, *, least: int = 1) -> Finding:
+    verdict = Verdict.PASS if len(subject.name) >= least else Verdict.FAIL
+    return Finding(verdict=verdict, headline=f"it is {len(subject.name)} long", remedy="rename it")
+"""
+
+
+def test_processes_give_the_same(folder: Path) -> None:
+    """With a check of one's own, options, a severity, records from a shuffled loader with workers of its own."""
+    import many_net
+
+    (folder / "conftest.py").write_text(OWN, encoding="utf-8")
+    for number in range(2):
+        save(f"runs/{number}/last.safetensors", shift=number / 10, network=many_net.Records())
+    command = ["audit", "--model", "many_net:Records", "--data", "many_net:loader", "--checkpoints", "runs/*/last.*",
+               "--checks", "mycompany.named,noise.varies", "--set", "mycompany.named.least=99", "--set",
+               "mycompany.named.severity=warn", "--samples", "16"]  # fmt: skip
+    codes = [cli.main([*command, "-o", "serial/index.html"])]
+    codes.append(cli.main([*command, "-o", "apart/index.html", "--jobs", "2"]))
+    assert codes == [exits.PASSED, exits.PASSED]
+    serial, apart = (
+        [(path, read_run(path)) for path in sorted(Path(name).glob("runs*.json"))] for name in ("serial", "apart")
+    )
+    require_same(serial, apart)
+    assert [run["mycompany.named"].verdict for _, run in serial] == ["warn", "warn"]
+    for name in ("index.json", "index.html"):
+        assert Path("serial", name).read_bytes() == Path("apart", name).read_bytes()
+
+
+def read_run(path: Path) -> AuditRun:
+    return AuditRun.from_json(path.read_text(encoding="utf-8"))
 
 
 def test_the_factory_is_called_once(folder: Path) -> None:
@@ -132,7 +239,7 @@ def test_the_factory_is_called_once(folder: Path) -> None:
 
     files = [save(f"{number}.safetensors", shift=number / 10) for number in range(3)]
     before = many_net.calls
-    audits = audit_series(shared(folder), files, "out")
+    audits = audited(shared(folder), files, "out")
     assert many_net.calls == before + 1
     assert len({run.subjects[0].sha256 for _, run in audits}) == 3
 
@@ -140,21 +247,21 @@ def test_the_factory_is_called_once(folder: Path) -> None:
 def test_only_what_is_missing_is_done_again(folder: Path) -> None:
     """Half a file, a changed checkpoint, other settings: done again; what is whole and the same: not."""
     files = [save(f"{number}.safetensors", shift=number / 10) for number in range(4)]
-    first = audit_series(shared(folder), files, "out")
+    first = audited(shared(folder), files, "out")
     whole, half, changed, gone = (path for path, _ in first)
     text = half.read_text(encoding="utf-8")
     half.write_text(text[: len(text) // 2], encoding="utf-8")
     gone.unlink()
     save("2.safetensors", shift=1.0)
     written = whole.stat().st_mtime_ns
-    second = audit_series(shared(folder), files, "out")
+    second = audited(shared(folder), files, "out")
     assert whole.stat().st_mtime_ns == written
     assert timeless(second[1][1]) == timeless(first[1][1])
     assert timeless(second[3][1]) == timeless(first[3][1])
     assert changed.is_file()
     assert timeless(second[2][1]) != timeless(first[2][1])
     settings = Settings(seed=3)
-    again = audit_series(shared(folder, settings=settings), files, "out")
+    again = audited(shared(folder, settings=settings), files, "out")
     assert {check.seed for _, run in again for check in run.checks} == {3}
     assert whole.stat().st_mtime_ns != written
 
@@ -162,15 +269,15 @@ def test_only_what_is_missing_is_done_again(folder: Path) -> None:
 def test_data_that_changed_are_judged_anew(folder: Path) -> None:
     """The examples are part of what an audit is about, though no option says that they changed."""
     files = [save("one.safetensors")]
-    audit_series(shared(folder), files, "out")
+    audited(shared(folder), files, "out")
     before = Path("out").glob("*.json").__next__().stat().st_mtime_ns
     source = (folder / "many_net.py").read_text(encoding="utf-8")
     (folder / "many_net.py").write_text(source.replace("manual_seed(1)", "manual_seed(2)"), encoding="utf-8")
-    work._loaded.clear()
+    forget()
     sys.modules.pop("many_net")
     sys.dont_write_bytecode, kept = True, sys.dont_write_bytecode
     try:
-        audit_series(shared(folder), files, "out")
+        audited(shared(folder), files, "out")
     finally:
         sys.dont_write_bytecode = kept
     assert Path("out").glob("*.json").__next__().stat().st_mtime_ns != before
@@ -181,7 +288,7 @@ def test_a_process_that_is_killed_loses_its_own_checkpoint_alone(folder: Path) -
     files = [save(f"{number}.safetensors", shift=number / 10) for number in range(5)]
     files.insert(1, save("deadly.safetensors", nan=True))
     told: list[str] = []
-    audits = audit_series(
+    audits = audited(
         shared(folder, "many_net:deadly"), files, "out", jobs=2, done=lambda job, *_: told.append(job.name)
     )
     assert sorted(told) == sorted(files)
@@ -190,7 +297,7 @@ def test_a_process_that_is_killed_loses_its_own_checkpoint_alone(folder: Path) -
     assert [(check.id, check.verdict) for check in broken.checks] == [("checkpoint", "error")]
     assert "ended before it was done" in broken.checks[0].headline
     assert all({check.id for check in run.checks} == set(CHECKS) for run in verdicts.values())
-    assert series._finished(audits[1][0], work.Job(file="", name="", sha256="", key="")) is None
+    assert series._finished(audits[1][0], Job(file="", name="", sha256="", key="")) is None
 
 
 class Failing(Executor):
@@ -213,11 +320,11 @@ class Failing(Executor):
 def test_what_an_executor_loses_is_named_and_done_at_the_next_start(folder: Path) -> None:
     """An error of the cluster is no verdict on the model, and no reason to lose the others."""
     files = [save(f"{number}.safetensors", shift=number / 10) for number in range(3)]
-    audits = audit_series(shared(folder), files, "out", executor=Failing())
+    audits = audited(shared(folder), files, "out", executor=Failing())
     lost = [run for _, run in audits if run.checks[0].id == "checkpoint"]
     assert len(lost) == 2
     assert "the node is gone" in lost[0].checks[0].headline
-    again = audit_series(shared(folder), files, "out")
+    again = audited(shared(folder), files, "out")
     assert all({check.id for check in run.checks} == set(CHECKS) for _, run in again)
 
 
@@ -225,12 +332,12 @@ def test_an_interrupt_keeps_what_is_done(folder: Path) -> None:
     """The finished audits lie there whole; nothing else does."""
     files = [save(f"{number}.safetensors", shift=number / 10) for number in range(3)]
 
-    def stop(_job: work.Job, _run: AuditRun, count: int, _of: int) -> None:
+    def stop(_job: Job, _run: AuditRun, count: int, _of: int) -> None:
         if count == 2:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        audit_series(shared(folder), files, "out", done=stop)
+        audited(shared(folder), files, "out", done=stop)
     done = sorted(Path("out").iterdir())
     assert len(done) == 2
     assert [AuditRun.from_json(path.read_text(encoding="utf-8")).verdict for path in done] == ["pass", "pass"]
@@ -269,7 +376,7 @@ def test_from_the_command_line(folder: Path, capsys: pytest.CaptureFixture[str])
 def test_the_index_states_the_sum_of_the_error_rates(folder: Path) -> None:
     """Each audit keeps its own; together they are more."""
     files = [save(f"{number}.safetensors", shift=number / 10) for number in range(3)]
-    audits = audit_series(shared(folder), files, "out")
+    audits = audited(shared(folder), files, "out")
     index = collect((path.name, "", run) for path, run in audits)
     assert {row.alpha for row in index.rows} == {1e-6}
     assert index.alpha == pytest.approx(3e-6)
@@ -359,9 +466,9 @@ def test_ray_gives_the_same_and_repeats_a_killed_task(folder: Path) -> None:
     from pytest_bnn.many.engines import ray_cluster
 
     files = [save(f"{number}.safetensors", shift=number / 10) for number in range(4)]
-    expected = [timeless(run) for _, run in audit_series(shared(folder), files, "here")]
+    expected = [timeless(run) for _, run in audited(shared(folder), files, "here")]
     with ray_cluster(workers=2) as executor:
-        found = audit_series(shared(folder), files, "there", executor=executor)
+        found = audited(shared(folder), files, "there", executor=executor)
         once = executor.submit(_dies_once, str(folder / "died"))
         assert once.result(timeout=120) == "alive"
     assert [timeless(run) for _, run in found] == expected
