@@ -111,18 +111,18 @@ def _update(found: Any, tensor: Tensor) -> None:
 def _examples(parts: Parts, seed: int) -> list[str]:
     """Return the digests of all examples that are judged on, read as an audit reads them."""
 
-    def taken(examples: Any) -> str:
-        samples = samples_of(examples, limit=parts.named.images, seed=seed, dim=parts.named.batch_dim)
-        return of_tree([samples.item, samples.places])
+    def taken(name: str, examples: Any) -> str:
+        samples = samples_of(examples, name, parts.named.images, seed=seed, dim=parts.named.batch_dim)
+        return f"{name} {of_tree([samples.item, samples.places])}"
 
-    given = [part for part in (parts.data, parts.evaluation) if part is not None]
-    sets = named_sets(parts.ood, parts.data)
-    series = named_series(parts.shifts)
-    return [
-        *map(taken, given),
-        *(f"{name} {taken(one)}" for name, one in sets.items()),
-        *(f"{name} {taken(step)}" for name, steps in series.items() for step in steps),
-    ]
+    given = {"data": parts.data, "evaluation": parts.evaluation}
+    sets = {f"ood {name}": one for name, one in named_sets(parts.ood, parts.data).items()}
+    series = {
+        f"shifts {name} {number}": step
+        for name, steps in named_series(parts.shifts).items()
+        for number, step in enumerate(steps)
+    }
+    return [taken(name, one) for name, one in {**given, **sets, **series}.items() if one is not None]
 
 
 def _of(said: object) -> str:
