@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import nn
 
@@ -17,9 +17,12 @@ from pytest_bnn.data import checkpoints, origin, sources
 from pytest_bnn.data.origin import Origin, files_read
 from pytest_bnn.data.samples import MAX_EXAMPLES, Samples
 from pytest_bnn.errors import InputError, PytestBnnError
+from pytest_bnn.network.isolation import seed_everything
 from pytest_bnn.options import in_force
 from pytest_bnn.subject import StageOption, Subject
 from pytest_bnn.tasks.task import TaskOption
+
+T = TypeVar("T")
 
 if TYPE_CHECKING:
     from pytest_bnn.data.factory import Factory
@@ -48,32 +51,40 @@ class Named:
     images: int = MAX_EXAMPLES
     batch_dim: int = 0
 
-    def load(self, called: str = "--{}") -> Parts:
+    def load(self, called: str = "--{}", seed_parts: bool = False) -> Parts:
         """Import what is named, and call the factories.
 
         Args:
             called: How messages call a part, with the part's name in place of the braces.
+            seed_parts: Whether the global generators start anew before each factory, so that what draws without a seed
+                of its own is the same in every process. They are not put back.
 
         Raises:
             InputError: A name or what it stands for cannot be used; whatever it raises is told, an exit too.
         """
         seed, start = in_force().seed, Path.cwd()
-        with reading(), files_read() as of_model:
-            model, factory = sources.load_model_and_factory(self.model, called.format("model"))
-        with reading(), files_read() as beside:
-            teacher = None if self.teacher is None else sources.load_model(self.teacher, called.format("teacher"))
-            data, evaluation = (
-                None
-                if name is None
-                else sources.load_data(name, called.format(part), self.images, seed=seed, dim=self.batch_dim)
-                for name, part in ((self.data, "data"), (self.evaluation, "evaluation"))
-            )
-            ood, shifts = (
-                None if name is None else sources.load_named(name, called.format(part))
-                for name, part in ((self.ood, "ood"), (self.shifts, "shifts"))
-            )
-            slices = None if self.slices is None else sources.load_function(self.slices, called.format("slices"))
-            loss = None if self.loss is None else sources.load_loss(self.loss, called.format("loss"))
+
+        def part(name: str, load: Callable[[str, str], T], named: str | None) -> T | None:
+            if named is None:
+                return None
+            if seed_parts:
+                seed_everything(seed)
+            with reading():
+                return load(named, called.format(name))
+
+        def examples(name: str, option: str) -> Samples:
+            return sources.load_data(name, option, self.images, seed=seed, dim=self.batch_dim)
+
+        with files_read() as of_model:
+            made = part("model", sources.load_model_and_factory, self.model)
+        assert made is not None
+        model, factory = made
+        with files_read() as beside:
+            teacher = part("teacher", sources.load_model, self.teacher)
+            data, evaluation = part("data", examples, self.data), part("evaluation", examples, self.evaluation)
+            ood, shifts = part("ood", sources.load_named, self.ood), part("shifts", sources.load_named, self.shifts)
+            slices = part("slices", sources.load_function, self.slices)
+            loss = part("loss", sources.load_loss, self.loss)
         named = {part: name for part, name in asdict(self).items() if part in _BY_NAME and name is not None}
         return Parts(
             named=self,

@@ -56,13 +56,22 @@ def load(folder: Path) -> None:
             _import(path)
 
 
+def sources(folder: Path) -> tuple[Path, ...]:
+    """Return the files that `load` imports for a folder: conftest.py files and modules that declare checks."""
+    found: list[Path] = []
+    for path in conftests(folder):
+        found += [source for module, _ in _imported(path) if (source := source_of(module, (_base(path),)))]
+        found += [path] if declared_in(path) else []
+    return tuple(found)
+
+
 def _imported(path: Path) -> Iterator[tuple[str, tuple[Declaration, ...]]]:
     """Yield the modules that a conftest.py imports, or names in ``pytest_plugins``, and that declare checks."""
     try:
         tree = ast.parse(path.read_text(encoding="utf-8"), str(path))
     except (OSError, SyntaxError, ValueError):
         return
-    for module in dict.fromkeys(name for statement in tree.body for name in _modules(statement, path)):
+    for module in dict.fromkeys(name for statement in tree.body for name in modules_of(statement, path)):
         source = None if module.partition(".")[0] in _NOT_LOOKED_AT else source_of(module, (_base(path),))
         found = declared_in(source, where=module) if source is not None and _may_declare(source) else ()
         if found:
@@ -73,7 +82,8 @@ def _imported(path: Path) -> Iterator[tuple[str, tuple[Declaration, ...]]]:
 _NOT_LOOKED_AT = frozenset({*sys.stdlib_module_names, "pytest_bnn", "pytest", "torch", "torchvision", "numpy", "scipy"})
 
 
-def _modules(statement: ast.stmt, path: Path) -> Iterator[str]:
+def modules_of(statement: ast.stmt, path: Path) -> Iterator[str]:
+    """Yield the modules that a statement of a file imports, or names as pytest's plugins."""
     if isinstance(statement, ast.Import):
         yield from (alias.name for alias in statement.names)
     elif isinstance(statement, ast.ImportFrom):

@@ -191,6 +191,24 @@ def kept() -> Iterator[None]:
         _restore(_read, before[2])
 
 
+def others() -> tuple[str, ...]:
+    """Return the ids of others' checks that were declared here, in the order of their declaration."""
+    return tuple(id for id in _registered if id not in files())
+
+
+@contextmanager
+def limited(known: Iterable[str]) -> Iterator[None]:
+    """Let others' checks be forgotten inside, but for those that are named; what is declared inside stays."""
+    hidden = {id: (_registered[id], _files[id]) for id in others() if id not in {*known}}
+    for id in hidden:
+        del _registered[id], _files[id]
+    try:
+        yield
+    finally:
+        for id, (check, path) in hidden.items():
+            _registered[id], _files[id] = check, path
+
+
 def _restore(now: dict[str, T], before: dict[str, T]) -> None:
     """Put back what was there, and keep checks of ours: their modules stay imported."""
     ours = {id: value for id, value in now.items() if id in files()}

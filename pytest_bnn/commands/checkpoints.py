@@ -46,6 +46,13 @@ def require_fitting(given: argparse.Namespace) -> None:
             raise InputError("--checkpoints without --model", fix="name the function that makes the network they fit")
         if given.ray_address is not None and given.engine != "ray":
             raise InputError("--ray-address without --engine ray", fix="give both, or neither")
+        if given.ray_address is not None and given.jobs is not None:
+            raise InputError("--jobs with --ray-address", fix="leave it out: the cluster has as many as it has")
+        for option, value in (("baseline", given.baseline), ("ctrf", given.ctrf)):
+            if value is not None:
+                raise InputError(
+                    f"--{option} with --checkpoints", fix=f"give --{option} to the audit of one checkpoint"
+                )
         return
     for name in ("jobs", "engine", "ray_address"):
         if getattr(given, name) is not None:
@@ -56,22 +63,32 @@ def require_fitting(given: argparse.Namespace) -> None:
 def run(given: argparse.Namespace, work: Work, default_report: str) -> int:
     """Audit every checkpoint, write a report of each and the index; return the exit code of the worst."""
     from pytest_bnn.data.checkpoints import found
-    from pytest_bnn.many.index import write_pages
-    from pytest_bnn.many.series import audit_series
+    from pytest_bnn.many.index import audit_into
+    from pytest_bnn.records.codec import one_line
     from pytest_bnn.report.files import require_writable
 
     output = _INDEX if given.report == default_report else Path(given.report)
     require_writable(output)
     files = found(given.checkpoints)
+    before = 0
 
     def done(job: Job, run: AuditRun, count: int, of: int) -> None:
-        print(f"{count} of {of}: {job.name}: {run.verdict.value.replace('_', ' ')}", file=sys.stderr)
+        nonlocal before
+        if job.earlier:
+            before += 1
+        elif not given.quiet:
+            if before:
+                print(f"{before} of {of} were done before", file=sys.stderr)
+                before = 0
+            name = one_line(job.name)
+            print(f"{count} of {of}: {name}: {run.verdict.value.replace('_', ' ')}", file=sys.stderr, flush=True)
 
     with _executor(given) as executor:
-        audits = audit_series(work, files, output.parent, jobs=given.jobs or 1, executor=executor, done=done)
-    write_pages(audits)
+        index = audit_into(work, files, output, jobs=given.jobs or 1, executor=executor, done=done)
+    if before and not given.quiet:
+        print(f"all {before} were done before", file=sys.stderr)
     with using(work.settings, work.setting_sources):
-        return merge.finish(audits, output)
+        return merge.finish(index, output, quiet=given.quiet)
 
 
 @contextmanager

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,9 +13,11 @@ from pytest_bnn.errors import InputError
 
 if TYPE_CHECKING:
     from pytest_bnn.commands.command import Commands
-    from pytest_bnn.records.collection import Collection
+    from pytest_bnn.records.collection import Collection, Measured
     from pytest_bnn.records.run import AuditRun
 
+#: How many audits that ask something of the reader are told.
+_SHOWN = 10
 #: The index and its JSON.
 INDEX = "index.html"
 
@@ -30,22 +34,24 @@ def add(commands: Commands) -> None:
 
 def run(given: argparse.Namespace) -> int:
     """Write the index, and say how the audits ended."""
+    from pytest_bnn.many.index import rows_of, write_index
     from pytest_bnn.report.files import require_writable
 
     output = Path(given.output)
     require_writable(output, "--output")
     own = output.with_suffix(".json").resolve()
-    audits = {}
+    rows: dict[Path, tuple[Measured, ...]] = {}
     for name in given.audits:
         if Path(name).resolve() != own:  # an index that was written before, named by *.json
-            audits.update({path.resolve(): (path, run) for path, run in _read(Path(name))})
-    if not audits:
+            for path, run in _read(Path(name)):
+                rows[path.resolve()] = rows_of(path, run, output)
+    if not rows:
         raise InputError("no audit was given", fix="give JSON files of audits beside the index")
-    return finish(list(audits.values()), output)
+    return finish(write_index(chain(*rows.values()), output), output)
 
 
-def _read(path: Path) -> list[tuple[Path, AuditRun]]:
-    """Return the audit of a file; of an index all that it is of."""
+def _read(path: Path) -> Iterator[tuple[Path, AuditRun]]:
+    """Yield the audit of a file; of an index all that it is of."""
     from pytest_bnn.records.collection import Collection
     from pytest_bnn.records.run import AuditRun
 
@@ -53,21 +59,30 @@ def _read(path: Path) -> list[tuple[Path, AuditRun]]:
         text = path.read_text(encoding="utf-8")
         if '"collection_version"' in text[:200]:
             rows = Collection.from_json(text).rows
-            return [pair for audit in dict.fromkeys(row.audit for row in rows) for pair in _read(path.parent / audit)]
-        return [(path, AuditRun.from_json(text))]
+            for audit in dict.fromkeys(row.audit for row in rows):
+                yield from _read(path.parent / audit)
+        else:
+            yield path, AuditRun.from_json(text)
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read ({error})", fix="give JSON files of audits") from error
     except InputError as error:
         raise InputError(f"{path}: {error.problem}", fix=error.fix) from error
 
 
-def finish(audits: list[tuple[Path, AuditRun]], output: Path) -> int:
-    """Write the index of audits with its JSON, say how they ended; return the exit code of the worst."""
-    from pytest_bnn.many.index import write_index
+def finish(found: Collection, output: Path, *, quiet: bool = False) -> int:
+    """Say how the audits of an index ended; return the exit code of the worst."""
+    from pytest_bnn.records.codec import one_line
+    from pytest_bnn.report import collection as report
 
-    found = write_index(audits, output)
-    tell(found)
-    print(f"index: {output}  data: {output.with_suffix('.json')}")
+    print(report.sentence(found))
+    if not quiet:
+        asking = [row for row in found.rows if row.problems]
+        for row in asking[:_SHOWN]:
+            found_there = f"{', '.join(row.problems)}: {row.headline.removeprefix(f'{row.name} ')}"
+            print(f"  {one_line(f'{row.verdict.value:<12} {row.name}: {found_there}')}")
+        if len(asking) > _SHOWN:
+            print(f"  and {len(asking) - _SHOWN} more, in the index")
+        print(f"index: {output}  data: {output.with_suffix('.json')}")
     return exit_code(found)
 
 

@@ -5,9 +5,14 @@ from __future__ import annotations
 import importlib
 import multiprocessing
 import os
+import signal
+import sys
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
+from types import ModuleType, TracebackType
 from typing import Any, ParamSpec, TypeVar
 
 from pytest_bnn.errors import InputError
@@ -16,9 +21,75 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-def processes(workers: int) -> ProcessPoolExecutor:
-    """Return a pool of fresh processes: torch's threads do not survive a fork."""
-    return ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
+class Processes(ProcessPoolExecutor):
+    """Fresh processes of this machine: torch's threads do not survive a fork.
+
+    They do not run the script that started them, so that it needs no ``if __name__ == "__main__"``. An interrupt
+    reaches this process alone, which ends them; and they end when it does, whatever ended it.
+    """
+
+    def __init__(self, workers: int) -> None:
+        super().__init__(workers, mp_context=multiprocessing.get_context("spawn"), initializer=_end_with_parent)
+
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        """Start ``fn`` in a process, which may be started for it."""
+        with _uninterrupted(), _without_script():
+            return super().submit(fn, *args, **kwargs)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is not None:  # nobody waits for what they do
+            for process in list((self._processes or {}).values()):
+                process.terminate()
+            self.shutdown(wait=True, cancel_futures=True)
+        super().__exit__(kind, error, trace)
+
+
+def processes(workers: int) -> Processes:
+    """Return a pool of processes of this machine."""
+    return Processes(workers)
+
+
+def started() -> None:
+    """Do nothing: a process that has done it was started, and could import this."""
+
+
+def _end_with_parent() -> None:
+    """Let this process end with the one that started it; a killed one tells nobody."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Let processes that are started inside not see an interrupt from the keyboard; it reaches us at the end."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    resource_tracker.ensure_running()  # it would end the block
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def _without_script() -> Iterator[None]:
+    """Let processes that are started inside not run the script of this one, which they would import as a module."""
+    script = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = script
 
 
 class RayExecutor(Executor):
@@ -52,6 +123,11 @@ def ray_cluster(address: str | None = None, workers: int | None = None) -> Itera
         ray: Any = importlib.import_module("ray")
     except ImportError as error:
         raise InputError(f"Ray cannot be imported ({error})", fix="pip install 'pytest-bnn[ray]'") from error
+    if ray.is_initialized():  # by who calls us, and it stays his
+        if address is not None:
+            raise InputError("Ray is connected to a cluster already", fix="leave out the address")
+        yield RayExecutor(ray)
+        return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     quiet = {"configure_logging": False, "log_to_driver": False}
     try:

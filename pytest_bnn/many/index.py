@@ -12,16 +12,18 @@ from pytest_bnn.audit.named import Named
 from pytest_bnn.audit.plan import shorthands
 from pytest_bnn.checks import registry
 from pytest_bnn.checks.choices import chosen
+from pytest_bnn.checks.declaration import source_of
 from pytest_bnn.data import checkpoints as files
 from pytest_bnn.errors import InputError
 from pytest_bnn.many.series import Done, audit_series
 from pytest_bnn.many.work import Work
+from pytest_bnn.network.tree import kind
 from pytest_bnn.options import in_force, sources_in_force
-from pytest_bnn.records.collection import Collection, collect
+from pytest_bnn.records.collection import Collection, Measured, gathered, measured
 from pytest_bnn.records.run import AuditRun
 from pytest_bnn.report import collection as page
 from pytest_bnn.report import render_html
-from pytest_bnn.report.files import write_texts
+from pytest_bnn.report.files import require_writable, write_texts
 
 #: The parts of an audit that `audit_many` takes by name or as a function of a module.
 _PARTS = ("teacher", "data", "evaluation", "ood", "shifts", "slices", "loss")
@@ -29,7 +31,7 @@ _PARTS = ("teacher", "data", "evaluation", "ood", "shifts", "slices", "loss")
 
 def audit_many(
     model: str | Callable[[], Any],
-    checkpoints: Iterable[str | Path],
+    checkpoints: str | Path | Iterable[str | Path],
     *,
     folder: str | Path,
     jobs: int = 1,
@@ -50,17 +52,19 @@ def audit_many(
     Args:
         model: The function that makes the network, without arguments: ``"MODULE:FACTORY"`` or the function itself,
             where other processes can import it.
-        checkpoints: Files, or patterns of them such as ``"runs/*/last.safetensors"``.
-        folder: Where all files go; the index is ``index.html`` and ``index.json``.
+        checkpoints: Files, or patterns of them such as ``"runs/*/last.safetensors"``; one, or several.
+        folder: Where all files go, one for each series; the index is ``index.html`` and ``index.json``.
         jobs: The number of processes of this machine, with one thread each; 1 is this process.
-        executor: Where the audits run in place of these: any executor of plain tasks.
+        executor: Where the audits run in place of these: any executor of plain tasks. In threads of one process they
+            take turns.
         checks: The ids of the checks to run; all that apply when None.
         options: Options of single checks, as in `audit_model`.
         num_batches: Expect the KL term at one over this.
         kl_weight: Expect the KL term at this weight.
         num_data: Expect the KL term at one over the number of training examples.
         allow: Layers that are deterministic on purpose, by path, with the reason.
-        done: Called with each job that is done, its audit, how many are done and how many there are.
+        done: Called with each job that is done (``earlier`` says whether at an earlier start), its audit, how many are
+            done and how many there are.
         named: ``teacher``, ``data``, ``evaluation``, ``ood``, ``shifts``, ``slices`` and ``loss``, given as the model
             is; ``stage``, ``task``, ``output``, ``images`` and ``batch_dim`` as values.
 
@@ -78,36 +82,74 @@ def audit_many(
         settings=in_force(),
         setting_sources=dict(sources_in_force()),
         choices=chosen(),
+        plugins=_modules_of(registry.others()),
         folder=str(Path.cwd()),
     )
-    found = files.found(str(one) for one in checkpoints)
+    several = [checkpoints] if isinstance(checkpoints, str | Path) else checkpoints
     with registry.kept():
-        audits = audit_series(work, found, folder, jobs=jobs, executor=executor, done=done)
-    write_pages(audits)
-    return write_index(audits, Path(folder) / "index.html")
+        return audit_into(
+            work, files.found(several), Path(folder) / "index.html", jobs=jobs, executor=executor, done=done
+        )
 
 
-def write_pages(audits: Iterable[tuple[Path, AuditRun]]) -> None:
-    """Write the report of each audit beside its JSON."""
-    for path, run in audits:
-        write_texts({path.with_suffix(".html"): render_html(run)})
-
-
-def write_index(audits: Iterable[tuple[Path, AuditRun]], path: Path) -> Collection:
-    """Write the index of audits, and its JSON beside it.
+def audit_into(
+    work: Work,
+    checkpoints: Iterable[str],
+    index: Path,
+    *,
+    jobs: int = 1,
+    executor: Executor | None = None,
+    done: Done | None = None,
+) -> Collection:
+    """Audit checkpoints; write JSON and report of each beside an index, and the index.
 
     Args:
-        audits: Of each the file of its JSON, and the audit.
-        path: Of the index; links lead from there to the audits and, where there is one, to the report beside each.
+        work: What they share.
+        checkpoints: The files.
+        index: Where the index goes.
+        jobs: As in `audit_many`.
+        executor: As in `audit_many`.
+        done: As in `audit_many`.
+
+    Raises:
+        InputError: As in `audit_many`, or a file cannot be written.
     """
-    beside = path.parent.resolve()
+    require_writable(index, "the index")
+    if jobs < 1:
+        raise InputError(f"jobs is {jobs}", fix="give a whole number from 1")
+
+    def keep(path: Path, run: AuditRun, new: bool) -> tuple[Measured, ...]:
+        written = path.with_suffix(".html")
+        if new or not written.is_file():
+            write_texts({written: render_html(run)})
+        return measured(path.name, written.name, run)
+
+    found = audit_series(work, checkpoints, index.parent, keep=keep, jobs=jobs, executor=executor, done=done)
+    return write_index((row for rows in found for row in rows), index)
+
+
+def rows_of(path: Path, run: AuditRun, index: Path) -> tuple[Measured, ...]:
+    """Return what an index has of the audit in a JSON file, with links to it and to the report beside it, if any."""
+    beside = index.parent.resolve()
 
     def relative(file: Path) -> str:
         return Path(os.path.relpath(file.resolve(), beside)).as_posix() if file.is_file() else ""
 
-    found = collect((relative(file), relative(file.with_suffix(".html")), run) for file, run in audits)
-    write_texts({path.with_suffix(".json"): found.to_json(), path: page.render(found)})
+    return measured(relative(path), relative(path.with_suffix(".html")), run)
+
+
+def write_index(rows: Iterable[Measured], path: Path) -> Collection:
+    """Write an index, and its JSON beside it."""
+    found = gathered(rows)
+    write_texts({path.with_suffix(".json"): found.to_json()})
+    write_texts({path: page.render(found)})
     return found
+
+
+def _modules_of(checks: Iterable[str]) -> tuple[str, ...]:
+    """Return the modules that declare others' checks and that another process can import."""
+    where = dict.fromkeys(registry.load(id).declaration.where for id in checks)
+    return tuple(module for module in where if module not in ("__main__", "conftest") and source_of(module) is not None)
 
 
 def _name(part: Any, option: str) -> str:
@@ -117,7 +159,7 @@ def _name(part: Any, option: str) -> str:
     module, name = getattr(part, "__module__", None), getattr(part, "__qualname__", None)
     if not (module and name) or "<" in name or module == "__main__":
         raise InputError(
-            f"{option} is {part!r}, which other processes cannot import",
+            f"{option} is {name or kind(part)}, which other processes cannot import",
             fix=f"give a function of a module, or its name: {option}='my_net:{option}'",
         )
     return f"{module}:{name}"

@@ -4,21 +4,32 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import BrokenExecutor, Executor, Future, as_completed
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future, as_completed
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
+from typing import TypeAlias, TypeVar
 
 from pytest_bnn.errors import InputError
 from pytest_bnn.many import engines
+from pytest_bnn.many import work as works
 from pytest_bnn.many.work import KEY, LOADS, Job, Work, broken, jobs_of, perform
 from pytest_bnn.records.run import AuditRun
 from pytest_bnn.report.files import write_texts
 
+K = TypeVar("K")
+#: Each job that was done, with the JSON of its audit.
+Results: TypeAlias = Generator[tuple[Job, str], None, None]
+
 #: Called with each job that is done, its audit, how many are done and how many there are.
 Done = Callable[[Job, AuditRun, int, int], None]
+#: Takes from an audit what is kept of it: given the file of its JSON, the audit, and whether it is new.
+Keep = Callable[[Path, AuditRun, bool], K]
 
 _KILLED = "the process that judged it ended before it was done, for example for lack of memory"
 _KILLED_FIX = "try it alone, with --jobs 1; give fewer examples with --images"
+_LOST_FIX = "see the messages of the executor and its workers, and start again"
 
 
 def audit_series(
@@ -26,58 +37,64 @@ def audit_series(
     files: Iterable[str],
     folder: str | Path,
     *,
+    keep: Keep[K],
     jobs: int = 1,
     executor: Executor | None = None,
     done: Done | None = None,
-) -> list[tuple[Path, AuditRun]]:
+) -> list[K]:
     """Audit checkpoints; write the JSON of each into a folder as soon as it is there.
 
-    An audit whose JSON is there already, whole and of the same checkpoint, data and settings, is not done again.
+    An audit whose JSON is there already, whole and of the same checkpoint, data and settings, is not done again. None
+    is held in memory once ``keep`` has taken from it what it needs.
 
     Args:
         work: What they share.
         files: The checkpoints.
         folder: Where the JSON files go.
+        keep: Takes from each audit what is returned, before its JSON is written.
         jobs: How many processes of this machine; 1 is this process alone.
         executor: Where the jobs run in place of these, such as Dask's ``client.get_executor()``.
         done: Called with each audit that is there.
 
     Returns:
-        The file and the audit of each checkpoint, in their order.
+        What ``keep`` gave of each checkpoint, in their order.
 
     Raises:
-        InputError: The model, the data or the settings cannot be used.
+        InputError: The model, the data or the settings cannot be used; no process can be started.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    todo = jobs_of(work, list(files))
-    targets = {job.key: folder / f"{slug(job.name)}.json" for job in todo}
-    found: dict[str, AuditRun] = {}
+    work, todo = jobs_of(work, list(files))
+    kept: dict[str, K] = {}
 
-    def take(job: Job, text: str) -> None:
-        run = AuditRun.from_json(text)
-        write_texts({targets[job.key]: text})
-        found[job.key] = run
+    def take(job: Job, run: AuditRun, text: str = "") -> None:
+        target = folder / f"{slug(job.name)}.json"
+        kept[job.key] = keep(target, run, not job.earlier)
+        if text:
+            write_texts({target: text})
         if done is not None:
-            done(job, run, len(found), len(todo))
+            done(job, run, len(kept), len(todo))
 
     for job in todo:
-        earlier = _finished(targets[job.key], job)
+        earlier = _finished(folder / f"{slug(job.name)}.json", job)
         if earlier is not None:
-            found[job.key] = earlier
-            if done is not None:
-                done(job, earlier, len(found), len(todo))
-    left = [job for job in todo if job.key not in found]
+            take(replace(job, earlier=True), earlier)
+    left = [job for job in todo if job.key not in kept]
+    with closing(_judged(work, left, jobs, executor)) as found:
+        for job, text in found:
+            take(job, AuditRun.from_json(text), text)
+    return [kept[job.key] for job in todo]
+
+
+def _judged(work: Work, jobs: list[Job], workers: int, executor: Executor | None) -> Results:
     if executor is not None:
-        for job, text in _by(executor, work, left):
-            take(job, text)
-    elif jobs == 1 or len(left) < 2:
-        for job in left:
-            take(job, perform(work, job))
+        yield from _by(executor, work, jobs)
+    elif workers == 1 or len(jobs) < 2:
+        for job in jobs:
+            yield job, perform(work, job)
     else:
-        for job, text in _by_processes(work, left, jobs):
-            take(job, text)
-    return [(targets[job.key], found[job.key]) for job in todo]
+        works.forget()
+        yield from _by_processes(work, jobs, workers)
 
 
 def slug(name: str) -> str:
@@ -96,42 +113,72 @@ def _finished(target: Path, job: Job) -> AuditRun | None:
     return run if same else None
 
 
-def _by(executor: Executor, work: Work, jobs: list[Job]) -> Iterator[tuple[Job, str]]:
+def _by(executor: Executor, work: Work, jobs: list[Job]) -> Results:
     """Let an executor that is not ours do the jobs; what it loses is told, and not done again."""
-    futures = {executor.submit(perform, work, job, 1): job for job in jobs}
+    futures = {_handed(executor, work, job): job for job in jobs}
     try:
-        for future in as_completed(futures):
-            yield futures[future], _text(future, futures[future])
+        for future in as_completed(list(futures)):
+            job = futures.pop(future)
+            yield job, _text(future, job)
     finally:
         for future in futures:
             future.cancel()
 
 
+def _handed(executor: Executor, work: Work, job: Job) -> Future[str]:
+    """Give a job to an executor; one that it does not take is lost as one that it does not finish."""
+    try:
+        return executor.submit(perform, work, job, 1)
+    except Exception as error:
+        refused: Future[str] = Future()
+        refused.set_exception(error)
+        return refused
+
+
 def _text(future: Future[str], job: Job) -> str:
-    error = future.exception()
+    error: BaseException | None = CancelledError("it was cancelled") if future.cancelled() else future.exception()
     if error is None:
         return future.result()
-    return broken(job, f"{_KILLED} ({type(error).__name__}: {error})", _KILLED_FIX).to_json()
+    said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    if isinstance(error, BrokenExecutor):
+        return broken(job, f"{_KILLED} ({said})", _KILLED_FIX).to_json()
+    return broken(job, f"the executor lost it ({said})", _LOST_FIX).to_json()
 
 
-def _by_processes(work: Work, jobs: list[Job], workers: int) -> Iterator[tuple[Job, str]]:
+def _by_processes(work: Work, jobs: list[Job], workers: int) -> Results:
     """Let processes of this machine do the jobs; those that were at work when one was killed are tried again alone."""
-    left, suspects = list(jobs), []
+    left = list(jobs)
     while left:
         with engines.processes(min(workers, len(left))) as pool:
-            futures = {pool.submit(perform, work, job, 1): job for job in left}
-            try:
-                for future in as_completed(futures):
-                    if isinstance(future.exception(), BrokenExecutor):
-                        break
-                    left.remove(futures[future])
-                    yield futures[future], _text(future, futures[future])
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
-        # Those that had been handed to a worker come first: any of them may be the one that ends it.
-        handed, left = left[: workers + 1], left[workers + 1 :]
-        suspects += handed
-    for job in suspects:
+            futures = {_handed(pool, work, job): job for job in left}
+            for future in as_completed(list(futures)):
+                job = futures.pop(future)
+                if not isinstance(future.exception(), BrokenExecutor):
+                    left.remove(job)
+                    yield job, _text(future, job)
+        # Jobs are begun in their order, so that the first ones of those that are not done were at work.
+        suspects, left = left[:workers], left[workers:]
+        yield from _alone(work, suspects)
+
+
+def _alone(work: Work, suspects: list[Job]) -> Results:
+    """Do jobs one after the other, in one process for as long as none of them ends it."""
+    while suspects:
         with engines.processes(1) as pool:
-            yield job, _text(pool.submit(perform, work, job, 1), job)
+            _require_start(pool)
+            while suspects:
+                job = suspects.pop(0)
+                future = _handed(pool, work, job)
+                yield job, _text(future, job)
+                if isinstance(future.exception(), BrokenExecutor):
+                    break
+
+
+def _require_start(pool: Executor) -> None:
+    try:
+        pool.submit(engines.started).result()
+    except BrokenExecutor as error:
+        raise InputError(
+            f"no process can be started that audits checkpoints ({error})",
+            fix="see what it said above; --jobs 1 needs none",
+        ) from error

@@ -2,46 +2,45 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-import inspect
 import json
+import os
 import sys
+import threading
 from collections.abc import Iterator, Mapping
-from contextlib import chdir, contextmanager
-from dataclasses import asdict, dataclass, field, replace
-from importlib.metadata import version
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor
 
 from pytest_bnn.audit.named import Named, Parts
 from pytest_bnn.audit.provenance import provenance
 from pytest_bnn.checks import own, registry
 from pytest_bnn.checks.choices import Choices, choosing
-from pytest_bnn.data import checkpoints, sources
-from pytest_bnn.data.samples import Samples
-from pytest_bnn.errors import PytestBnnError
-from pytest_bnn.network.tree import leaves
+from pytest_bnn.data import checkpoints
+from pytest_bnn.errors import InputError, PytestBnnError
+from pytest_bnn.many import key
+from pytest_bnn.network.isolation import preserved_random_state
 from pytest_bnn.options import Settings, Source, using
 from pytest_bnn.records.evidence import Evidence, Verdict
 from pytest_bnn.records.run import AuditRun
+from pytest_bnn.sampling.threads import limited
 
 #: The id of what stands in an audit whose checkpoint could not be loaded, or whose worker ended.
 LOADS = "checkpoint"
 #: Where an audit says what it is the audit of: the digest of checkpoint, data and settings.
 KEY = "audit key"
 
-#: What does not change what an audit finds.
-_WITHOUT_EFFECT = ("threads",)
+#: Audits of one process take turns: they share its random state, its current folder and the networks.
+_turn = threading.RLock()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Work:
     """What all audits of a series share, as plain values that cross a process boundary.
 
-    ``folder`` is where modules are found that are not installed; ``plugins`` and its conftest declare more checks.
+    ``folder`` is the current folder of all of them, where modules are found that are not installed; ``plugins`` and its
+    conftest.py declare more checks. ``known`` are the ids of all such checks, once it is known which there are.
     """
 
     named: Named
@@ -52,14 +51,14 @@ class Work:
     choices: Choices = field(default_factory=Choices)
     plugins: tuple[str, ...] = ()
     folder: str = ""
+    known: tuple[str, ...] | None = None
 
     @contextmanager
     def in_force(self) -> Iterator[None]:
-        """Let its settings, options and checks be in force inside, in whichever process."""
-        if self.folder and self.folder not in sys.path:
-            sys.path.insert(0, self.folder)
-        # A factory may go elsewhere, and paths are of the folder of the start.
-        with chdir(Path.cwd()), using(self.settings, self.setting_sources), choosing(self.choices):
+        """Let its settings, options, checks and folder be in force inside, in whichever process."""
+        known = registry.others() if self.known is None else self.known
+        settings, choices = using(self.settings, self.setting_sources), choosing(self.choices)
+        with _turn, registry.limited(known), _inside(self.folder), settings, choices:
             for module in (*self.plugins, *self.choices.plugins):
                 registry.import_module(module, "--plugin")
             if self.folder:
@@ -67,20 +66,42 @@ class Work:
             yield
 
 
+@contextmanager
+def _inside(folder: str) -> Iterator[None]:
+    """Let a folder be the current one, where it is there, and its modules be found."""
+    if folder and folder not in sys.path:
+        sys.path.insert(0, folder)
+    elsewhere = os.path.isdir(folder) and not Path(folder).samefile(Path.cwd())  # noqa: PTH112  an empty text is none
+    with contextlib.chdir(folder) if elsewhere else contextlib.nullcontext():
+        yield
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """One checkpoint: the file, its name in reports, and the digest of all that its audit depends on."""
+    """One checkpoint.
+
+    Attributes:
+        file: Its path.
+        name: Its name in reports.
+        sha256: The digest of its bytes; empty where it cannot be read.
+        key: The digest of all that its audit depends on.
+        shared: Digests of what it shares with the others of its series, by what they are of.
+        earlier: Whether its audit was there before this start.
+    """
 
     file: str
     name: str
     sha256: str
     key: str
+    shared: Mapping[str, str] = field(default_factory=dict)
+    earlier: bool = False
 
 
 def perform(work: Work, job: Job, threads: int = 0) -> str:
     """Audit one checkpoint; return the audit's JSON.
 
-    What cannot be loaded is an audit with one verdict, ``error``: the others of the series go on.
+    What cannot be loaded or judged is an audit with one verdict, ``error``: the others of the series go on. In one
+    process, audits take turns.
 
     Args:
         work: What it shares with the others.
@@ -89,14 +110,38 @@ def perform(work: Work, job: Job, threads: int = 0) -> str:
     """
     if threads:
         work = replace(work, settings=replace(work.settings, threads=threads))
-    with work.in_force():
-        try:
-            parts = _parts(work)
-            run = parts.with_state(job.file, job.name).audit(name=job.name, checks=work.checks, options=work.options)
-        except PytestBnnError as error:
-            run = broken(job, error.problem, error.fix)
-        said = {**run.provenance, **provenance(seed=int(work.settings.seed)), "checkpoint": job.name}
-        return replace(run, provenance={**said, "checkpoint sha256": job.sha256, KEY: job.key}).to_json()
+    try:
+        with work.in_force():
+            run = _judged(work, job)
+            said = {**run.provenance, **provenance(seed=int(work.settings.seed)), "checkpoint": job.name}
+        run = replace(run, provenance={**said, "checkpoint sha256": job.sha256, KEY: job.key})
+    except PytestBnnError as error:
+        run = broken(job, error.problem, error.fix)
+    except Exception as error:
+        said_of_it = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        run = broken(job, f"judging it raised {said_of_it}",
+                     "load the checkpoint into the network in Python and call it, until that works")  # fmt: skip
+    return run.to_json()
+
+
+def _judged(work: Work, job: Job) -> AuditRun:
+    parts, shared = _loaded_parts(work, job.shared)
+    if differing := key.differing(job.shared, shared):
+        raise InputError(
+            f"the process that was to judge it has other {' and '.join(differing)} than the one that started all",
+            fix="let the functions that are named give the same in every process, and all machines see the same files "
+            "and packages",
+        )
+    missing = [id for id in work.known or () if id not in registry.others()]
+    if missing:
+        raise InputError(
+            f"the process that was to judge it does not know the check {missing[0]!r}",
+            fix="declare checks in a conftest.py or in a module, not in the script that is run",
+        )
+    run = parts.with_state(job.file, job.name).audit(name=job.name, checks=work.checks, options=work.options)
+    if job.sha256 and checkpoints.sha256(job.file) != job.sha256:
+        raise InputError(f"{job.name} changed while the series ran", fix="start again when it is written")
+    return run
 
 
 def broken(job: Job, headline: str, remedy: str) -> AuditRun:
@@ -110,75 +155,63 @@ def broken(job: Job, headline: str, remedy: str) -> AuditRun:
         headline=headline,
         remedy=remedy,
     )
-    return AuditRun(checks=(evidence,), provenance={"checkpoint sha256": job.sha256, KEY: job.key})
+    said = {"checkpoint": job.name, "checkpoint sha256": job.sha256, KEY: job.key}
+    return AuditRun(checks=(evidence,), provenance=said)
 
 
-def jobs_of(work: Work, files: list[str]) -> list[Job]:
-    """Return a job a checkpoint; reads the data, and each file once.
+def jobs_of(work: Work, files: list[str]) -> tuple[Work, list[Job]]:
+    """Return a job a checkpoint, and the work as other processes get it; reads the data, and each file once.
 
     Raises:
         InputError: The model or the data cannot be used.
     """
     with work.in_force():
-        parts = _parts(work)
-        shared = _digest_of_work(work, parts)
+        forget()
+        parts, shared = _loaded_parts(work, {})
+        work = replace(work, known=registry.others())
+        _loaded[:] = [(_threadless(work), parts, shared)]
     jobs = []
     for file in files:
-        sha256 = checkpoints.sha256(file)
-        key = hashlib.sha256(f"{shared} {sha256} {file}".encode()).hexdigest()
-        jobs.append(Job(file=str(Path(file).resolve()), name=file, sha256=sha256, key=key))
-    return jobs
+        try:
+            sha256 = checkpoints.sha256(file)
+        except OSError:  # its own audit says so
+            sha256 = ""
+        said = json.dumps([shared, sha256, file], sort_keys=True)
+        digest = hashlib.sha256(said.encode()).hexdigest()
+        jobs.append(Job(file=str(Path(file).absolute()), name=file, sha256=sha256, key=digest, shared=shared))
+    return work, jobs
 
 
-#: The parts that this process has loaded, by what they are the parts of: one factory call for all its checkpoints.
-_loaded: dict[str, Parts] = {}
+#: The parts that this process has loaded, with their digests: one factory call for all checkpoints of a series.
+_loaded: list[tuple[Work, Parts, dict[str, str]]] = []
 
 
-def _parts(work: Work) -> Parts:
-    key = f"{work.folder} {work.named} {work.settings.seed}"
-    if key not in _loaded:
-        _loaded.clear()
-        _loaded[key] = work.named.load()
-    return _loaded[key]
+def forget() -> None:
+    """Let the parts that this process has loaded go."""
+    _loaded.clear()
 
 
-def _digest_of_work(work: Work, parts: Parts) -> str:
-    """Return a digest of all that an audit depends on beside its checkpoint: settings, data, the modules named."""
-    settings = {name: value for name, value in asdict(work.settings).items() if name not in _WITHOUT_EFFECT}
-    chosen = {f"{id}.{key}": [str(one.given) for one in all] for (id, key), all in work.choices.by_name.items()}
-    said = {
-        "named": asdict(work.named),
-        "checks": work.checks,
-        "options": {id: {name: str(value) for name, value in given.items()} for id, given in work.options.items()},
-        "settings": settings,
-        "choices": dict(sorted(chosen.items())),
-        "plugins": work.plugins,
-        "data": [digest(part) for part in (parts.data, parts.evaluation, parts.ood, parts.shifts)],
-        "teacher": None if parts.teacher is None else digest(parts.teacher.state_dict()),
-        "sources": [_source(name) for name in asdict(work.named).values() if isinstance(name, str) and ":" in name],
-        "versions": [version("pytest-bnn"), torch.__version__],
-    }
-    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+def _loaded_parts(work: Work, shared: Mapping[str, str]) -> tuple[Parts, dict[str, str]]:
+    """Return the parts of an audit and their digests: those at hand where they are the series', or loaded anew."""
+    if not (_loaded and _loaded[0][0] == _threadless(work) and not key.differing(shared, _loaded[0][2])):
+        forget()
+        with preserved_random_state(), limited(1):  # in every process the same, to the last bit
+            parts = work.named.load(seed_parts=True)
+        _loaded.append((_threadless(work), parts, _digests(work, parts)))
+    return _loaded[0][1:]
 
 
-def digest(data: Any) -> str:
-    """Return the SHA-256 of all tensors in a tree, with their names, dtypes and shapes, in its order."""
-    found = hashlib.sha256()
-    tree = data.item if isinstance(data, Samples) else data
-    for name, leaf in leaves(tree):
-        found.update(name.encode())
-        if isinstance(leaf, Tensor):
-            found.update(f"{leaf.dtype} {list(leaf.shape)}".encode())
-            found.update(leaf.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-        else:
-            found.update(repr(leaf).encode())
-    return found.hexdigest()
+def _digests(work: Work, parts: Parts) -> dict[str, str]:
+    return key.digests(
+        parts,
+        checks=work.checks,
+        options=work.options,
+        settings=work.settings,
+        choices=work.choices,
+        plugins=work.plugins,
+        folder=Path(work.folder),
+    )
 
 
-def _source(name: str) -> str:
-    """Return the digest of the file in which a name is defined; empty where it has none."""
-    try:
-        path = inspect.getsourcefile(sources.load(name, "--model"))
-    except (TypeError, PytestBnnError):
-        path = None
-    return "" if path is None else checkpoints.sha256(path)
+def _threadless(work: Work) -> Work:
+    return replace(work, settings=replace(work.settings, threads=0))

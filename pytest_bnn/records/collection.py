@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pytest_bnn.errors import InputError
 from pytest_bnn.records.codec import from_plain, to_plain
@@ -103,6 +103,14 @@ class Collection:
         return found
 
 
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """A row before it is known which figures the others have: its own stand by name."""
+
+    row: CollectionRow
+    figures: dict[str, float]
+
+
 def collect(audits: Iterable[tuple[str, str, AuditRun]], title: str = TITLE) -> Collection:
     """Put audits side by side.
 
@@ -110,15 +118,21 @@ def collect(audits: Iterable[tuple[str, str, AuditRun]], title: str = TITLE) -> 
         audits: Of each the file of its JSON and of its page, relative to the index, and the audit.
         title: Of the index.
     """
-    found = [
-        (audit, page, run, key)
-        for audit, page, run in audits
-        for key in dict.fromkeys(_key(check) for check in run.checks)
-    ]
-    measured = [_figures(run, key) for _, _, run, key in found]
+    return gathered((row for audit in audits for row in measured(*audit)), title)
+
+
+def measured(audit: str, page: str, run: AuditRun) -> tuple[Measured, ...]:
+    """Return what an index has of one audit, which need not be kept for it: a row for each of its subjects."""
+    keys = dict.fromkeys(_key(check) for check in run.checks)
+    return tuple(Measured(_row(audit, page, run, key), _figures(run, key)) for key in keys)
+
+
+def gathered(found: Iterable[Measured], title: str = TITLE) -> Collection:
+    """Put rows side by side, the worst first."""
+    every = list(found)
     known = (*_SCORES.values(), *(name for _, name, _ in _OBSERVED), SIGMA, KL)
-    names = tuple(name for name in known if any(name in figures for figures in measured))
-    rows = [_row(*one, figures, names) for one, figures in zip(found, measured, strict=True)]
+    names = tuple(name for name in known if any(name in one.figures for one in every))
+    rows = (replace(one.row, figures=tuple(one.figures.get(name) for name in names)) for one in every)
     return Collection(rows=tuple(sorted(rows, key=_badness)), figures=names, title=title)
 
 
@@ -126,9 +140,7 @@ def _key(record: Evidence | SubjectRecord) -> tuple[str, str]:
     return (record.key or (record.subject if isinstance(record, Evidence) else record.name), record.stage)
 
 
-def _row(
-    audit: str, page: str, run: AuditRun, key: tuple[str, str], figures: dict[str, float], names: tuple[str, ...]
-) -> CollectionRow:
+def _row(audit: str, page: str, run: AuditRun, key: tuple[str, str]) -> CollectionRow:
     checks = [check for check in run.checks if _key(check) == key and not check.expected]
     subject = _subject(run, key)
     claims = _worst(checks)
@@ -147,7 +159,7 @@ def _row(
         counts={verdict.value: n for verdict in SEVERITY if (n := sum(c.verdict is verdict for c in claims))},
         problems=tuple(check.id for check in ranked),
         headline=ranked[0].headline if ranked else "",
-        figures=tuple(figures.get(name) for name in names),
+        figures=(),
         alpha=math.fsum(check.certainty.alpha for check in checks if check.certainty is not None),
         severities=tuple(check.verdict for check in ranked),
         unjudged=sum(check.verdict is Verdict.NOT_APPLICABLE and bool(check.missing) for check in claims),

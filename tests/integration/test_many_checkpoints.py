@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +20,20 @@ from safetensors.torch import save_file
 
 from pytest_bnn import cli
 from pytest_bnn.audit.named import Named
+from pytest_bnn.checks import registry
+from pytest_bnn.checks.choices import from_texts
 from pytest_bnn.commands import command as exits
 from pytest_bnn.data.checkpoints import load_into, read_state
 from pytest_bnn.errors import InputError, WeightsError
-from pytest_bnn.many import series, work
+from pytest_bnn.many import engines
 from pytest_bnn.many.series import audit_series
+from pytest_bnn.many.work import Job, Work, forget, jobs_of, perform
 from pytest_bnn.options import Settings
 from pytest_bnn.records.collection import Collection, collect
 from pytest_bnn.records.run import AuditRun
 
 NET = """
+import dataclasses
 import os
 import signal
 
@@ -63,6 +70,56 @@ class Deadly(nn.Sequential):
 
 def deadly():
     return Deadly(*bayesian())
+
+@dataclasses.dataclass
+class Example:
+    image: torch.Tensor
+    number: torch.Tensor
+
+
+class Examples(torch.utils.data.Dataset):
+    def __len__(self):
+        return 24
+
+    def __getitem__(self, place):
+        image = torch.randn(1, 4, 4, generator=torch.Generator().manual_seed(place))
+        return Example(image=image, number=torch.tensor(place % 3))
+
+
+def collated(examples):
+    return Example(
+        image=torch.stack([one.image for one in examples]), number=torch.stack([one.number for one in examples])
+    )
+
+
+class Records(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = bayesian()
+
+    def forward(self, image, number=None):
+        return self.inner(image)
+
+
+def loader():
+    return torch.utils.data.DataLoader(Examples(), batch_size=8, num_workers=1, shuffle=True, collate_fn=collated)
+
+
+def unseeded():
+    return torch.randn(24, 1, 4, 4)
+
+
+class Stubborn(Records):
+    def __deepcopy__(self, memo):
+        raise RuntimeError("not this one")
+
+
+def on_meta():
+    return Records().to("meta")
+
+
+def with_an_argument(width):
+    return bayesian()
 """
 
 CHECKS = ("layers.replaced", "mean.equals_teacher", "kl.present", "noise.varies")
@@ -74,17 +131,17 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    work._loaded.clear()
+    forget()
     yield tmp_path
-    work._loaded.clear()
+    forget()
     sys.modules.pop("many_net", None)
 
 
-def save(name: str, *, shift: float = 0.0, nan: bool = False) -> str:
+def save(name: str, *, shift: float = 0.0, nan: bool = False, network: torch.nn.Module | None = None) -> str:
     """Write a checkpoint of the network, its rho moved by ``shift``."""
     import many_net  # type: ignore[import-not-found]
 
-    network = many_net.bayesian()
+    network = network or many_net.bayesian()
     state = {key: value.clone() + (shift if "rho" in key else 0.0) for key, value in network.state_dict().items()}
     if nan:
         state[next(iter(state))].fill_(float("nan"))
@@ -94,36 +151,93 @@ def save(name: str, *, shift: float = 0.0, nan: bool = False) -> str:
     return name
 
 
-def shared(folder: Path, model: str = "many_net:bayesian", **more: Any) -> work.Work:
+def shared(folder: Path, model: str = "many_net:bayesian", **more: Any) -> Work:
     named = Named(model=model, teacher="many_net:teacher", data="many_net:held_out")
-    return work.Work(named=named, checks=CHECKS, folder=str(folder), **more)
+    return Work(named=named, checks=CHECKS, folder=str(folder), **more)
+
+
+def audited(work: Work, files: Iterable[str], folder: str, **more: Any) -> list[tuple[Path, AuditRun]]:
+    """Return the file and the audit of each checkpoint."""
+    return audit_series(work, files, folder, keep=lambda path, run, _new: (path, run), **more)
 
 
 def timeless(run: AuditRun) -> dict[str, Any]:
     """Return an audit without what another machine, or another moment, may say."""
     document: dict[str, Any] = json.loads(run.to_json())
     for check in document["checks"]:
-        check["seconds"] = 0.0
+        check["seconds"], check["test"] = 0.0, ""  # this test judges in its own process, too
     for name in ("created", "threads", "duration", "machine"):
         document["provenance"].pop(name, None)
     return document
 
 
-def test_executors_processes_and_parts_give_the_same(folder: Path) -> None:
-    """What a row says depends on neither the process that judged it nor the order in which they ended."""
-    files = [save(f"runs/{number}/last.safetensors", shift=number / 10) for number in range(5)]
-    serial = audit_series(shared(folder), files, "serial")
-    apart = audit_series(shared(folder), files, "apart", jobs=2)
-    with ThreadPoolExecutor(1) as pool:
-        threaded = audit_series(shared(folder), reversed(files), "threaded", executor=pool)
-    expected = {path.name: timeless(run) for path, run in serial}
-    assert len(expected) == 5
-    for found in (apart, threaded):
-        assert {path.name: timeless(run) for path, run in found} == expected
-    parts = [*audit_series(shared(folder), files[:2], "a"), *audit_series(shared(folder), files[2:], "b")]
-    tables = [collect((path.name, "", run) for path, run in found) for found in (serial, apart, threaded, parts)]
+def differences(one: Any, other: Any, place: str = "") -> list[str]:
+    """Name what differs in two documents."""
+    if isinstance(one, dict) and isinstance(other, dict) and one.keys() == other.keys():
+        return [words for key in one for words in differences(one[key], other[key], f"{place}.{key}")]
+    if isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
+        pairs = enumerate(zip(one, other, strict=True))
+        return [words for number, pair in pairs for words in differences(*pair, f"{place}.{number}")]
+    return [] if one == other else [f"{place}: {one!r} != {other!r}"]
+
+
+def require_same(one: Iterable[tuple[Path, AuditRun]], other: Iterable[tuple[Path, AuditRun]]) -> None:
+    """Require the same audits under the same names, but for times and machines."""
+    first, second = ({path.name: timeless(run) for path, run in found} for found in (one, other))
+    assert differences(first, second) == []
+
+
+def test_executors_and_parts_give_the_same(folder: Path) -> None:
+    """What a row says depends neither on who judged it nor on the order; threads of one process take turns."""
+    files = [save(f"runs/{number}/last.safetensors", shift=number / 10) for number in range(3)]
+    serial = audited(shared(folder), files, "serial")
+    assert len(serial) == 3
+    with ThreadPoolExecutor(2) as pool:
+        threaded = audited(shared(folder), reversed(files), "threaded", executor=pool)
+    require_same(serial, threaded)
+    parts = [*audited(shared(folder), files[:2], "a"), *audited(shared(folder), files[2:], "b")]
+    tables = [collect((path.name, "", run) for path, run in found) for found in (serial, threaded, parts)]
     assert all(table == tables[0] for table in tables)
-    assert len({row.sha256 for row in tables[0].rows}) == 5
+    assert len({row.sha256 for row in tables[0].rows}) == 3
+
+
+OWN = """
+from pytest_bnn import Finding, Verdict, check
+
+
+@check("mycompany.named", claim="The name is long enough.")
+def named(subject, *, least: int = 1) -> Finding:
+    verdict = Verdict.PASS if len(subject.name) >= least else Verdict.FAIL
+    return Finding(verdict=verdict, headline=f"it is {len(subject.name)} long", remedy="rename it")
+"""
+
+
+def test_another_process_gives_the_same(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a check of one's own, options, a severity, records from a shuffled loader with a worker of its own."""
+    import many_net
+
+    monkeypatch.setattr(engines, "processes", lambda _workers: engines.Processes(1))  # one takes long enough to start
+
+    (folder / "conftest.py").write_text(OWN, encoding="utf-8")
+    for number in range(2):
+        save(f"runs/{number}/last.safetensors", shift=number / 10, network=many_net.Records())
+    command = ["audit", "--model", "many_net:Records", "--data", "many_net:loader", "--checkpoints", "runs/*/last.*",
+               "--checks", "mycompany.named,noise.varies", "--set", "mycompany.named.least=99", "--set",
+               "mycompany.named.severity=warn"]  # fmt: skip
+    codes = [cli.main([*command, "-o", "serial/index.html"])]
+    codes.append(cli.main([*command, "-o", "apart/index.html", "--jobs", "2"]))
+    assert codes == [exits.PASSED, exits.PASSED]
+    serial, apart = (
+        [(path, read_run(path)) for path in sorted(Path(name).glob("runs*.json"))] for name in ("serial", "apart")
+    )
+    require_same(serial, apart)
+    assert [run["mycompany.named"].verdict for _, run in serial] == ["warn", "warn"]
+    for name in ("index.json", "index.html"):
+        assert Path("serial", name).read_bytes() == Path("apart", name).read_bytes()
+
+
+def read_run(path: Path) -> AuditRun:
+    return AuditRun.from_json(path.read_text(encoding="utf-8"))
 
 
 def test_the_factory_is_called_once(folder: Path) -> None:
@@ -132,7 +246,7 @@ def test_the_factory_is_called_once(folder: Path) -> None:
 
     files = [save(f"{number}.safetensors", shift=number / 10) for number in range(3)]
     before = many_net.calls
-    audits = audit_series(shared(folder), files, "out")
+    audits = audited(shared(folder), files, "out")
     assert many_net.calls == before + 1
     assert len({run.subjects[0].sha256 for _, run in audits}) == 3
 
@@ -140,70 +254,256 @@ def test_the_factory_is_called_once(folder: Path) -> None:
 def test_only_what_is_missing_is_done_again(folder: Path) -> None:
     """Half a file, a changed checkpoint, other settings: done again; what is whole and the same: not."""
     files = [save(f"{number}.safetensors", shift=number / 10) for number in range(4)]
-    first = audit_series(shared(folder), files, "out")
+    first = audited(shared(folder), files, "out")
     whole, half, changed, gone = (path for path, _ in first)
     text = half.read_text(encoding="utf-8")
     half.write_text(text[: len(text) // 2], encoding="utf-8")
     gone.unlink()
     save("2.safetensors", shift=1.0)
     written = whole.stat().st_mtime_ns
-    second = audit_series(shared(folder), files, "out")
+    second = audited(shared(folder), files, "out")
     assert whole.stat().st_mtime_ns == written
     assert timeless(second[1][1]) == timeless(first[1][1])
     assert timeless(second[3][1]) == timeless(first[3][1])
     assert changed.is_file()
     assert timeless(second[2][1]) != timeless(first[2][1])
     settings = Settings(seed=3)
-    again = audit_series(shared(folder, settings=settings), files, "out")
+    again = audited(shared(folder, settings=settings), files, "out")
     assert {check.seed for _, run in again for check in run.checks} == {3}
     assert whole.stat().st_mtime_ns != written
 
 
-def test_data_that_changed_are_judged_anew(folder: Path) -> None:
-    """The examples are part of what an audit is about, though no option says that they changed."""
-    files = [save("one.safetensors")]
-    audit_series(shared(folder), files, "out")
-    before = Path("out").glob("*.json").__next__().stat().st_mtime_ns
-    source = (folder / "many_net.py").read_text(encoding="utf-8")
-    (folder / "many_net.py").write_text(source.replace("manual_seed(1)", "manual_seed(2)"), encoding="utf-8")
-    work._loaded.clear()
-    sys.modules.pop("many_net")
+def reimported() -> None:
+    """Let the next import read the source again, as a new process does."""
+    importlib.invalidate_caches()
+    for name in ("many_net", "many_helper"):
+        sys.modules.pop(name, None)
+
+
+HELPER = "def scale():\n    return 1.0\n"
+USES = """
+import torch
+from many_net import *
+
+
+def shared_loss(model, batch):
+    from many_helper import scale
+
+    return scale() * model(batch[0]).mean()
+
+
+def read():
+    return torch.load("examples.pt")
+
+
+class Others(torch.utils.data.Dataset):
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, place):
+        return torch.full((1, 4, 4), float(place))
+"""
+
+
+def key_of(folder: Path, **more: Any) -> str:
+    reimported()
+    named = {"model": "many_uses:bayesian", "teacher": "many_uses:teacher", "data": "many_uses:read"}
+    named |= {"loss": "many_uses:shared_loss", "ood": "many_uses:Others", **more.pop("named", {})}
+    sys.modules.pop("many_uses", None)
+    one = Work(named=Named(**named), **{"checks": CHECKS, "folder": str(folder), **more})
+    return jobs_of(one, ["a.safetensors"])[1][0].key
+
+
+def rewritten(path: str, before: str, after: str) -> None:
+    text = Path(path).read_text(encoding="utf-8")
+    assert before in text
+    Path(path).write_text(text.replace(before, after), encoding="utf-8")
+
+
+CHANGES: dict[str, Callable[[], dict[str, Any] | None]] = {
+    "checkpoint": lambda: save("a.safetensors", shift=0.3) and None,
+    "data": lambda: torch.save(torch.zeros(8, 1, 4, 4), "examples.pt"),
+    "network": lambda: rewritten("many_net.py", "moped_delta=0.1", "moped_delta=0.2"),
+    "loss, in a module that its module imports": lambda: rewritten("many_helper.py", "1.0", "2.0"),
+    "own check": lambda: rewritten("conftest.py", "len(subject.name) >=", "len(subject.name) >"),
+    "seed": lambda: {"settings": Settings(seed=1)},
+    "checks": lambda: {"checks": CHECKS[:2]},
+    "option": lambda: {"options": {"kl.loss": {"num_batches": 3}}},
+    "choice": lambda: {"choices": from_texts(["noise.spread.severity=warn"], "--set")},
+    "fewer examples": lambda: {"named": {"images": 7}},
+}
+
+
+def test_what_changed_is_judged_anew(folder: Path) -> None:
+    """Whatever an audit depends on; what is the same is the same, in whichever process, with however many threads."""
+    (folder / "many_helper.py").write_text(HELPER, encoding="utf-8")
+    (folder / "many_uses.py").write_text(USES, encoding="utf-8")
+    (folder / "conftest.py").write_text(OWN, encoding="utf-8")
+    (folder / "unrelated.py").write_text("", encoding="utf-8")
+    torch.save(torch.ones(8, 1, 4, 4), "examples.pt")
+    save("a.safetensors")
     sys.dont_write_bytecode, kept = True, sys.dont_write_bytecode
     try:
-        audit_series(shared(folder), files, "out")
+        with registry.kept():
+            first = key_of(folder)
+            torch.rand(3)
+            rewritten("unrelated.py", "", "x = 1")
+            assert key_of(folder, settings=Settings(threads=2)) == first
+            keys = [first, *(key_of(folder, **(change() or {})) for change in CHANGES.values())]
     finally:
         sys.dont_write_bytecode = kept
-    assert Path("out").glob("*.json").__next__().stat().st_mtime_ns != before
+        reimported()
+        sys.modules.pop("many_uses", None)
+    assert len(set(keys)) == len(keys), dict(zip(["first", *CHANGES], keys, strict=True))
 
 
-def test_a_process_that_is_killed_loses_its_own_checkpoint_alone(folder: Path) -> None:
+def test_a_module_that_changed_since_it_was_imported(folder: Path) -> None:
+    """The code that would run is no longer that of the file, as in a notebook or a cluster's old worker."""
+    save("a.safetensors")
+    jobs_of(shared(folder), ["a.safetensors"])
+    rewritten("many_net.py", "moped_delta=0.1", "moped_delta=0.2")
+    with pytest.raises(InputError, match=r"many_net\.py changed since this process imported it"):
+        jobs_of(shared(folder), ["a.safetensors"])
+
+
+def test_what_draws_without_a_seed_is_the_same_everywhere(folder: Path) -> None:
+    """Every process begins its factories with the seed of the settings; the process itself goes on as it was."""
+    work = Work(named=Named(model="many_net:bayesian", data="many_net:unseeded"), folder=str(folder))
+    found = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        expected = torch.random.get_rng_state()
+        save("a.safetensors")
+        state = torch.random.get_rng_state()
+        found.append(jobs_of(work, ["a.safetensors"])[1][0].key)
+        assert torch.equal(torch.random.get_rng_state(), state)
+        assert not torch.equal(expected, state) or seed
+    assert found[0] == found[1]
+
+
+def test_a_process_that_has_other_data_judges_nothing(folder: Path) -> None:
+    """It would say something of other examples than those that the index is of."""
+    save("a.safetensors")
+    work, (job,) = jobs_of(shared(folder), ["a.safetensors"])
+    other = replace(job, shared={**job.shared, "data": "?", "versions": "?"})
+    (check,) = AuditRun.from_json(perform(work, other)).checks
+    assert check.verdict == "error"
+    assert "has other data and versions than the one that started all" in check.headline
+    assert len(AuditRun.from_json(perform(work, job)).checks) == len(CHECKS)
+
+
+def test_checks_that_another_process_does_not_know(folder: Path) -> None:
+    """Such as those of a script: said, not left out."""
+    save("a.safetensors")
+    work, (job,) = jobs_of(shared(folder), ["a.safetensors"])
+    (check,) = AuditRun.from_json(perform(replace(work, known=("mine.rule",)), job)).checks
+    assert "does not know the check 'mine.rule'" in check.headline
+
+
+def test_a_checkpoint_that_changes_or_vanishes(folder: Path) -> None:
+    """While the series runs; what could not even be read at the start stands in its row, too."""
+    save("a.safetensors")
+    Path("link.pt").symlink_to("nowhere.pt")
+    work, jobs = jobs_of(shared(folder), ["a.safetensors", "link.pt"])
+    save("a.safetensors", shift=0.1)
+    said = [AuditRun.from_json(perform(work, job)).checks[0].headline for job in jobs]
+    assert said == ["a.safetensors changed while the series ran", "there is no file 'link.pt'"]
+
+
+def test_whatever_a_network_raises_stands_in_its_row(folder: Path) -> None:
+    """In this process as in another one."""
+    save("a.safetensors")
+    for model, words in (
+        ("many_net:on_meta", "the network has no memory for inner.1.mu_weight"),
+        ("many_net:Stubborn", "judging it raised RuntimeError: not this one"),
+    ):
+        work, (job,) = jobs_of(Work(named=Named(model=model), folder=str(folder)), ["a.safetensors"])
+        (check,) = AuditRun.from_json(perform(work, job)).checks
+        assert words in check.headline
+        assert check.verdict == "error"
+
+
+class Breaking(Executor):
+    """Ends, as a pool of processes does, when a job kills its worker; what was handed to it later is lost, too."""
+
+    def __init__(self, deadly: str, rounds: list[int]) -> None:
+        self.deadly, self.rounds, self.broken = deadly, rounds, False
+        self.rounds.append(0)
+
+    def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
+        """Do it here, or break."""
+        future: Future[Any] = Future()
+        self.rounds[-1] += 1
+        self.broken = self.broken or bool(args and args[1].name == self.deadly)
+        if self.broken:
+            future.set_exception(BrokenProcessPool("a process ended"))
+        else:
+            future.set_result(fn(*args, **kwargs))
+        return future
+
+
+@pytest.mark.parametrize("place", [0, 1, 4])
+def test_a_process_that_is_killed_loses_its_own_checkpoint_alone(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, place: int
+) -> None:
     """For lack of memory, say: the others are judged, each once, and the one is named."""
-    files = [save(f"{number}.safetensors", shift=number / 10) for number in range(5)]
-    files.insert(1, save("deadly.safetensors", nan=True))
+    files = [save(f"{number}.safetensors", shift=number / 10) for number in range(4)]
+    files.insert(place, save("deadly.safetensors"))
+    rounds: list[int] = []
+    monkeypatch.setattr(engines, "processes", lambda _workers: Breaking("deadly.safetensors", rounds))
+    require_the_others_judged(shared(folder), files)
+    assert len(rounds) <= 4
+
+
+def require_the_others_judged(work: Work, files: list[str]) -> None:
     told: list[str] = []
-    audits = audit_series(
-        shared(folder, "many_net:deadly"), files, "out", jobs=2, done=lambda job, *_: told.append(job.name)
-    )
+    audits = audited(work, files, "out", jobs=2, done=lambda job, *_: told.append(job.name))
     assert sorted(told) == sorted(files)
     verdicts = {run.checks[0].subject: run for _, run in audits}
     broken = verdicts.pop("deadly.safetensors")
     assert [(check.id, check.verdict) for check in broken.checks] == [("checkpoint", "error")]
     assert "ended before it was done" in broken.checks[0].headline
     assert all({check.id for check in run.checks} == set(CHECKS) for run in verdicts.values())
-    assert series._finished(audits[1][0], work.Job(file="", name="", sha256="", key="")) is None
+
+
+@pytest.mark.nightly("processes are started and killed: half a minute")
+def test_a_process_that_is_really_killed(folder: Path) -> None:
+    """By the system, in the middle."""
+    files = [save(f"{number}.safetensors", shift=number / 10) for number in range(5)]
+    files.insert(1, save("deadly.safetensors", nan=True))
+    require_the_others_judged(shared(folder, "many_net:deadly"), files)
+
+
+def test_processes_that_cannot_be_started(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One error in place of as many as there are checkpoints."""
+    files = [save(f"{number}.safetensors") for number in range(3)]
+
+    class Dead(Breaking):
+        def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
+            self.broken = True
+            return super().submit(fn, *args, **kwargs)
+
+    monkeypatch.setattr(engines, "processes", lambda _workers: Dead("", []))
+    with pytest.raises(InputError, match="no process can be started that audits checkpoints"):
+        audited(shared(folder), files, "out", jobs=2)
 
 
 class Failing(Executor):
-    """Loses every second task, as a cluster may."""
+    """Loses tasks in all the ways in which a cluster may."""
 
     def __init__(self) -> None:
         self.count = 0
 
     def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
-        """Do it here, or fail."""
+        """Do it here, or lose it."""
         future: Future[Any] = Future()
         self.count += 1
-        if self.count % 2:
+        if self.count == 3:
+            raise RuntimeError("cannot schedule new futures")
+        if self.count == 2:
+            future.cancel()
+            future.set_running_or_notify_cancel()
+        elif self.count == 1:
             future.set_exception(ConnectionError("the node is gone"))
         else:
             future.set_result(fn(*args, **kwargs))
@@ -212,12 +512,15 @@ class Failing(Executor):
 
 def test_what_an_executor_loses_is_named_and_done_at_the_next_start(folder: Path) -> None:
     """An error of the cluster is no verdict on the model, and no reason to lose the others."""
-    files = [save(f"{number}.safetensors", shift=number / 10) for number in range(3)]
-    audits = audit_series(shared(folder), files, "out", executor=Failing())
-    lost = [run for _, run in audits if run.checks[0].id == "checkpoint"]
-    assert len(lost) == 2
-    assert "the node is gone" in lost[0].checks[0].headline
-    again = audit_series(shared(folder), files, "out")
+    files = [save(f"{number}.safetensors", shift=number / 10) for number in range(4)]
+    audits = audited(shared(folder), files, "out", executor=Failing())
+    lost = [run.checks[0].headline for _, run in audits if run.checks[0].id == "checkpoint"]
+    assert lost == [
+        "the executor lost it (ConnectionError: the node is gone)",
+        "the executor lost it (CancelledError: it was cancelled)",
+        "the executor lost it (RuntimeError: cannot schedule new futures)",
+    ]
+    again = audited(shared(folder), files, "out")
     assert all({check.id for check in run.checks} == set(CHECKS) for _, run in again)
 
 
@@ -225,12 +528,12 @@ def test_an_interrupt_keeps_what_is_done(folder: Path) -> None:
     """The finished audits lie there whole; nothing else does."""
     files = [save(f"{number}.safetensors", shift=number / 10) for number in range(3)]
 
-    def stop(_job: work.Job, _run: AuditRun, count: int, _of: int) -> None:
+    def stop(_job: Job, _run: AuditRun, count: int, _of: int) -> None:
         if count == 2:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        audit_series(shared(folder), files, "out", done=stop)
+        audited(shared(folder), files, "out", done=stop)
     done = sorted(Path("out").iterdir())
     assert len(done) == 2
     assert [AuditRun.from_json(path.read_text(encoding="utf-8")).verdict for path in done] == ["pass", "pass"]
@@ -269,7 +572,7 @@ def test_from_the_command_line(folder: Path, capsys: pytest.CaptureFixture[str])
 def test_the_index_states_the_sum_of_the_error_rates(folder: Path) -> None:
     """Each audit keeps its own; together they are more."""
     files = [save(f"{number}.safetensors", shift=number / 10) for number in range(3)]
-    audits = audit_series(shared(folder), files, "out")
+    audits = audited(shared(folder), files, "out")
     index = collect((path.name, "", run) for path, run in audits)
     assert {row.alpha for row in index.rows} == {1e-6}
     assert index.alpha == pytest.approx(3e-6)
@@ -316,7 +619,7 @@ def _states() -> dict[str, tuple[Any, str]]:
     state = Net().state_dict()
     return {
         "missing": ({"a.weight": state["a.weight"]}, "it lacks a.bias, b.weight, b.bias"),
-        "unexpected": ({**state, "c": torch.ones(1)}, "it holds c, which the network has not"),
+        "unexpected": ({**state, "c": torch.ones(1)}, "it holds c, which the network lacks"),
         "prefixed": ({f"module.{k}": v for k, v in state.items()}, "Every name begins with 'module.'"),
         "compiled": ({f"_orig_mod.{k}": v for k, v in state.items()}, "Every name begins with '_orig_mod.'"),
         "shape": ({**state, "a.bias": torch.ones(4)}, r"a.bias is \(4,\), the network's is \(3,\)"),
@@ -359,9 +662,9 @@ def test_ray_gives_the_same_and_repeats_a_killed_task(folder: Path) -> None:
     from pytest_bnn.many.engines import ray_cluster
 
     files = [save(f"{number}.safetensors", shift=number / 10) for number in range(4)]
-    expected = [timeless(run) for _, run in audit_series(shared(folder), files, "here")]
+    expected = [timeless(run) for _, run in audited(shared(folder), files, "here")]
     with ray_cluster(workers=2) as executor:
-        found = audit_series(shared(folder), files, "there", executor=executor)
+        found = audited(shared(folder), files, "there", executor=executor)
         once = executor.submit(_dies_once, str(folder / "died"))
         assert once.result(timeout=120) == "alive"
     assert [timeless(run) for _, run in found] == expected

@@ -1,0 +1,136 @@
+"""What the audits of a series depend on beside their checkpoints, as digests: by these it is known what is done."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, entry_points, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+
+from pytest_bnn.audit.named import Named, Parts
+from pytest_bnn.checks import registry
+from pytest_bnn.checks.choices import Choices
+from pytest_bnn.data.given import named_series, named_sets
+from pytest_bnn.data.samples import as_tensors, samples_of
+from pytest_bnn.many import modules
+from pytest_bnn.network.tree import leaves
+from pytest_bnn.options import Settings
+
+#: Packages whose version may change what an audit finds.
+_PACKAGES = ("pytest-bnn", "torch", "bayesian-torch")
+#: What does not change what an audit finds.
+_WITHOUT_EFFECT = ("threads",)
+
+
+def digests(
+    parts: Parts,
+    *,
+    checks: Sequence[str] | None,
+    options: Mapping[str, Mapping[str, object]],
+    settings: Settings,
+    choices: Choices,
+    plugins: Sequence[str],
+    folder: Path,
+) -> dict[str, str]:
+    """Return a digest of each thing that an audit depends on, by what it is.
+
+    Args:
+        parts: What is audited, loaded.
+        checks: The ids of the checks; None for all.
+        options: Options of single checks.
+        settings: The settings in force.
+        choices: What was chosen for options of checks.
+        plugins: Modules that declare checks.
+        folder: As in `modules.digests`.
+
+    Raises:
+        InputError: A module changed since it was imported.
+    """
+    effective = {name: value for name, value in asdict(settings).items() if name not in _WITHOUT_EFFECT}
+    chosen = {f"{id}.{key}": [str(one.given) for one in all] for (id, key), all in choices.by_name.items()}
+    said = {
+        "named": asdict(parts.named),
+        "checks": checks,
+        "options": {id: {name: str(value) for name, value in given.items()} for id, given in options.items()},
+        "settings": effective,
+        "choices": dict(sorted(chosen.items())),
+    }
+    named = [*(name.partition(":")[0] for name in functions(parts.named)), *plugins, *choices.plugins]
+    installed = sorted(
+        f"{one.value} {one.dist.version if one.dist else ''}" for one in entry_points(group=registry.GROUP)
+    )
+    return {
+        "settings": _of(said),
+        "data": _of(_examples(parts, int(settings.seed))),
+        "teacher": "" if parts.teacher is None else of_tree(parts.teacher.state_dict()),
+        "modules": _of(modules.digests(named, folder)),
+        "versions": _of([*map(_version, _PACKAGES), *installed]),
+    }
+
+
+def functions(named: Named) -> list[str]:
+    """Return the functions that are named, ``MODULE:NAME`` each."""
+    return [name for name in asdict(named).values() if isinstance(name, str) and ":" in name]
+
+
+def differing(one: Mapping[str, str], other: Mapping[str, str]) -> list[str]:
+    """Return what is not the same in two of `digests`."""
+    return [name for name in one if one[name] != other.get(name)]
+
+
+def of_tree(data: Any) -> str:
+    """Return the SHA-256 of all tensors in a tree, with their names, dtypes and shapes, in its order."""
+    found = hashlib.sha256()
+    for name, leaf in leaves(as_tensors(data)):
+        found.update(name.encode())
+        leaf = leaf.data if isinstance(leaf, PackedSequence) else leaf
+        if isinstance(leaf, Tensor):
+            found.update(f"{leaf.dtype} {list(leaf.shape)}".encode())
+            _update(found, leaf.detach())
+        else:
+            found.update(re.sub(r" at 0x[0-9a-f]+", "", repr(leaf)).encode())
+    return found.hexdigest()
+
+
+def _update(found: Any, tensor: Tensor) -> None:
+    try:
+        dense = tensor.int_repr() if tensor.is_quantized else tensor.to_dense() if tensor.is_sparse else tensor
+        found.update(dense.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    except (RuntimeError, NotImplementedError, TypeError):  # of a kind without bytes, such as on the meta device
+        found.update(b"?")
+
+
+def _examples(parts: Parts, seed: int) -> list[str]:
+    """Return the digests of all examples that are judged on, read as an audit reads them."""
+
+    def taken(name: str, examples: Any) -> str:
+        samples = samples_of(examples, name, parts.named.images, seed=seed, dim=parts.named.batch_dim)
+        return f"{name} {of_tree([samples.item, samples.places])}"
+
+    given = {"data": parts.data, "evaluation": parts.evaluation}
+    sets = {f"ood {name}": one for name, one in named_sets(parts.ood, parts.data).items()}
+    series = {
+        f"shifts {name} {number}": step
+        for name, steps in named_series(parts.shifts).items()
+        for number, step in enumerate(steps)
+    }
+    return [taken(name, one) for name, one in {**given, **sets, **series}.items() if one is not None]
+
+
+def _of(said: object) -> str:
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+
+
+def _version(package: str) -> str:
+    try:
+        return f"{package} {version(package)}"
+    except PackageNotFoundError:
+        return package
