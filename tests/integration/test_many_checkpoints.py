@@ -307,7 +307,7 @@ class Others(torch.utils.data.Dataset):
 
 def key_of(folder: Path, **more: Any) -> str:
     reimported()
-    named = {"model": "many_uses:bayesian", "teacher": "many_uses:teacher", "data": "many_uses:read"}
+    named: dict[str, Any] = {"model": "many_uses:bayesian", "teacher": "many_uses:teacher", "data": "many_uses:read"}
     named |= {"loss": "many_uses:shared_loss", "ood": "many_uses:Others", **more.pop("named", {})}
     sys.modules.pop("many_uses", None)
     one = Work(named=Named(**named), **{"checks": CHECKS, "folder": str(folder), **more})
@@ -320,7 +320,7 @@ def rewritten(path: str, before: str, after: str) -> None:
     Path(path).write_text(text.replace(before, after), encoding="utf-8")
 
 
-CHANGES: dict[str, Callable[[], dict[str, Any] | None]] = {
+CHANGES: dict[str, Callable[[], Any]] = {
     "checkpoint": lambda: save("a.safetensors", shift=0.3) and None,
     "data": lambda: torch.save(torch.zeros(8, 1, 4, 4), "examples.pt"),
     "network": lambda: rewritten("many_net.py", "moped_delta=0.1", "moped_delta=0.2"),
