@@ -22,7 +22,7 @@ from pytest_bnn.gathering.outcomes import LEFT_OUT, Outcomes, left_out
 from pytest_bnn.presets import PRESETS
 from pytest_bnn.records.baseline import Recording, with_known
 from pytest_bnn.records.codec import one_line
-from pytest_bnn.records.evidence import Evidence, Verdict
+from pytest_bnn.records.evidence import Evidence
 from pytest_bnn.records.run import AuditRun
 from pytest_bnn.report import outputs
 from pytest_bnn.report.files import require_writable, write_report
@@ -222,17 +222,22 @@ class Collector:
 
 
 def _summary(run: AuditRun) -> Iterable[str]:
-    """Say what was found, without the failures that tests expected."""
-    checks = [check for check in run.checks if not check.expected]
-    counts = {verdict: sum(check.verdict is verdict for check in checks) for verdict in Verdict}
-    words = [f"{count} {verdict.replace('_', ' ')}" for verdict, count in counts.items() if count]
-    yield f"{len(checks)} {'claim' if len(checks) == 1 else 'claims'}: {', '.join(words) or 'none was checked'}"
-    told = [check for check in checks if check.verdict not in (Verdict.PASS, Verdict.NOT_APPLICABLE)]
+    """Say what was found, counted as on the page: claims about subjects, without the failures that tests expected."""
+    from pytest_bnn.report.outline import outline
+    from pytest_bnn.report.standing import LOUD, Standing, word
+
+    shape = outline(run)
+    order = (Standing.PASS, Standing.WARN, Standing.INCONCLUSIVE, Standing.FAIL, *Standing)
+    words = [f"{shape.counts[of]} {word(of)}" for of in dict.fromkeys(order) if shape.counts.get(of)]
+    total = sum(shape.counts.values())
+    yield f"{total} {'claim' if total == 1 else 'claims'}: {', '.join(words) or 'none was checked'}"
+    cards = [cell.card for group in shape.groups for cell in group.cells if cell.card.standing in LOUD]
+    told = [card.evidence for card in sorted(cards, key=lambda card: int(card.anchor[1:]))]
     for check in told[:_MOST_LINES]:
         yield one_line(f"  {check.verdict.value:<12} {check.id:<20} {check.subject}: {check.headline}")
     if len(told) > _MOST_LINES:
         yield f"  and {len(told) - _MOST_LINES} more"
-    expected = len(run.checks) - len(checks)
+    expected = len(shape.expected)
     if expected:
         yield f"{expected} {'failure was' if expected == 1 else 'failures were'} expected"
     for sampler, count in Counter(check.sampler for check in run.checks if check.sampler).items():
