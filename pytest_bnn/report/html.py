@@ -92,6 +92,7 @@ def environment() -> Environment:
         plural=wording.plural,
         seconds=wording.seconds,
         shorten=svg.shorten,
+        stage=wording.stage,
         word=standing.word,
     )
     environment.globals.update(
@@ -190,10 +191,15 @@ def as_prose(known: Collection[str], text: str, stop: bool = True) -> Any:
     from markupsafe import Markup, escape
 
     parts = prose.pieces(text, known, stop=stop)
-    as_code = Markup("<code>{}</code>")
-    return Markup("").join(
-        as_code.format(part.text) if part.code else escape(_PERCENT.sub("\u00a0%", part.text)) for part in parts
-    )
+
+    as_name, as_option = Markup("<code>{}</code>"), Markup('<code class="option">{}</code>')
+
+    def written(part: prose.Piece) -> Any:
+        if part.code:
+            return (as_option if part.text.startswith("--") else as_name).format(part.text)
+        return escape(_PERCENT.sub("\u00a0%", part.text))
+
+    return Markup("").join(map(written, parts))
 
 
 def _map_lines(shown: tree.Map, most: Extent) -> tuple[Sequence[tree.Line], bool]:

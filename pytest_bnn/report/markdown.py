@@ -143,7 +143,7 @@ def code(text: str) -> str:
 
 
 def _matrix(shape: Outline, known: Collection[str]) -> str:
-    heads = [f"{_name(group)}<br><sub>{escape(group.stage)}</sub>" for group in shape.groups]
+    heads = [f"{_name(group)}<br><sub>{escape(wording.stage(group.stage))}</sub>" for group in shape.groups]
     lines = [f"| Claim | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
     for row in shape.rows:
         cells = " | ".join(_cell(cell) for cell in row.cells)

@@ -96,6 +96,11 @@ def plural(count: int, noun: str) -> str:
     return f"{count:,} {noun}" + ("" if count == 1 else "es" if noun.endswith("s") else "s")
 
 
+def stage(name: str) -> str:
+    """Write the stage of a conversion: ``finetuned`` is "fine-tuned"."""
+    return {"finetuned": "fine-tuned", "unknown": "stage unknown"}.get(name, name)
+
+
 def listed(names: Iterable[str]) -> str:
     """Write names one after the other: "a", "a and b", "a, b and c"."""
     *most, last = names

@@ -205,7 +205,7 @@ def test_what_was_cut_is_said_beside_the_verdict_and_not_green() -> None:
     assert tone(run) == "warn"
     banner = re.search(r'<section class="banner.*?</section>', render_html(run), re.DOTALL)
     assert banner is not None
-    assert "27 of 28 checks were left out by <code>--checks</code>." in banner[0]
+    assert '27 of 28 checks were left out by <code class="option">--checks</code>.' in banner[0]
     assert "27 of 28 checks were left out by" in render_markdown(run)
 
 
@@ -445,7 +445,7 @@ def test_sentences_begin_with_a_capital_letter_and_names_are_code() -> None:
         '<p class="headline">The KL of <code>layer1.0.conv1</code> and <code>layer1.0</code> is gone, see '
         "<code>kl.present</code>; it&#39;s the teacher&#39;s <code>fc</code>.</p>"
     ) in page
-    assert "Allow more passes (<code>--samples</code>); &#39;not a path&#39; and e.g. v1.0 stay." in page
+    assert 'Allow more passes (<code class="option">--samples</code>); &#39;not a path&#39; and e.g. v1.0 stay.' in page
     told = render_markdown(AuditRun(checks=(check,)))
     assert "**The KL of <code>layer1.0.conv1</code> and" in told
 
