@@ -474,7 +474,7 @@ def test_a_model_that_noise_destroyed_probably_fails(classes: int, rho: float) -
     assert found.verdict is Verdict.INCONCLUSIVE, found.headline
     assert found["agreement of the mean prediction"] < 0.8  # type: ignore[operator]
     assert found.headline.startswith("Probably fails: the mean prediction agrees on ")
-    assert "make sigma smaller" in found.remedy
+    assert "Make sigma smaller" in found.remedy
     assert "without noise the model agrees on 100 % of the images" in found.remedy
     assert "--samples" not in found.remedy
 

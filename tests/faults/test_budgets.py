@@ -133,7 +133,7 @@ def test_spread_far_below_with_too_few_passes() -> None:
         return measure_noise_spread(Noisy(1e-9), images=IMAGES, max_passes=passes)
 
     words, needed = found(32).remedy.split(": allow ")
-    assert words == "all of 32 passes lie below the band"
+    assert words == "All of 32 passes lie below the band"
     enough = int(needed.split()[0])
     assert [found(passes).verdict for passes in (32, enough - 2, enough)] == [
         Verdict.INCONCLUSIVE, Verdict.INCONCLUSIVE, Verdict.FAIL
