@@ -129,8 +129,11 @@ class Collector:
             self._write(self.session)
 
     def _write(self, session: pytest.Session) -> None:
-        """Write the files; what was there stays where pytest was called wrongly, so that no test was looked for."""
+        """Write the files; what was there stays where pytest was called wrongly, and where there was no test to run."""
         if session.exitstatus == pytest.ExitCode.USAGE_ERROR:
+            return
+        if session.exitstatus == pytest.ExitCode.NO_TESTS_COLLECTED and not self.outcomes.collected:
+            self.said = ["no test ran, so that no report was written"] if self.files != Files() else []
             return
         self.outcomes.leave_out(*left_out(self.config))
         first, self.written, self.said = self.written is None, int(session.exitstatus), []

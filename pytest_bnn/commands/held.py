@@ -45,7 +45,7 @@ def baseline_of(given: argparse.Namespace, report: Path) -> Held | None:
                 f"{_UPDATE} without {_OPTION}", fix=f"say which file: {_OPTION} bnn-baseline.json {_UPDATE}"
             )
         return None
-    from pytest_bnn.records.baseline import read
+    from pytest_bnn.records.baseline import read, require_writable
 
     path = Path(given.baseline)
     if path.resolve() == report.with_suffix(".json").resolve():
@@ -53,6 +53,8 @@ def baseline_of(given: argparse.Namespace, report: Path) -> Held | None:
             f"{_OPTION} is {given.baseline!r}, which this audit's report overwrites",
             fix="give the baseline another name, or the report with -o",
         )
+    if given.update_baseline:
+        require_writable(path, _OPTION)
     missing = given.update_baseline and not path.exists()
     return Held(path, None if missing else read(path, _OPTION, _UPDATE), given.update_baseline)
 

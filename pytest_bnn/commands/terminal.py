@@ -138,7 +138,8 @@ def _verdict(run: AuditRun) -> str:
         return f"{word}. None of {_claims(len(run.checks))} about {about} could be judged."
     holding = sum(check.verdict in (Verdict.PASS, Verdict.WARN) for check in judged)
     if len(judged) == 1:
-        return f"{word}. The one claim about {about} that was judged {_ALONE[judged[0].verdict]}."
+        that = "" if judged[0].verdict is Verdict.ERROR else " that was judged"
+        return f"{word}. The one claim about {about}{that} {_ALONE[judged[0].verdict]}."
     if holding == len(judged):
         said = f"All {_claims(len(judged))} about {about} that were judged hold"
     else:

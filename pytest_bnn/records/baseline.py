@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import tempfile
 from dataclasses import replace
@@ -133,6 +134,24 @@ def slim(run: AuditRun) -> AuditRun:
         replace(subject, layers=(), predictions=(), training=(), prediction_summary=None) for subject in run.subjects
     )
     return replace(run, checks=checks, subjects=subjects, session=None)
+
+
+def require_writable(path: str | Path, option: str) -> None:
+    """Make sure, before a run takes its time, that a baseline can be written.
+
+    Raises:
+        InputError: It is a folder, or its folder cannot be made or written to.
+    """
+    target = Path(path).resolve()
+    try:
+        if target.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=target.parent):
+            pass
+    except OSError as error:
+        reason = error.strerror or error
+        raise InputError(f"{option}: {str(path)!r} cannot be written ({reason})", fix="choose another path") from error
 
 
 def write(run: AuditRun, path: str | Path, option: str) -> None:

@@ -508,8 +508,8 @@ def test_last_failed_is_a_cut(pytester: pytest.Pytester) -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [("--co", "-q"), ("--setup-plan",), ("nowhere.py",), ("--bnn-alpha=2",)],
-    ids=["--co", "--setup-plan", "wrong path", "wrong setting"],
+    [("--co", "-q"), ("--setup-plan",), ("nowhere.py",), ("--bnn-alpha=2",), ("-k", "no_such_test")],
+    ids=["--co", "--setup-plan", "wrong path", "wrong setting", "nothing selected"],
 )
 def test_a_report_is_not_overwritten_where_no_test_runs(pytester: pytest.Pytester, arguments: tuple[str, ...]) -> None:
     """To list the tests is no session."""

@@ -199,6 +199,13 @@ def test_when_tables_are_audited(tmp_path: Path) -> None:
         assert found.text.count("<SubjectNode ") == audited, arguments
 
 
+def test_all_of_none_is_a_mistake(tmp_path: Path) -> None:
+    """Green would be mistaken for audited."""
+    found = session(tmp_path, "--bnn-subjects=all", files={"test_own.py": "def test_it():\n    pass\n"})
+    assert found.code == pytest.ExitCode.USAGE_ERROR
+    assert "--bnn-subjects: pyproject.toml has no subjects. Write [tool.pytest-bnn.subjects.my_net]" in found.text
+
+
 def test_tables_have_options_of_their_own(tmp_path: Path) -> None:
     """A subject's table goes before the project's, and the command line before both; a warning is a passed item."""
     found = session(tmp_path, "pyproject.toml", "-k", "layers", "-v", files={"pyproject.toml": TABLES})

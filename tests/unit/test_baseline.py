@@ -154,6 +154,16 @@ def test_an_interrupted_write_leaves_the_old_file_whole(tmp_path: Path, monkeypa
     assert [one.name for one in tmp_path.iterdir()] == ["b.json"]
 
 
+def test_a_place_that_cannot_hold_a_baseline_is_refused_before_the_run(tmp_path: Path) -> None:
+    """Not after an audit of ten minutes."""
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path, tmp_path / "file" / "b.json"):
+        with pytest.raises(InputError, match=r"--baseline: .* cannot be written"):
+            baseline.require_writable(path, "--baseline")
+    baseline.require_writable(tmp_path / "new" / "b.json", "--baseline")
+    assert list((tmp_path / "new").iterdir()) == []
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [

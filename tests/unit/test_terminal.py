@@ -112,16 +112,16 @@ def test_quiet_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("verdict", "said"),
     [
-        (Verdict.PASS, "holds."),
-        (Verdict.WARN, "holds; it has a warning."),
-        (Verdict.INCONCLUSIVE, "is not decided."),
+        (Verdict.PASS, "that was judged holds."),
+        (Verdict.WARN, "that was judged holds; it has a warning."),
+        (Verdict.INCONCLUSIVE, "that was judged is not decided."),
         (Verdict.ERROR, "could not be judged for an error."),
     ],
 )
 def test_one_claim_alone(monkeypatch: pytest.MonkeyPatch, verdict: Verdict, said: str) -> None:
     """What is not decided was not shown to be wrong."""
     (line,) = shown(monkeypatch, evidence("kl.present", verdict), quiet=True)
-    assert line == f"verdict: {verdict}. The one claim about net that was judged {said}"
+    assert line == f"verdict: {verdict}. The one claim about net {said}"
 
 
 def test_verbose_tells_every_claim(monkeypatch: pytest.MonkeyPatch) -> None:
