@@ -103,6 +103,8 @@ LATER = {
 }
 
 
+# submitit's jobs in this process leave their logs open.
+@pytest.mark.filterwarnings("ignore:Exception ignored in. <_io.FileIO.*DEBUG_:pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("name", [pytest.param(page, marks=LATER.get(page.rpartition("/")[2], ())) for page in PAGES])
 def test_page_runs(name: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """One namespace and one folder a page; what a console block shows must be in the output, in this order."""
