@@ -90,9 +90,9 @@ def load(id: str) -> Registered:
 #: Where checks of others come from.
 _WHERE = (
     "checks of your own are looked for in the conftest.py of this folder, of the folders above it up to the project's "
-    "root and of test folders there, in modules named with --plugin MODULE or by plugins in [tool.pytest-bnn] of "
-    f"pyproject.toml, and in installed packages with an entry point {GROUP}; a check in a test module is known to that "
-    "module's session alone"
+    "root and of test folders there (under pytest, of those that it reads), in modules named with --plugin MODULE or "
+    f"by plugins in [tool.pytest-bnn] of pyproject.toml, and in installed packages with an entry point {GROUP}; a "
+    "check in a test module is known to that module's session alone"
 )
 
 

@@ -46,7 +46,9 @@ def run(given: argparse.Namespace) -> int:
             for path, run in _read(Path(name)):
                 rows[path.resolve()] = rows_of(path, run, output)
     if not rows:
-        raise InputError("no audit was given", fix="give JSON files of audits beside the index")
+        raise InputError(
+            "no audit was given beside the index itself", fix="give JSON files of audits, or of other indexes"
+        )
     return finish(write_index(chain(*rows.values()), output), output)
 
 
@@ -64,7 +66,8 @@ def _read(path: Path) -> Iterator[tuple[Path, AuditRun]]:
         else:
             yield path, AuditRun.from_json(text)
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read ({error})", fix="give JSON files of audits") from error
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{path} cannot be read ({reason})", fix="give JSON files of audits") from error
     except InputError as error:
         raise InputError(f"{path}: {error.problem}", fix=error.fix) from error
 

@@ -51,6 +51,25 @@ def processes(workers: int) -> Processes:
     return Processes(workers)
 
 
+def require_usable(executor: Executor | None) -> None:
+    """Refuse what would hang, or start everything again and again.
+
+    Raises:
+        InputError: The executor forks this process; or this process is being started, by a script that it runs again.
+    """
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        raise InputError(
+            "the script that starts processes is run by each of them again, and comes to its audit of many checkpoints",
+            fix="put what the script does under if __name__ == '__main__':",
+        )
+    context = getattr(executor, "_mp_context", None) if isinstance(executor, ProcessPoolExecutor) else None
+    if context is not None and context.get_start_method() == "fork":
+        raise InputError(
+            "the executor forks its processes, in which torch waits for threads that are not there",
+            fix="give it mp_context=multiprocessing.get_context('spawn'), or leave it out and give jobs=N",
+        )
+
+
 def started() -> None:
     """Do nothing: a process that has done it was started, and could import this."""
 

@@ -15,6 +15,7 @@ from pytest_bnn.checks.choices import chosen
 from pytest_bnn.checks.declaration import source_of
 from pytest_bnn.data import checkpoints as files
 from pytest_bnn.errors import InputError
+from pytest_bnn.many import engines
 from pytest_bnn.many.series import Done, audit_series
 from pytest_bnn.many.work import Work
 from pytest_bnn.network.tree import kind
@@ -69,9 +70,10 @@ def audit_many(
             is; ``stage``, ``task``, ``output``, ``images`` and ``batch_dim`` as values.
 
     Raises:
-        InputError: A part cannot be named, imported or used; no checkpoint is called so.
+        InputError: A part cannot be named, imported or used; no checkpoint is called so; the executor forks.
         TypeError: There is no such part.
     """
+    engines.require_usable(executor)
     parts: dict[str, Any] = {
         name: _name(part, name) if name in _PARTS else part for name, part in named.items() if part is not None
     }

@@ -19,8 +19,8 @@ _INSTALLED = ("site-packages", "dist-packages")
 _seen: dict[str, tuple[object, str]] = {}
 
 
-def digests(modules: Iterable[str], folder: Path) -> dict[str, str]:
-    """Return the digest of each source file: of modules, of checks of the folder, and of what these import.
+def digests(modules: Iterable[str], folder: Path) -> list[tuple[str, str]]:
+    """Return name and digest of each source file: of modules, of checks of the folder, and of what these import.
 
     What is installed is left out, and so is Python itself.
 
@@ -40,7 +40,7 @@ def digests(modules: Iterable[str], folder: Path) -> dict[str, str]:
         if path not in found:
             found[path] = _digest(name, path)
             todo += [(inner, file) for inner in _imported(path) if (file := _of_project(inner, folder, path.parent))]
-    return {_shown(path, folder): found[path] for path in sorted(found)}
+    return sorted((_shown(path, folder), digest) for path, digest in found.items())
 
 
 def _of_project(name: str, *folders: Path) -> Path | None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
+import multiprocessing
 import os
 import signal
+import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from pathlib import Path
@@ -18,12 +22,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from pytest_bnn import cli
+from pytest_bnn import audit_many, cli
 from pytest_bnn.audit.named import Named
 from pytest_bnn.checks import registry
 from pytest_bnn.checks.choices import from_texts
 from pytest_bnn.commands import command as exits
-from pytest_bnn.data.checkpoints import load_into, read_state
+from pytest_bnn.data.checkpoints import found, load_into, read_state
 from pytest_bnn.errors import InputError, WeightsError
 from pytest_bnn.many import engines
 from pytest_bnn.many.series import audit_series
@@ -320,8 +324,12 @@ def rewritten(path: str, before: str, after: str) -> None:
     Path(path).write_text(text.replace(before, after), encoding="utf-8")
 
 
-CHANGES: dict[str, Callable[[], Any]] = {
-    "checkpoint": lambda: save("a.safetensors", shift=0.3) and None,
+def saved_anew() -> None:
+    save("a.safetensors", shift=0.3)
+
+
+CHANGES: dict[str, Callable[[], dict[str, Any] | None]] = {
+    "checkpoint": saved_anew,
     "data": lambda: torch.save(torch.zeros(8, 1, 4, 4), "examples.pt"),
     "network": lambda: rewritten("many_net.py", "moped_delta=0.1", "moped_delta=0.2"),
     "loss, in a module that its module imports": lambda: rewritten("many_helper.py", "1.0", "2.0"),
@@ -558,6 +566,14 @@ def test_from_the_command_line(folder: Path, capsys: pytest.CaptureFixture[str])
     for row in index.rows:
         assert (Path("out") / row.page).is_file()
         assert (Path("out") / row.audit).is_file()
+    (Path("out") / index.rows[1].page).unlink()
+    assert cli.main([*COMMAND, "--checkpoints", "runs/*/last.safetensors", "-o", "out/index.html"]) == exits.FAILED
+    again = capsys.readouterr()
+    assert again.err == "all 4 were done before\n"
+    assert (Path("out") / index.rows[1].page).is_file()
+    assert f"fail         {wide}: noise.varies" in again.out or f"fail         {wide}: mean" in again.out
+    assert cli.main([*COMMAND, "--checkpoints", "runs/*/last.safetensors", "-o", "out/index.html", "-q"]) == code
+    assert capsys.readouterr() == ("4 audits: 1 fail, 3 pass\n", "")
     page = Path("out/index.html").read_text(encoding="utf-8")
     assert page.index(wide) < page.index("runs/0/last.safetensors")
     own = [str(path) for path in Path("out").glob("*.json")]
@@ -583,6 +599,12 @@ WRONG = {
     "jobs alone": (("--jobs", "2"), "--jobs without --checkpoints"),
     "engine alone": (("--engine", "ray"), "--engine without --checkpoints"),
     "address alone": (("--checkpoints", "a.safetensors", "--ray-address", "auto"), "--ray-address without --engine"),
+    "baseline": (("--checkpoints", "a.safetensors", "--baseline", "b.json"), "--baseline with --checkpoints"),
+    "ctrf": (("--checkpoints", "a.safetensors", "--ctrf", "c.json"), "--ctrf with --checkpoints"),
+    "jobs of a cluster": (
+        ("--checkpoints", "a.safetensors", "--engine", "ray", "--ray-address", "auto", "--jobs", "2"),
+        "--jobs with --ray-address",
+    ),
     "no jobs": (("--checkpoints", "a.safetensors", "--jobs", "0"), "'0' is not a whole number from 1"),
 }
 
@@ -600,10 +622,20 @@ def test_wrong_options(folder: Path, capsys: pytest.CaptureFixture[str], case: s
 
 
 def test_merge_refuses_what_is_no_audit(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """And says which file it is."""
+    """And says which file it is; the same audit counts once, an index of nothing does no harm."""
     Path("package.json").write_text("{}", encoding="utf-8")
     assert cli.main(["merge", "package.json", "-o", "index.html"]) == exits.USAGE
     assert "package.json: the JSON is not an audit" in capsys.readouterr().err
+    save("a.safetensors")
+    audit_many("many_net:bayesian", "a.safetensors", folder="part", **PARTS)
+    audit_many("many_net:bayesian", [], folder="empty", **PARTS)
+    assert cli.main(["merge", "part/index.json", "empty/index.json", *map(str, Path("part").glob("a*.json"))]) == 0
+    assert "1 audit: 1 pass" in capsys.readouterr().out
+    assert cli.main(["merge", "index.json"]) == exits.USAGE
+    assert "no audit was given beside the index itself" in capsys.readouterr().err
+    next(Path("part").glob("a*.json")).unlink()
+    assert cli.main(["merge", "part/index.json"]) == exits.USAGE
+    assert "cannot be read (No such file or directory)" in capsys.readouterr().err
 
 
 class Net(torch.nn.Module):
@@ -625,6 +657,9 @@ def _states() -> dict[str, tuple[Any, str]]:
         "shape": ({**state, "a.bias": torch.ones(4)}, r"a.bias is \(4,\), the network's is \(3,\)"),
         "no state": ({"epoch": 3}, "holds no state_dict"),
         "a tensor": (torch.ones(3), "holds no state_dict"),
+        "a wrapper's own": ({f"inner.net.{k}": v for k, v in state.items()}, r"begins with 'inner\.net\.'"),
+        "complex": ({k: v.to(torch.complex64) for k, v in state.items()}, "a.weight is complex64, the network's is"),
+        "whole numbers": ({**state, "a.bias": torch.ones(3, dtype=torch.int8)}, "a.bias is int8, the network's is"),
         "code": (Net(), "would execute code"),
     }
 
@@ -646,6 +681,179 @@ def test_the_state_beside_an_optimizer(tmp_path: Path) -> None:
     path, state = tmp_path / "epoch.pt", Net().state_dict()
     torch.save({"state_dict": state, "epoch": 3, "optimizer": {"state": {}}}, path)
     assert all(torch.equal(tensor, state[name]) for name, tensor in read_state(path).items())
+
+
+class Tied(torch.nn.Module):
+    """One tensor under two names, a layer without a shape yet, and something that is no tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.lazy = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2), torch.nn.LazyLinear(2)
+        self.b.weight = self.a.weight
+        self.step = 0
+
+    def get_extra_state(self) -> Any:
+        """Return what is no tensor."""
+        return {"step": self.step}
+
+    def set_extra_state(self, state: Any) -> None:
+        """Take it back."""
+        self.step = state["step"]
+
+
+def test_states_of_unusual_networks(tmp_path: Path) -> None:
+    """What is shared may stand in the file once; what has no shape yet takes that of the file."""
+    saved, path = Tied(), tmp_path / "tied.pt"
+    saved.lazy(torch.ones(1, 3))
+    saved.step = 7
+    state = saved.state_dict()
+    del state["b.weight"]
+    torch.save({"model": state}, path)
+    network = Tied()
+    load_into(network, path)
+    assert network.b.weight is network.a.weight
+    assert torch.equal(network.b.weight, saved.a.weight)
+    assert (network.step, network.lazy.weight.shape) == (7, (2, 3))
+
+
+def test_patterns_and_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each file once, whatever its name holds; a folder is none, a link is one."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("a.pt", "b[1].pt", "sub/c.pt"):
+        Path(name).parent.mkdir(exist_ok=True)
+        Path(name).touch()
+    Path("link.pt").symlink_to("a.pt")
+    Path("lost.pt").symlink_to("nowhere.pt")
+    assert found(["*"]) == ["a.pt", "b[1].pt", "link.pt", "lost.pt"]
+    assert found(["./a.pt", tmp_path / "a.pt", "a*", "sub/../a.pt"]) == ["a.pt"]
+    assert found([Path("b[1].pt"), "**/c.pt"]) == ["b[1].pt", "sub/c.pt"]
+    assert found(["~/a.pt"]) == [str(tmp_path / "a.pt")]
+    with pytest.raises(InputError, match="'sub' is a folder, not a checkpoint"):
+        found(["su*"])
+
+
+PARTS: dict[str, Any] = {"data": "many_net:held_out", "checks": ["layers.replaced"]}
+
+
+def test_in_python(folder: Path) -> None:
+    """A pattern alone, no file at all, functions in place of names; what cannot be used is said before it is tried."""
+    import many_net
+
+    save("runs/0.safetensors")
+    index = audit_many(many_net.bayesian, "runs/*.safetensors", folder="out", **PARTS)
+    assert [row.name for row in index.rows] == ["runs/0.safetensors"]
+    assert audit_many("many_net:bayesian", [], folder="none", **PARTS).rows == ()
+    assert "There is no audit here" in Path("none/index.html").read_text(encoding="utf-8")
+    Path("file").touch()
+    wrong: dict[str, dict[str, Any]] = {
+        "data is a Tensor, which other processes cannot import": {"data": torch.zeros(2000)},
+        "jobs is 0": {"jobs": 0},
+        "file/index.html' cannot be written": {"folder": "file"},
+        "with_an_argument needs the argument width": {"model": "many_net:with_an_argument"},
+        "the executor forks": {"executor": ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("fork"))},
+    }
+    for words, arguments in wrong.items():
+        given = {"model": many_net.bayesian, "checkpoints": "runs/*", "folder": "out", **PARTS, **arguments}
+        with pytest.raises(InputError, match=words):
+            audit_many(**given)
+
+
+def test_only_rows_are_kept(folder: Path) -> None:
+    """However many checkpoints there are, only those that are at work are in memory, and no file stays open."""
+    for number in range(10):
+        save(f"runs/{number}.safetensors", shift=number / 10)
+    seen: list[tuple[int, int]] = []
+
+    def done(_job: Job, _run: AuditRun, count: int, _of: int) -> None:
+        if count not in (2, 10):
+            return
+        alive = sum(type(one) is AuditRun for one in gc.get_objects())
+        seen.append((alive, len(list(Path("/proc/self/fd").glob("*")))))
+
+    with ThreadPoolExecutor(1) as executor:
+        for more in ({"folder": "one"}, {"folder": "two", "executor": executor}, {"folder": "two"}):
+            seen.clear()
+            audit_many("many_net:bayesian", "runs/*", done=done, **more, **PARTS)
+            assert len(seen) == 2
+            (runs, files), (runs_later, files_later) = seen
+            assert (runs_later <= runs + 3, files_later <= files + 3) == (True, True), seen  # of 8 more
+
+
+SCRIPT = """
+from pytest_bnn import audit_many
+
+index = audit_many("many_net:bayesian", "*.safetensors", folder="out", jobs=2, checks=["layers.replaced"])
+print([row.verdict.value for row in index.rows])
+"""
+
+SLOW = """
+import time
+from many_net import *
+
+
+class Slow(Records):
+    def load_state_dict(self, *given, **more):
+        time.sleep(600)
+"""
+
+
+@pytest.mark.nightly("processes are started, 15 s")
+def test_a_script_needs_no_guard(folder: Path) -> None:
+    """The processes that it starts do not run it again."""
+    for number in range(2):
+        save(f"{number}.safetensors")
+    Path("script.py").write_text(SCRIPT, encoding="utf-8")
+    done = subprocess.run([sys.executable, "script.py"], capture_output=True, text=True, check=False, env=environment())
+    assert (done.stdout, done.returncode) == ("['pass', 'pass']\n", 0), done.stderr
+
+
+@pytest.mark.nightly("processes are started and ended: half a minute")
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="it looks at processes in /proc")
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", exits.INTERRUPTED), ("SIGKILL", -9), ("SIGTERM", -15)])
+def test_no_process_outlives_the_command(folder: Path, name: str, code: int) -> None:
+    """Whatever ended it: from the keyboard, all of the group get the signal; from elsewhere, the command alone."""
+    for number in range(2):
+        save(f"{number}.safetensors")
+    Path("slow.py").write_text(SLOW, encoding="utf-8")
+    command = [sys.executable, "-m", "pytest_bnn.cli", "audit", "--model", "slow:Slow", "--jobs", "2"]
+    command += ["--checkpoints", "*.safetensors", "--checks", "layers.replaced"]
+    started = subprocess.Popen(
+        command, env=environment(), start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    deadline = time.monotonic() + 120
+    while len(members(started.pid)) < 4 and time.monotonic() < deadline:  # it, two workers and their tracker
+        time.sleep(0.2)
+    time.sleep(5)
+    if name == "SIGINT":
+        os.killpg(started.pid, signal.SIGINT)
+    else:
+        os.kill(started.pid, getattr(signal, name))
+    said, _ = started.communicate(timeout=60)
+    assert started.returncode == code
+    while members(started.pid) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert members(started.pid) == []
+    assert "Traceback" not in said
+    if name == "SIGINT":
+        assert said == "pytest-bnn: interrupted\n"
+
+
+def members(session: int) -> list[int]:
+    """Return the living processes of a session."""
+    living = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, _, number = path.read_text().rpartition(")")[2].split()[:4]
+        except OSError:
+            continue
+        if int(number) == session and state != "Z":
+            living.append(int(path.parent.name))
+    return living
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(exits.__file__).parents[2]), *sys.path])}
 
 
 def test_an_index_that_is_none() -> None:

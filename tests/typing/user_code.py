@@ -6,6 +6,8 @@ It is checked with the tests (`mypy tests`) and, alone and as a user's project, 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +18,11 @@ import pytest_bnn
 from pytest_bnn import Audit, AuditRun, Batch, Event, Evidence, Finding, Loss, Subject, Verdict, check
 from pytest_bnn.checks.values import Positive
 from pytest_bnn.example import Teacher, load_teacher, outside_digits
+from pytest_bnn.libraries.gaussian import EXP, PosteriorTensor, kl_of_normals
+from pytest_bnn.libraries.posterior import bayesian_layers
+from pytest_bnn.libraries.protocol import CAPABILITIES, Adapter, BayesianLayer, Convention, Words
+from pytest_bnn.many.work import Job
+from pytest_bnn.records.run import SubjectRecord
 
 
 @check("mycompany.width", claim="No posterior is too wide.", needs=("images",))
@@ -50,6 +57,77 @@ def two_inputs(left: Tensor, right: Tensor) -> Batch:
 def bayesian(bnn_convert: Callable[..., nn.Module], resnet18_teacher: nn.Module) -> nn.Module:
     """Return a conversion."""
     return bnn_convert(resnet18_teacher, moped_delta=0.2)
+
+
+class Gaussian(nn.Module):
+    """A layer of a library of one's own."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.center = nn.Parameter(torch.randn(outputs, inputs))
+        self.log_sigma = nn.Parameter(torch.full((outputs, inputs), -3.0))
+        self.prior_center, self.prior_width = 0.0, 1.0
+
+
+class Mine:
+    """What tells the checks how its layers compute."""
+
+    name = "mine"
+    can = CAPABILITIES
+    conventions: tuple[Convention, ...] = ("sum",)
+    words = Words(library="mine", kl="kl", rho="log_sigma", convert="build it", wider="wider", narrower="narrower")
+
+    def owns(self, module: nn.Module) -> bool:
+        """Return whether a module is one of its layers."""
+        return isinstance(module, Gaussian)
+
+    def layer(self, path: str, module: nn.Module) -> BayesianLayer | None:
+        """Return the layer that a module is."""
+        names = ("center", "log_sigma", "eps", "prior_center", "prior_width")
+        tensors = (PosteriorTensor(path, "weight", module, *names, EXP),)
+        return BayesianLayer(path, module, "Linear", "own", tensors, self) if self.owns(module) else None
+
+    def layer_kl(self, layer: BayesianLayer) -> Tensor:
+        """Return the KL of a layer."""
+        (one,) = layer.tensors
+        return kl_of_normals(one.mu, one.rho.exp(), one.prior_mu, one.prior_sigma).sum()
+
+    def kl(self, model: nn.Module) -> Tensor | None:
+        """Return the KL of a model."""
+        layers = bayesian_layers(model)
+        return torch.stack([self.layer_kl(layer) for layer in layers]).sum() if layers else None
+
+    def brings_own_kl(self, layer: BayesianLayer) -> bool:
+        """Return whether a layer has another KL."""
+        return False
+
+    def is_stock(self, layer: BayesianLayer) -> bool:
+        """Return whether the sampler may stand in for a layer."""
+        return False
+
+    def border(self, layer: BayesianLayer) -> None:
+        """Return how a layer pads its input."""
+
+
+mine: Adapter = Mine()
+
+
+def pytest_bnn_subject(item: pytest.Item, subject: SubjectRecord) -> None:
+    """Take what was audited."""
+    assert item.name or subject.name
+
+
+def sweep(files: list[Path]) -> list[Verdict]:
+    """Return the verdicts of checkpoints, judged by processes and by an executor."""
+    with ThreadPoolExecutor(1) as executor:
+        index = pytest_bnn.audit_many("my_net:bayesian", files, folder="sweep", executor=executor, done=told)
+    again = pytest_bnn.audit_many(Mine, "runs/*.pt", folder=Path("sweep"), jobs=3, data="my_net:held_out")
+    return [row.verdict for row in (*index.rows, *again.rows)]
+
+
+def told(job: Job, run: AuditRun, count: int, of: int) -> None:
+    """Take what is done."""
+    assert job.earlier or count <= of or run.verdict
 
 
 def test_audit(bnn_audit: Audit, bayesian: nn.Module) -> None:
