@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from pytest_bnn.audit.subjects import Described
 from pytest_bnn.checks import choices, registry
 from pytest_bnn.errors import ClaimWarning, InputError, PytestBnnError
 from pytest_bnn.gathering.around_tests import in_force
+from pytest_bnn.gathering.outcomes import group_of
 from pytest_bnn.items import wording
 from pytest_bnn.items.requests import TABLES, Wanted, of
 from pytest_bnn.presets import PRESETS
@@ -87,7 +87,7 @@ class SubjectNode(pytest.Collector):
     def collect(self) -> Iterator[CheckItem]:
         """Yield an item for each check, in the order of a report."""
         grouped = self.config.pluginmanager.hasplugin("xdist")  # without it, nobody has declared the marker
-        group = re.sub(r"[@\]\[]", "-", self.nodeid)
+        group = group_of(self.nodeid)
         session = of_session(self.config)
         with in_force(replace(session, choices=session.choices.and_also(self.described.choices))):
             wanted = [id for id in registry.ids() if not choices.left_out_by_preset(id)]

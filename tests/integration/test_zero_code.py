@@ -279,6 +279,8 @@ def test_workers_give_the_same_report(tmp_path: Path, dist: str) -> None:
     alone = session(tmp_path / "alone", *arguments, files={"pyproject.toml": TABLES}) if dist == "load" else None
     found = session(tmp_path / "many", *arguments, "-n2", f"--dist={dist}", files={"pyproject.toml": TABLES})
     assert [subject["name"] for subject in found.audit["subjects"]] == ["small", "half"]
+    known = {check["test"] for check in found.audit["checks"]}
+    assert {test["test"] for test in found.audit["session"]["tests"]} == known  # without the worker's group
     if alone is None:
         assert found.made == 2, found.text
         return
