@@ -13,6 +13,7 @@ import pytest
 
 from pytest_bnn.audit.subjects import Described
 from pytest_bnn.checks import choices, registry
+from pytest_bnn.checks.changed import changes
 from pytest_bnn.errors import ClaimWarning, InputError, PytestBnnError
 from pytest_bnn.gathering.around_tests import in_force
 from pytest_bnn.gathering.outcomes import group_of
@@ -27,6 +28,7 @@ from pytest_bnn.session import of_session, of_test
 if TYPE_CHECKING:
     from _pytest._code.code import TerminalRepr
 
+    from pytest_bnn.records.run import Change
     from pytest_bnn.subject import Subject
 
 
@@ -133,6 +135,8 @@ class SubjectNode(pytest.Collector):
             (found,) = run_steps(self._subject, steps)
         evidence = replace(found, key=self.nodeid, test=f"{self.nodeid}::{item.name}")
         record(evidence)
+        for change in self._changes(item):
+            record(change)
         return evidence
 
     def teardown(self) -> None:
@@ -161,6 +165,13 @@ class SubjectNode(pytest.Collector):
             return parts.subject(name=self.described.name)
         load_into(parts.model, self.described.checkpoint)
         return parts.subject(model=parts.model, name=self.described.name)
+
+    def _changes(self, item: CheckItem) -> list[Change]:
+        """Return the options of a check that the subject's own table, or what is short for them, changes."""
+        with in_force(of_session(self.config)):
+            before = changes()
+        with self._in_force(item):
+            return [one for one in changes() if one not in before and one.name.startswith(f"{item.name}.")]
 
     @contextmanager
     def _in_force(self, item: pytest.Item) -> Iterator[None]:
