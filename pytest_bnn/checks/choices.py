@@ -14,7 +14,7 @@ import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -34,10 +34,14 @@ _TABLE = "[tool.pytest-bnn] in pyproject.toml"
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The values that one source gives for one option, not yet parsed: two where it gives the option twice."""
+    """The values that one source gives for one option, not yet parsed: two where it gives the option twice.
+
+    ``place`` tells tables of one level apart: that of a subject goes before the project's.
+    """
 
     given: tuple[object, ...]
     source: Source
+    place: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,17 +57,24 @@ class Choices:
 
         In one source, a check's own id goes before a pattern such as ``uncertainty.*``.
         """
-        found = self.by_name.get((id, option), ())
+        own = self.by_name.get((id, option), ())
+        found: tuple[Choice, ...] = ()
         if option == SEVERITY:
             patterns = [name for name in self.by_name if _is_pattern(name[0]) and name[1] == option]
             matching = [name for name in patterns if name[0] != id and fnmatch.fnmatchcase(id, name[0])]
-            found = (*(choice for name in matching for choice in self.by_name[name]), *found)
-        return max(reversed(found), key=lambda choice: choice.source.level, default=None)
+            found = tuple(choice for name in matching for choice in self.by_name[name])
+        # Of equals, `max` returns the first.
+        return max(reversed((*found, *own)), key=lambda choice: (choice.source.level, choice.place), default=None)
 
     def and_also(self, other: Choices) -> Choices:
-        """Merge these choices with others."""
+        """Merge these choices with others, which go before those of the same level."""
         names = {*self.by_name, *other.by_name}
-        both = {name: (*self.by_name.get(name, ()), *other.by_name.get(name, ())) for name in names}
+        first = 1 + max((choice.place for found in self.by_name.values() for choice in found), default=-1)
+        later = {
+            name: tuple(replace(choice, place=first + choice.place) for choice in found)
+            for name, found in other.by_name.items()
+        }
+        both = {name: (*self.by_name.get(name, ()), *later.get(name, ())) for name in names}
         plugins = (*self.plugins, *(p for p in other.plugins if p not in self.plugins))
         return Choices(both, plugins, other.preset or self.preset)
 

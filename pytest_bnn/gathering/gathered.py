@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 import pytest
 
 from pytest_bnn.audit.causes import explained
-from pytest_bnn.gathering.outcomes import Outcomes
+from pytest_bnn.gathering.outcomes import Outcomes, without_group
 from pytest_bnn.records.codec import from_plain
 from pytest_bnn.records.evidence import Evidence, is_failure
 from pytest_bnn.records.run import AuditRun, Change, SubjectRecord
@@ -43,8 +43,9 @@ class Gathered:
         if plain is None:
             return
         path, line, _ = report.location
-        self.places[report.nodeid] = (path, (line or 0) + 1)
-        place = (path, line or 0, plain["order"], report.nodeid, _PHASES.index(report.when))
+        id = without_group(report.nodeid)
+        self.places[id] = (path, (line or 0) + 1)
+        place = (path, line or 0, plain["order"], id, _PHASES.index(report.when))
         self._found.append((place, from_plain(plain["test"], AuditRun), plain["numbers"]))
         for end, run, numbers in plain["shared"]:
             self._take_shared(((end, sys.maxsize, "", "", 0) if end else place, from_plain(run, AuditRun), numbers))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
 from collections.abc import Collection, Iterable
@@ -66,7 +67,7 @@ class Outcomes:
 
     def collect(self, ids: Iterable[str]) -> None:
         """Take the node ids of all tests that should run; each worker has the same."""
-        self.collected.update(dict.fromkeys(ids))
+        self.collected.update(dict.fromkeys(map(without_group, ids)))
 
     def leave_out(self, tests: int, last_failed: bool) -> None:
         """Take what `left_out` says; each worker has the same."""
@@ -74,9 +75,10 @@ class Outcomes:
 
     def take(self, report: pytest.TestReport) -> None:
         """Take how a phase of a test ended."""
+        id = without_group(report.nodeid)
         if report.when == "setup":  # a test that is run again starts anew
-            self._tests.pop(report.nodeid, None)
-        test = self._tests.setdefault(report.nodeid, _Test("passed"))
+            self._tests.pop(id, None)
+        test = self._tests.setdefault(id, _Test("passed"))
         line = report.location[1]
         test.line = test.line if line is None else line
         found = _outcome(report)
@@ -139,6 +141,17 @@ class Outcomes:
         if words.startswith("stopping after") and most:
             words += " (-x)" if most == 1 else f" (--maxfail={most})"
         return words
+
+
+def group_of(parent: str) -> str:
+    """Return the group in which pytest-xdist keeps the checks below a node together."""
+    return re.sub(r"[@\]\[]", "-", parent)
+
+
+def without_group(id: str) -> str:
+    """Return a node id without the group that pytest-xdist puts behind those of checks, as their evidence has it."""
+    head, at, group = id.rpartition("@")
+    return head if at and group == group_of(head.rpartition("::")[0]) else id
 
 
 def is_subtest(report: pytest.TestReport) -> bool:

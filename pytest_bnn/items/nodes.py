@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,8 +13,10 @@ import pytest
 
 from pytest_bnn.audit.subjects import Described
 from pytest_bnn.checks import choices, registry
+from pytest_bnn.checks.changed import changes
 from pytest_bnn.errors import ClaimWarning, InputError, PytestBnnError
 from pytest_bnn.gathering.around_tests import in_force
+from pytest_bnn.gathering.outcomes import group_of
 from pytest_bnn.items import wording
 from pytest_bnn.items.requests import TABLES, Wanted, of
 from pytest_bnn.presets import PRESETS
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from _pytest._code.code import TerminalRepr
 
     from pytest_bnn.data.origin import Origin
+    from pytest_bnn.records.run import Change
     from pytest_bnn.subject import Subject
 
 
@@ -90,7 +92,7 @@ class SubjectNode(pytest.Collector):
     def collect(self) -> Iterator[CheckItem]:
         """Yield an item for each check, in the order of a report."""
         grouped = self.config.pluginmanager.hasplugin("xdist")  # without it, nobody has declared the marker
-        group = re.sub(r"[@\]\[]", "-", self.nodeid)
+        group = group_of(self.nodeid)
         session = of_session(self.config)
         with in_force(replace(session, choices=session.choices.and_also(self.described.choices))):
             wanted = [id for id in registry.ids() if not choices.left_out_by_preset(id)]
@@ -137,6 +139,8 @@ class SubjectNode(pytest.Collector):
         evidence = replace(found, key=self.nodeid, test=f"{self.nodeid}::{item.name}")
         record(evidence)
         self._found.append(evidence)
+        for change in self._changes(item):
+            record(change)
         return evidence
 
     def teardown(self) -> None:
@@ -165,6 +169,13 @@ class SubjectNode(pytest.Collector):
             parts = parts.with_state(self.described.checkpoint)
         self._origin = parts.origin
         return parts.subject(name=self.described.name)
+
+    def _changes(self, item: CheckItem) -> list[Change]:
+        """Return the options of a check that the subject's own table, or what is short for them, changes."""
+        with in_force(of_session(self.config)):
+            before = changes()
+        with self._in_force(item):
+            return [one for one in changes() if one not in before and one.name.startswith(f"{item.name}.")]
 
     @contextmanager
     def _in_force(self, item: pytest.Item) -> Iterator[None]:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import pytest_bnn
+from pytest_bnn.audit import subjects
 from pytest_bnn.audit.plan import plan
 from pytest_bnn.audit.run import audit_model, planned
 from pytest_bnn.checks import choices, registry
@@ -192,6 +193,19 @@ def test_an_id_goes_before_a_pattern_and_a_stronger_source_before_both(tmp_path:
             assert (severity_of("uncertainty.ood"), severity_of("uncertainty.shift")) == ("error", "warn")
         with choosing(project.and_also(from_texts(["uncertainty.*.severity=off"], "--set"))):
             assert (severity_of("uncertainty.ood"), severity_of("uncertainty.shift")) == ("off", "off")
+
+
+def test_a_subject_s_pattern_goes_before_the_project_s_id(tmp_path: Path) -> None:
+    """A subject's table is about it alone; in one table the id goes first, in whichever order they stand."""
+    (tmp_path / "pyproject.toml").write_text(
+        '[tool.pytest-bnn.checks."uncertainty.ood"]\nseverity = "error"\n'
+        '[tool.pytest-bnn.subjects.net]\nmodel = "net:net"\n'
+        'checks."uncertainty.shift".severity = "error"\nchecks."uncertainty.*".severity = "off"\n',
+        encoding="utf-8",
+    )
+    (net,) = subjects.from_project(tmp_path)
+    with choosing(from_project(tmp_path).and_also(net.choices)):
+        assert [severity_of(f"uncertainty.{name}") for name in ("ood", "shift", "errors")] == ["off", "error", "off"]
 
 
 @pytest.mark.parametrize(
