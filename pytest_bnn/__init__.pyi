@@ -70,6 +70,7 @@ from pytest_bnn.errors import (
     InputError as InputError,
     PytestBnnError as PytestBnnError,
     WeightsError as WeightsError,
+    WriteError as WriteError,
 )
 from pytest_bnn.example.audit import audit_resnet18 as audit_resnet18
 from pytest_bnn.example.images import (

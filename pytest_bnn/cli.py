@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from pytest_bnn.commands import audit, compare, init, merge, render, schema
+from pytest_bnn.commands import audit, compare, digest, init, merge, render, schema
 from pytest_bnn.commands.command import BROKEN, INTERRUPTED, USAGE, Parser, reader_may_leave
 from pytest_bnn.errors import InputError, PytestBnnError
 
 #: In the order of ``--help``.
-_COMMANDS = (audit, compare, init, merge, render, schema)
+_COMMANDS = (audit, compare, digest, init, merge, render, schema)
 
 
 def parser() -> Parser:
@@ -50,17 +51,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 @contextmanager
 def _any_text() -> Iterator[None]:
-    """Let standard output show what its encoding lacks as an escape, in place of raising."""
-    out = sys.stdout
-    errors, reconfigure = getattr(out, "errors", None), getattr(out, "reconfigure", None)
-    if errors != "strict" or reconfigure is None:
-        yield
-        return
-    reconfigure(errors="backslashreplace")
+    """Let standard output and error show what their encoding lacks as an escape, in place of raising."""
+    before = []
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
+            before.append((stream, stream.errors))
+            stream.reconfigure(errors="backslashreplace")
     try:
         yield
     finally:
-        reconfigure(errors=errors)
+        for stream, errors in before:
+            stream.reconfigure(errors=errors)
 
 
 def _main(arguments: Sequence[str] | None) -> int:

@@ -19,11 +19,14 @@ from pytest_bnn.errors import PytestBnnError
 from pytest_bnn.gathering.around_tests import in_force
 from pytest_bnn.gathering.gathered import Gathered
 from pytest_bnn.gathering.outcomes import LEFT_OUT, Outcomes, left_out
-from pytest_bnn.records.evidence import Verdict
+from pytest_bnn.presets import PRESETS
+from pytest_bnn.records.baseline import Recording, with_known
+from pytest_bnn.records.codec import one_line
+from pytest_bnn.records.evidence import Evidence
 from pytest_bnn.records.run import AuditRun
 from pytest_bnn.report import outputs
 from pytest_bnn.report.files import require_writable, write_report
-from pytest_bnn.session import in_words, is_told_at_the_start, of_session
+from pytest_bnn.session import baseline_of, in_words, is_told_at_the_start, of_session
 
 #: Where a worker finds the seed of the session.
 SEED = "bnn_seed"
@@ -40,21 +43,27 @@ class Files:
     ctrf: Path | None = None
 
     @classmethod
-    def of(cls, config: pytest.Config) -> Files:
+    def of(cls, config: pytest.Config, baseline: Path | None = None) -> Files:
         """Return what a session was asked to write, which is nothing where it runs no tests.
 
         Raises:
-            InputError: A file cannot be written.
+            InputError: A file cannot be written, or it is another one of the session, as its ``baseline``.
         """
         if any(config.getoption(name, False) for name in ("collectonly", "setuponly", "setupplan")):
             return cls()
-        start, texts = config.invocation_params.dir, {}
-        for option, require in (("--bnn-report", require_writable), ("--bnn-ctrf", outputs.require_writable_json)):
-            text = texts[option] = config.getoption(option)
-            if text is not None:
-                require(text if not text or Path.cwd() == start else start / text, option)
-        report, ctrf = (None if text is None else start / text for text in texts.values())
-        return cls(report, ctrf)
+        start, others = config.invocation_params.dir, {} if baseline is None else {"the baseline": baseline}
+
+        def given(option: str) -> str | Path | None:
+            text: str | None = config.getoption(option)
+            return start / text if text and Path.cwd() != start else text
+
+        report, ctrf = given("--bnn-report"), given("--bnn-ctrf")
+        if report is not None:
+            require_writable(report, "--bnn-report")
+            others["the report's JSON"] = Path(report).with_suffix(".json")
+        if ctrf is not None:
+            outputs.require_writable_json(ctrf, "--bnn-ctrf", others)
+        return cls(*(None if path is None else start / path for path in (report, ctrf)))
 
 
 class Collector:
@@ -120,8 +129,11 @@ class Collector:
             self._write(self.session)
 
     def _write(self, session: pytest.Session) -> None:
-        """Write the files; what was there stays where pytest was called wrongly, so that no test was looked for."""
+        """Write the files; what was there stays where pytest was called wrongly, and where there was no test to run."""
         if session.exitstatus == pytest.ExitCode.USAGE_ERROR:
+            return
+        if session.exitstatus == pytest.ExitCode.NO_TESTS_COLLECTED and not self.outcomes.collected:
+            self.said = ["no test ran, so that no report was written"] if self.files != Files() else []
             return
         self.outcomes.leave_out(*left_out(self.config))
         first, self.written, self.said = self.written is None, int(session.exitstatus), []
@@ -132,7 +144,8 @@ class Collector:
                 page, data = write_report(run, self.files.report)
                 self.said.append(f"report: {self._shown(page)} and {data.name}")
             if self.files.ctrf is not None:
-                outputs.write_ctrf(run, self.files.ctrf, inconclusive=of_session(self.config).settings.inconclusive)
+                policy = of_session(self.config).settings.inconclusive
+                outputs.write_ctrf(run, self.files.ctrf, inconclusive=policy, known=self._known)
                 self.said.append(f"CTRF: {self._shown(self.files.ctrf)}")
         except (OSError, PytestBnnError) as error:
             self.said.append(f"the report could not be written: {error}")
@@ -170,7 +183,18 @@ class Collector:
                 duration=time.perf_counter() - self.start,
             )
         record = self.outcomes.record(int(session.exitstatus), self.gathered.tests(), why)
-        return reported(self.config, replace(run, provenance=said, session=record))
+        run = reported(self.config, replace(run, provenance=said, session=record))
+        held = baseline_of(self.config)
+        if held is None or isinstance(held, Recording):
+            return run
+        return with_known(run, held, inconclusive=settings.settings.inconclusive)
+
+    def _known(self, check: Evidence) -> bool:
+        """Return whether a failure is known from the session's baseline."""
+        held = baseline_of(self.config)
+        if held is None or isinstance(held, Recording):
+            return False
+        return held.knows(check, inconclusive=of_session(self.config).settings.inconclusive, test=check.test)
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """Say how many checks ran, which claims do not hold, and where the report is."""
@@ -180,6 +204,9 @@ class Collector:
         terminalreporter.section("bnn")
         for line in _summary(run):
             terminalreporter.line(line)
+        words = PRESETS[of_session(self.config).settings.preset].words
+        if words and any(cut.startswith(words) for cut in run.cut):
+            terminalreporter.line(f"not the whole audit: {words}")
         if not is_told_at_the_start(self.config):
             terminalreporter.line(f"settings: {in_words(of_session(self.config))}")
         for line in self.said:
@@ -193,22 +220,27 @@ class Collector:
                 for test, (file, line) in self.gathered.places.items()
             }
             policy = of_session(self.config).settings.inconclusive
-            for line in annotation_lines(run, places, inconclusive=policy):
+            for line in annotation_lines(run, places, inconclusive=policy, known=self._known):
                 terminalreporter.line(line)
 
 
 def _summary(run: AuditRun) -> Iterable[str]:
-    """Say what was found, without the failures that tests expected."""
-    checks = [check for check in run.checks if not check.expected]
-    counts = {verdict: sum(check.verdict is verdict for check in checks) for verdict in Verdict}
-    words = [f"{count} {verdict.replace('_', ' ')}" for verdict, count in counts.items() if count]
-    yield f"{len(checks)} {'check' if len(checks) == 1 else 'checks'}: {', '.join(words) or 'none ran'}"
-    told = [check for check in checks if check.verdict not in (Verdict.PASS, Verdict.NOT_APPLICABLE)]
+    """Say what was found, counted as on the page: claims about subjects, without the failures that tests expected."""
+    from pytest_bnn.report.outline import outline
+    from pytest_bnn.report.standing import LOUD, Standing, word
+
+    shape = outline(run)
+    order = (Standing.PASS, Standing.WARN, Standing.INCONCLUSIVE, Standing.FAIL, *Standing)
+    words = [f"{shape.counts[of]} {word(of)}" for of in dict.fromkeys(order) if shape.counts.get(of)]
+    total = sum(shape.counts.values())
+    yield f"{total} {'claim' if total == 1 else 'claims'}: {', '.join(words) or 'none was checked'}"
+    cards = [cell.card for group in shape.groups for cell in group.cells if cell.card.standing in LOUD]
+    told = [card.evidence for card in sorted(cards, key=lambda card: int(card.anchor[1:]))]
     for check in told[:_MOST_LINES]:
-        yield f"  {check.verdict.value:<12} {check.id:<20} {check.subject}: {check.headline}"
+        yield one_line(f"  {check.verdict.value:<12} {check.id:<20} {check.subject}: {check.headline}")
     if len(told) > _MOST_LINES:
         yield f"  and {len(told) - _MOST_LINES} more"
-    expected = len(run.checks) - len(checks)
+    expected = len(shape.expected)
     if expected:
         yield f"{expected} {'failure was' if expected == 1 else 'failures were'} expected"
     for sampler, count in Counter(check.sampler for check in run.checks if check.sampler).items():

@@ -34,3 +34,7 @@ class BrokenEnvironmentError(PytestBnnError):
 
 class ClaimWarning(UserWarning):
     """What a check of a network that is audited without a test found and no claim forbids."""
+
+
+class WriteError(PytestBnnError):
+    """A report that the system would not write, for want of space for example; the one before it is unchanged."""

@@ -67,11 +67,12 @@ def settle(config: pytest.Config) -> Held | None:
             f"{_OPTION} is {given or ini!r}, which the report's JSON overwrites", fix="give the baseline another name"
         )
     if update:
+        baseline.require_writable(path, _OPTION)
         before = baseline.read(path, _OPTION, _UPDATE, shown=given or ini) if path.exists() else None
         hold_to(config, baseline.Recording())
     else:
         before = baseline.read(path, _OPTION, _UPDATE, shown=given or ini)
-        hold_to(config, Baseline(before))
+        hold_to(config, Baseline(before, given or ini))
     return Held(path, before, update)
 
 

@@ -74,7 +74,8 @@ def pytest_configure(config: pytest.Config) -> None:
     try:
         settle_session(config, _settings(config))
         held = gate.settle(config)
-        files = collector.Files() if hasattr(config, "workerinput") else collector.Files.of(config)
+        baseline = None if held is None else held.path
+        files = collector.Files() if hasattr(config, "workerinput") else collector.Files.of(config, baseline)
         requests.take(config)
     except PytestBnnError as error:
         raise pytest.UsageError(str(error)) from None

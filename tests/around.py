@@ -17,3 +17,8 @@ class Around(nn.Module):
 
     def forward(self, x: Tensor) -> Any:
         return self._forward(self.network, x)
+
+
+def plain(text: str) -> str:
+    """A message without its capitals and the marks of code: what is said, however it is set."""
+    return text.replace("`", "").lower()

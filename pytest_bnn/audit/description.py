@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
@@ -14,6 +13,8 @@ from pytest_bnn.audit.pictures import class_name, thumbnail
 from pytest_bnn.audit.predictive import predictive
 from pytest_bnn.checks.layers.replaced import is_convolution_or_linear, replaced
 from pytest_bnn.checks.noise.spread import contributions
+from pytest_bnn.data.digests import of_state
+from pytest_bnn.data.origin import Origin, of_function
 from pytest_bnn.libraries.posterior import bayesian_layers
 from pytest_bnn.records.evidence import Acceptance, Evidence
 from pytest_bnn.records.run import ClassShare, LayerRow, Prediction, SubjectRecord, TrainingStep
@@ -30,7 +31,10 @@ _EACH = {_DISAGREE: 4, _WRONG: 2, _UNSURE: 2}
 
 
 def describe(
-    subject: Subject, training: Sequence[TrainingStep] = (), evidence: Sequence[Evidence] = ()
+    subject: Subject,
+    training: Sequence[TrainingStep] = (),
+    evidence: Sequence[Evidence] = (),
+    origin: Origin | None = None,
 ) -> SubjectRecord:
     """Describe a subject for the report; predictions are shown where passes were drawn already.
 
@@ -38,7 +42,9 @@ def describe(
         subject: What was audited.
         training: The trajectory of its fine-tuning.
         evidence: What checks found on it: of it come the layers that are deterministic on purpose.
+        origin: Where its parts came from, as far as that is known.
     """
+    origin = origin or Origin()
     return SubjectRecord(
         name=subject.name,
         stage=subject.stage,
@@ -52,20 +58,23 @@ def describe(
         prediction_summary=predictive(subject),
         sampler=subject.sampler,
         key=subject.key,
+        data_sha256=subject.data_sha256(),
+        sources={**_sources(subject), **origin.sources},
+        files=origin.files,
     )
 
 
 def sha256(model: nn.Module) -> str:
-    """Return the SHA-256 of a model's state: names, dtypes, shapes and bytes of its state_dict, in its order."""
-    digest = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
-        if not isinstance(tensor, Tensor) or is_lazy(tensor):
-            continue
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-        if tensor.is_meta:  # it has no bytes
-            continue
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+    """Return the SHA-256 of a model's state, as `of_state` computes it."""
+    return of_state(model.state_dict())
+
+
+def _sources(subject: Subject) -> dict[str, str]:
+    """Say where the functions are from that were given beside a model."""
+    factory = None if subject.factory is None else subject.factory.make
+    functions = {"model": factory, "loss": subject.loss}
+    told = {role: of_function(function) for role, function in functions.items() if function is not None}
+    return {role: words for role, words in told.items() if words}
 
 
 def _accepted(evidence: Sequence[Evidence]) -> dict[str, Acceptance]:

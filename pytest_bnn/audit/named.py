@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import nn
 
 from pytest_bnn.audit.plan import Explicit
 from pytest_bnn.audit.run import Progress, audit_model, subject_of
-from pytest_bnn.data import sources
+from pytest_bnn.data import checkpoints, origin, sources
+from pytest_bnn.data.origin import Origin, files_read
 from pytest_bnn.data.samples import MAX_EXAMPLES, Samples
 from pytest_bnn.errors import InputError, PytestBnnError
 from pytest_bnn.network.isolation import seed_everything
@@ -59,7 +62,7 @@ class Named:
         Raises:
             InputError: A name or what it stands for cannot be used; whatever it raises is told, an exit too.
         """
-        seed = in_force().seed
+        seed, start = in_force().seed, Path.cwd()
 
         def part(name: str, load: Callable[[str, str], T], named: str | None) -> T | None:
             if named is None:
@@ -72,20 +75,45 @@ class Named:
         def examples(name: str, option: str) -> Samples:
             return sources.load_data(name, option, self.images, seed=seed, dim=self.batch_dim)
 
-        made = part("model", sources.load_model_and_factory, self.model)
+        with files_read() as of_model:
+            made = part("model", sources.load_model_and_factory, self.model)
         assert made is not None
         model, factory = made
-        teacher = part("teacher", sources.load_model, self.teacher)
-        data, evaluation = part("data", examples, self.data), part("evaluation", examples, self.evaluation)
-        ood, shifts = part("ood", sources.load_named, self.ood), part("shifts", sources.load_named, self.shifts)
-        slices = part("slices", sources.load_function, self.slices)
-        loss = part("loss", sources.load_loss, self.loss)
-        return Parts(self, model, factory, teacher, data, evaluation, ood, shifts, slices, loss)
+        with files_read() as beside:
+            teacher = part("teacher", sources.load_model, self.teacher)
+            data, evaluation = part("data", examples, self.data), part("evaluation", examples, self.evaluation)
+            ood, shifts = part("ood", sources.load_named, self.ood), part("shifts", sources.load_named, self.shifts)
+            slices = part("slices", sources.load_function, self.slices)
+            loss = part("loss", sources.load_loss, self.loss)
+        named = {part: name for part, name in asdict(self).items() if part in _BY_NAME and name is not None}
+        return Parts(
+            named=self,
+            model=model,
+            factory=factory,
+            teacher=teacher,
+            data=data,
+            evaluation=evaluation,
+            ood=ood,
+            shifts=shifts,
+            slices=slices,
+            loss=loss,
+            of_model=Origin(files=of_model.digests()),
+            beside=Origin(
+                sources={part: origin.named(name, start) for part, name in named.items()}, files=beside.digests()
+            ),
+        )
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+#: The fields of `Named` that name something.
+_BY_NAME = ("model", "teacher", "data", "evaluation", "ood", "shifts", "slices", "loss")
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Parts:
-    """What `Named` stands for, loaded; ``model`` is what its factory gave."""
+    """What `Named` stands for, loaded; ``model`` is what its factory gave.
+
+    ``of_model`` and ``beside`` say which files were read for the model, and for all else.
+    """
 
     named: Named
     model: nn.Module
@@ -97,6 +125,28 @@ class Parts:
     shifts: Any
     slices: Callable[[int], object] | None
     loss: Loss | None
+    of_model: Origin
+    beside: Origin
+
+    @property
+    def origin(self) -> Origin:
+        """Where all of it came from."""
+        return Origin(sources=self.beside.sources, files=(*self.of_model.files, *self.beside.files))
+
+    def with_state(self, path: str | Path, name: str = "") -> Parts:
+        """Return a copy of the network with the state of a checkpoint, beside the same teacher, data and loss.
+
+        Args:
+            path: The checkpoint.
+            name: How messages call it; its path when empty.
+
+        Raises:
+            WeightsError: It cannot be read, or does not fit; see `pytest_bnn.data.checkpoints.load_into`.
+        """
+        model = copy.deepcopy(self.model)
+        with files_read() as read:
+            checkpoints.load_into(model, path, name)
+        return replace(self, model=model, factory=None, of_model=Origin(files=read.digests()))
 
     def with_model(self, model: str, called: str = "--{}") -> Parts:
         """Return another network with the same teacher, data and loss.
@@ -108,14 +158,21 @@ class Parts:
         Raises:
             InputError: As in `Named.load`.
         """
-        with reading():
+        start = Path.cwd()
+        with reading(), files_read() as read:
             made, factory = sources.load_model_and_factory(model, called.format("model"))
-        return replace(self, named=replace(self.named, model=model), model=made, factory=factory)
+        return replace(
+            self,
+            named=replace(self.named, model=model),
+            model=made,
+            factory=factory,
+            of_model=Origin(files=read.digests()),
+            beside=replace(self.beside, sources={**self.beside.sources, "model": origin.named(model, start)}),
+        )
 
     def audit(
         self,
         *,
-        model: nn.Module | None = None,
         name: str = "",
         checks: Iterable[str] | None = None,
         options: Explicit | None = None,
@@ -124,28 +181,27 @@ class Parts:
         """Run every applicable check.
 
         Args:
-            model: Judged in place of what the factory gave, such as a copy of it with another state.
             name: The subject's; that of the factory when empty.
             checks: As in `audit_model`.
             options: As in `audit_model`.
             progress: As in `audit_model`.
         """
         return audit_model(
-            self.model if model is None else model,
+            self.model,
             checks=checks,
             options=options,
             progress=progress,
-            **self._beside(model, name),
+            origin=self.origin,
+            **self._beside(name),
         )
 
-    def subject(self, *, model: nn.Module | None = None, name: str = "") -> Subject:
+    def subject(self, *, name: str = "") -> Subject:
         """Return what `audit` judges, to be judged check by check.
 
         Args:
-            model: As in `audit`.
             name: As in `audit`.
         """
-        return subject_of(self.model if model is None else model, **self._beside(model, name))
+        return subject_of(self.model, **self._beside(name))
 
     @property
     def missing(self) -> list[str]:
@@ -153,7 +209,7 @@ class Parts:
         parts = {"teacher": self.teacher, "images": self.data, "loss": self.loss, "slices": self.slices}
         return [name for name, part in parts.items() if part is None]
 
-    def _beside(self, model: nn.Module | None, name: str) -> dict[str, Any]:
+    def _beside(self, name: str) -> dict[str, Any]:
         return {
             "teacher": self.teacher,
             "data": self.data,
@@ -164,7 +220,7 @@ class Parts:
             "task": self.named.task,
             "output": self.named.output,
             "batch_dim": self.named.batch_dim,
-            "factory": self.factory if model is None else None,
+            "factory": self.factory,
             "evaluation": self.evaluation,
             "ood": self.ood,
             "shifts": self.shifts,

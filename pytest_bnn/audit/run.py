@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from pytest_bnn.audit.causes import explain
 from pytest_bnn.audit.description import describe
 from pytest_bnn.audit.plan import Explicit, Step, Thresholds, left_out, merged, plan
 from pytest_bnn.audit.provenance import provenance
@@ -16,6 +17,7 @@ from pytest_bnn.checks.changed import changes
 from pytest_bnn.checks.declaration import Declaration
 from pytest_bnn.data.given import named_series, named_sets
 from pytest_bnn.data.loss import Loss
+from pytest_bnn.data.origin import Origin
 from pytest_bnn.data.samples import MAX_EXAMPLES, Samples, samples_of
 from pytest_bnn.options import budget_in_force, in_force, preset_in_force
 from pytest_bnn.progress import Event, Progress, begin, watching
@@ -55,6 +57,7 @@ def audit_model(
     ood: Any = None,
     shifts: Any = None,
     slices: Callable[[int], object] | None = None,
+    origin: Origin | None = None,
 ) -> AuditRun:
     """Run every applicable check on a model, which is judged as it is and never changed.
 
@@ -88,6 +91,7 @@ def audit_model(
         shifts: The data at growing amounts of a shift, the least first: a list of sets in a form that ``data`` may
             have, or several lists by name.
         slices: Returns the group of an example by its number in the data; see `Subject`.
+        origin: Where the parts came from and which files were read for them, for the report.
 
     Raises:
         InputError: An argument cannot be used: data that neither network accepts, unknown check ids.
@@ -116,7 +120,7 @@ def audit_model(
         slices=slices,
     )
     evidence = run_steps(subject, steps, progress)
-    description = describe(subject, training, evidence)
+    description = describe(subject, training, evidence, origin)
     record(description)
     words = preset_in_force().words if checks is None else ""
     cut = (words,) if words else left_out([step.id for step in steps])
@@ -230,7 +234,7 @@ def run_steps(subject: Subject, steps: Iterable[Step], progress: Progress | None
                            most_passes=_most_passes(step)))  # fmt: skip
             check = registry.load(step.id)
             evidence.append(check.judge(subject, step.options, step.budget, severity=step.severity))
-    return evidence
+    return explain(evidence)
 
 
 def _most_passes(step: Step) -> int:

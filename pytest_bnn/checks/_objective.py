@@ -244,7 +244,7 @@ def loss_of(subject: Subject, *, seed: int | None = None, batch: Any = None) -> 
         shape = f"a tensor of shape {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
         raise InputError(f"the loss {name} returned {shape}", fix="return one scalar tensor, before backward()")
     if not bool(torch.isfinite(value)):
-        raise LossError(f"the training loss ({name}) is {float(value.detach())}")
+        raise LossError(f"the training loss ({name}) is {float(value.detach())}", float(value.detach()))
     return value.reshape(())
 
 
@@ -280,7 +280,7 @@ def without_a_gradient(found: list[PosteriorTensor], tensors: int, *, of: str, r
     return Finding(
         verdict=Verdict.FAIL,
         headline=f"the loss's gradient to {of} is NaN or infinite in {len(found)} of {tensors} tensors, "
-        f"{found[0].name} first: one training step would make them NaN",
+        f"`{found[0].name}` first: one training step would make them NaN",
         layers=tuple(
             at_fault(t, f"{t.role}: the gradient is NaN or infinite; the smallest sigma is {float(t.sigma.min()):.2g}")
             for t in found

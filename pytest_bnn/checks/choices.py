@@ -57,7 +57,7 @@ class Choices:
         if option == SEVERITY:
             patterns = [name for name in self.by_name if _is_pattern(name[0]) and name[1] == option]
             matching = [name for name in patterns if name[0] != id and fnmatch.fnmatchcase(id, name[0])]
-            found = (*found, *(choice for name in matching for choice in self.by_name[name]))
+            found = (*(choice for name in matching for choice in self.by_name[name]), *found)
         return max(reversed(found), key=lambda choice: choice.source.level, default=None)
 
     def and_also(self, other: Choices) -> Choices:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import TYPE_CHECKING
 
 from pytest_bnn.records.charts import Chart
@@ -13,7 +14,16 @@ if TYPE_CHECKING:
 
 
 class LossError(Exception):
-    """The training loss is NaN or infinite, so that nothing can be said about its gradient."""
+    """The training loss is NaN or infinite, so that nothing can be said about its gradient.
+
+    Args:
+        problem: What is wrong, in words.
+        value: What the loss is.
+    """
+
+    def __init__(self, problem: str, value: float = math.nan) -> None:
+        super().__init__(problem)
+        self.value = value
 
 
 class NotHereError(Exception):
@@ -55,6 +65,14 @@ class Finding:
 def at_fault(tensor: PosteriorTensor, finding: str) -> LayerFinding:
     """Return the finding about a layer with a faulty posterior tensor."""
     return LayerFinding(path=tensor.path, kind=type(tensor.module).__name__, ok=False, finding=finding)
+
+
+#: Measurements by which failures of one cause are told (`pytest_bnn.audit.causes`): what was seen, not what it did.
+BAYESIAN_LAYERS = "Bayesian layers"
+TENSORS_NOT_FINITE = "tensors with NaN or infinity"
+TENSORS_WITHOUT_KL = "tensors without a finite KL"
+RAISED = "raised"
+TRAINING_LOSS = "training loss"
 
 
 #: Why a claim about posteriors does not hold of a model, and what would make it one that it is about.

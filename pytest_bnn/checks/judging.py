@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 import traceback
 from collections.abc import Callable
@@ -12,6 +13,8 @@ from pytest_bnn.checks.choices import Severity
 from pytest_bnn.checks.declaration import Declaration
 from pytest_bnn.checks.finding import (
     NO_EXIT,
+    RAISED,
+    TRAINING_LOSS,
     Finding,
     LossError,
     NoCutError,
@@ -25,7 +28,7 @@ from pytest_bnn.libraries.registry import lacking
 from pytest_bnn.network.calling import ForwardError
 from pytest_bnn.options import in_force, sources_in_force
 from pytest_bnn.progress import Event, begin
-from pytest_bnn.records.evidence import Evidence, Verdict
+from pytest_bnn.records.evidence import Evidence, Measurement, Verdict
 from pytest_bnn.records.recorder import record, recorder_in_force, running_test
 from pytest_bnn.sampling.threads import limited
 from pytest_bnn.subject import Subject
@@ -63,17 +66,18 @@ def judged(
         word = {"fail": "a failure", "inconclusive": "an undecided claim"}[finding.verdict.value]
         note = f"the severity of {check.id} is warn: {word} counts as a warning"
         finding = replace(finding, verdict=Verdict.WARN, notes=(*finding.notes, note))
+    write = _sentence if check.where.startswith("pytest_bnn.") else str  # others say it as they want it said
     evidence = Evidence(
         id=check.id,
         subject=subject.name,
         stage=subject.stage,
         verdict=finding.verdict,
         claim=check.claim,
-        headline=finding.headline,
+        headline=write(finding.headline),
         measurements=finding.measurements,
         threshold=finding.threshold,
         layers=finding.layers,
-        remedy=finding.remedy,
+        remedy=write(finding.remedy),
         notes=finding.notes + _notes(check, subject, finding),
         seed=subject.seed,
         samples=finding.samples,
@@ -89,6 +93,18 @@ def judged(
     )
     record(evidence)
     return evidence
+
+
+#: A first word that is one: no path, no call and no name with a dot or an underscore in it.
+_WORD = re.compile(r"[a-z]+(?=[\s,;:'\u2019)]|-[a-z]|$)")
+
+
+def _sentence(text: str) -> str:
+    """Write a finding as a sentence: with a capital letter, and a full stop."""
+    text = text.strip()
+    if _WORD.match(text):
+        text = text[0].upper() + text[1:]
+    return text + "." if text and text[-1] not in ".!?" else text
 
 
 def _must_decide() -> bool:
@@ -126,6 +142,7 @@ def _found(subject: Subject, find: Callable[[Subject], Finding], inside_an_audit
         return Finding(
             verdict=Verdict.FAIL,
             headline=f"the model's own forward raised {error}",
+            measurements=(Measurement(name=RAISED, value=str(error)),),
             remedy=raised_remedy(
                 error,
                 "make model(images) work first, on this machine and in eval mode; where a shape or a dtype does not "
@@ -136,6 +153,7 @@ def _found(subject: Subject, find: Callable[[Subject], Finding], inside_an_audit
         return Finding(
             verdict=Verdict.FAIL,
             headline=str(error),
+            measurements=(Measurement(name=TRAINING_LOSS, value=error.value),),
             remedy="look for NaN in mu, rho, the noise and the KL term (kl.present and noise.varies name the layer), "
             "then in the loss's data term and its batch",
         )

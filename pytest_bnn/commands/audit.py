@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 import time
 from pathlib import Path
@@ -54,11 +55,14 @@ def _audit(given: argparse.Namespace, arguments: list[str]) -> int:
     chosen = choices.from_preset(settings.preset).and_also(_chosen(given, project))
     if given.checkpoints:
         return checkpoints.run(given, _work(given, settings, sources, chosen, allow), audit_arguments.REPORT)
-    output = Path(given.report)
-    require_writable(output)
+    require_writable(given.report)
+    output = Path(given.report).absolute()  # a factory may change the folder
     baseline = held.baseline_of(given, output)
     if given.ctrf is not None:
-        outputs.require_writable_json(given.ctrf, "--ctrf")
+        others = {"the report's JSON": output.with_suffix(".json")}
+        others |= {"the baseline": baseline.path} if baseline is not None else {}
+        outputs.require_writable_json(given.ctrf, "--ctrf", others)
+    ctrf = Path(given.ctrf or "").absolute()
     showing = terminal.progress(output.with_suffix(".json"), quiet=given.quiet)
     with using(settings, sources), choosing(chosen), showing as say:
         say("loading torch")
@@ -66,9 +70,9 @@ def _audit(given: argparse.Namespace, arguments: list[str]) -> int:
         from pytest_bnn.audit.provenance import provenance
         from pytest_bnn.audit.repeating import repeating
 
-        run, left_out = _run(
-            given, settings, shorthands(given.kl_weight, given.num_batches, allow, given.num_data), say
-        )
+        options = shorthands(given.kl_weight, given.num_batches, allow, given.num_data)
+        with contextlib.chdir(Path.cwd()):  # a factory may go elsewhere, and paths are of the folder of the start
+            run, left_out = _run(given, settings, options, say)
         say("writing the report")
         repeat = repeating(["pytest-bnn", "audit"], arguments[1:], prefix="--")
         said = provenance(
@@ -77,17 +81,23 @@ def _audit(given: argparse.Namespace, arguments: list[str]) -> int:
             repeat=repeat,
             duration=time.perf_counter() - start,
         )
-        run = _with_provenance(run, said, _changed(given))
-        page, data = write_report(run, output)
+        run = held.with_known(_with_provenance(run, said, _changed(given)), baseline, settings)
+        known = held.known_of(baseline, settings)
+    try:
+        write_report(run, output)
         if given.ctrf is not None:
-            outputs.write_ctrf(run, given.ctrf, inconclusive=settings.inconclusive)
+            outputs.write_ctrf(run, ctrf, inconclusive=settings.inconclusive, known=known)
+    finally:  # whatever becomes of the report, the verdicts are known
+        with reader_may_leave():
+            terminal.show(run, verbose=given.verbose, quiet=given.quiet)
     with reader_may_leave():
-        terminal.show(run, verbose=given.verbose, quiet=given.quiet)
         if not given.quiet:
             drawn = f" (drawn; --seed {settings.seed} repeats it)" if isinstance(settings.seed, DrawnSeed) else ""
             print(f"seed: {settings.seed}{drawn}")
-            print(f"report: {page}  data: {data}" + (f"  CTRF: {given.ctrf}" if given.ctrf is not None else ""))
-        ci.tell(run, next(iter(given.model), None), inconclusive=settings.inconclusive)
+            page = Path(given.report)
+            more = "" if given.ctrf is None else f"  CTRF: {given.ctrf}"
+            print(f"report: {page}  data: {page.with_suffix('.json')}{more}")
+        ci.tell(run, next(iter(given.model), None), inconclusive=settings.inconclusive, known=known)
     for words in left_out:
         print(f"pytest-bnn: {words}", file=sys.stderr)
     if left_out:
@@ -140,13 +150,16 @@ def _run(
     checks = _checks(given)
     if not (given.model or given.subject):
         from pytest_bnn.conversion import Conversion
+        from pytest_bnn.data.origin import files_read
         from pytest_bnn.example.audit import audit_resnet18
         from pytest_bnn.example.weights import load_teacher
 
         conversion = Conversion(type=settings.type, moped_delta=settings.delta)  # type: ignore[arg-type]
         say("loading the teacher")
-        teacher = load_teacher(settings.weights)
-        return audit_resnet18(teacher, conversion, checks=checks, options=options, progress=say), ()
+        with files_read() as read:
+            teacher = load_teacher(settings.weights)
+        found = audit_resnet18(teacher, conversion, checks=checks, options=options, progress=say, files=read.digests())
+        return found, ()
     described = [subjects.from_options(model, vars(given), "--") for model in dict.fromkeys(given.model)]
     described += subjects.chosen(subjects.from_project(Path.cwd()), given.subject, "--subject") if given.subject else ()
     return several.audited(described, checks, options, say)
@@ -188,7 +201,7 @@ def _with_provenance(run: AuditRun, said: dict[str, str], changed: tuple[Change,
     from dataclasses import replace
 
     more = {name: words for name, words in run.provenance.items() if name not in said}
-    return replace(run, provenance={**said, **more}, changed=(*run.changed, *changed))
+    return replace(run, provenance={**said, **more}, changed=tuple(dict.fromkeys((*run.changed, *changed))))
 
 
 def _changed(given: argparse.Namespace) -> tuple[Change, ...]:

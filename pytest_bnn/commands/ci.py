@@ -13,21 +13,24 @@ from pytest_bnn.report import outputs
 if TYPE_CHECKING:
     from pytest_bnn.records.evidence import Inconclusive
     from pytest_bnn.records.run import AuditRun
+    from pytest_bnn.report.standing import Known
 
 
-def tell(run: AuditRun, model: str | None, *, inconclusive: Inconclusive) -> None:
+def tell(run: AuditRun, model: str | None, *, inconclusive: Inconclusive, known: Known) -> None:
     """Print annotations and append to the summary of the step, where a service reads them.
 
     Args:
         run: What was found.
         model: ``MODULE:FACTORY``, None for the ResNet18 that is made here.
         inconclusive: Whether an undecided claim is a failure.
+        known: Says whether a failure is known from a baseline.
     """
     if outputs.annotations_wanted(os.environ):
         from pytest_bnn.report.github import annotation_lines
 
         place = None if model is None else place_of(model)
-        for line in annotation_lines(run, {} if place is None else {"": place}, inconclusive=inconclusive):
+        places = {} if place is None else {"": place}
+        for line in annotation_lines(run, places, inconclusive=inconclusive, known=known):
             print(line)
     failed = outputs.append_step_summary(run, os.environ)
     if failed:

@@ -43,10 +43,13 @@ def add(commands: Commands) -> None:
 def run(given: argparse.Namespace) -> int:
     """Print and write the comparison; return 1 where something is new or worse."""
     from pytest_bnn.records.compare import compare
+    from pytest_bnn.report.files import require_ours, write_texts
 
     target = None if given.output is None else Path(given.output)
     if target is not None and target.suffix not in (".html", ".md"):
         raise InputError(f"the output is {given.output!r}", fix="give a path that ends in .html or .md")
+    if target is not None:
+        require_ours(target)
     before, now = _read(given.before), _read(given.now)
     comparison = compare(before, now, inconclusive=given.inconclusive)
     terminal.show_comparison(comparison, everything=given.verbose)
@@ -54,12 +57,7 @@ def run(given: argparse.Namespace) -> int:
         from pytest_bnn.report import comparison as written
 
         text = written.html(comparison, before, now) if target.suffix == ".html" else written.markdown(comparison)
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_text(text, encoding="utf-8")
-        except OSError as error:
-            reason = error.strerror or error
-            raise InputError(f"{given.output!r} cannot be written ({reason})", fix="choose another path") from error
+        write_texts({target: text})
         print(target)
     return FAILED if comparison.failing else PASSED
 

@@ -14,6 +14,7 @@ from pytest_bnn.options import Settings
 
 if TYPE_CHECKING:
     from pytest_bnn.records.run import AuditRun
+    from pytest_bnn.report.standing import Known
 
 _OPTION, _UPDATE = "--baseline", "--update-baseline"
 
@@ -44,7 +45,7 @@ def baseline_of(given: argparse.Namespace, report: Path) -> Held | None:
                 f"{_UPDATE} without {_OPTION}", fix=f"say which file: {_OPTION} bnn-baseline.json {_UPDATE}"
             )
         return None
-    from pytest_bnn.records.baseline import read
+    from pytest_bnn.records.baseline import read, require_writable
 
     path = Path(given.baseline)
     if path.resolve() == report.with_suffix(".json").resolve():
@@ -52,8 +53,32 @@ def baseline_of(given: argparse.Namespace, report: Path) -> Held | None:
             f"{_OPTION} is {given.baseline!r}, which this audit's report overwrites",
             fix="give the baseline another name, or the report with -o",
         )
+    if given.update_baseline:
+        require_writable(path, _OPTION)
     missing = given.update_baseline and not path.exists()
     return Held(path, None if missing else read(path, _OPTION, _UPDATE), given.update_baseline)
+
+
+def known_of(held: Held | None, settings: Settings) -> Known:
+    """Return what says whether a failure is known from before; nothing is while the baseline is written."""
+    from pytest_bnn.report.standing import nothing_known
+
+    if held is None or held.before is None or held.update:
+        return nothing_known
+    from pytest_bnn.records.baseline import Baseline
+
+    baseline = Baseline(held.before, str(held.path))
+    return lambda check: baseline.knows(check, inconclusive=settings.inconclusive)
+
+
+def with_known(run: AuditRun, held: Held | None, settings: Settings) -> AuditRun:
+    """Say in a run which of its failures are known from before."""
+    if held is None or held.before is None or held.update:
+        return run
+    from pytest_bnn.records import baseline
+
+    known = baseline.Baseline(held.before, str(held.path))
+    return baseline.with_known(run, known, inconclusive=settings.inconclusive)
 
 
 def judge(run: AuditRun, held: Held, settings: Settings) -> int:

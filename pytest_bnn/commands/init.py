@@ -173,15 +173,14 @@ def _run(what: str) -> int:
 
 
 def _to_edit(starter: Starter, module: Path, what: str) -> str:
-    lines = [f"What to edit in {module}:"]
-    for part, function in FUNCTIONS.items():
-        state = "" if not starter.parts or part in starter.parts else " (you have not named one; write it here)"
-        lines.append(f"  {function + '()':<11} {_WHAT[part]}{state}")
-    if starter.has_batches:
+    to_write = [part for part in FUNCTIONS if not starter.parts or part not in starter.parts]
+    lines = [f"What to {'write' if starter.parts else 'edit'} in {module}:"] if to_write else []
+    lines += [f"  {FUNCTIONS[part] + '()':<11} {_WHAT[part]}" for part in to_write]
+    if starter.has_batches and not starter.parts:
         lines.append("  BATCHES     the training batches an epoch")
     missing = [FUNCTIONS[part] for part in FUNCTIONS if part not in starter.given]
     if missing:
         place = f"[tool.pytest-bnn.subjects.{starter.name}]" if "::" in what else f"the call in {what}"
-        lines.append(f"What you add there ({', '.join(missing)}), name in {place} too.")
+        lines.append(f"What you write there ({', '.join(missing)}), name in {place} too.")
     lines.append(f"Then: pytest {what} --bnn-report=audit.html, and open audit.html.")
     return "\n".join(lines)

@@ -74,19 +74,24 @@ def _read(path: Path) -> Iterator[tuple[Path, AuditRun]]:
 
 def finish(found: Collection, output: Path, *, quiet: bool = False) -> int:
     """Say how the audits of an index ended; return the exit code of the worst."""
-    from pytest_bnn.records.codec import one_line
-    from pytest_bnn.report import collection as report
-
-    print(report.sentence(found))
+    tell(found, quiet=quiet)
     if not quiet:
-        asking = [row for row in found.rows if row.problems]
-        for row in asking[:_SHOWN]:
-            found_there = f"{', '.join(row.problems)}: {row.headline.removeprefix(f'{row.name} ')}"
-            print(f"  {one_line(f'{row.verdict.value:<12} {row.name}: {found_there}')}")
-        if len(asking) > _SHOWN:
-            print(f"  and {len(asking) - _SHOWN} more, in the index")
         print(f"index: {output}  data: {output.with_suffix('.json')}")
     return exit_code(found)
+
+
+def tell(found: Collection, *, quiet: bool = False) -> None:
+    """Print how the models fared, and what was found of the worst."""
+    from pytest_bnn.records.codec import one_line
+    from pytest_bnn.report.collection import sentence
+
+    print(sentence(found))
+    asking = [] if quiet else [row for row in found.rows if row.problems]
+    for row in asking[:_SHOWN]:
+        what = f"{', '.join(row.problems)}: {row.headline.removeprefix(f'{row.name} ')}"
+        print(one_line(f"  {row.verdict.value.replace('_', ' '):<12} {row.name or 'unnamed'}: {what}"))
+    if len(asking) > _SHOWN:
+        print(f"  and {len(asking) - _SHOWN} more, in the index")
 
 
 def exit_code(found: Collection) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,19 +28,20 @@ def run(given: argparse.Namespace) -> int:
     """Write the report, and say where it is."""
     from pytest_bnn.records.run import AuditRun
     from pytest_bnn.report import render_html, render_markdown
+    from pytest_bnn.report.files import require_ours, write_texts
 
     source = Path(given.audit)
     target = source.with_suffix(".html") if given.output is None else Path(given.output)
     if target.suffix not in (".html", ".md"):
         raise InputError(f"the output is {str(target)!r}", fix="give a path that ends in .html or .md")
-    if target == source:
+    if os.path.realpath(target) == os.path.realpath(source):
         raise InputError(f"{given.audit!r} would be overwritten by its own report", fix="give the .json of an audit")
+    require_ours(target)
     try:
         run = AuditRun.from_json(source.read_text(encoding="utf-8"))
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(render_html(run) if target.suffix == ".html" else render_markdown(run), encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{source} could not be rendered into {target} ({error})", fix="check both paths") from error
+    write_texts({target: render_html(run) if target.suffix == ".html" else render_markdown(run)})
     with reader_may_leave():
         print(target)
     return PASSED

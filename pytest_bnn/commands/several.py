@@ -30,7 +30,6 @@ def audited(
         InputError: None of them could be audited.
     """
     from pytest_bnn.audit.named import Named
-    from pytest_bnn.data.checkpoints import load_into
     from pytest_bnn.records.run import AuditRun
 
     runs, left_out = [], []
@@ -45,10 +44,8 @@ def audited(
                     parts = parts.with_model(named.model, one.called)
                 else:
                     parts = named.load(one.called)
-                if one.checkpoint:
-                    load_into(parts.model, one.checkpoint)
-                model = parts.model if one.checkpoint else None
-                found = parts.audit(model=model, name=one.name, checks=checks, options=options, progress=say)
+                judged = parts.with_state(one.checkpoint) if one.checkpoint else parts
+                found = judged.audit(name=one.name, checks=checks, options=options, progress=say)
         except InputError as error:
             if len(described) == 1:
                 raise

@@ -192,7 +192,7 @@ class Starter:
 
 from __future__ import annotations
 
-from pytest_bnn.fixtures.audits import Audit
+from pytest_bnn import Audit
 
 import {self.name}
 

@@ -9,7 +9,7 @@ import textwrap
 from typing import TYPE_CHECKING
 
 from pytest_bnn.commands.watching import progress
-from pytest_bnn.records.codec import clean
+from pytest_bnn.records.codec import one_line
 from pytest_bnn.records.evidence import Evidence, Verdict
 
 if TYPE_CHECKING:
@@ -22,6 +22,15 @@ _STYLES = {"pass": "green", "warn": "yellow", "fail": "bold red", "error": "bold
 
 #: Told whole, in this order.
 _BAD = (Verdict.ERROR, Verdict.FAIL, Verdict.INCONCLUSIVE)
+
+#: What the last line says of a claim that was judged alone.
+_ALONE = {
+    Verdict.PASS: "holds",
+    Verdict.WARN: "holds; it has a warning",
+    Verdict.FAIL: "does not hold",
+    Verdict.INCONCLUSIVE: "is not decided",
+    Verdict.ERROR: "could not be judged for an error",
+}
 
 #: The options that give what a claim is missing, where they are not called as it is.
 _OPTIONS = {"images": "--data"}
@@ -129,8 +138,9 @@ def _verdict(run: AuditRun) -> str:
         return f"{word}. None of {_claims(len(run.checks))} about {about} could be judged."
     holding = sum(check.verdict in (Verdict.PASS, Verdict.WARN) for check in judged)
     if len(judged) == 1:
-        said = f"The one claim about {about} that was judged {'holds' if holding else 'does not hold'}"
-    elif holding == len(judged):
+        that = "" if judged[0].verdict is Verdict.ERROR else " that was judged"
+        return f"{word}. The one claim about {about}{that} {_ALONE[judged[0].verdict]}."
+    if holding == len(judged):
         said = f"All {_claims(len(judged))} about {about} that were judged hold"
     else:
         hold = "holds" if holding == 1 else "hold"
@@ -191,7 +201,7 @@ def _print(console: Console, line: str, *, style: str | None = None) -> None:
     """Print a line: wrapped to a terminal's width, with what follows indented, and nowhere else."""
     from rich.text import Text
 
-    for part in _wrapped(clean(line).replace("\n", " ")):
+    for part in _wrapped(one_line(line)):
         console.print(Text(part, style=style or ""), soft_wrap=True)
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pytest_bnn.data.batch import Batch, Inputs
+from pytest_bnn.data.digests import of_examples
 from pytest_bnn.data.fitting import fitted
 from pytest_bnn.data.given import batch_for_loss, given_samples, labels_in, require_finite_inputs
 from pytest_bnn.data.loss import BATCH
@@ -82,6 +83,13 @@ class Examples:
     def places(self) -> Tensor:
         """The number of each example in the user's data."""
         return torch.arange(0) if self._samples is None else self._samples.places
+
+    def data_sha256(self) -> str:
+        """Return the digest of the examples as they were given, with their labels; empty where there are none."""
+        if self._samples is None:
+            return ""
+        item = self._samples.item
+        return of_examples(item if self._labels is None else (item, self._labels))
 
     @property
     def notes(self) -> tuple[str, ...]:

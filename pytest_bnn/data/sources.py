@@ -58,7 +58,9 @@ def load(name: str, option: str) -> Any:
         for part in attribute.split("."):
             found = getattr(found, part)
     except AttributeError:
-        names = [n for n in vars(module) if not n.startswith("_")]
+        # Its own names first, then what it imports.
+        own = {n: getattr(value, "__module__", None) == module_name for n, value in vars(module).items()}
+        names = sorted((n for n in own if not n.startswith("_")), key=lambda n: not own[n])
         near = difflib.get_close_matches(attribute, names, n=3) or names[:5]
         raise InputError(
             f"{option}: the module {module_name!r} has no {attribute!r}", fix=f"it has {', '.join(near) or 'no names'}"

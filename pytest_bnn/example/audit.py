@@ -14,11 +14,12 @@ from pytest_bnn.audit.provenance import lasting
 from pytest_bnn.audit.run import audit_model, planned
 from pytest_bnn.checks import choices, registry
 from pytest_bnn.conversion import Conversion, convert_with
+from pytest_bnn.data.origin import Origin
 from pytest_bnn.example.images import digits, outside_digits, suitable
 from pytest_bnn.example.weights import Teacher
 from pytest_bnn.options import budget_in_force, in_force, preset_in_force
 from pytest_bnn.progress import Event, Progress
-from pytest_bnn.records.run import AuditRun, TrainingStep
+from pytest_bnn.records.run import AuditRun, FileDigest, TrainingStep
 from pytest_bnn.training.finetune import STEPS, batch_size, distillation_loss, finetune, number_of_batches
 
 if TYPE_CHECKING:
@@ -38,11 +39,13 @@ def audit_resnet18(
     thresholds: Thresholds | None = None,
     options: Mapping[str, Mapping[str, object]] | None = None,
     progress: Progress | None = None,
+    files: tuple[FileDigest, ...] = (),
 ) -> AuditRun:
     """Convert a ResNet18, fine-tune a copy toward its teacher, and audit both: the fresh and the fine-tuned.
 
     The images are those bundled for the teacher's task. Without an expectation the KL term of the fine-tuning loss is
-    expected at 1 / number of batches, which is what it is trained with.
+    expected at 1 / number of batches, which is what it is trained with. ``files`` are those that the teacher was read
+    from, for the report.
     """
     start, watcher = time.perf_counter(), progress or (lambda _: None)
     chosen = None if checks is None else registry.chosen(checks)
@@ -92,6 +95,9 @@ def audit_resnet18(
             budget=budget.split(len(judged)),
             training=steps,
             progress=None if progress is None else functools.partial(_told_of_all, progress, ids, len(judged), place),
+            origin=Origin(
+                sources=_sources(teacher, "converted and fine-tuned here" if steps else "converted here"), files=files
+            ),
         )
         for place, (name, model, steps) in enumerate(judged)
     ]
@@ -113,6 +119,15 @@ def _told_of_all(watcher: Progress, checks: tuple[str, ...], models: int, place:
 
 def _step_in_words(step: TrainingStep) -> str:
     return f"fine-tuning, step {step.step} of {STEPS}: loss {step.loss:.4g}"
+
+
+def _sources(teacher: Teacher, made: str) -> dict[str, str]:
+    return {
+        "model": f"the teacher, {made}",
+        "teacher": f"resnet18, weights {teacher.name}",
+        "data": f"the bundled {teacher.images}, held out",
+        "loss": "pytest_bnn.distillation_loss",
+    }
 
 
 def outside(images: Literal["digits", "photographs"]) -> dict[str, Tensor] | None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import replace
 from typing import Any, TypeAlias
 
 import pytest
 
+from pytest_bnn.audit.causes import explained
 from pytest_bnn.gathering.outcomes import Outcomes
 from pytest_bnn.records.codec import from_plain
 from pytest_bnn.records.evidence import Evidence, is_failure
@@ -75,28 +76,39 @@ class Gathered:
         """
         expected = {self._same.get(number, number) for number in self._expected}
         expected -= {self._same.get(number, number) for number in self._counted}
-        runs = []
+        runs, apart = [], self._apart()
         for place, run, numbers in sorted([*self._shared.values(), *self._found], key=lambda found: found[0]):
             xfailed = outcomes.outcome(place[3]) == "xfailed"
             checks = tuple(
                 _marked(check, (xfailed and check.test == place[3]) or number in expected)
                 for check, number in zip(run.checks, numbers, strict=True)
             )
-            runs.append(replace(run, checks=checks))
+            runs.append(_told_apart(replace(run, checks=checks), apart, place[3]))
         whole = AuditRun.merged(runs, provenance={}, title="Bayesian checks of a test session")
         return replace(
             whole,
+            checks=tuple(explained(whole.checks)),
             subjects=each_once(whole.subjects),
             changed=_merged([*changed, *(change for run in runs for change in run.changed)]),
             cut=(*cut, *self._cut()),
         )
+
+    def _apart(self) -> set[str]:
+        """Return the names that tests gave to models whose weights are not the same."""
+        states: dict[tuple[str, str], set[str]] = {}
+        for _, run, _ in (*self._shared.values(), *self._found):
+            for subject in run.subjects:
+                if subject.sha256 and not subject.key:
+                    states.setdefault((subject.name, subject.stage), set()).add(subject.sha256)
+        return {name for (name, _), found in states.items() if len(found) > 1}
 
     def _cut(self) -> list[str]:
         """Say what was left out of audits, each with the tests in which it was."""
         tests: dict[str, list[str]] = {}
         for place, run, _ in sorted([*self._shared.values(), *self._found], key=lambda found: found[0]):
             for words in run.cut:
-                tests.setdefault(words, []).append(place[3] or place[0])
+                audited = [subject.key for subject in run.subjects if subject.key]
+                tests.setdefault(words, []).extend(audited or [place[3] or place[0]])
         said = []
         for words, ids in tests.items():
             names = list(dict.fromkeys(ids))
@@ -112,6 +124,17 @@ def each_once(subjects: tuple[SubjectRecord, ...]) -> tuple[SubjectRecord, ...]:
         key: object = (one.key, one.name, one.stage) if one.key else number
         found[key] = max(found.get(key, one), one, key=lambda it: (bool(it.prediction_summary), len(it.predictions)))
     return tuple(found.values())
+
+
+def _told_apart(run: AuditRun, names: Collection[str], test: str) -> AuditRun:
+    """Give subjects of these names the test as their key."""
+    if not names or not test:
+        return run
+    return replace(
+        run,
+        checks=tuple(replace(c, key=c.key or test) if c.subject in names else c for c in run.checks),
+        subjects=tuple(replace(s, key=s.key or test) if s.name in names else s for s in run.subjects),
+    )
 
 
 def _marked(check: Evidence, expected: bool) -> Evidence:

@@ -8,21 +8,26 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from pytest_bnn.audit.subjects import Described
 from pytest_bnn.checks import choices, registry
 from pytest_bnn.errors import ClaimWarning, InputError, PytestBnnError
+from pytest_bnn.gathering.around_tests import in_force
 from pytest_bnn.items import wording
 from pytest_bnn.items.requests import TABLES, Wanted, of
+from pytest_bnn.presets import PRESETS
 from pytest_bnn.records.evidence import Evidence, Verdict
 from pytest_bnn.records.policy import inconclusive_policy
-from pytest_bnn.records.recorder import Recorder, record, recording
+from pytest_bnn.records.recorder import Recorder, record, record_cut, recording
 from pytest_bnn.session import of_session, of_test
 
 if TYPE_CHECKING:
+    from _pytest._code.code import TerminalRepr
+
+    from pytest_bnn.data.origin import Origin
     from pytest_bnn.subject import Subject
 
 
@@ -71,12 +76,14 @@ class SubjectNode(pytest.Collector):
     described: Described
     checks: set[str] | None = None
     _subject: Subject | None = None
+    _origin: Origin | None = None
     _missing: tuple[str, ...] = ()
     #: The check whose set-up told that the network cannot be made.
     _broken: str = ""
 
     def of(self, wanted: Wanted) -> SubjectNode:
         """Take what is audited; return the node."""
+        self._found: list[Evidence] = []
         self.described, self.checks = wanted.described, wanted.checks
         return self
 
@@ -84,8 +91,11 @@ class SubjectNode(pytest.Collector):
         """Yield an item for each check, in the order of a report."""
         grouped = self.config.pluginmanager.hasplugin("xdist")  # without it, nobody has declared the marker
         group = re.sub(r"[@\]\[]", "-", self.nodeid)
+        session = of_session(self.config)
+        with in_force(replace(session, choices=session.choices.and_also(self.described.choices))):
+            wanted = [id for id in registry.ids() if not choices.left_out_by_preset(id)]
         for number, id in enumerate(registry.ids()):
-            if self.checks is None or id in self.checks:
+            if id in (wanted if self.checks is None else self.checks):
                 item = CheckItem.from_parent(self, name=id)
                 item.order = f"{self.nodeid} {number:04}"
                 item.add_marker(pytest.mark.bnn)
@@ -120,10 +130,13 @@ class SubjectNode(pytest.Collector):
         # The subject is one, whichever item judges it: its key is this node's id, not the item's.
         own = Recorder(inconclusive=inconclusive_policy(), subject=self.described.name)
         with self._in_force(item), recording(own):
-            steps = [step for step in planned(missing=self._missing) if step.id == item.name]
+            # What a preset leaves out is judged where a node id names it, beside the others.
+            whole = [id for id in registry.ids() if id == item.name or not choices.left_out_by_preset(id)]
+            steps = [step for step in planned(whole, missing=self._missing) if step.id == item.name]
             (found,) = run_steps(self._subject, steps)
         evidence = replace(found, key=self.nodeid, test=f"{self.nodeid}::{item.name}")
         record(evidence)
+        self._found.append(evidence)
         return evidence
 
     def teardown(self) -> None:
@@ -132,12 +145,15 @@ class SubjectNode(pytest.Collector):
         if subject is not None:
             from pytest_bnn.audit.description import describe
 
-            record(replace(describe(subject), key=self.nodeid))
+            record(replace(describe(subject, (), self._found, self._origin), key=self.nodeid))
+            self._found = []
+            words = PRESETS[of_session(self.config).settings.preset].words
+            if words and self.checks is None:
+                record_cut(words)
 
     def _made(self) -> Subject:
         from pytest_bnn.audit.named import Named
         from pytest_bnn.audit.run import planned
-        from pytest_bnn.data.checkpoints import load_into
 
         root = str(self.config.rootpath)
         if root not in sys.path:
@@ -145,10 +161,10 @@ class SubjectNode(pytest.Collector):
         parts = Named(**self.described.parts).load(self.described.called)
         self._missing = tuple(parts.missing)
         planned(missing=self._missing)  # a wrong option is told once
-        if not self.described.checkpoint:
-            return parts.subject(name=self.described.name)
-        load_into(parts.model, self.described.checkpoint)
-        return parts.subject(model=parts.model, name=self.described.name)
+        if self.described.checkpoint:
+            parts = parts.with_state(self.described.checkpoint)
+        self._origin = parts.origin
+        return parts.subject(name=self.described.name)
 
     @contextmanager
     def _in_force(self, item: pytest.Item) -> Iterator[None]:
@@ -185,6 +201,11 @@ class CheckItem(pytest.Item):
             raise pytest.fail.Exception(told, pytrace=False)
         if evidence.verdict is not Verdict.PASS:
             self.warn(ClaimWarning(told))
+
+    def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> str | TerminalRepr:
+        """Show what broke from here on, without pytest's own frames."""
+        excinfo.traceback = excinfo.traceback.cut(path=__file__)
+        return super().repr_failure(excinfo, style)
 
     def reportinfo(self) -> tuple[os.PathLike[str] | str, int | None, str]:
         """Return where to look: the factory, or its table."""

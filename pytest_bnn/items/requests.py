@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
@@ -101,6 +101,8 @@ def take(config: pytest.Config) -> None:
     if asked is not None and asked.strip() != "none":
         known = subjects.from_project(config.rootpath)
         names = [name.strip() for name in asked.split(",") if name.strip()]
+        if not known and option == "--bnn-subjects":
+            _refuse_none(option)
         for one in known if names == ["all"] else subjects.chosen(known, names, option):
             request.listed.setdefault(one.name, Wanted(one, None)).also(None)
     for wanted in (*request.named.values(), *request.listed.values()):
@@ -133,10 +135,15 @@ def _take_listed(request: Request, config: pytest.Config, names: list[str]) -> N
     known = subjects.from_project(config.rootpath)
     check = _check_of(names[1:], f"{TABLES}::{'::'.join(names)}")
     if not known:
-        raise InputError(f"{TABLES} has no subjects", fix="write [tool.pytest-bnn.subjects.my_net] with a model")
+        _refuse_none("")
     for one in subjects.chosen(known, names[:1], TABLES) if names else known:
         new = Wanted(one, None if check is None else set())
         request.listed.setdefault(one.name, new).also(check)
+
+
+def _refuse_none(option: str) -> NoReturn:
+    asked = f"{option}: " if option else ""
+    raise InputError(f"{asked}{TABLES} has no subjects", fix="write [tool.pytest-bnn.subjects.my_net] with a model")
 
 
 def _take_named(request: Request, config: pytest.Config, model: str, check: str | None) -> None:

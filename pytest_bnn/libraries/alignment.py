@@ -16,6 +16,7 @@ from torch.nn.parameter import is_lazy
 from pytest_bnn.libraries.fingerprint import Fingerprint, cosine, fingerprint, relation, score_bound
 from pytest_bnn.libraries.posterior import BayesianLayer, PosteriorTensor, bayesian_layers
 from pytest_bnn.network.isolation import undisturbed
+from pytest_bnn.network.naming import called
 from pytest_bnn.network.wrappers import Fits, places
 from pytest_bnn.records.evidence import Stage
 
@@ -216,7 +217,7 @@ def standing_of(alignment: Alignment, prints: Sequence[Fingerprint] | None = Non
         prints: Those of the alignment's pairs, where they are known already.
     """
     if alignment.copies:
-        places = ", ".join(place or "the model itself" for place in alignment.copies[:3])
+        places = ", ".join(called(place) for place in alignment.copies[:3])
         return Standing("unknown", f"the teacher's layers lie in several places of the model: {places}")
     if prints is None:
         prints = [fingerprint(tensor, weight) for tensor, weight in alignment.pairs]

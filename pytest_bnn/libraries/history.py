@@ -137,7 +137,9 @@ class Displaced:
     @property
     def delta(self) -> float:
         """The share of the donor's abs(mu) that sigma is, whatever the places."""
-        return float(self.trace.tensor.sigma.double().norm() / self.donor.tensor.mu.detach().double().norm())
+        sigma, mu = self.trace.tensor.sigma.double(), self.donor.tensor.mu.detach().double()
+        largest = mu.abs().max()  # squares of large numbers overflow
+        return float((sigma / largest).norm() / (mu / largest).norm())
 
 
 def displaced(found: Sequence[Trace]) -> Iterator[Displaced]:
@@ -173,8 +175,9 @@ def _in_its_places(trace: Trace) -> bool:
 
 def _norms(values: Tensor) -> float:
     """Return the ratio of the sum of absolute values to the Euclidean norm; NaN for zeros and unless all are finite."""
-    flat = values.flatten()
-    return float(flat.abs().sum(dtype=torch.float64) / torch.linalg.vector_norm(flat, dtype=torch.float64))
+    sizes = values.flatten().abs().double()
+    sizes = sizes / sizes.max()  # squares of large numbers overflow
+    return float(sizes.sum() / torch.linalg.vector_norm(sizes))
 
 
 def _precision_of(rho: Tensor) -> float:

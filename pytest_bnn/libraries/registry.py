@@ -15,6 +15,7 @@ from pytest_bnn.libraries.bayesian_torch import ATTRIBUTES, BayesianTorch, clash
 from pytest_bnn.libraries.protocol import CAPABILITIES, PROMISES, Adapter, BayesianLayer
 from pytest_bnn.libraries.torchbnn import TorchBnn
 from pytest_bnn.network.isolation import raised_in, undisturbed
+from pytest_bnn.network.naming import called
 
 __all__ = [
     "ADAPTERS",
@@ -158,7 +159,7 @@ def lacking(model: nn.Module, capability: str) -> str:
         if capability not in layer.adapter.can:
             return (
                 f"the claim needs the capability {capability!r} ({PROMISES[capability]}), which the adapter of "
-                f"{layer.adapter.name} does not give for {layer.path or 'the model itself'} ({layer.kind}): add it to "
+                f"{layer.adapter.name} does not give for {called(layer.path)} ({layer.kind}): add it to "
                 f"the adapter's can, where that is so; see {_PAGE}"
             )
     return "" if layers else nobody_knows(model)
@@ -176,7 +177,7 @@ def nobody_knows(model: nn.Module) -> str:
         "audit the Python model that it was made from" if "TorchScript" in kind else f"an adapter tells it: see {_PAGE}"
     )
     return (
-        f"{path or 'the model itself'} ({kind}){more} {verb} of a library that nobody knows yet: where the mean, the "
+        f"{called(path)} ({kind}){more} {verb} of a library that nobody knows yet: where the mean, the "
         f"width and the noise of a weight are is unknown here; {fix}"
     )
 
@@ -219,7 +220,7 @@ def kl(model: nn.Module) -> Tensor | None:
     try:
         terms = [term for adapter in _asked(model) if (term := adapter.kl(model)) is not None]
     except Exception as error:
-        raise KlError(f"{type(error).__name__}: {error}, in {raised_in(model, error) or 'the model itself'}") from error
+        raise KlError(f"{type(error).__name__}: {error}, in {called(raised_in(model, error))}") from error
     return torch.stack([term.reshape(()) for term in terms]).sum() if len(terms) > 1 else next(iter(terms), None)
 
 

@@ -17,6 +17,7 @@ from pytest_bnn.libraries.draws import Draws, within
 from pytest_bnn.libraries.gaussian import PosteriorTensor, slot
 from pytest_bnn.libraries.registry import bayesian_layers, nobody_knows
 from pytest_bnn.network.isolation import replaced, seed_everything
+from pytest_bnn.network.naming import called
 
 
 class _Fixed(nn.Module):
@@ -185,7 +186,7 @@ def _unproven_layers(model: nn.Module, run: Callable[[], Tensor], seed: int) -> 
         for handle in handles:
             handle.remove()
     for layer in layers:
-        where = f"{layer.path or 'the model itself'} ({type(layer.module).__name__})"
+        where = f"{called(layer.path)} ({type(layer.module).__name__})"
         if id(layer.module) not in inputs:
             return f"with every draw of its layers silenced, the model's outputs still vary, and {where} is not called"
         args, kwargs = inputs[id(layer.module)]

@@ -16,7 +16,7 @@ from pytest_bnn.checks.declaration import source_of
 from pytest_bnn.data import checkpoints as files
 from pytest_bnn.errors import InputError
 from pytest_bnn.many import engines
-from pytest_bnn.many.series import Done, audit_series, write_whole
+from pytest_bnn.many.series import Done, audit_series
 from pytest_bnn.many.work import Work
 from pytest_bnn.network.tree import kind
 from pytest_bnn.options import in_force, sources_in_force
@@ -24,7 +24,7 @@ from pytest_bnn.records.collection import Collection, Measured, gathered, measur
 from pytest_bnn.records.run import AuditRun
 from pytest_bnn.report import collection as page
 from pytest_bnn.report import render_html
-from pytest_bnn.report.files import require_writable
+from pytest_bnn.report.files import require_writable, write_texts
 
 #: The parts of an audit that `audit_many` takes by name or as a function of a module.
 _PARTS = ("teacher", "data", "evaluation", "ood", "shifts", "slices", "loss")
@@ -123,7 +123,7 @@ def audit_into(
     def keep(path: Path, run: AuditRun, new: bool) -> tuple[Measured, ...]:
         written = path.with_suffix(".html")
         if new or not written.is_file():
-            write_whole(written, render_html(run))
+            write_texts({written: render_html(run)})
         return measured(path.name, written.name, run)
 
     found = audit_series(work, checkpoints, index.parent, keep=keep, jobs=jobs, executor=executor, done=done)
@@ -143,8 +143,8 @@ def rows_of(path: Path, run: AuditRun, index: Path) -> tuple[Measured, ...]:
 def write_index(rows: Iterable[Measured], path: Path) -> Collection:
     """Write an index, and its JSON beside it."""
     found = gathered(rows)
-    write_whole(path.with_suffix(".json"), found.to_json())
-    write_whole(path, page.render(found))
+    write_texts({path.with_suffix(".json"): found.to_json()})
+    write_texts({path: page.render(found)})
     return found
 
 

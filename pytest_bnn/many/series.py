@@ -16,6 +16,7 @@ from pytest_bnn.many import engines
 from pytest_bnn.many import work as works
 from pytest_bnn.many.work import KEY, LOADS, Job, Work, broken, jobs_of, perform
 from pytest_bnn.records.run import AuditRun
+from pytest_bnn.report.files import write_texts
 
 K = TypeVar("K")
 #: Each job that was done, with the JSON of its audit.
@@ -70,7 +71,7 @@ def audit_series(
         target = folder / f"{slug(job.name)}.json"
         kept[job.key] = keep(target, run, not job.earlier)
         if text:
-            write_whole(target, text)
+            write_texts({target: text})
         if done is not None:
             done(job, run, len(kept), len(todo))
 
@@ -110,16 +111,6 @@ def _finished(target: Path, job: Job) -> AuditRun | None:
         return None
     same = run.provenance.get(KEY) == job.key and all(check.id != LOADS for check in run.checks)
     return run if same else None
-
-
-def write_whole(target: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    unfinished = target.with_name(f".{target.name}.unfinished")
-    try:
-        unfinished.write_text(text, encoding="utf-8")
-        unfinished.replace(target)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def _by(executor: Executor, work: Work, jobs: list[Job]) -> Results:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import hashlib
 import json
 import os
@@ -139,9 +138,7 @@ def _judged(work: Work, job: Job) -> AuditRun:
             f"the process that was to judge it does not know the check {missing[0]!r}",
             fix="declare checks in a conftest.py or in a module, not in the script that is run",
         )
-    model = copy.deepcopy(parts.model)
-    checkpoints.load_into(model, job.file, job.name)
-    run = parts.audit(model=model, name=job.name, checks=work.checks, options=work.options)
+    run = parts.with_state(job.file, job.name).audit(name=job.name, checks=work.checks, options=work.options)
     if job.sha256 and checkpoints.sha256(job.file) != job.sha256:
         raise InputError(f"{job.name} changed while the series ran", fix="start again when it is written")
     return run

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pytest_bnn.network.calling import output_tensor
+from pytest_bnn.network.naming import called
 
 #: Images that suffice to see where outputs part; all modules' outputs are kept for them.
 TRACED_IMAGES = 4
@@ -45,7 +46,7 @@ class Parting:
     def __str__(self) -> str:
         mode = ", in train mode" if self.training else ""
         amount = f"by {self.difference:.2g} of its scale" if self.difference >= 0 else "in shape"
-        return f"{self.path or 'the model itself'} ({self.kind}{mode}), {amount}"
+        return f"{called(self.path)} ({self.kind}{mode}), {amount}"
 
 
 def tolerance(*tensors: Tensor) -> float:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pytest_bnn.network.comparing import difference
+from pytest_bnn.network.naming import called
 from pytest_bnn.network.tree import tensors
 
 #: Gives the outputs ``[len(numbers), ...]`` of the examples with these numbers, called as one batch.
@@ -39,7 +40,7 @@ class Meeting:
 
     def __str__(self) -> str:
         mode = ", in train mode" if self.module.training else ""
-        return f"{self.path or 'the model itself'} ({self.kind}{mode})"
+        return f"{called(self.path)} ({self.kind}{mode})"
 
 
 def meeting(network: nn.Module, run: Run, one: Seat, other: Seat) -> Meeting | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import tempfile
 from dataclasses import replace
@@ -22,10 +23,12 @@ class Baseline:
 
     Args:
         run: The earlier audit.
+        name: How its file is called.
     """
 
-    def __init__(self, run: AuditRun) -> None:
+    def __init__(self, run: AuditRun, name: str = "") -> None:
         self.run = run
+        self.name = name
 
     def knows(self, evidence: Evidence, *, inconclusive: Inconclusive = "fail", test: str = "") -> bool:
         """Return whether the same claim about the same subject failed before, and has not become worse.
@@ -55,6 +58,23 @@ class Recording(Baseline):
         return is_failure(evidence.verdict, inconclusive=inconclusive)
 
 
+def with_known(run: AuditRun, known: Baseline, *, inconclusive: Inconclusive = "fail") -> AuditRun:
+    """Say of each failure that is known that it is, and in the provenance how many are.
+
+    Args:
+        run: What was found.
+        known: What it is held to.
+        inconclusive: Whether an undecided claim is a failure.
+    """
+    found = [not c.expected and known.knows(c, inconclusive=inconclusive, test=c.test) for c in run.checks]
+    said = f"known from the baseline {known.name}, so that it fails nothing here"
+    checks = [
+        replace(c, notes=(*c.notes, said)) if is_known else c for c, is_known in zip(run.checks, found, strict=True)
+    ]
+    count = "1 failure is known" if sum(found) == 1 else f"{sum(found)} failures are known"
+    return replace(run, checks=tuple(checks), provenance={**run.provenance, "baseline": f"{known.name}: {count}"})
+
+
 def read(path: str | Path, option: str, make: str, *, shown: str = "") -> AuditRun:
     """Read a baseline.
 
@@ -79,7 +99,8 @@ def read(path: str | Path, option: str, make: str, *, shown: str = "") -> AuditR
     try:
         return AuditRun.from_json(text)
     except InputError as error:
-        raise InputError(f"{option} is {shown!r}: {error.problem}", fix=error.fix) from error
+        fix = f"move it away and make it anew with {make}, or use the pytest-bnn that wrote it"
+        raise InputError(f"{option} is {shown!r}: {error.problem}", fix=fix) from error
 
 
 def updated(before: AuditRun | None, now: AuditRun) -> AuditRun:
@@ -113,6 +134,24 @@ def slim(run: AuditRun) -> AuditRun:
         replace(subject, layers=(), predictions=(), training=(), prediction_summary=None) for subject in run.subjects
     )
     return replace(run, checks=checks, subjects=subjects, session=None)
+
+
+def require_writable(path: str | Path, option: str) -> None:
+    """Make sure, before a run takes its time, that a baseline can be written.
+
+    Raises:
+        InputError: It is a folder, or its folder cannot be made or written to.
+    """
+    target = Path(path).resolve()
+    try:
+        if target.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=target.parent):
+            pass
+    except OSError as error:
+        reason = error.strerror or error
+        raise InputError(f"{option}: {str(path)!r} cannot be written ({reason})", fix="choose another path") from error
 
 
 def write(run: AuditRun, path: str | Path, option: str) -> None:

@@ -22,9 +22,10 @@ _SCORES = {
     "negative log likelihood (nats)": "NLL (nats)",
     "best temperature": "temperature",
 }
-#: What it shows of claims: the observed value behind a verdict.
-_OBSERVED = (("teacher.agreement", "agreement"), ("noise.spread", "spread"))
-_SIGMA, _KL = "median \N{GREEK SMALL LETTER SIGMA}/|\N{GREEK SMALL LETTER MU}|", "KL (nats)"
+#: What it shows of claims: the observed value behind a verdict, where the verdict rests on that quantity.
+_OBSERVED = (("teacher.agreement", "agreement", "certain share of the "), ("noise.spread", "spread", "spread of "))
+#: Figures of the posterior.
+SIGMA, KL = "median \N{GREEK SMALL LETTER SIGMA}/|\N{GREEK SMALL LETTER MU}|", "KL (nats)"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,9 +34,12 @@ class CollectionRow:
 
     ``audit`` and ``page`` are the files of the audit, relative to the index; ``page`` is empty where there is none.
     ``sha256`` is that of the checkpoint's bytes, or of the model's state where no checkpoint was named.
-    ``counts`` are the claims by verdict; ``problems`` the ids of those that ask something of the reader, worst first.
+    ``counts`` are the claims by verdict; ``problems`` the ids of those that ask something of the reader, worst first,
+    and ``severities`` the verdict of each; ``headline`` is what the first of them found.
     ``figures`` are as long as the collection's, None where a figure was not measured.
     ``alpha`` is the chance that a sound model fails here.
+    ``unjudged`` is how many claims lack what nobody gave, ``accepted`` how many parts claims leave out on purpose.
+    ``remarks`` say what else keeps the audit from being all of it: what was cut, and a test session that went wrong.
     """
 
     name: str
@@ -48,6 +52,10 @@ class CollectionRow:
     headline: str
     figures: tuple[float | None, ...]
     alpha: float
+    severities: tuple[Verdict, ...] = ()
+    unjudged: int = 0
+    accepted: int = 0
+    remarks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +81,7 @@ class Collection:
         """Return the collection as JSON text, ending in a newline."""
         plain = to_plain(self)
         assert isinstance(plain, dict)
-        head = {"collection_version": COLLECTION_VERSION, "verdict": self.verdict.value, "alpha": self.alpha}
+        head = {"collection_version": COLLECTION_VERSION, "verdict": self.verdict.value, "alpha": to_plain(self.alpha)}
         return json.dumps({**head, **plain}, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
     @classmethod
@@ -122,7 +130,7 @@ def measured(audit: str, page: str, run: AuditRun) -> tuple[Measured, ...]:
 def gathered(found: Iterable[Measured], title: str = TITLE) -> Collection:
     """Put rows side by side, the worst first."""
     every = list(found)
-    known = (*_SCORES.values(), *(name for _, name in _OBSERVED), _SIGMA, _KL)
+    known = (*_SCORES.values(), *(name for _, name, _ in _OBSERVED), SIGMA, KL)
     names = tuple(name for name in known if any(name in one.figures for one in every))
     rows = (replace(one.row, figures=tuple(one.figures.get(name) for name in names)) for one in every)
     return Collection(rows=tuple(sorted(rows, key=_badness)), figures=names, title=title)
@@ -135,10 +143,10 @@ def _key(record: Evidence | SubjectRecord) -> tuple[str, str]:
 def _row(audit: str, page: str, run: AuditRun, key: tuple[str, str]) -> CollectionRow:
     checks = [check for check in run.checks if _key(check) == key and not check.expected]
     subject = _subject(run, key)
-    ranked = sorted(
-        (check for check in checks if check.verdict not in (Verdict.PASS, Verdict.NOT_APPLICABLE)),
-        key=lambda check: SEVERITY.index(check.verdict),
-    )
+    claims = _worst(checks)
+    ranked = [check for check in claims if check.verdict not in (Verdict.PASS, Verdict.NOT_APPLICABLE)]
+    parts = {part.path for check in checks for part in check.accepted}
+    parts |= {layer.path for layer in subject.layers if layer.accepted} if subject else set()
     files = () if subject is None else subject.files
     return CollectionRow(
         name=next((check.subject for check in run.checks if _key(check) == key), key[0]),
@@ -148,12 +156,29 @@ def _row(audit: str, page: str, run: AuditRun, key: tuple[str, str]) -> Collecti
         if len(files) == 1
         else run.provenance.get("checkpoint sha256", "") or ("" if subject is None else subject.sha256),
         verdict=AuditRun(checks=tuple(checks)).verdict,
-        counts={verdict.value: n for verdict in SEVERITY if (n := sum(c.verdict is verdict for c in checks))},
+        counts={verdict.value: n for verdict in SEVERITY if (n := sum(c.verdict is verdict for c in claims))},
         problems=tuple(check.id for check in ranked),
         headline=ranked[0].headline if ranked else "",
         figures=(),
         alpha=math.fsum(check.certainty.alpha for check in checks if check.certainty is not None),
+        severities=tuple(check.verdict for check in ranked),
+        unjudged=sum(check.verdict is Verdict.NOT_APPLICABLE and bool(check.missing) for check in claims),
+        accepted=len(parts),
+        remarks=_remarks(run),
     )
+
+
+def _worst(checks: Iterable[Evidence]) -> list[Evidence]:
+    """Return the worst evidence of each claim, the worst of all first."""
+    found: dict[str, Evidence] = {}
+    for check in sorted(checks, key=lambda check: SEVERITY.index(check.verdict)):
+        found.setdefault(check.id, check)
+    return list(found.values())
+
+
+def _remarks(run: AuditRun) -> tuple[str, ...]:
+    status = 0 if run.session is None else run.session.exit_status
+    return (*(f"cut: {words}" for words in run.cut), *([f"pytest ended with exit status {status}"] if status else []))
 
 
 def _subject(run: AuditRun, key: tuple[str, str]) -> SubjectRecord | None:
@@ -176,12 +201,14 @@ def _figures(run: AuditRun, key: tuple[str, str]) -> dict[str, float]:
         if bayesian:
             sigmas = sorted(row.sigma_over_mu for row in bayesian if row.sigma_over_mu is not None)
             divergences = [row.kl for row in bayesian if row.kl is not None]
-            found |= {_SIGMA: sigmas[len(sigmas) // 2]} if sigmas else {}
-            found |= {_KL: sum(divergences)} if divergences else {}
+            # A NaN has no place in an order.
+            broken = any(map(math.isnan, sigmas))
+            found |= {SIGMA: math.nan if broken else sigmas[len(sigmas) // 2]} if sigmas else {}
+            found |= {KL: sum(divergences)} if divergences else {}
     for check in run.checks:
-        for id, name in _OBSERVED:
+        for id, name, quantity in _OBSERVED:
             if check.id == id and _key(check) == key and check.threshold is not None:
-                value = check.threshold.observed
+                value = check.threshold.observed if check.threshold.quantity.startswith(quantity) else None
                 if isinstance(value, int | float) and not isinstance(value, bool):
                     found[name] = float(value)
     return found

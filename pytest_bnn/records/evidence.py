@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from pytest_bnn.records.charts import Chart
-from pytest_bnn.records.codec import Scalar, clean, show
+from pytest_bnn.records.codec import Scalar, one_line, show
 from pytest_bnn.records.policy import Inconclusive as Inconclusive
 from pytest_bnn.records.policy import inconclusive_policy, is_known
 from pytest_bnn.records.raising import raising
@@ -168,10 +168,12 @@ class Evidence:
             lines.append(f"  {label} {layer.path or '(the model itself)'} ({layer.kind}): {layer.finding}")
         if len(bad) > offenders:
             lines.append(f"            and {len(bad) - offenders} more")
+        if self.explained_by:
+            lines.append(f"  cause:    {self.explained_by} fails too, and explains this")
         lines.extend(f"  note:     {note}" for note in self.notes)
         if self.remedy:
             lines.append(f"  fix:      {self.remedy}")
-        return clean("\n".join(lines))
+        return "\n".join(map(one_line, lines))
 
     def fails(self, *, inconclusive: Inconclusive | None = None) -> bool:
         """Return whether the claim fails a test: by its verdict, unless a baseline in force knows the failure.

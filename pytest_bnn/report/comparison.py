@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Final
 
-from pytest_bnn.records.codec import clean, show
+from pytest_bnn.records.codec import Scalar, clean, show
 from pytest_bnn.records.compare import Comparison, Row
 from pytest_bnn.records.evidence import Evidence, Verdict, is_failure
 from pytest_bnn.records.run import AuditRun
 from pytest_bnn.report import wording
 from pytest_bnn.report.markdown import code, escape
+from pytest_bnn.report.policy import foot, policy
+from pytest_bnn.report.prose import names_of
 from pytest_bnn.report.standing import SYMBOLS, Standing, standing, word
 
 #: What a reader looks at; the others are counted.
@@ -19,6 +22,15 @@ TOLD: Final = frozenset({"new", "worse", "fixed", "better", "known"})
 
 _WARNING: Final = "new warning"
 _NOTHING: Final = "\N{EN DASH}"
+#: What a state says, above its rows on a page.
+_MEANINGS: Final = {
+    "new": "Fails now and did not before, or was judged before and is not any more.",
+    "worse": "Failed before, and is worse now.",
+    _WARNING: "A warning that was not there before; it fails nothing.",
+    "fixed": "Failed before, and holds now.",
+    "better": "Failed before, and still does, by less.",
+    "known": "Failed before, and still does.",
+}
 #: Of those that fail nothing, as lines of a terminal.
 _MOST_LINES: Final = 20
 #: A comment on GitHub holds 65,536 characters.
@@ -31,8 +43,11 @@ def title(comparison: Comparison) -> str:
 
 
 def tone(comparison: Comparison) -> Verdict:
-    """Return the verdict whose colours and symbol the comparison has."""
-    return Verdict.FAIL if comparison.failing else Verdict.PASS
+    """Return the verdict whose colours and symbol the comparison has; where failures are known it is no green one."""
+    if comparison.failing:
+        return Verdict.FAIL
+    amber = any(row.state == "known" or label(row) == _WARNING for row in comparison.rows)
+    return Verdict.WARN if amber else Verdict.PASS
 
 
 def label(row: Row) -> str:
@@ -40,14 +55,14 @@ def label(row: Row) -> str:
     return _WARNING if row.state == "new" and not row.fails else row.state
 
 
-def side(evidence: Evidence | None) -> str:
-    """Write what was found on one side: the verdict, and the value that decided it."""
+def side(evidence: Evidence | None, write: Callable[[Scalar], str] = show) -> str:
+    """Write what was found on one side: the verdict, and the value that decided it, as ``write`` writes it."""
     if evidence is None:
         return "not judged"
     threshold = evidence.threshold
     if threshold is None or threshold.observed is None or evidence.verdict is Verdict.NOT_APPLICABLE:
         return word(evidence.verdict)
-    return f"{word(evidence.verdict)} {show(threshold.observed)}"
+    return f"{word(evidence.verdict)} {write(threshold.observed)}"
 
 
 def why(row: Row) -> tuple[str, ...]:
@@ -120,6 +135,7 @@ def markdown(comparison: Comparison) -> str:
     if folded:
         words = ", ".join(f"{count:,} {state}" for state, count in _counts([*told, *rest]))
         blocks.append("\n\n".join((f"<details><summary>{words}</summary>", *folded, "</details>")))
+    blocks.append("<!-- pytest-bnn -->")  # a later one may replace this
     return wording.clean("\n\n".join(blocks) + "\n")
 
 
@@ -131,11 +147,13 @@ def html(comparison: Comparison, before: AuditRun, now: AuditRun) -> str:
         before: The earlier audit, of which the page says how it was made.
         now: The later one.
     """
-    from pytest_bnn.report.html import environment
+    from pytest_bnn.report.html import as_prose, environment, texts, trusted
 
     names = dict.fromkeys(label(row) for row in comparison.rows)
     groups = [(name, [row for row in comparison.rows if label(row) == name]) for name in names]
     made = before.provenance, now.provenance
+    styles = ["".join(texts(("style.css", "print.css", "comparison.css"))), foot("Two audits compared")]
+    known = names_of(before) | names_of(now)
     page = environment().get_template("comparison.html.j2")
     return wording.clean(
         page.render(
@@ -146,6 +164,10 @@ def html(comparison: Comparison, before: AuditRun, now: AuditRun) -> str:
             told={*TOLD, _WARNING},
             side=side,
             why=why,
+            meanings=_MEANINGS,
+            policy=policy(styles, ()),
+            styles=[trusted(style) for style in styles],
+            prose=partial(as_prose, known),
             nothing=_NOTHING,
             provenance=[(name, *(of.get(name, "") for of in made)) for name in sorted({*made[0], *made[1]})],
         )

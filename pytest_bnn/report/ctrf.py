@@ -1,4 +1,7 @@
-"""A run in the Common Test Report Format (https://ctrf.io), version 0.0.0 of its schema: a test for each claim."""
+"""A run in the Common Test Report Format (https://ctrf.io), version 0.0.0 of its schema.
+
+It has a test for each claim, and for each test of a session that failed outside of one.
+"""
 
 from __future__ import annotations
 
@@ -8,25 +11,29 @@ from collections import Counter
 from typing import Any, Final
 
 from pytest_bnn.records.evidence import Evidence, Inconclusive, Verdict
-from pytest_bnn.records.run import AuditRun
+from pytest_bnn.records.run import AuditRun, TestOutcome
 from pytest_bnn.report import wording
-from pytest_bnn.report.standing import word
+from pytest_bnn.report.standing import Known, fell_outside, nothing_known, word
 
 _STATUSES: Final = ("passed", "failed", "skipped", "pending", "other")
 _CREATED: Final = "%Y-%m-%d %H:%M:%S UTC"
 
 
-def render_ctrf(run: AuditRun, *, inconclusive: Inconclusive = "fail") -> str:
+def render_ctrf(run: AuditRun, *, inconclusive: Inconclusive = "fail", known: Known = nothing_known) -> str:
     """Return a run as the text of a CTRF file.
 
     A claim that holds, with a warning or without, is passed; one that is not judged is skipped. A failure that its test
-    expected is ``other``. ``rawStatus`` has the verdict.
+    expected, or that is known from a baseline, is ``other``. ``rawStatus`` has the verdict. A test of the session that
+    failed before or outside a claim is a test too.
 
     Args:
         run: What was found.
         inconclusive: Whether an undecided claim is ``failed`` or ``other``.
+        known: Says whether a failure is known from a baseline.
     """
-    tests = [_test(check, inconclusive) for check in run.checks]
+    tests = [_test(check, inconclusive, known) for check in run.checks]
+    fallen = [_fallen(test) for test in fell_outside(run)]
+    tests += fallen
     counts = Counter(test["status"] for test in tests)
     stop = _milliseconds(run.provenance.get("created", ""))
     duration = sum(test["duration"] for test in tests)
@@ -40,7 +47,8 @@ def render_ctrf(run: AuditRun, *, inconclusive: Inconclusive = "fail") -> str:
             "summary": {
                 "tests": len(tests),
                 **{status: counts[status] for status in _STATUSES},
-                "suites": len({(check.subject, check.key) for check in run.checks}),
+                "suites": len({(check.subject, check.key) for check in run.checks})
+                + len({test["filePath"] for test in fallen}),
                 "start": max(0, stop - duration),
                 "stop": stop,
             },
@@ -52,20 +60,36 @@ def render_ctrf(run: AuditRun, *, inconclusive: Inconclusive = "fail") -> str:
     return json.dumps(document, indent=1, ensure_ascii=False) + "\n"
 
 
-def _test(check: Evidence, inconclusive: Inconclusive) -> dict[str, Any]:
+def _test(check: Evidence, inconclusive: Inconclusive, known: Known) -> dict[str, Any]:
     file = check.test.partition("::")[0]
-    told = check.verdict is not Verdict.PASS
+    told, is_known = check.verdict is not Verdict.PASS, known(check)
     said = {
         "name": check.id,
-        "status": _status(check, inconclusive),
+        "status": "other" if is_known else _status(check, inconclusive),
         "duration": round(1000 * check.seconds) if check.seconds == check.seconds else 0,
         "suite": [file, check.subject] if file else [check.subject],
         "message": check.headline,
         **({"trace": check.explain()} if told else {}),
-        "rawStatus": word(check.verdict) + (" (expected)" if check.expected else ""),
+        "rawStatus": word(check.verdict) + (" (expected)" if check.expected else " (known)" if is_known else ""),
         "tags": [check.stage],
         **({"filePath": file} if file else {}),
         "extra": {"claim": check.claim, **({"test": check.test} if check.test else {})},
+    }
+    cleaned: dict[str, Any] = _cleaned(said)
+    return cleaned
+
+
+def _fallen(test: TestOutcome) -> dict[str, Any]:
+    file, _, name = test.test.partition("::")
+    said = {
+        "name": name or file,
+        "status": "failed",
+        "duration": 0,
+        "suite": [file],
+        "message": test.reason,
+        "rawStatus": test.outcome,
+        "filePath": file,
+        "extra": {"test": test.test},
     }
     cleaned: dict[str, Any] = _cleaned(said)
     return cleaned

@@ -9,6 +9,7 @@ from pytest_bnn.records.evidence import SEVERITY, Evidence, Inconclusive, Verdic
 from pytest_bnn.records.run import AuditRun
 from pytest_bnn.report import wording
 from pytest_bnn.report.markdown import render
+from pytest_bnn.report.standing import Known, nothing_known
 
 #: GitHub shows as many annotations of each kind for a step.
 _MOST: Final = 10
@@ -20,7 +21,11 @@ _OF_PROPERTY: Final = str.maketrans({"%": "%25", "\r": "%0D", "\n": "%0A", ":": 
 
 
 def annotation_lines(
-    run: AuditRun, places: Mapping[str, tuple[str, int]], *, inconclusive: Inconclusive = "fail"
+    run: AuditRun,
+    places: Mapping[str, tuple[str, int]],
+    *,
+    inconclusive: Inconclusive = "fail",
+    known: Known = nothing_known,
 ) -> list[str]:
     """Return the lines that let GitHub show failed claims and warnings at their places, the worst first.
 
@@ -29,11 +34,13 @@ def annotation_lines(
         places: A file, relative to the root of the repository, and a line of it, by the node id of a test; ``""`` has
             the place of what belongs to no test.
         inconclusive: Whether an undecided claim is an error or a warning.
+        known: Says whether a failure is known from a baseline; it is a warning.
     """
     told = [check for check in run.checks if not check.expected]
-    errors = [check for check in told if is_failure(check.verdict, inconclusive=inconclusive)]
+    failed = [check for check in told if is_failure(check.verdict, inconclusive=inconclusive)]
+    errors = [check for check in failed if not known(check)]
     warned = (Verdict.WARN, Verdict.INCONCLUSIVE)
-    warnings = [check for check in told if check.verdict in warned and check not in errors]
+    warnings = [check for check in told if (check.verdict in warned or check in failed) and check not in errors]
     return [*_lines("error", errors, places), *_lines("warning", warnings, places)]
 
 

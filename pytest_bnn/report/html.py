@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Sequence
 from functools import cache, partial, wraps
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pytest_bnn.records.charts import Chart
 from pytest_bnn.records.run import AuditRun, TrainingStep
-from pytest_bnn.report import charts, curves, prose, standing, tables, trajectory, tree, wording
+from pytest_bnn.report import charts, curves, prose, standing, svg, tables, trajectory, tree, wording
 from pytest_bnn.report.extent import Extent, extent
 from pytest_bnn.report.gauge import gauge_of
 from pytest_bnn.report.identity import identities, of_the_audit
@@ -27,6 +28,7 @@ _SCRIPT = "script.js"
 _OFFENDERS_SHOWN = 12
 _QUIET_CARDS_SHOWN = 24
 _STEPS_SHOWN = 6
+_PERCENT = re.compile(r"(?<=\d) %")
 
 
 def render(run: AuditRun, text: str) -> str:
@@ -48,7 +50,7 @@ def render(run: AuditRun, text: str) -> str:
             styles=[trusted(style) for style in styles],
             script=trusted(script),
             counts=wording.in_severity_order(shape.counts),
-            prose=partial(_prose, prose.names_of(run)),
+            prose=partial(as_prose, prose.names_of(run)),
             seeds=sorted({check.seed for check in run.checks}),
             provenance=sorted(run.provenance.items()),
         )
@@ -84,10 +86,13 @@ def environment() -> Environment:
     )
     environment.filters.update(
         capital=wording.capital,
+        clipped=wording.clipped,
         number=wording.number,
         percent=wording.percent,
         plural=wording.plural,
         seconds=wording.seconds,
+        shorten=svg.shorten,
+        stage=wording.stage,
         word=standing.word,
     )
     environment.globals.update(
@@ -99,6 +104,7 @@ def environment() -> Environment:
         curves=_markup(curves.curves),
         difference=tables.difference,
         draw_ridges=_markup(curves.ridges),
+        fared=standing.fared,
         few=_few,
         interval=wording.interval,
         keys=_keys,
@@ -180,13 +186,20 @@ def _tally(group: Group) -> list[tuple[Standing, int]]:
     return wording.in_severity_order(group.counts)
 
 
-def _prose(known: Collection[str], text: str, stop: bool = True) -> Any:
+def as_prose(known: Collection[str], text: str, stop: bool = True) -> Any:
     """Write a text of the run as a sentence, with names in code type."""
     from markupsafe import Markup, escape
 
     parts = prose.pieces(text, known, stop=stop)
-    as_code = Markup("<code>{}</code>")
-    return Markup("").join(as_code.format(part.text) if part.code else escape(part.text) for part in parts)
+
+    as_name, as_option = Markup("<code>{}</code>"), Markup('<code class="option">{}</code>')
+
+    def written(part: prose.Piece) -> Any:
+        if part.code:
+            return (as_option if part.text.startswith("--") else as_name).format(part.text)
+        return escape(_PERCENT.sub("\u00a0%", part.text))
+
+    return Markup("").join(map(written, parts))
 
 
 def _map_lines(shown: tree.Map, most: Extent) -> tuple[Sequence[tree.Line], bool]:

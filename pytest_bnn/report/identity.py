@@ -12,6 +12,7 @@ from pytest_bnn.report.wording import seconds
 
 #: What is named of an audit as a whole, by the name in its provenance.
 _OF_THE_AUDIT: Final[Mapping[str, str]] = {
+    "baseline": "Baseline",
     "commit": "Commit",
     "created": "When",
     "duration": "Duration",
@@ -51,7 +52,7 @@ def identities(shape: Outline) -> tuple[Identity, ...]:
 
 
 def of_the_audit(run: AuditRun) -> tuple[tuple[str, str], ...]:
-    """Return what is known of the audit as a whole, named: commit, when, duration, machine, versions."""
+    """Return what is known of the audit as a whole, named: baseline, commit, when, duration, machine, versions."""
     checks = sum(check.seconds for check in run.checks)
     provenance = {**({"duration": f"{seconds(checks)} in checks"} if checks > 0 else {}), **run.provenance}
     said = [(name, provenance[key]) for key, name in _OF_THE_AUDIT.items() if provenance.get(key)]

@@ -55,6 +55,7 @@ def render(run: AuditRun) -> str:
         rows = [f"| {escape(key)} | {code(value)} |" for key, value in sorted(run.provenance.items())]
         table = "\n".join(["| | |", "|---|---|", *rows])
         blocks.append(f"<details><summary>Provenance</summary>\n\n{table}\n\n</details>")
+    blocks.append("<!-- pytest-bnn -->")  # a later summary may replace this one
     return wording.clean("\n\n".join(blocks) + "\n")
 
 
@@ -105,12 +106,12 @@ def _identity(run: AuditRun, shape: Outline) -> list[str]:
     lines = []
     for known in identities(shape):
         of = f"{_name(known.group)}: " if len(shape.groups) > 1 else ""
-        lines += [f"- {of}file {code(file.path)}, SHA-256 {code(file.sha256)}" for file in known.files]
+        lines += [f"- {of}File {code(file.path)}, SHA-256 {code(file.sha256)}" for file in known.files]
         if known.state:
-            lines.append(f"- {of}weights, SHA-256 of the state {code(known.state)}")
+            lines.append(f"- {of}Weights, SHA-256 of the state {code(known.state)}")
         if known.data:
-            lines.append(f"- {of}data, {wording.plural(known.examples, 'example')}, SHA-256 {code(known.data)}")
-    return lines + [f"- {name.lower()}: {escape(value)}" for name, value in of_the_audit(run)]
+            lines.append(f"- {of}Data, {wording.plural(known.examples, 'example')}, SHA-256 {code(known.data)}")
+    return lines + [f"- {name}: {escape(value)}" for name, value in of_the_audit(run)]
 
 
 def _name(group: Group) -> str:
@@ -142,7 +143,7 @@ def code(text: str) -> str:
 
 
 def _matrix(shape: Outline, known: Collection[str]) -> str:
-    heads = [f"{_name(group)}<br><sub>{escape(group.stage)}</sub>" for group in shape.groups]
+    heads = [f"{_name(group)}<br><sub>{escape(wording.stage(group.stage))}</sub>" for group in shape.groups]
     lines = [f"| Claim | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
     for row in shape.rows:
         cells = " | ".join(_cell(cell) for cell in row.cells)

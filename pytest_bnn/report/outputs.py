@@ -7,42 +7,39 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_bnn.errors import InputError
+from pytest_bnn.report.files import require_ours, write_texts
 
 if TYPE_CHECKING:
     from pytest_bnn.records.evidence import Inconclusive
     from pytest_bnn.records.run import AuditRun
+    from pytest_bnn.report.standing import Known
 
 
-def require_writable_json(path: str | Path, option: str) -> None:
+def require_writable_json(path: str | Path, option: str, others: Mapping[str, Path] | None = None) -> None:
     """Make sure, before an audit takes its time, that a JSON file can be written.
 
     Args:
         path: Where it will be.
         option: How messages call the path.
+        others: What else is written or read, by what messages call it.
 
     Raises:
-        InputError: The name does not end in .json, is a folder's, or its folder cannot be made.
+        InputError: The name does not end in .json, is a folder's, it cannot be written, or it holds something else.
     """
     said, path = str(path), Path(path)
+    for name, other in (others or {}).items():
+        if other.resolve() == path.resolve():
+            raise InputError(f"{option} is {said!r}, which is {name}", fix="give it another name")
     if path.suffix != ".json" or path.is_dir():
         raise InputError(f"{option} is {said!r}", fix="give the path of a file that ends in .json")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a", encoding="utf-8"):
-            pass
-        if path.stat().st_size == 0:
-            path.unlink()
-    except OSError as error:
-        raise InputError(
-            f"{said!r} cannot be written ({error.strerror or error})", fix="choose another path"
-        ) from error
+    require_ours(path)
 
 
-def write_ctrf(run: AuditRun, path: str | Path, *, inconclusive: Inconclusive) -> None:
+def write_ctrf(run: AuditRun, path: str | Path, *, inconclusive: Inconclusive, known: Known) -> None:
     """Write a run in the Common Test Report Format."""
     from pytest_bnn.report.ctrf import render_ctrf
 
-    Path(path).write_text(render_ctrf(run, inconclusive=inconclusive), encoding="utf-8")
+    write_texts({Path(path): render_ctrf(run, inconclusive=inconclusive, known=known)})
 
 
 def annotations_wanted(environment: Mapping[str, str]) -> bool:

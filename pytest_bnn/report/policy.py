@@ -21,11 +21,12 @@ def policy(styles: Iterable[str], scripts: Iterable[str]) -> str:
         styles: The texts of the style elements.
         scripts: The texts of the script elements.
     """
+    none = "'none'"
     return "; ".join(
         (
             "default-src 'none'",
-            f"style-src {' '.join(map(_hash, styles))}",
-            f"script-src {' '.join(map(_hash, scripts))}",
+            f"style-src {' '.join(map(_hash, styles)) or none}",
+            f"script-src {' '.join(map(_hash, scripts)) or none}",
             "img-src data:",
             "base-uri 'none'",
             "form-action 'none'",
@@ -41,15 +42,16 @@ def footer(run: AuditRun, text: str) -> str:
         text: Its JSON.
     """
     digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
-    created = run.provenance.get("created", "")
-    title = _string(shorten(clean(run.title), 60))
-    said = _string(
-        ", ".join(part for part in (shorten(clean(created), 40), f"SHA-256 of the JSON {digest[:16]}") if part)
-    )
+    created = shorten(clean(run.provenance.get("created", "")), 40)
+    return foot(run.title, ", ".join(part for part in (created, f"SHA-256 of the JSON {digest[:16]}") if part))
+
+
+def foot(title: str, said: str = "") -> str:
+    """Return the style of the foot of printed pages: a title, what is said beside it, and the page number."""
     return (
         "@page {"
-        f' @bottom-left {{ content: "{title}"; }}'
-        f' @bottom-center {{ content: "{said}"; }}'
+        f' @bottom-left {{ content: "{_string(shorten(clean(title), 60))}"; }}'
+        f' @bottom-center {{ content: "{_string(said)}"; }}'
         ' @bottom-right { content: "page " counter(page) " of " counter(pages); }'
         " }\n"
     )

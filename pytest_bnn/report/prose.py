@@ -14,7 +14,9 @@ _TICKED: Final = r"(?<![\w`])`([^`\n]+)`(?![\w`])"
 _QUOTED: Final = r"(?<!\w)'([^'\n]+)'(?!\w)"
 _OPTION: Final = r"(?<![\w-])(--[a-z][a-z-]*[a-z])(?![\w-])"
 _DOTTED: Final = r"(?<![\w.`'\"/-])([A-Za-z_]\w*(?:\.\w+)+)(?![\w`'\"/-]|\.\w)"
-_ANY: Final = re.compile("|".join((_TICKED, _QUOTED, _OPTION, _DOTTED)))
+#: A name that no word of English is: with a digit or an underscore, such as ``conv1`` or ``to_logits``.
+_ODD: Final = r"(?<![\w.`'\"/-])([A-Za-z]\w*[\d_]\w*)(?![\w`'\"/-]|\.\w)"
+_ANY: Final = re.compile("|".join((_TICKED, _QUOTED, _OPTION, _DOTTED, _ODD)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +42,7 @@ def pieces(text: str, known: Collection[str], *, stop: bool = True) -> list[Piec
     """Part a text into sentence and code.
 
     What stands in backquotes, options such as ``--samples`` and names that are known are code: known names in quotes,
-    and those with a dot.
+    and those with a dot, a digit or an underscore.
 
     Args:
         text: The text, of which the first letter becomes a capital where it begins with a word.
@@ -56,8 +58,8 @@ def pieces(text: str, known: Collection[str], *, stop: bool = True) -> list[Piec
 def _parted(text: str, known: Collection[str]) -> Iterator[Piece]:
     end = 0
     for match in _ANY.finditer(text):
-        ticked, quoted, option, dotted = match.groups()
-        name = ticked or option or (quoted if quoted in known else dotted if dotted in known else None)
+        ticked, option, *others = match[1], match[3], match[2], match[4], match[5]
+        name = ticked or option or next((other for other in others if other in known), None)
         if name is None:
             continue
         yield Piece(text[end : match.start()])

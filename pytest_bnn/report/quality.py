@@ -120,7 +120,8 @@ def _block(
         why = "no claim about predictions was judged" if summary is None else summary.missing or "no labels to score by"
         return Block(group, examples, (), why)
     order = sorted(scores, key=lambda who: _ORDER.index(who) if who in _ORDER else len(_ORDER))
-    lines = tuple(Line(who, tuple(scores[who].get(column, ("", "")) for column in columns)) for who in order)
+    none = "\N{EN DASH}", ""
+    lines = tuple(Line(who, tuple(scores[who].get(column, none) for column in columns)) for who in order)
     return Block(group, examples, (_brief(lines),) if brief else lines)
 
 

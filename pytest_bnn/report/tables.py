@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from itertools import groupby, pairwise
 
@@ -10,6 +9,9 @@ from pytest_bnn.records.charts import Chart, ChartLine, Ridges, Score
 from pytest_bnn.report.wording import number
 
 _DIGITS = 3
+
+#: Scores from here on, and those that are no finite numbers, are written as powers of ten, not digit by digit.
+_PLAIN = 1e6
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +64,7 @@ def score(found: Score | None, *, digits: int = _DIGITS, sign: str = "-") -> tup
     """Write a score and its interval, empty where there is none, all with as many decimals; "+" writes every sign."""
 
     def said(value: float) -> str:
-        if not math.isfinite(value):
+        if not abs(value) < _PLAIN:
             return number(value)
         return f"{round(value, digits) + 0.0:{sign},.{digits}f}".replace("-", "\N{MINUS SIGN}")
 

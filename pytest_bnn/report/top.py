@@ -10,7 +10,7 @@ from typing import Final
 from pytest_bnn.records.run import AuditRun, Change, TestOutcome
 from pytest_bnn.report import wording
 from pytest_bnn.report.outline import Group, Outline
-from pytest_bnn.report.standing import LOUD, RANK, Standing, standing
+from pytest_bnn.report.standing import JUDGED, LOUD, RANK, Standing, fell, fell_outside, standing
 
 #: Options of the command line whose name is not that of the argument.
 _COMMANDS: Final[Mapping[str, str]] = {"images": "--data", "labels": "--data with labels", "factory": "--model"}
@@ -20,7 +20,6 @@ _STATUSES: Final[Mapping[int, str]] = {
     4: "was called wrongly",
     5: "ran no test",
 }
-_FELL: Final = frozenset({"failed", "error"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +76,10 @@ class Accepted:
 
 @dataclass(frozen=True, slots=True)
 class Top:
-    """All of it. ``sentence`` is the verdict, ``tone`` what it is coloured as: a pass is green, a warning amber."""
+    """All of it. ``sentence`` is the verdict, ``tone`` what it is coloured as: a pass is green, a warning amber.
+
+    ``whole`` says that every claim there is was taken up: no option left some out, and it was no session of tests.
+    """
 
     sentence: str
     tone: Standing
@@ -85,22 +87,25 @@ class Top:
     unjudged: tuple[Unjudged, ...]
     accepted: tuple[Accepted, ...]
     changed: tuple[Change, ...]
+    whole: bool
 
 
 def top(run: AuditRun, shape: Outline) -> Top:
     """Say what stands at the top of a run's report."""
     session = _session(run)
-    sentence = wording.sentence(shape.counts, shape.follow)
+    sentence = wording.sentence(shape.counts, shape.follow, len(shape.expected))
     loud = min(shape.counts, key=RANK.__getitem__, default=Standing.NOT_APPLICABLE)
-    if session and session.but and loud not in (Standing.ERROR, Standing.FAIL):
-        sentence = f"{sentence}, but {session.but}"
+    but = session.but if session and session.but else "the audit was cut" if run.cut else ""
+    if but and loud not in (Standing.ERROR, Standing.FAIL):
+        sentence = f"{sentence}, {'but' if loud in JUDGED else 'and'} {but}"
     return Top(
         sentence=sentence,
         tone=_tone(run, loud, session),
         session=session,
         unjudged=_unjudged(shape),
         accepted=_accepted(shape),
-        changed=run.changed or _changed_before(run.provenance),
+        changed=tuple(dict.fromkeys(run.changed)) or _changed_before(run.provenance),
+        whole=not run.cut and run.session is None,
     )
 
 
@@ -116,13 +121,12 @@ def _session(run: AuditRun) -> Session | None:
     found = run.session
     if found is None:
         return None
-    known = {check.test for check in run.checks if standing(check) in LOUD}
-    fell = [test for test in found.tests if test.outcome in _FELL]
-    outside = sum(test.test not in known for test in fell) if "" not in known else 0
+    fallen, outside = len(fell(run)), len(fell_outside(run))
+    unknown = any(not check.test and standing(check) in LOUD - {Standing.WARN} for check in run.checks)
     never = sum(test.outcome == "never run" for test in found.tests)
     total, parts = wording.plural(found.total, "test"), []
-    if inside := len(fell) - outside:
-        parts.append(f"{inside:,} of {total} failed" + ("" if "" in known else " on a claim"))
+    if inside := fallen - outside:
+        parts.append(f"{inside:,} of {total} failed" + ("" if unknown else " on a claim"))
     if outside:
         parts.append(f"{outside:,} of {total} failed before or outside a claim")
     if never:
@@ -142,7 +146,7 @@ def _session(run: AuditRun) -> Session | None:
         sentence=f"{ended}: {'; '.join(said)}" if said else ended,
         but=wording.listed(parts) if parts else ended if troubled else "",
         troubled=troubled,
-        failed=bool(fell) or found.exit_status in (1, 2, 3, 4),
+        failed=bool(fallen) or found.exit_status in (1, 2, 3, 4),
         tests=found.tests,
     )
 
@@ -199,6 +203,6 @@ def _changed_before(provenance: Mapping[str, str]) -> tuple[Change, ...]:
     found = []
     for name, words in provenance.items():
         if name.startswith("set "):
-            value, _, source = words.rpartition(" (")
-            found.append(Change(name=name[4:], value=value or words, default="", source=source.removesuffix(")")))
+            value, _, source = words.rpartition(" (") if words.endswith(")") else (words, "", "")
+            found.append(Change(name=name[4:], value=value, default="", source=source.removesuffix(")")))
     return tuple(found)

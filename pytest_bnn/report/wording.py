@@ -96,10 +96,23 @@ def plural(count: int, noun: str) -> str:
     return f"{count:,} {noun}" + ("" if count == 1 else "es" if noun.endswith("s") else "s")
 
 
+def stage(name: str) -> str:
+    """Write the stage of a conversion: ``finetuned`` is "fine-tuned"."""
+    return {"finetuned": "fine-tuned", "unknown": "stage unknown"}.get(name, name)
+
+
 def listed(names: Iterable[str]) -> str:
     """Write names one after the other: "a", "a and b", "a, b and c"."""
     *most, last = names
     return f"{', '.join(most)} and {last}" if most else last
+
+
+def clipped(text: str, most: int) -> str:
+    """Cut a text that is too long for its place after a word."""
+    if len(text) <= most:
+        return text
+    head = text[: most - 2]
+    return f"{head.rpartition(' ')[0] or head} …"
 
 
 def capital(text: str) -> str:
@@ -110,20 +123,24 @@ def capital(text: str) -> str:
     return text[0].upper() + text[1:] if first else text
 
 
-def sentence(counts: Mapping[Standing, int], follow: int = 0) -> str:
+def sentence(counts: Mapping[Standing, int], follow: int = 0, expected: int = 0) -> str:
     """Say in words how a run fared.
 
     Args:
         counts: How many claims about subjects stand how; expected failures are outside of it.
         follow: How many of those that failed follow from another failure.
+        expected: How many failures were expected.
     """
     judged = sum(counts.get(standing, 0) for standing in JUDGED)
     unjudged = counts.get(Standing.NOT_JUDGED, 0)
     if not judged:
         if unjudged:
             return f"None of {plural(unjudged, 'claim')} was judged"
-        none = counts.get(Standing.NOT_APPLICABLE, 0)
-        return "No claim applies to these subjects" if none else "No claim was checked"
+        if counts.get(Standing.NOT_APPLICABLE):
+            return "No claim applies to these subjects"
+        if expected:
+            return f"Nothing but {plural(expected, 'failure')} that {'was' if expected == 1 else 'were'} expected"
+        return "No claim was checked"
     failed, broken = counts.get(Standing.FAIL, 0), counts.get(Standing.ERROR, 0)
     undecided, warned = counts.get(Standing.INCONCLUSIVE, 0), counts.get(Standing.WARN, 0)
     caused = f" ({follow:,} of them because another did)" if follow else ""
@@ -140,7 +157,9 @@ def sentence(counts: Mapping[Standing, int], follow: int = 0) -> str:
         count, _, phrase = troubles[0].partition(" ")
         rest = "".join(f", {trouble}" for trouble in troubles[1:])
         more = f"; {unjudged:,} more {'was' if unjudged == 1 else 'were'} not judged" if unjudged else ""
-        return f"{count} of {plural(judged, 'judged claim' if unjudged else 'claim')} {phrase}{rest}{more}"
+        of = plural(judged, "judged claim" if unjudged else "claim")
+        said = f"The one {of.partition(' ')[2]}" if judged == 1 else f"{count} of {of}"
+        return f"{said} {phrase}{rest}{more}"
     with_warnings = f", {warned:,} with a warning" if warned else ""
     if unjudged:
         were = "claims was judged, and holds" if judged == 1 else "claims were judged, and hold"

@@ -169,7 +169,7 @@ def test_dense(end: Any) -> None:
     rolled = changed(teacher, lambda layer: layer.weight.copy_(layer.weight.roll(8 if end is places else 1, 0)))
     broken = judge(teacher, rolled, x, labels=labels, min_agreement=0.9)
     assert broken.verdict is Verdict.FAIL
-    assert broken.headline.startswith("the mean prediction agrees on")
+    assert broken.headline.startswith("The mean prediction agrees on")
 
 
 def test_one_channel_has_two_sides() -> None:
@@ -208,7 +208,7 @@ def test_an_unsure_teacher() -> None:
     teacher = Net(3, margin=0.02)
     evidence = judge(teacher, convert(teacher, moped_delta=1.0), labels=torch.arange(N) % 3)
     assert evidence.verdict is Verdict.NOT_APPLICABLE
-    assert "the teacher's own margins are below what 128 passes can decide on 40 of 40 images" in evidence.headline
+    assert "The teacher's own margins are below what 128 passes can decide on 40 of 40 images" in evidence.headline
     assert "give images of which the teacher is surer, or allow more passes (--samples)" in evidence.headline
     assert judge(teacher, changed(teacher, roll), labels=torch.arange(N) % 3).verdict is not Verdict.PASS
 

@@ -101,7 +101,7 @@ def test_a_rare_class_that_is_never_said_any_more(counts: list[int], lost: int) 
     assert f"class {lost} ({'abcde'[lost]}) is lost: the mean prediction says it on 0 of the {counts[lost]} images" in (
         found.headline
     )
-    assert "look for that class in the data" in found.remedy
+    assert "Look for that class in the data" in found.remedy
 
 
 def test_too_few_images_of_a_class_show_nothing() -> None:
@@ -281,7 +281,7 @@ def test_a_temperature_left_in_the_head_is_a_warning(by: float, binary: bool) ->
         assert cold.verdict is Verdict.PASS, "a sigmoid of 1.5 in place of 6 is .18 away"
         return
     assert cold.verdict is Verdict.WARN, cold.headline
-    assert "the leading classes are the teacher's on" in cold.headline
+    assert "The leading classes are the teacher's on" in cold.headline
     said = re.search(r"its scores are (\S+) times the teacher's", cold.headline)
     assert said is not None
     assert float(said[1]) == pytest.approx(by, rel=0.02)
@@ -395,7 +395,7 @@ def test_a_second_head_that_is_broken_is_named(regression: bool) -> None:
     teacher, model, (x, labels) = heads(regression, negate)
     found = judge(teacher, model, x, labels=labels)
     assert found.verdict is Verdict.FAIL, found.headline
-    assert found.headline.startswith("output kind: ")
+    assert found.headline.startswith("Output kind: ")
     assert found.certainty is not None
     assert found.certainty.alpha == Budget().alpha
     only = judge(teacher, model, x, labels=labels["colour"], output="colour")
@@ -473,8 +473,8 @@ def test_a_model_that_noise_destroyed_probably_fails(classes: int, rho: float) -
     found = judge(teacher, noisy(teacher, rho), x, labels=labels)
     assert found.verdict is Verdict.INCONCLUSIVE, found.headline
     assert found["agreement of the mean prediction"] < 0.8  # type: ignore[operator]
-    assert found.headline.startswith("probably fails: the mean prediction agrees on ")
-    assert "make sigma smaller" in found.remedy
+    assert found.headline.startswith("Probably fails: the mean prediction agrees on ")
+    assert "Make sigma smaller" in found.remedy
     assert "without noise the model agrees on 100 % of the images" in found.remedy
     assert "--samples" not in found.remedy
 
@@ -485,7 +485,7 @@ def test_near_the_threshold_more_passes_are_the_remedy() -> None:
     teacher = Net(5)
     found = judge(teacher, noisy(teacher, 3.0), x, labels=labels)
     assert found.verdict is Verdict.INCONCLUSIVE
-    assert not found.headline.startswith("probably fails")
+    assert not found.headline.startswith("Probably fails")
     assert "--samples" in found.remedy
 
 
@@ -498,7 +498,7 @@ def test_a_destroyed_model_that_is_wrong_without_noise_too_is_not_called_noisy()
         model.layer.mu_weight.copy_(torch.randn(5, 5, generator=torch.Generator().manual_seed(0)))
     found = judge(teacher, model, x, labels=labels)
     assert found.verdict is Verdict.INCONCLUSIVE, found.headline
-    assert found.headline.startswith("probably fails")
+    assert found.headline.startswith("Probably fails")
     assert "the noise is not the cause" in found.remedy
 
 

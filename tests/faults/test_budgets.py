@@ -126,6 +126,20 @@ def test_spread_at_the_end_of_the_band_is_inconclusive() -> None:
     assert found.samples == 128
 
 
+def test_spread_far_below_with_too_few_passes() -> None:
+    """A network whose noise is gone is not close to the band's end: what lacks is passes."""
+
+    def found(passes: int) -> Evidence:
+        return measure_noise_spread(Noisy(1e-9), images=IMAGES, max_passes=passes)
+
+    words, needed = found(32).remedy.split(": allow ")
+    assert words == "All of 32 passes lie below the band"
+    enough = int(needed.split()[0])
+    assert [found(passes).verdict for passes in (32, enough - 2, enough)] == [
+        Verdict.INCONCLUSIVE, Verdict.INCONCLUSIVE, Verdict.FAIL
+    ]  # fmt: skip
+
+
 def test_attribution_names_the_layer_that_makes_the_spread() -> None:
     """One layer has a hundred times the sigma of the other, and the evidence puts it first."""
     torch.manual_seed(0)
@@ -137,7 +151,7 @@ def test_attribution_names_the_layer_that_makes_the_spread() -> None:
     assert found.verdict is Verdict.FAIL
     assert found.layers[0].path == "2"
     assert [layer.path for layer in found.layers if not layer.ok] == ["2"]
-    assert "most of it comes from 2 (" in found.headline
+    assert "Largest source: layer `2` (Linear), " in found.headline
 
 
 def test_attribution_groups_the_layers_of_deep_networks() -> None:
@@ -167,7 +181,7 @@ def test_agreement_of_a_population(images: int, against: int, verdict: Verdict) 
     assert found.verdict is verdict, found.explain()
     assert _certainty(found).low == found.threshold.observed if found.threshold else False
     if verdict is Verdict.INCONCLUSIVE:
-        assert f"give {trials_for_share(0.95, 1.0, Budget().beta / 2)} images" in found.remedy
+        assert f"Give {trials_for_share(0.95, 1.0, Budget().beta / 2)} images" in found.remedy
         assert found.samples == 32  # no number of passes would help
 
 
@@ -290,4 +304,4 @@ def test_nan_in_a_late_pass_is_found() -> None:
     assert agreement.verdict is Verdict.FAIL, agreement.explain()
     assert agreement.samples >= 60
     for found in (varies, agreement):
-        assert found.headline.startswith("outputs are NaN or infinite in "), found.explain()
+        assert found.headline.startswith("Outputs are NaN or infinite in "), found.explain()

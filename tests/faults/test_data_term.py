@@ -219,7 +219,7 @@ def test_a_gradient_of_0_that_the_network_explains_is_no_fault() -> None:
 
     found = measure_loss_data(model, teacher=network, loss=with_kl(term), **given())
     assert found.verdict is Verdict.PASS, found.explain()
-    assert "no data come to unused" in found.explain()
+    assert "no data come to `unused`" in found.explain()
 
 
 def test_blank_inputs_say_nothing() -> None:
@@ -274,8 +274,8 @@ WRONG: dict[str, tuple[Loss, str]] = {
     "none": (lambda m, b: 0.0 * b[0].sum() + m(b[0]).detach().sum() * 0, "no data term"),
     "factor 0": (lambda m, b: 0 * cross_entropy(m, b), "does not change with the outputs"),
     "one score": (lambda m, b: m(b[0])[:, :1].softmax(1).log().sum(), "does not change with the outputs"),
-    "backbone without gradients": (without_grad, "cut off from 1 of 2 layers, 0 first"),
-    "features detached": (detached_features, "cut off from 1 of 2 layers, 0 first"),
+    "backbone without gradients": (without_grad, "cut off from 1 of 2 layers, `0` first"),
+    "features detached": (detached_features, "cut off from 1 of 2 layers, `0` first"),
     "a copy": (of_a_copy, "never calls it"),
     "maximised": (lambda m, b: -cross_entropy(m, b), "away from their labels"),
     "log-likelihood minimised": (lambda m, b: m(b[0]).log_softmax(1).gather(1, b[1][:, None]).mean(), "away from"),
@@ -543,7 +543,7 @@ def test_noise_in_eval_mode_alone_is_found(change: Callable[[nn.Module], None]) 
     change(model)
     found = measure_loss_data(model, teacher=network, loss=with_kl(cross_entropy), **given())
     assert found.verdict is Verdict.FAIL, found.explain()
-    assert "in train mode 2 of 2 layers compute with mu" in found.headline
+    assert "In train mode 2 of 2 layers compute with mu" in found.headline
 
 
 # --- the size of the data term, beside which the KL has its weight ------------------------------------------------

@@ -89,7 +89,7 @@ class PerPixelFlipout(Conv2dFlipout):  # type: ignore[misc]
 def test_noise_that_is_not_finite_fails(kind: type[nn.Module], values: dict[str, Any]) -> None:
     found = measure_estimator_flipout(network(kind, **values), images=IMAGES)
     assert found.verdict is Verdict.FAIL, found.explain()
-    assert found.headline == "the noise of 0 is not the posterior's: it is NaN or infinite"
+    assert found.headline == "The noise of `0` is not the posterior's: it is NaN or infinite."
     assert "NaN" in found.remedy
 
 

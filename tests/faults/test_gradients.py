@@ -123,7 +123,7 @@ def test_an_infinite_gradient_of_the_kl_is_said_to_be_one(
     assert bool(torch.isfinite(by_distributions(model, batch)))
     found = measure_kl_loss(model, loss=by_distributions, kl_weight=1, **given)
     assert found.verdict is Verdict.FAIL, found.explain()
-    said = f"gradient to rho is NaN or infinite in 1 of {len(tensors)} tensors, {tensors[1].name} first"
+    said = f"gradient to rho is NaN or infinite in 1 of {len(tensors)} tensors, `{tensors[1].name}` first"
     assert said in found.headline
     assert [layer.path for layer in found.layers] == [tensors[1].path]
     assert "the smallest sigma is 1e-20" in found.explain()
@@ -160,7 +160,8 @@ def test_a_data_term_without_a_finite_derivative_is_found(
     found = measure_gradient_samples(model, loss=loss(always=True), **given)
     assert found.verdict is Verdict.FAIL, found.explain()
     tensors = sum(len(layer.tensors) for layer in bayesian_layers(model))
-    assert f"gradient to mu or rho is NaN or infinite in {tensors} of {tensors} tensors, stem.weight" in found.headline
+    said = f"gradient to mu or rho is NaN or infinite in {tensors} of {tensors} tensors, `stem.weight`"
+    assert said in found.headline
     assert "a square root" in found.remedy
     for always in (False, True):
         weighed = measure_kl_loss(model, loss=loss(always), kl_weight=0.1, **given)
@@ -267,7 +268,7 @@ def test_two_layers_that_fill_one_noise_buffer(teacher: nn.Module, bare: Bare, b
     other._buffers["eps_kernel"] = one._buffers["eps_kernel"]
     found = measure_memory_separate(model, teacher=teacher)
     assert found.verdict is Verdict.FAIL
-    assert "block.conv1.eps_kernel shares memory with block.conv2.eps_kernel" in found.explain()
+    assert "`block.conv1.eps_kernel` shares memory with `block.conv2.eps_kernel`" in found.explain()
     gradient = measure_gradient_samples(model, images=batch[0], labels=batch[1], loss=several(1))
     assert gradient.verdict is Verdict.FAIL, gradient.explain()
     assert [layer.path for layer in gradient.layers] == ["block.conv1"]
@@ -287,8 +288,8 @@ def test_the_moped_of_the_library_shares_memory(teacher: nn.Module, bare: Bare, 
     assert not torch.equal(teacher.get_parameter("head.weight"), before)
     found = measure_memory_separate(model, teacher=teacher)
     assert found.verdict is Verdict.FAIL
-    assert "head.mu_weight shares memory with the teacher's head.weight" in str(found.layers)
-    assert "head.mu_weight shares memory with head.prior_weight_mu" in str(found.layers)
+    assert "`head.mu_weight` shares memory with the teacher's `head.weight`" in str(found.layers)
+    assert "`head.mu_weight` shares memory with `head.prior_weight_mu`" in str(found.layers)
 
 
 def test_shared_memory_is_listed_in_the_order_of_the_model(bare: Bare) -> None:
@@ -304,10 +305,10 @@ def test_shared_memory_is_listed_in_the_order_of_the_model(bare: Bare) -> None:
     model.get_submodule("1")._buffers["eps_weight"] = memory[0].view(3, 3)
     found = measure_memory_separate(model)
     assert [layer.finding for layer in found.layers] == [
-        "0.eps_weight shares memory with 0.prior_weight_mu",
-        "1.eps_weight shares memory with 2.eps_weight",
-        "1.eps_weight shares memory with 2.prior_weight_mu",
-        "2.eps_weight shares memory with 2.prior_weight_mu",
+        "`0.eps_weight` shares memory with `0.prior_weight_mu`",
+        "`1.eps_weight` shares memory with `2.eps_weight`",
+        "`1.eps_weight` shares memory with `2.prior_weight_mu`",
+        "`2.eps_weight` shares memory with `2.prior_weight_mu`",
     ]
 
 

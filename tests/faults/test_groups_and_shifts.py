@@ -47,7 +47,7 @@ def test_errors_of_which_the_model_is_surest_or_knows_nothing() -> None:
     given: dict[str, Any] = {"images": inputs, "labels": following(inputs)}
     evidence = measure_uncertainty_errors(Says(turned_around), **given)
     assert evidence.verdict is Verdict.FAIL, evidence.explain()
-    assert "the wrong answers are the confident ones" in evidence.headline
+    assert "The wrong answers are the confident ones" in evidence.headline
     evidence = measure_uncertainty_errors(Says(alike), teacher=Says(), **given)
     assert evidence.verdict is Verdict.FAIL, evidence.explain()
-    assert "the model knows its errors less well than its teacher" in evidence.headline
+    assert "The model knows its errors less well than its teacher" in evidence.headline

@@ -73,7 +73,7 @@ def test_a_layer_that_is_a_tenth_off_is_found_behind_coarse_outputs(name: str, l
     teacher = CASTS[name]()
     found = judge(converted(teacher, off(layer)), teacher)
     assert found.verdict is Verdict.FAIL, found.explain()
-    assert f"the weight of {layer} is not the teacher's: it differs by 0.1" in found.headline
+    assert f"The weight of `{layer}` is not the teacher's: it differs by 0.1" in found.headline
     assert "in bfloat16" in found.headline
     assert [row.path for row in found.layers] == [layer]
     assert "float32" in found.remedy
@@ -89,7 +89,7 @@ def test_half_of_a_layer_that_is_a_tenth_off_is_no_training_step_that_rounding_h
 
     found = judge(converted(teacher, change), teacher)
     assert found.verdict is Verdict.FAIL, found.explain()
-    assert "the weight of second is not the teacher's: it differs by 0.07" in found.headline
+    assert "The weight of `second` is not the teacher's: it differs by 0.07" in found.headline
 
 
 def test_a_bias_is_a_weight() -> None:
@@ -101,7 +101,7 @@ def test_a_bias_is_a_weight() -> None:
 
     found = judge(converted(teacher, change), teacher)
     assert found.verdict is Verdict.FAIL
-    assert "the bias of second is not the teacher's: it differs by 2" in found.headline
+    assert "The bias of `second` is not the teacher's: it differs by 2" in found.headline
 
 
 def test_the_rounding_of_the_weights_is_none_of_the_faults() -> None:

@@ -65,7 +65,7 @@ def test_noise_that_is_cut_from_rho_in_train_mode_is_found() -> None:
     with_own_draw(model, detached_in_training)
     found = judged(model, elbo)
     assert found.verdict is Verdict.FAIL, found.explain()
-    assert "in train mode 2 of 2 layers draw weights that no gradient to rho comes from, 0 first" in found.headline
+    assert "In train mode 2 of 2 layers draw weights that no gradient to rho comes from, `0` first" in found.headline
 
 
 def by_the_layers(model: nn.Module, batch: Batch) -> Tensor:
@@ -90,7 +90,7 @@ def test_a_loss_at_the_mean_is_found(how: str, loss: Loss) -> None:
     """B26: the model predicts with noise, and its loss never saw any."""
     found = judged(converted(how), loss)
     assert found.verdict is Verdict.WARN, found.explain()
-    assert "in the loss 2 of 2 layers compute with mu, in eval and in train mode" in found.headline
+    assert "In the loss 2 of 2 layers compute with mu, in eval and in train mode" in found.headline
 
 
 def scaled_noise(model: nn.Module, scale: Callable[[], float]) -> None:

@@ -67,7 +67,7 @@ def test_as_many_equal_pairs_as_bring_one_half_to_alpha_are_a_fault(by: float) -
     model = Script(lambda number, x: torch.full_like(x, 1.0 if number > 2 * PAIRS else by * (number % 2)))
     found = measure_noise_source(model, images=IMAGES)
     assert found.verdict is Verdict.FAIL, found.explain()
-    assert "two passes in a row do not differ" in found.headline
+    assert "Two passes in a row do not differ" in found.headline
     assert found.samples == 2 * PAIRS
     assert _certainty(found).high == pytest.approx(by / math.sqrt(2), rel=1e-3)  # in float32
     assert _certainty(found).alpha == Budget().alpha

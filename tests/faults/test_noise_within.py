@@ -66,7 +66,7 @@ DEPENDENT: dict[str, tuple[Callable[[], Tensor], str]] = {
     "rank 1": (lambda: lowrank(1), "correlate"),
     "rank 4": (lambda: lowrank(4), "correlate"),
     "halves by a half": (lambda: halves(0.5), "second of 2 blocks of rows correlates with the first: 0.[45]"),
-    "a bias": (lambda: torch.randn(8).repeat(2), "second of 2 blocks of rows correlates with the first: 1"),
+    "a bias": (lambda: torch.randn(8).repeat(2), "second of 2 blocks of rows correlates with the first: 1."),
 }
 
 
@@ -145,8 +145,8 @@ def test_attention_that_draws_once_for_three_blocks(kind: Any) -> None:
     layer.__class__ = type(own.__name__, (own,), {"forward": forward})
     found = measure_noise_posterior(model, images=images)
     assert found.verdict is Verdict.FAIL
-    assert "0.weight: its noise is not independent within the tensor" in found.headline
-    assert found.headline.endswith("of 3 blocks of rows correlates with the first: 1")
+    assert "`0.weight`: its noise is not independent within the tensor" in found.headline
+    assert found.headline.endswith("of 3 blocks of rows correlates with the first: 1.")
     assert {(layer.path, "within the tensor" in layer.finding) for layer in found.layers} == {("0", True)}
     assert "repeat" in found.remedy
 

@@ -167,7 +167,7 @@ def test_known_and_unknown_layers_in_one_network(audit: Audit) -> None:
     assert not_held(found) == []
     assert found["noise.posterior"].verdict is Verdict.PASS
     assert found["kl.present"].verdict is Verdict.PASS
-    assert "0 (Sampler)" in found["noise.source"].headline
+    assert "`0` (Sampler)" in found["noise.source"].headline
 
 
 def test_a_network_without_any_noise_still_fails(audit: Audit) -> None:
@@ -325,14 +325,14 @@ def test_a_missing_capability_is_named_by_the_claims_that_need_it(
     found = audited_with(Mine(CAPABILITIES - {capability}), audit, monkeypatch)
     assert not_held(found) == []
     for id, can in DECLARED.items():
-        named = f"the claim needs the capability '{capability}'" in found[id].headline
+        named = f"The claim needs the capability '{capability}'" in found[id].headline
         assert named is (capability in can), found[id].explain()
         if named:
             assert found[id].verdict is Verdict.NOT_APPLICABLE
             for words in (
                 PROMISES[capability],
                 "the adapter of mine",
-                "0 (Linear)",
+                "`0` (Linear)",
                 "can",
                 "docs/how-to/another-library.md",
             ):

@@ -156,7 +156,7 @@ def test_one_class_is_confused() -> None:
         bayesian_layers(model)[-1].module.get_parameter("mu_bias")[1] -= 5
     found = failing(model, **given())
     assert found.keys() == {"calibration.classes"}
-    assert "the model predicts class 1 too rarely" in found["calibration.classes"].headline
+    assert "The model predicts class 1 too rarely" in found["calibration.classes"].headline
 
 
 @pytest.mark.fault("B59", "data.sane")
@@ -219,5 +219,5 @@ def test_a_spread_that_costs_what_the_teacher_knew() -> None:
     """The mean over passes says less than the teacher, whatever it agrees on."""
     evidence = checks.measure_scores_against_teacher(bayesian(1.5), teacher=teacher(), **given())
     assert evidence.verdict is Verdict.FAIL, evidence.explain()
-    assert "the model is worse than its teacher" in evidence.headline
+    assert "The model is worse than its teacher" in evidence.headline
     assert "a smaller spread" in evidence.remedy

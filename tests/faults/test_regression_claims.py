@@ -40,7 +40,7 @@ def test_intervals_half_as_wide() -> None:
     """B67: found and named by the factor, which a score hardly shows."""
     evidence = coverage(converted(wider=0.5))
     assert evidence.verdict is Verdict.FAIL
-    assert "the predicted intervals are too narrow" in evidence.headline
+    assert "The predicted intervals are too narrow" in evidence.headline
     assert evidence["factor of the spread"] == pytest.approx(2, abs=0.3)
     assert figure(evidence, "coverage at 0.95") < 0.8
 
@@ -62,7 +62,7 @@ def test_a_spread_too_wide() -> None:
     """B68: the passes disagree by more than the labels scatter, and the remedy is about them."""
     evidence = coverage(PassesApart(converted(), 2.0))
     assert evidence.verdict is Verdict.FAIL
-    assert "the predicted intervals are too wide" in evidence.headline
+    assert "The predicted intervals are too wide" in evidence.headline
     assert "noise.spread" in evidence.remedy
     assert scores(PassesApart(converted(), 4.0)).verdict is Verdict.FAIL
 
@@ -73,7 +73,7 @@ def test_a_shift(by: float) -> None:
     """B69: the cause is the shift, and not the width."""
     evidence = coverage(converted(shift=by))
     assert evidence.verdict is Verdict.FAIL
-    assert evidence.headline.startswith("the predictions are shifted")
+    assert evidence.headline.startswith("The predictions are shifted")
     assert ("above them" if by < 0 else "below them") in evidence.headline
     assert scores(converted(shift=by)).verdict is Verdict.FAIL
 

@@ -53,7 +53,7 @@ def test_attention_across_the_batch(measures: Measures) -> None:
     found = accusing(measures, convert(teacher), teacher=teacher, images=images(12, 5, 8))
     assert found.keys() == {"predictions.rows"}
     assert found["predictions.rows"].verdict is Verdict.WARN
-    assert "examples meet in att" in found["predictions.rows"].headline
+    assert "examples meet in `att`" in found["predictions.rows"].headline
 
 
 @pytest.mark.fault("B37", "predictions.rows")
@@ -83,7 +83,7 @@ def test_a_repeated_batch_as_samples(measures: Measures) -> None:
 
     found = accusing(measures, Around(convert(network()), mean), images=images(12, 6))
     assert found.keys() == {"noise.fresh"}
-    assert "the 8 samples of a call are one draw" in found["noise.fresh"].headline
+    assert "The 8 samples of a call are one draw" in found["noise.fresh"].headline
 
 
 def seeded() -> nn.Module:
@@ -135,7 +135,7 @@ def test_a_layer_that_puts_the_generator_back(measures: Measures) -> None:
     layer.module.__class__ = type(kind.__name__, (kind,), {"forward": forward})
     found = accusing(measures, model, images=images(12, 6))
     assert found.keys() == {"noise.fresh"}
-    assert f"the forward of {layer.path} puts back the global random generator" in found["noise.fresh"].headline
+    assert f"The forward of `{layer.path}` puts back the global random generator" in found["noise.fresh"].headline
 
 
 @pytest.mark.fault("B42", "noise.fresh")
@@ -148,4 +148,4 @@ def test_a_backward_that_seeds(measures: Measures) -> None:
 
     found = accusing(measures, Around(convert(network()), seeding), images=images(12, 6))
     assert found.keys() == {"noise.fresh"}
-    assert "the backward pass repeats draws" in found["noise.fresh"].headline
+    assert "The backward pass repeats draws" in found["noise.fresh"].headline

@@ -65,8 +65,8 @@ def test_one_output_that_drowns_is_named(row: int, end: Any) -> None:
     assert healthy.verdict is Verdict.PASS, healthy.headline
     found = judge(widen(convert(Net(end), moped_delta=0.02), row, 200))
     assert found.verdict is Verdict.FAIL, found.headline
-    assert found.headline.startswith(f"output {row} of 3 (from 0) varies by")
-    assert "the noise drowns what the network says there; most of it comes from head" in found.headline
+    assert found.headline.startswith(f"The noise in output {row} of 3 (from 0) is ")
+    assert "it drowns what the network says. Largest source: layer `head` (Linear)" in found.headline
     assert [layer.path for layer in found.layers if not layer.ok] == ["head"]
     assert float(str(found["spread of output 0 of 3 (from 0)"])) < 0.2
 

@@ -81,7 +81,7 @@ def test_one_layer_that_a_checkpoint_calls_otherwise(
 def test_an_optimizer_that_got_the_means_alone(network: nn.Module, bare: Bare, batch: tuple[Tensor, Tensor]) -> None:
     found = measure_posterior_start(taught(bare(network), batch, only="mu"), teacher=network)
     assert found.verdict is Verdict.WARN
-    assert "rho was never trained" in found.headline
+    assert "Rho was never trained" in found.headline
 
 
 @pytest.mark.fault("B31", "posterior.start")

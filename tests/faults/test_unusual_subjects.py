@@ -243,7 +243,7 @@ def test_decay_of_rho_beside_a_prior_of_its_own_is_found() -> None:
 
     found = of(audited(converted(delta=0.2), loss=loss), "kl.loss")
     assert found.verdict is Verdict.FAIL
-    assert "something else than the KL term" in found.headline
+    assert "Something else than the KL term" in found.headline
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

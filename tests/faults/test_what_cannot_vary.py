@@ -74,7 +74,7 @@ def test_healthy_networks_are_not_accused(name: str) -> None:
     assert source.verdict in (Verdict.PASS, Verdict.NOT_APPLICABLE), source.headline
     for evidence in (varies, source):
         if evidence.verdict is Verdict.NOT_APPLICABLE:
-            assert "the outputs cannot vary" in evidence.headline
+            assert "The outputs cannot vary" in evidence.headline
             assert "--output" in evidence.headline
 
 

@@ -250,6 +250,6 @@ def test_a_teacher_that_is_the_model_is_told_in_one_sentence(wrap: Any) -> None:
         evidence = judged(model, teacher)
         assert evidence.verdict is Verdict.FAIL
         assert evidence.layers == ()
-        assert evidence.headline.startswith(("the teacher is the ", "the model is a part of its teacher"))
+        assert evidence.headline.startswith(("The teacher is the ", "The model is a part of its teacher"))
         assert "copy.deepcopy(network) before" in evidence.remedy
         assert "MOPED" not in evidence.remedy

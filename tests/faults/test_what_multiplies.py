@@ -209,7 +209,7 @@ def test_a_recurrent_layer_is_counted_and_may_be_meant(kind: type[nn.Module], se
     assert "--allow" in evidence.remedy
     meant = measure_layers_replaced(model, teacher=network, allow={"rnn": "no Bayesian one is needed"}, **given)
     assert meant.verdict is Verdict.PASS, meant.explain()
-    assert "rnn is deterministic on purpose: no Bayesian one is needed" in meant.notes
+    assert "`rnn` is deterministic on purpose: no Bayesian one is needed" in meant.notes
 
 
 @pytest.mark.fault("A34", "layers.replaced")
@@ -247,7 +247,7 @@ def test_a_tie_that_the_conversion_undid_may_be_meant() -> None:
     network = made(Tokens)
     evidence = judged(bare(network), network, TOKENS)
     assert evidence.verdict is Verdict.WARN, evidence.explain()
-    assert "head shares its weight with emb in the teacher, and no longer in the model" in evidence.headline
+    assert "`head` shares its weight with `emb` in the teacher, and no longer in the model" in evidence.headline
     assert judged(bare(network), network, TOKENS, allow={"head": "two from now on"}).verdict is Verdict.PASS
 
 
@@ -276,7 +276,7 @@ def test_two_tables_of_one_that_became_two_may_be_meant() -> None:
     model.other.weight = nn.Parameter(model.other.weight.detach().clone())
     evidence = judged(model, network, TOKENS)
     assert evidence.verdict is Verdict.WARN, evidence.explain()
-    assert "other shares its weight with emb" in evidence.headline
+    assert "`other` shares its weight with `emb`" in evidence.headline
 
 
 @pytest.mark.fault("B51", "layers.replaced")
@@ -288,7 +288,7 @@ def test_a_mu_that_multiplies_undrawn(estimator: str) -> None:
         assert evidence.verdict is Verdict.FAIL
         assert [layer.path for layer in evidence.layers if not layer.ok] == ["enc"]
         assert "outside of its own forward" in evidence.layers[0].finding
-        assert "call the layer" in evidence.remedy
+        assert "Call the layer" in evidence.remedy
 
 
 @pytest.mark.parametrize(

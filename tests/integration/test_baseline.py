@@ -109,6 +109,31 @@ def test_a_known_failure_fails_nothing_and_is_said(recorded: Session) -> None:
     )
 
 
+def test_a_known_failure_is_the_same_story_everywhere(
+    recorded: Session, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the session passes, nothing that a CI service reads says that it failed."""
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(pytester.path / "step.md"))
+    found = recorded(*HELD, "--bnn-report=a.html", "--bnn-ctrf=c.json")
+    assert found.ret == pytest.ExitCode.OK
+    said = found.stdout.str()
+    assert "::error" not in said
+    assert "::warning file=" in said
+    results = json.loads((pytester.path / "c.json").read_text(encoding="utf-8"))["results"]
+    assert results["summary"]["failed"] == 0
+    assert "fail (known)" in {test["rawStatus"] for test in results["tests"]}
+    audit = json.loads((pytester.path / "a.json").read_text(encoding="utf-8"))
+    assert audit["verdict"] == "fail"
+    (note,) = (note for check in audit["checks"] for note in check["notes"])
+    assert note == "known from the baseline b.json, so that it fails nothing here"
+    for page in ("a.html", "step.md"):
+        assert "b.json: 1 failure is known" in (pytester.path / page).read_text(encoding="utf-8")
+    worse = recorded(*HELD, "--bnn-ctrf=c.json", instead={"observed=2": "observed=3"})
+    assert "::error file=" in worse.stdout.str()
+    assert json.loads((pytester.path / "c.json").read_text(encoding="utf-8"))["results"]["summary"]["failed"] == 1
+
+
 @pytest.mark.parametrize(
     ("old", "new", "line"),
     [
@@ -378,7 +403,7 @@ def test_an_audit_is_held_to_its_baseline(
     # Without the Bayesian layer the KL is not judged any more.
     assert audit(*held, "--set", "kl.present.severity=off") == exits.FAILED
     said = capsys.readouterr().out
-    assert "not judged any more: switched off" in said
+    assert "not judged any more: Switched off" in said
     assert "The setting kl.present.severity was the default, and is off now." in said
     assert audit(*held, "--allow", "1=kept for speed") == exits.PASSED
     said = capsys.readouterr().out

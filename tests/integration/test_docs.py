@@ -91,21 +91,24 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 LONG = pytest.mark.nightly("a minute of generated networks; the property tests of every push draw the same")
 
 SESSIONS = pytest.mark.nightly(
-    "a session for each block; every push has the same in tests/unit/test_options.py and test_zero_code.py"
+    "a session for each block; every push has the same in tests/unit/test_options.py and tests/integration"
 )
 PASSES = pytest.mark.nightly("hundreds of passes of a ResNet18; every push runs examples/resnet18_notebook.py")
-LATER = {
+# submitit's executor in this process leaves its log files open.
+OPEN_FILES = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+MARKS = {
+    "many-checkpoints": OPEN_FILES,
     "strategies": LONG,
     "test-a-converter": LONG,
     "configuration": SESSIONS,
     "zero-code": SESSIONS,
+    "baseline": SESSIONS,
+    "ci": SESSIONS,
     "photograph": PASSES,
 }
 
 
-# submitit's jobs in this process leave their logs open.
-@pytest.mark.filterwarnings("ignore:Exception ignored in. <_io.FileIO.*DEBUG_:pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.parametrize("name", [pytest.param(page, marks=LATER.get(page.rpartition("/")[2], ())) for page in PAGES])
+@pytest.mark.parametrize("name", [pytest.param(page, marks=MARKS.get(page.rpartition("/")[2], ())) for page in PAGES])
 def test_page_runs(name: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """One namespace and one folder a page; what a console block shows must be in the output, in this order."""
     namespace: dict[str, object] = {"__name__": "docs"}

@@ -201,7 +201,7 @@ def test_audit_of_the_published_exercise(model: str, checks: tuple[str, ...], tm
     path = os.pathsep.join(filter(None, (str(tmp_path), os.environ.get("PYTHONPATH"))))
     done = run(str(script), *arguments, PYTHONPATH=path)
     assert done.returncode == 1, done.stdout + done.stderr
-    assert "the KL term is missing from the loss" in done.stdout
+    assert "The KL term is missing from the loss" in done.stdout
     found = verdicts(report.with_suffix(".json"))
     assert found["kl.loss"] == "fail"
     assert found["layers.replaced"] == "pass"

@@ -62,6 +62,7 @@ def test_one_s_own_functions(folder: Path, capsys: pytest.CaptureFixture[str], p
     said = capsys.readouterr().out
     what = "pyproject.toml::my_net" if pyproject else "test_my_net.py"
     assert f"Then: pytest {what} --bnn-report=audit.html" in said
+    assert "What to" not in said  # all was named
     done = pytested(
         folder,
         what,
@@ -201,7 +202,8 @@ def test_questions(folder: Path, typed: Callable[..., Terminal]) -> None:
     assert "make_teacher" not in text
     assert "write it like package.module:function" in out.getvalue()
     assert "give a whole number from 1" in out.getvalue()
-    assert "that it was converted from (you have not named one; write it here)" in out.getvalue()
+    assert "What to write in my_net.py:\n  teacher()   the deterministic network" in out.getvalue()
+    assert "bayesian()" not in out.getvalue()
 
 
 @pytest.mark.parametrize("lines", [("",), ()], ids=["empty answer", "end of input"])

@@ -446,11 +446,11 @@ import pytest_bnn
 
 def test_finite(bnn_audit):
     model = pytest_bnn.convert(nn.Sequential(nn.Linear(2, 2)))
-    assert bnn_audit(model, checks=["kl.finite"])["kl.finite"].headline == "2 of 2 are finite"
+    assert bnn_audit(model, checks=["kl.finite"])["kl.finite"].headline == "2 of 2 are finite."
     with torch.no_grad():
         model[0].mu_weight.fill_(torch.inf)
     assert pytest_bnn.measure_kl_finite(model).verdict == "fail"
-    assert pytest_bnn.assert_kl_finite(model, share=0.5).headline == "1 of 2 are finite"
+    assert pytest_bnn.assert_kl_finite(model, share=0.5).headline == "1 of 2 are finite."
 """
 
 

@@ -23,6 +23,7 @@ from pytest_bnn.records.charts import (
     ScoreRow,
     ScoreTable,
 )
+from pytest_bnn.records.collection import collect
 from pytest_bnn.records.evidence import Acceptance, Evidence, LayerFinding, Measurement, Threshold, Verdict
 from pytest_bnn.records.run import (
     AuditRun,
@@ -36,7 +37,7 @@ from pytest_bnn.records.run import (
     TestOutcome,
     TrainingStep,
 )
-from pytest_bnn.report import render_html
+from pytest_bnn.report import collection, render_html
 
 WHEN = "runs where Debian's chromium and playwright are installed, as in .ci/run"
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update",
@@ -459,4 +460,44 @@ def test_nothing_of_a_drawing_is_cut(browser: Any, tmp_path: Path) -> None:
     }).map(text => text.ownerSVGElement.getAttribute('class') + ': ' + text.textContent)""")
     assert page.locator("svg.chart text").count() > 150
     assert cut == []
+    page.close()
+
+
+def test_the_index_of_many_models_is_sorted_by_severity_and_fits(browser: Any, tmp_path: Path) -> None:
+    """Its verdicts are no words to sort by; a narrow page stacks what a wide one puts side by side."""
+    verdicts = {"hold": Verdict.PASS, "break": Verdict.ERROR, "doubt": Verdict.INCONCLUSIVE, "fall": Verdict.FAIL}
+    spread = Threshold(quantity="spread of the outputs", observed=0.5, relation="<=", allowed=1.0)
+    runs = [
+        AuditRun(
+            checks=(
+                Evidence(id="noise.spread", subject=name, stage="converted", verdict=verdict, claim="c", headline="h",
+                         threshold=spread),
+            )
+        )
+        for name, verdict in verdicts.items()
+    ]  # fmt: skip
+    file = tmp_path / "index.html"
+    file.write_text(
+        collection.render(collect((f"{at}.json", "", run) for at, run in enumerate(runs))), encoding="utf-8"
+    )
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    said: list[str] = []
+    page.on("console", lambda message: said.append(message.text))
+    page.goto(file.as_uri())
+    names = "rows => rows.map(one => one.querySelector('bdi').textContent)"
+    rows = page.locator(".collection tbody th")
+    assert rows.evaluate_all(names) == ["break", "fall", "doubt", "hold"]
+    verdict = page.locator(".collection thead th", has_text="Verdict").locator("button")
+    verdict.click()
+    assert rows.evaluate_all(names) == ["break", "fall", "doubt", "hold"]
+    verdict.click()
+    assert rows.evaluate_all(names) == ["hold", "doubt", "fall", "break"]
+    for width in (1280, 360):
+        page.set_viewport_size({"width": width, "height": 900})
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        for cell in page.locator(".collection tbody td").all():
+            box = cell.bounding_box()
+            assert box is not None
+            assert box["x"] + box["width"] <= width
+    assert not said
     page.close()

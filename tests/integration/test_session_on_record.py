@@ -325,7 +325,10 @@ def test_expected_failures_stand_apart(whole: Session) -> None:
     summary = re.split(r"^=+ bnn =+$", whole.text, flags=re.M)[1]
     expected = sum(check["expected"] for check in checks)
     assert f"{expected} failures were expected" in summary
-    assert f"{len(whole.audit['checks']) - expected} checks: " in summary
+    page = (whole.folder / "out/audit.html").read_text(encoding="utf-8")
+    (failed, judged) = re.search(r"(\d+) of (\d+) claims failed", page).groups()  # type: ignore[union-attr]
+    assert f"\n{judged} claims: " in summary
+    assert f", {failed} fail\n" in summary
     assert "raises before" not in summary
 
 
@@ -369,12 +372,45 @@ def test_junit_tells_subjects_apart(whole: Session) -> None:
 
 
 def test_ctrf(whole: Session) -> None:
-    """A test for each claim, in the order of the report."""
+    """A test for each claim, in the order of the report, and behind them what else made tests fail."""
     found = json.loads((whole.folder / "out/ctrf.json").read_text(encoding="utf-8"))
     tests = found["results"]["tests"]
-    assert len(tests) == found["results"]["summary"]["tests"] == len(whole.audit["checks"])
-    assert found["results"]["summary"]["failed"] == 9  # one was tried twice
+    others = [test for test in tests if "claim" not in test["extra"]]
+    assert tests[-len(others) :] == others
+    assert len(tests) == found["results"]["summary"]["tests"] == len(whole.audit["checks"]) + len(others)
+    assert found["results"]["summary"]["failed"] == 9 + len(others)  # one was tried twice
+    outcomes = {test["test"]: test["outcome"] for test in whole.audit["session"]["tests"]}
+    assert {outcomes[test["extra"]["test"]] for test in others} <= {"failed", "error"}
     assert found["results"]["summary"]["other"] == sum(check["expected"] for check in whole.audit["checks"])
+
+
+NAMED_ALIKE = """
+import pytest
+
+from claims import claim
+from pytest_bnn.records.recorder import record
+from pytest_bnn.records.run import SubjectRecord
+
+
+@pytest.mark.parametrize("sha256", ["1", "2", "3"])
+@pytest.mark.parametrize("name", ["apart", "one"])
+def test_it(name, sha256):
+    claim(name, "fail" if sha256 == "2" else "pass")
+    record(SubjectRecord(name=name, stage="unknown", model="Net", teacher=None, images=0,
+                         sha256=sha256 if name == "apart" else ""))
+"""
+
+
+def test_models_of_one_name_are_told_apart_by_their_weights(pytester: pytest.Pytester) -> None:
+    """Where tests give one name to several models, a failure of the one is none of the others."""
+    found = here(pytester, {"test_it.py": NAMED_ALIKE})
+    keys = [check["key"] for check in found.audit["checks"] if check["subject"] == "apart"]
+    assert keys == [f"test_it.py::test_it[apart-{sha256}]" for sha256 in "123"]
+    assert {check["key"] for check in found.audit["checks"] if check["subject"] == "one"} == {""}
+    described = [subject["key"] for subject in found.audit["subjects"] if subject["name"] == "apart"]
+    assert described == keys
+    assert "4 claims: 2 pass, 2 fail" in found.text
+    assert "2 of 4 claims failed" in (found.folder / "out/audit.html").read_text(encoding="utf-8")
 
 
 STOPPING = """
@@ -472,8 +508,8 @@ def test_last_failed_is_a_cut(pytester: pytest.Pytester) -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [("--co", "-q"), ("--setup-plan",), ("nowhere.py",), ("--bnn-alpha=2",)],
-    ids=["--co", "--setup-plan", "wrong path", "wrong setting"],
+    [("--co", "-q"), ("--setup-plan",), ("nowhere.py",), ("--bnn-alpha=2",), ("-k", "no_such_test")],
+    ids=["--co", "--setup-plan", "wrong path", "wrong setting", "nothing selected"],
 )
 def test_a_report_is_not_overwritten_where_no_test_runs(pytester: pytest.Pytester, arguments: tuple[str, ...]) -> None:
     """To list the tests is no session."""

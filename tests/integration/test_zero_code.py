@@ -199,6 +199,13 @@ def test_when_tables_are_audited(tmp_path: Path) -> None:
         assert found.text.count("<SubjectNode ") == audited, arguments
 
 
+def test_all_of_none_is_a_mistake(tmp_path: Path) -> None:
+    """Green would be mistaken for audited."""
+    found = session(tmp_path, "--bnn-subjects=all", files={"test_own.py": "def test_it():\n    pass\n"})
+    assert found.code == pytest.ExitCode.USAGE_ERROR
+    assert "--bnn-subjects: pyproject.toml has no subjects. Write [tool.pytest-bnn.subjects.my_net]" in found.text
+
+
 def test_tables_have_options_of_their_own(tmp_path: Path) -> None:
     """A subject's table goes before the project's, and the command line before both; a warning is a passed item."""
     found = session(tmp_path, "pyproject.toml", "-k", "layers", "-v", files={"pyproject.toml": TABLES})
@@ -222,6 +229,33 @@ def test_a_failed_check_is_run_again_by_last_failed(tmp_path: Path) -> None:
     assert [subject["name"] for subject in first.audit["subjects"]] == ["small:half"]
     again = session(tmp_path, "small:half", "--bnn-teacher=small:teacher", "--lf", "-v", "-m", "bnn")
     assert again.outcomes("small:half") == {"layers.replaced": "FAILED"}
+
+
+def test_a_preset_leaves_out_items(tmp_path: Path) -> None:
+    """What `smoke` leaves out is no item, unless an id or a table asks for it; the session says so."""
+    table = TABLES + 'checks."predictions.rows".severity = "warn"\n'
+    found = session(tmp_path, "pyproject.toml", "pyproject.toml::small::noise.fresh", "--bnn-preset=smoke", "-v", "-k",
+                    f"{FAST} or rows or fresh", "--bnn-report=audit.html",
+                    files={"pyproject.toml": table})  # fmt: skip
+    assert "predictions.rows" in found.outcomes("pyproject.toml::half"), found.text
+    assert {"noise.fresh", "predictions.rows"}.isdisjoint(found.outcomes("pyproject.toml::small"))
+    assert "not the whole audit: the preset smoke judges" in found.text
+    (words,) = (cut for cut in found.audit["cut"] if cut.startswith("the preset smoke judges"))
+    assert words.endswith("(pyproject.toml::small, pyproject.toml::half)")
+    alone = session(tmp_path, "pyproject.toml::small::noise.fresh", "--bnn-preset=smoke", "-v")
+    assert alone.outcomes("pyproject.toml::small") == {"noise.fresh": "PASSED"}, alone.text
+    assert "not the whole audit" not in alone.text
+
+
+def test_a_defect_of_a_check_is_a_short_traceback(tmp_path: Path) -> None:
+    """It begins where the check is run, not with pytest's own frames."""
+    conftest = (
+        "import pytest_bnn.audit.run as run\ndef broken(*_): raise RuntimeError('a defect')\nrun.run_steps = broken\n"
+    )
+    found = session(tmp_path, "small:bayesian::kl.present", files={"conftest.py": conftest})
+    assert "RuntimeError: a defect" in found.text
+    assert "items/nodes.py" in found.text
+    assert "pluggy" not in found.text.split("FAILURES")[1]
 
 
 def test_a_factory_that_fails_is_one_error(tmp_path: Path) -> None:

@@ -154,7 +154,7 @@ def test_of_what_has_nothing_of_the_teacher_that_is_said(make: Callable[[], nn.M
     assert subject.stage == "unrelated"
     evidence = measure_mean_equals_teacher(subject)
     assert evidence.verdict is Verdict.FAIL
-    assert "the teacher's weights are not in this model" in evidence.headline
+    assert "The teacher's weights are not in this model" in evidence.headline
     assert "--stage finetuned" in evidence.remedy
     told = Subject(make(), teacher=network(), images=images(), stage="finetuned")
     assert measure_mean_equals_teacher(told).verdict is Verdict.NOT_APPLICABLE
@@ -220,7 +220,7 @@ def test_statistics_that_were_estimated_anew_are_no_fault() -> None:
     given = {"teacher": teacher, "images": images()}
     evidence = measure_mean_equals_teacher(model, **given)  # type: ignore[arg-type]
     assert evidence.verdict is Verdict.NOT_APPLICABLE
-    assert "norm first" in evidence.headline
+    assert "`norm` first" in evidence.headline
     strict = measure_mean_equals_teacher(model, stage="converted", **given)  # type: ignore[arg-type]
     assert strict.verdict is Verdict.FAIL
     assert "running_mean is not the teacher's" in strict.layers[0].finding

@@ -154,12 +154,26 @@ def test_an_interrupted_write_leaves_the_old_file_whole(tmp_path: Path, monkeypa
     assert [one.name for one in tmp_path.iterdir()] == ["b.json"]
 
 
+def test_a_place_that_cannot_hold_a_baseline_is_refused_before_the_run(tmp_path: Path) -> None:
+    """Not after an audit of ten minutes."""
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path, tmp_path / "file" / "b.json"):
+        with pytest.raises(InputError, match=r"--baseline: .* cannot be written"):
+            baseline.require_writable(path, "--baseline")
+    baseline.require_writable(tmp_path / "new" / "b.json", "--baseline")
+    assert list((tmp_path / "new").iterdir()) == []
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
         (None, r"there is no baseline 'b\.json'\. Make it from what is found now: add --bnn-update-baseline"),
         ("{", r"--bnn-baseline is 'b\.json': the audit is not JSON"),
         ("{}", "it has no schema_version"),
+        (
+            '{"schema_version": "2.0"}',
+            "Move it away and make it anew with --bnn-update-baseline",
+        ),
         ("\udcff", "cannot be read"),
     ],
 )

@@ -400,3 +400,26 @@ def test_all_that_fails_is_new_where_nothing_was_known(audit: AuditRun) -> None:
     failing = [check for check in audit.checks if is_failure(check.verdict) and not check.expected]
     assert len(compare(AuditRun(), audit).failing) == len(failing)
     assert set(SEVERITY) == set(Verdict)
+
+
+def test_known_failures_are_no_green_page() -> None:
+    """Nothing is new where everything failed before: that is no pass."""
+    from dataclasses import replace as with_
+
+    from pytest_bnn.report import comparison as report
+
+    bad = AuditRun(
+        checks=(
+            Evidence(
+                id="kl.loss", subject="net", stage="converted", verdict=Verdict.FAIL, claim="c", headline="h is bad"
+            ),
+        )
+    )
+    good = AuditRun(checks=(with_(bad.checks[0], verdict=Verdict.PASS),))
+    for before, now, expected in ((bad, bad, "warn"), (good, bad, "fail"), (bad, good, "pass"), (good, good, "pass")):
+        found = compare(before, now)
+        assert report.tone(found).value == expected
+        page = report.html(found, before, now)
+        assert f'class="banner v-{expected}"' in page
+        assert "unsafe-inline" not in page
+    assert "Failed before, and still does." in report.html(compare(bad, bad), bad, bad)

@@ -189,9 +189,9 @@ def test_copies_are_counted() -> None:
     one = examples(said)[:1].repeat(128, 1)
     evidence = measure(said, None, images=one)
     assert evidence.verdict is Verdict.WARN
-    assert "all 128 examples are one and the same" in evidence.headline
+    assert "All 128 examples are one and the same" in evidence.headline
     four = examples(classes(4)).repeat(32, 1)
-    assert "the 128 examples are 4, each of them 32 times" in measure(said, None, images=four).headline
+    assert "The 128 examples are 4, each of them 32 times" in measure(said, None, images=four).headline
     assert measure(said, None, images=four)["distinct examples"] == 4
 
 
@@ -214,7 +214,7 @@ def test_copies_show_nothing_of_a_population(distinct: int) -> None:
 def test_one_class_and_the_first_of_sorted_data() -> None:
     evidence = measure(torch.zeros(40).long(), torch.zeros(40).long())
     assert evidence.verdict is Verdict.WARN
-    assert "all 40 labels are class 0" in evidence.headline
+    assert "All 40 labels are class 0" in evidence.headline
     assert measure(torch.zeros(12).long(), torch.zeros(12).long()).verdict is Verdict.PASS
     first = torch.arange(4).repeat_interleave(30)
     evidence = measure(first, first)
@@ -362,4 +362,4 @@ def test_labels_in_another_order_beside_the_data_are_found() -> None:
     assert right.verdict is Verdict.PASS, right.explain()
     moved = measure_data_sane(Oracle(), evaluation=(inputs[200:], (classes[200:] + 1) % CLASSES), **given)
     assert moved.verdict is Verdict.FAIL, moved.explain()
-    assert moved.headline.startswith("of the examples of --evaluation: the labels count the classes in another order")
+    assert moved.headline.startswith("Of the examples of --evaluation: the labels count the classes in another order")

@@ -10,7 +10,7 @@ import pytest
 
 from pytest_bnn.errors import InputError
 from pytest_bnn.records.evidence import Evidence, Verdict
-from pytest_bnn.records.run import AuditRun
+from pytest_bnn.records.run import AuditRun, SessionRecord, TestOutcome
 from pytest_bnn.report import outputs
 from pytest_bnn.report.ctrf import render_ctrf
 from pytest_bnn.report.github import annotation_lines, summary
@@ -60,6 +60,32 @@ def test_ctrf_has_a_test_for_each_claim() -> None:
     assert {name for test in results["tests"] for name in test} <= known
     decided = json.loads(render_ctrf(run, inconclusive="warn"))["results"]["summary"]
     assert (decided["failed"], decided["other"]) == (2, 2)
+
+
+def test_ctrf_has_what_made_the_session_fail() -> None:
+    """A session that fails must not be a file without a failure; a claim's own test is there already."""
+    tests = (
+        TestOutcome(test="t/test_a.py::test_it", outcome="failed", reason="AssertionError: kl.loss fail"),
+        TestOutcome(test="t/test_a.py::T::test_dies[1]", outcome="error", reason="RuntimeError: boom"),
+        TestOutcome(test="t/test_b.py", outcome="error", reason="SyntaxError: no"),
+        TestOutcome(test="t/test_a.py::test_warned", outcome="failed", reason="KeyError: 1"),
+        TestOutcome(test="t/test_a.py::test_skipped", outcome="skipped"),
+    )
+    run = AuditRun(
+        checks=(
+            evidence(test="t/test_a.py::test_it"),
+            evidence(Verdict.WARN, test="t/test_a.py::test_warned"),
+            evidence(expected=True, test="t/test_a.py::T::test_dies[1]"),
+        ),
+        session=SessionRecord(exit_status=1, total=5, deselected=0, tests=tests),
+    )
+    results = json.loads(render_ctrf(run))["results"]
+    assert [(t["name"], t["status"], t["rawStatus"]) for t in results["tests"][3:]] == [
+        ("T::test_dies[1]", "failed", "error"), ("t/test_b.py", "failed", "error"), ("test_warned", "failed", "failed")
+    ]  # fmt: skip
+    assert results["tests"][3]["message"] == "RuntimeError: boom"
+    assert (results["summary"]["failed"], results["summary"]["tests"]) == (4, 6)
+    assert "1 of 5 tests failed on a claim; 3 of 5 tests failed before or outside a claim" in summary(run)
 
 
 def test_ctrf_of_odd_text() -> None:
@@ -124,6 +150,16 @@ def test_a_path_that_cannot_hold_ctrf_is_refused(tmp_path: Path, name: str) -> N
     (tmp_path / "folder.json").mkdir()
     with pytest.raises(InputError, match=r"--ctrf is .*ends in \.json"):
         outputs.require_writable_json(tmp_path / name if name else "", "--ctrf")
+
+
+def test_a_file_is_written_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CTRF in the place of the report's JSON, or of the baseline, would be neither."""
+    monkeypatch.chdir(tmp_path)
+    others = {"the report's JSON": tmp_path / "a.json", "the baseline": Path("b.json")}
+    for name, words in (("a.json", "the report's JSON"), ("./b.json", "the baseline")):
+        with pytest.raises(InputError, match=f"--ctrf is '{name}', which is {words}"):
+            outputs.require_writable_json(name, "--ctrf", others)
+    outputs.require_writable_json("c.json", "--ctrf", others)
 
 
 def test_a_path_in_the_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

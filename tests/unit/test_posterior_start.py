@@ -195,7 +195,7 @@ def test_a_network_that_nobody_trained_is_untrained_and_no_fault() -> None:
     for given in ({}, {"teacher": None}, {"stage": "converted"}):
         evidence = measure(model, **given)
         assert evidence.verdict is Verdict.PASS, evidence.explain()
-        assert evidence.headline.startswith("untrained")
+        assert evidence.headline.startswith("Untrained")
     evidence = measure(model, stage="finetuned")
     assert evidence.verdict is Verdict.FAIL
     assert "random start" in evidence.headline
@@ -219,7 +219,7 @@ def test_a_new_head_with_little_training_is_a_warning() -> None:
     assert "a new layer with little training" in evidence.headline
     allowed = measure(model, allow={"head": "new classes"})
     assert allowed.verdict is Verdict.PASS
-    assert "head is left out on purpose: new classes" in allowed.notes
+    assert "`head` is left out on purpose: new classes" in allowed.notes
 
 
 def test_an_inner_layer_that_was_not_loaded() -> None:
@@ -299,7 +299,7 @@ def test_a_rho_that_no_optimizer_got(kind: Any) -> None:
     model = trained(convert(network(), type=kind), only="mu_")
     evidence = measure(model)
     assert evidence.verdict is Verdict.WARN
-    assert "rho was never trained in 8 of the 8 tensors" in evidence.headline
+    assert "Rho was never trained in 8 of the 8 tensors" in evidence.headline
     assert "sigma is still 0.1 times abs(teacher's weight)" in evidence.headline
     assert "optimizer" in evidence.remedy
     assert measure(model, stage="finetuned").verdict is Verdict.WARN
@@ -353,7 +353,7 @@ def test_a_sigma_in_the_wrong_places(change: Any, names: set[str], dtype: torch.
     model = changed(convert(teacher), change)
     evidence = measure(model, teacher=None if alone else teacher, images=images().to(dtype))
     assert evidence.verdict is Verdict.FAIL, evidence.explain()
-    assert "sigma lies apart from its mu" in evidence.headline
+    assert "Sigma lies apart from its mu" in evidence.headline
     assert {layer.path for layer in evidence.layers} == names
     assert all("0.1 times abs(mu)" in layer.finding for layer in evidence.layers)
 

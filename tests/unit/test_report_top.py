@@ -128,7 +128,7 @@ def test_an_expected_failure_stands_apart_and_outside_of_the_count() -> None:
 def test_an_expected_failure_does_not_hide_a_real_one() -> None:
     real = claim("kl.present", Verdict.FAIL)
     run = AuditRun(checks=(replace(real, expected=True), real))
-    assert headline(run) == "1 of 1 claim failed"
+    assert headline(run) == "The one claim failed"
     assert tone(run) == "fail"
 
 
@@ -175,7 +175,7 @@ def test_a_test_that_died_is_said_and_not_green() -> None:
 
 def test_a_test_that_failed_on_a_claim_is_told_from_one_that_died() -> None:
     run = AuditRun(checks=(claim("kl.present", Verdict.FAIL, test="t.py::test_dies"),), session=DIED)
-    assert headline(run) == "1 of 1 claim failed"
+    assert headline(run) == "The one claim failed"
     assert "1 of 2 tests failed on a claim" in words(run)
     assert "outside a claim" not in words(run)
 
@@ -205,7 +205,7 @@ def test_what_was_cut_is_said_beside_the_verdict_and_not_green() -> None:
     assert tone(run) == "warn"
     banner = re.search(r'<section class="banner.*?</section>', render_html(run), re.DOTALL)
     assert banner is not None
-    assert "27 of 28 checks were left out by <code>--checks</code>." in banner[0]
+    assert '27 of 28 checks were left out by <code class="option">--checks</code>.' in banner[0]
     assert "27 of 28 checks were left out by" in render_markdown(run)
 
 
@@ -335,8 +335,8 @@ def test_identity_stands_at_the_top() -> None:
                  "Versions torch 2.9, python 3"):  # fmt: skip
         assert part.replace("sha256: ", "sha256:") in text, (part, text)
     told = render_markdown(run)
-    assert f"file <code>w.pt</code>, SHA-256 <code>{'ef' * 32}</code>" in told
-    assert "- commit: abc123 + changes" in told
+    assert f"File <code>w.pt</code>, SHA-256 <code>{'ef' * 32}</code>" in told
+    assert "- Commit: abc123 + changes" in told
 
 
 # Causes.
@@ -445,7 +445,7 @@ def test_sentences_begin_with_a_capital_letter_and_names_are_code() -> None:
         '<p class="headline">The KL of <code>layer1.0.conv1</code> and <code>layer1.0</code> is gone, see '
         "<code>kl.present</code>; it&#39;s the teacher&#39;s <code>fc</code>.</p>"
     ) in page
-    assert "Allow more passes (<code>--samples</code>); &#39;not a path&#39; and e.g. v1.0 stay." in page
+    assert 'Allow more passes (<code class="option">--samples</code>); &#39;not a path&#39; and e.g. v1.0 stay.' in page
     told = render_markdown(AuditRun(checks=(check,)))
     assert "**The KL of <code>layer1.0.conv1</code> and" in told
 
@@ -506,3 +506,110 @@ def test_an_audit_of_schema_1_3_still_renders() -> None:
     assert headline(run) == "The one claim holds"
     assert tone(run) == "pass"
     assert render_html(AuditRun.from_json(run.to_json())) == render_html(run)
+
+
+# What a hostile reader tried.
+
+
+def test_an_audit_that_was_cut_says_so_in_its_headline_and_does_not_claim_to_be_all() -> None:
+    """Nothing was left unjudged of two claims that were asked for, and 26 others were not asked for."""
+    run = AuditRun(checks=THREE, cut=("25 of 28 checks were left out by --checks",))
+    assert headline(run) == "All 3 claims hold, but the audit was cut"
+    assert tone(run) == "warn"
+    assert "all that applies was judged" not in words(run)
+    assert "Of the claims that were checked, none; others were cut." in words(run)
+    failed = AuditRun(checks=(claim("kl.loss", Verdict.FAIL),), cut=run.cut)
+    assert headline(failed) == "The one claim failed"
+
+
+def test_a_session_of_tests_takes_up_single_claims() -> None:
+    run = AuditRun(checks=THREE, session=SessionRecord(exit_status=0, total=3))
+    assert "all that applies was judged" not in words(run)
+    assert "all that applies was judged" in words(AuditRun(checks=THREE))
+
+
+def test_expected_failures_alone_were_checked() -> None:
+    """They are no "no claim was checked"."""
+    run = AuditRun(checks=(claim("kl.loss", Verdict.FAIL, expected=True, test="t.py::test"),))
+    assert headline(run) == "Nothing but 1 failure that was expected"
+    assert tone(run) == "not_applicable"
+
+
+def test_no_but_where_nothing_holds() -> None:
+    run = AuditRun(session=SessionRecord(exit_status=5, total=0))
+    assert headline(run) == "No claim was checked, and pytest ran no test"
+
+
+def test_what_was_accepted_and_changed_is_counted_in_the_banner() -> None:
+    """Once each, however often it was recorded."""
+    change = Change(name="kl.loss.num_batches", value="22", default="none", source="--num-batches")
+    accepted = (Acceptance(path="head", reason="latency", weights=9),)
+    run = AuditRun(checks=(claim("layers.replaced", accepted=accepted),), changed=(change, change))
+    banner = re.search(r'<section class="banner.*?</section>', render_html(run), re.S)
+    assert banner is not None
+    said = Page(banner[0]).text
+    assert "1 part accepted" in said
+    assert "1 setting changed" in said
+    assert words(run).count("--num-batches") == 1
+    assert render_markdown(run).count("--num-batches") == 1
+
+
+def test_subjects_are_told_by_how_they_fared() -> None:
+    run = AuditRun(
+        checks=(
+            claim("kl.loss", Verdict.FAIL, "bad"),
+            claim("kl.loss", subject="good"),
+            claim("kl.loss", subject="sound"),
+            claim("kl.loss", Verdict.WARN, "odd"),
+            lacking("kl.loss", "loss", subject="bare"),
+        )
+    )
+    said = words(run)
+    for part in ("1 subject fails: bad", "2 subjects pass: good , sound", "1 subject passes with a warning: odd",
+                 "1 subject has claims that were not judged: bare"):  # fmt: skip
+        assert part in said, said
+
+
+def test_huge_names_and_headlines_leave_the_first_screen_to_others() -> None:
+    long = "verylong" * 60
+    run = AuditRun(
+        checks=(
+            claim("kl.loss", Verdict.FAIL, long, headline=f"layer {long} is bad"),
+            claim("kl.loss", subject="other"),
+        )
+    )
+    banner = re.search(r'<section class="banner.*?</section>', render_html(run), re.S)
+    assert banner is not None
+    shown = re.sub(r'title="[^"]*"', "", banner[0])
+    assert long not in shown
+    assert f'title="{long}"' in banner[0]
+
+
+def test_huge_scores_are_powers_of_ten() -> None:
+    huge = Score(value=1e308)
+    table = ScoreTable(
+        predictors=("BNN",), rows=(ScoreRow(name="Brier score", scores=(huge,)),), note="95 % intervals."
+    )
+    summary = PredictionSummary(passes=2, examples=3, scores=table)
+    subject = SubjectRecord(
+        name="net", stage="converted", model="N", teacher=None, images=3, prediction_summary=summary
+    )
+    text = words(AuditRun(checks=THREE, subjects=(subject,)))
+    assert "1\N{MULTIPLICATION SIGN}10³⁰⁸" in text
+    assert "000,000,000" not in text
+
+
+def test_names_with_a_digit_are_code_and_words_are_not() -> None:
+    layers = tuple(LayerFinding(path=path, kind="Linear", ok=False, finding="") for path in ("l1", "to_logits", "head"))
+    run = AuditRun(
+        checks=(claim("kl.loss", Verdict.FAIL, headline="noise in l1, to_logits and the head", layers=layers),)
+    )
+    page = render_html(run)
+    assert "Noise in <code>l1</code>, <code>to_logits</code> and the head." in page
+
+
+def test_settings_of_an_older_audit_without_a_source() -> None:
+    run = AuditRun(checks=THREE, provenance={"set samples": "8 (environment)", "set alpha": "0.5"})
+    told = render_markdown(run)
+    assert "| <code>samples</code> | 8 |  | environment |" in told
+    assert "| <code>alpha</code> | 0.5 |  |  |" in told

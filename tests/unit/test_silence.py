@@ -204,7 +204,7 @@ def test_noise_that_cannot_be_silenced_is_told(draw: Draw) -> None:
     model = nn.Sequential(nn.Linear(4, 4), Drawing(4, 3, draw)).eval()
     with undisturbed(model, seed=0), torch.no_grad():
         why = unproven_silence(model, lambda: model(images()), seed=0)
-    assert "1 (Drawing)" in why
+    assert "`1` (Drawing)" in why
 
 
 class Around(nn.Module):
@@ -237,7 +237,7 @@ def test_noise_of_other_modules_is_no_layers() -> None:
     with undisturbed(model, seed=0), torch.no_grad():
         assert unproven_silence(model, lambda: model(images()), seed=0) == ""
     with undisturbed(outside, seed=0), torch.no_grad():
-        assert "layer (Drawing) is not called" in unproven_silence(outside, lambda: outside(images()), seed=0)
+        assert "`layer` (Drawing) is not called" in unproven_silence(outside, lambda: outside(images()), seed=0)
 
 
 def test_normal_of_a_graph_is_noticed() -> None:

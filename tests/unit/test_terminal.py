@@ -105,8 +105,23 @@ def test_what_fails_stands_first_and_whole(monkeypatch: pytest.MonkeyPatch) -> N
 def test_quiet_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     """For scripts, which have the exit code."""
     assert shown(monkeypatch, FAILED, quiet=True) == [
-        "verdict: fail. The one claim about net that was judged does not hold; 1 fails."
+        "verdict: fail. The one claim about net that was judged does not hold."
     ]
+
+
+@pytest.mark.parametrize(
+    ("verdict", "said"),
+    [
+        (Verdict.PASS, "that was judged holds."),
+        (Verdict.WARN, "that was judged holds; it has a warning."),
+        (Verdict.INCONCLUSIVE, "that was judged is not decided."),
+        (Verdict.ERROR, "could not be judged for an error."),
+    ],
+)
+def test_one_claim_alone(monkeypatch: pytest.MonkeyPatch, verdict: Verdict, said: str) -> None:
+    """What is not decided was not shown to be wrong."""
+    (line,) = shown(monkeypatch, evidence("kl.present", verdict), quiet=True)
+    assert line == f"verdict: {verdict}. The one claim about net {said}"
 
 
 def test_verbose_tells_every_claim(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -168,7 +168,10 @@ def _remedy(found: Labelled, verdict: Verdict, likely: Interval, band: tuple[flo
     needed = more_labels(len(found), reach, wanted) if math.isfinite(reach) else None
     if needed is None:
         return "give more labels, or such as the model is less sure of: --evaluation MODULE:FACTORY"
-    return f"about {needed} labels like these would decide it, or fewer of which the model is less sure: --evaluation"
+    return (
+        f"about {needed} labels like these would decide it, or fewer of which the model is less sure: "
+        "--evaluation MODULE:FACTORY"
+    )
 
 
 def _best(found: Interval) -> str:

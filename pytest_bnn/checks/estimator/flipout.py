@@ -17,6 +17,7 @@ from pytest_bnn.libraries.posterior import BayesianLayer, bayesian_layers, zero_
 from pytest_bnn.network.calling import forward, output_tensor
 from pytest_bnn.network.graph import leaves_behind
 from pytest_bnn.network.isolation import undisturbed
+from pytest_bnn.network.naming import called
 from pytest_bnn.records.evidence import Certainty, LayerFinding, Measurement, Threshold, Verdict
 from pytest_bnn.stats.budget import Budget
 from pytest_bnn.stats.normal import ROUNDING, Sums
@@ -115,13 +116,13 @@ def _find(subject: Subject, budget: Budget) -> Finding:
         inputs = _inputs(subject, flipout)
         for parameter in subject.model.parameters():
             parameter.requires_grad_(True)
-        called = [layer for layer in flipout if layer.path in inputs]
-        closed = [layer for layer in called if not _has_a_gradient(layer, inputs[layer.path])]
-        rows = [_row(layer, inputs[layer.path]) for layer in called if layer not in closed]
+        calling = [layer for layer in flipout if layer.path in inputs]
+        closed = [layer for layer in calling if not _has_a_gradient(layer, inputs[layer.path])]
+        rows = [_row(layer, inputs[layer.path]) for layer in calling if layer not in closed]
     left_out = sum(row.left_out for row in rows)
     rows = [row for row in rows if row.deviations.numel()]
     notes = tuple(
-        f"not judged: {layer.path or 'the model itself'}, since its output has no gradient to its weights, which tells "
+        f"not judged: {called(layer.path)}, since its output has no gradient to its weights, which tells "
         "how wide its noise has to be; see loss.data"
         for layer in closed
     )
@@ -173,7 +174,7 @@ def _finding(
         factor = scattered[0].factor
         headline = (
             f"{len(scattered)} of {len(rows)} Flipout layers draw signs for each position: pooled, the noise of "
-            f"{scattered[0].layer.path or 'the model itself'} has {factor:.3g} times the spread of its posterior"
+            f"{called(scattered[0].layer.path)} has {factor:.3g} times the spread of its posterior"
         )
         remedy = "convert with type='Reparameterization', whose noise is the posterior's after pooling too"
     threshold = Threshold(
@@ -185,7 +186,7 @@ def _finding(
         )
     if bad:
         verdict = Verdict.FAIL
-        headline = f"the noise of {bad[0][0].layer.path or 'the model itself'} is not the posterior's: {bad[0][1]}"
+        headline = f"the noise of {called(bad[0][0].layer.path)} is not the posterior's: {bad[0][1]}"
         remedy = "add F(x * s, sigma * eps) * r to the mean output, with signs s and r and eps from N(0, 1), unscaled"
         if not bad[0][0].finite:
             remedy = "look for NaN in what the layer's forward draws: its mean output is finite"

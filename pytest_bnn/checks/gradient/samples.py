@@ -28,6 +28,7 @@ from pytest_bnn.libraries.posterior import BayesianLayer, PosteriorTensor, bayes
 from pytest_bnn.libraries.protocol import tensors_of
 from pytest_bnn.network.calling import output_tensor
 from pytest_bnn.network.isolation import undisturbed
+from pytest_bnn.network.naming import called
 from pytest_bnn.records.evidence import LayerFinding, Measurement, Threshold, Verdict
 from pytest_bnn.subject import Subject
 
@@ -73,8 +74,8 @@ def _find(subject: Subject) -> Finding:
     sick = not_finite(layers)
     if sick:
         return not_applicable(
-            f"{sick[0].path} {sick[0].finding}: see kl.present, and load or train its weights again; no gradient is "
-            "right there"
+            f"{called(sick[0].path)} ({sick[0].finding}): see kl.present, and load or train its weights again; no "
+            "gradient is right there"
         )
     left = cut_of(subject, layers)
     found = evaluate(subject, layers)
@@ -97,7 +98,11 @@ def _find(subject: Subject) -> Finding:
     if (cut_off or any(row.off > row.allowed for row in rows)) and (normal := _by_normal(subject, layers)):
         return normal
     if not rows and not cut_off:
-        why = f"{found.calls[0].layer.path} draws in another way" if found.calls else "no layer is called in the loss"
+        why = (
+            f"{called(found.calls[0].layer.path)} draws in another way"
+            if found.calls
+            else "no layer is called in the loss"
+        )
         return not_applicable(
             f"no layer shows the weight that it draws ({why}): the claim is about weights mu + sigma * eps that a "
             "convolution or linear call uses; see docs/checks/gradient.samples.md"
@@ -129,7 +134,7 @@ def _by_normal(subject: Subject, layers: tuple[BayesianLayer, ...]) -> Finding |
     return Finding(
         verdict=Verdict.FAIL,
         headline=f"{len(found)} of {len(layers)} layers draw by torch.normal(mean, std), "
-        f"{found[0].path or 'the model itself'} first: no gradient of the data comes through it to the mean or the std",
+        f"{called(found[0].path)} first: no gradient of the data comes through it to the mean or the std",
         layers=tuple(
             LayerFinding(path=layer.path, kind=layer.kind, ok=False, finding="draws by torch.normal(mean, std)")
             for layer in found
@@ -177,7 +182,7 @@ def _drawn_again(layers: tuple[BayesianLayer, ...], found: Evaluation) -> Findin
     return Finding(
         verdict=Verdict.FAIL,
         headline=f"{len(other)} of {len(layers)} layers run again in the backward pass with other noise than in the "
-        f"forward pass, {next(iter(other)) or 'the model itself'} first: the gradient is that of another loss",
+        f"forward pass, {called(next(iter(other)))} first: the gradient is that of another loss",
         measurements=(Measurement(name="layers drawn anew", value=len(other), note="in activation checkpointing"),),
         threshold=Threshold(quantity="layers drawn anew", observed=len(other), relation="==", allowed=0),
         layers=tuple(other.values()),
@@ -256,7 +261,7 @@ def _of_other_noise(
     if not _same_with_own_buffers(subject, layers, left):
         return (
             f"{len(bad)} of {rows} tensors get another gradient from the data than that of the weights that were "
-            f"used, {bad[0].tensor.name} first"
+            f"used, `{bad[0].tensor.name}` first"
         ), "look for what comes between mu, rho and the drawn weight: a detach(), .data, or a gradient of one's own"
     buffers = (
         "give each call of a layer new noise buffers, from a forward pre-hook: for each eps buffer, "

@@ -42,7 +42,7 @@ def of_the_means(judgement: Judgement, reading: Reading) -> tuple[Verdict, str, 
     return (
         Verdict.FAIL,
         f"something else than the KL term pulls on mu in {len(bad)} of {len(means)} tensors, "
-        f"{bad[0].tensor.name} first",
+        f"`{bad[0].tensor.name}` first",
         "look for weight decay (an L1 or L2 penalty) on mu inside the loss, or for mu used as a weight outside of its "
         "layer",
         [

@@ -228,8 +228,8 @@ class Judgement:
             if now is not None and later is not None and self.apart(later.weight, now.weight):
                 return (
                     f"the loss weighs the KL term differently from call to call ({now.weight:.3g}, then "
-                    f"{later.weight:.3g} of the sum over {fit.tensor.name}), with everything else the same: freeze its "
-                    "schedule for the audit"
+                    f"{later.weight:.3g} of the sum over `{fit.tensor.name}`), with everything else the same: freeze "
+                    "its schedule for the audit"
                 )
         for mean in reading.means:
             one, other = reading.first.gradients[key_of(mean.tensor)][0], again.gradients[key_of(mean.tensor)][0]
@@ -239,7 +239,7 @@ class Judgement:
                 and float((one - other).norm()) > self.tolerance * float(one.norm())
             ):
                 return (
-                    f"the loss's pull on the mu of {mean.tensor.name} beside the data's changes from call to call, "
+                    f"the loss's pull on the mu of `{mean.tensor.name}` beside the data's changes from call to call, "
                     "with everything else the same: freeze the state that the loss keeps for the audit"
                 )
         if not reading.strangers:
@@ -258,12 +258,12 @@ class Judgement:
             if float((gradient - other).norm()) > self.tolerance * float(gradient.norm()):
                 if self.noise == "cut":
                     return (
-                        f"the loss's pull on the rho of {tensor.name} beside the data's varies with the noise: it "
+                        f"the loss's pull on the rho of `{tensor.name}` beside the data's varies with the noise: it "
                         "estimates its KL term from draws, in a way that cannot be weighed; take the closed form to "
                         "have it judged"
                     )
                 return (
-                    f"the gradient of the loss to the rho of {tensor.name} varies with the layers' noise silent: the "
+                    f"the gradient of the loss to the rho of `{tensor.name}` varies with the layers' noise silent: the "
                     "loss draws noise of its own around them"
                 )
         return ""

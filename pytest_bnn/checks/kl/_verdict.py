@@ -11,6 +11,7 @@ from pytest_bnn.checks.kl._judgement import Judgement, calls_of
 from pytest_bnn.checks.kl._reading import Reading
 from pytest_bnn.errors import InputError
 from pytest_bnn.libraries.posterior import counted_twice
+from pytest_bnn.network.naming import called
 from pytest_bnn.records.evidence import Measurement, Threshold, Verdict
 
 _FINITE_KL = (
@@ -49,7 +50,7 @@ def _first(judgement: Judgement) -> tuple[Evaluation | None, str]:
         first = judgement.cut()
         if not first.not_cut:
             return first, ""
-        closed = f"{first.not_cut[0] or 'the model itself'} does not show the weights that it draws"
+        closed = f"{called(first.not_cut[0])} does not show the weights that it draws"
     except NoCutError as error:
         closed = str(error)
     try:
@@ -178,7 +179,7 @@ def _problem(judgement: Judgement, reading: Reading) -> tuple[str, str]:
     frozen = [tensor.name for tensor in judgement.tensors if not tensor.rho_parameter.requires_grad]
     if frozen:
         return (
-            f"rho is frozen in {len(frozen)} tensors, {frozen[0]} first: the loss cannot train their sigma",
+            f"rho is frozen in {len(frozen)} tensors, `{frozen[0]}` first: the loss cannot train their sigma",
             "set requires_grad on every rho before training",
         )
     if reading.absent:
@@ -209,7 +210,7 @@ def _uneven(judgement: Judgement, reading: Reading) -> tuple[str, str]:
     calls = calls_of(reading.first)
     headline = (
         f"the KL term has another weight in {len(reading.uneven)} of {len(reading.fits)} tensors: "
-        f"{reading.weights[id(one)]:.6g} in {one.tensor.name}, {target:.6g} "
+        f"{reading.weights[id(one)]:.6g} in `{one.tensor.name}`, {target:.6g} "
         + ("as expected" if target == judgement.expected else "in the others")
     )
     ratios = [(reading.weights[id(f)] / target, calls.get(f.tensor.path, 0), f.tensor.path) for f in reading.uneven]
@@ -229,7 +230,7 @@ def _notes_on_means(judgement: Judgement, reading: Reading) -> list[str]:
     notes = []
     if reading.first.undrawn:
         name = reading.first.undrawn[0].name
-        notes.append(f"the mu of {name} is used as it is, outside of its layer's own call: see layers.replaced")
+        notes.append(f"the mu of `{name}` is used as it is, outside of its layer's own call: see layers.replaced")
     if reading.of == "estimate":
         notes.append("the loss estimates its KL term from the drawn weights, log q(w) - log p(w)")
     own = [mean for mean in reading.means if mean.reaches and not mean.like_the_prior]

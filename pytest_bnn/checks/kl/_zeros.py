@@ -60,7 +60,8 @@ def zeros_of(layers: Sequence[BayesianLayer], teacher: nn.Module | None) -> Zero
                 found.noisy.append(at_fault(tensor, f"{words} get noise (sigma up to {widest:.2g})"))
             else:
                 found.notes.append(
-                    f"{tensor.name}: {int(pruned.sum()):,} weights are pruned by the teacher's mask, and have no noise"
+                    f"`{tensor.name}`: {int(pruned.sum()):,} weights are pruned by the teacher's mask, and have no "
+                    "noise"
                 )
             dead &= ~pruned
         count = int(dead.sum())

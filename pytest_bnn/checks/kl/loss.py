@@ -10,14 +10,15 @@ that is proven to be silent on the model at hand; where it is not, the claim is 
 from __future__ import annotations
 
 from pytest_bnn.checks.check import check
-from pytest_bnn.checks.finding import Finding
+from pytest_bnn.checks.finding import BAYESIAN_LAYERS, Finding
 from pytest_bnn.checks.kl._judgement import Judgement
 from pytest_bnn.checks.kl._reading import Declared
-from pytest_bnn.checks.kl._sick import NOT_FINITE, not_finite
+from pytest_bnn.checks.kl._sick import NOT_FINITE, counted, not_finite
 from pytest_bnn.checks.kl._verdict import judge
 from pytest_bnn.checks.values import Count, Positive
 from pytest_bnn.libraries.posterior import bayesian_layers
-from pytest_bnn.records.evidence import Verdict
+from pytest_bnn.network.naming import called
+from pytest_bnn.records.evidence import Measurement, Verdict
 from pytest_bnn.subject import Subject
 
 
@@ -66,13 +67,15 @@ def _find(subject: Subject, declared: Declared) -> Finding:
         return Finding(
             verdict=Verdict.FAIL,
             headline="there is no KL term that a loss could contain: the model has no Bayesian layer",
-            remedy="convert the network first",
+            measurements=(Measurement(name=BAYESIAN_LAYERS, value=0),),
+            remedy="convert the network with pytest_bnn.convert(model), and audit what it returns",
         )
     sick = not_finite(layers)
     if sick:
         return Finding(
             verdict=Verdict.FAIL,
-            headline=f"no loss can contain a finite KL term: {sick[0].path} {sick[0].finding}",
+            headline=f"no loss can contain a finite KL term: {called(sick[0].path)} ({sick[0].finding})",
+            measurements=counted(sick),
             layers=tuple(sick),
             remedy=NOT_FINITE,
         )

@@ -10,14 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from pytest_bnn.checks.check import check
-from pytest_bnn.checks.finding import Finding, at_fault, not_applicable
-from pytest_bnn.checks.kl._sick import NOT_FINITE, not_finite
+from pytest_bnn.checks.finding import BAYESIAN_LAYERS, Finding, at_fault, not_applicable
+from pytest_bnn.checks.kl._sick import NOT_FINITE, TOO_FAR, all_zero, counted, not_finite, overflowing
 from pytest_bnn.checks.kl._zeros import DEAD_SIGMA, zeros_of
 from pytest_bnn.libraries import posterior
 from pytest_bnn.libraries.posterior import BayesianLayer, PosteriorTensor, bayesian_layers, is_bayesian
 from pytest_bnn.libraries.protocol import Convention, tensors_of
 from pytest_bnn.libraries.registry import adapters_of, clashes, has_kl
 from pytest_bnn.network.isolation import undisturbed
+from pytest_bnn.network.naming import called
 from pytest_bnn.records.evidence import LayerFinding, Measurement, Threshold, Verdict
 from pytest_bnn.subject import Subject
 
@@ -101,7 +102,7 @@ def _find(subject: Subject) -> Finding:
             return _absent(subject)
         if kl is None:
             return not_applicable(
-                f"the layers have no kl_loss(), {layers[0].path or 'the model itself'} first: what the loss takes as "
+                f"the layers have no kl_loss(), {called(layers[0].path)} first: what the loss takes as "
                 "their KL is judged by kl.loss alone"
             )
         gradients = _gradients(kl, tensors)
@@ -121,17 +122,27 @@ def _find(subject: Subject) -> Finding:
         )
     if wrong and (kinds := _own_kinds(layers, wrong)):
         return not_applicable(
-            f"{wrong[0].path or 'the model itself'} computes its KL by the kl_loss() of {kinds[0]}, which is not that "
+            f"{called(wrong[0].path)} computes its KL by the kl_loss() of {kinds[0]}, which is not that "
             f"of two Gaussians with the layer's prior ({wrong[0].finding}): for a prior of one's own there is no "
             "closed form to compare it with"
         )
     if not math.isfinite(value):
+        far = overflowing(layers)
+        culprits = sick or far or wrong
+        limits = torch.finfo(kl.dtype)
         return Finding(
             verdict=Verdict.FAIL,
-            headline=f"the KL term is {value}" + (f": {sick[0].path} {sick[0].finding}" if sick else ""),
-            measurements=measurements,
-            layers=tuple(sick),
-            remedy=NOT_FINITE,
+            headline=f"the KL term is {value}"
+            + (f": {called(culprits[0].path)} ({culprits[0].finding})" if culprits else ""),
+            measurements=(*measurements, *counted(sick), *all_zero(tensors)),
+            layers=tuple(culprits),
+            remedy=NOT_FINITE
+            if sick
+            else TOO_FAR
+            if far
+            else f"compute it in float32: beyond {limits.max:g} a number of {limits.dtype} is infinite"
+            if limits.bits < 32
+            else "restore the layers' own kl_loss(): the KL of these mu, sigma and priors is finite",
         )
     if all(tensor.is_prior() for tensor in tensors) and abs(value) <= allowed:
         return not_applicable(
@@ -139,18 +150,18 @@ def _find(subject: Subject) -> Finding:
             "gradient: audit again after a step of training"
         )
     problems = _gradient_problems(tensors, gradients, convention)
-    headline = f"KL {value:.6g}, equal to the closed form ({convention})"
+    headline = f"the KL term is {value:.6g}, equal to the closed form ({convention})"
     remedy = ""
     twice = posterior.counted_twice(subject.model)
     if convention is None:
-        headline = f"KL {value:.6g} is not that of the closed form, {closed}"
+        headline = f"the KL term is {value:.6g}, and the closed form is {closed}"
         headline += f"; {len(twice)} layers are counted twice" if twice else ""
         remedy = "sum the KL over the innermost Bayesian layers only" if twice else "restore the layers' own kl_loss()"
     elif problems:
         headline = f"the KL term does not reach {len(problems)} of {2 * len(tensors)} tensors: {problems[0].finding}"
         remedy = "keep mu and rho in the graph: no .detach(), .data or no_grad around the KL term"
     elif frozen:
-        headline = f"rho is frozen in {len(frozen)} of {len(tensors)} tensors whose mu is trained, {frozen[0]} first"
+        headline = f"rho is frozen in {len(frozen)} of {len(tensors)} tensors whose mu is trained, `{frozen[0]}` first"
         remedy = "set requires_grad on rho too: with a frozen sigma the posterior cannot be learned"
     elif value <= 0:
         headline = f"the KL term is {value:.6g}, and a divergence between different distributions is above 0"
@@ -159,7 +170,7 @@ def _find(subject: Subject) -> Finding:
     zeros = zeros_of(layers, subject.teacher)
     odd = zeros.dead or zeros.noisy
     if odd and not failed:
-        headline += f"; {odd[0].finding} in {odd[0].path}"
+        headline += f"; {odd[0].finding} in {called(odd[0].path)}"
         remedy = zeros.remedy
     return Finding(
         verdict=Verdict.FAIL if failed else Verdict.WARN if odd else Verdict.PASS,
@@ -203,7 +214,7 @@ def _calling_notes(model: nn.Module, own: nn.Module | None) -> list[str]:
         )
     if paths := clashes(model):
         notes.append(
-            f"{paths[0] or 'the model itself'} has an attribute kl_loss that is no method without arguments, so that "
+            f"{called(paths[0])} has an attribute kl_loss that is no method without arguments, so that "
             "get_kl_loss(model) raises: rename it, or take pytest_bnn.kl(model)"
         )
     return notes
@@ -215,6 +226,7 @@ def _absent(subject: Subject) -> Finding:
         verdict=Verdict.FAIL,
         headline="there is no KL term: get_kl_loss finds no Bayesian layer"
         + (", only parameters that a traced model kept of them" if orphans else ""),
+        measurements=(Measurement(name=BAYESIAN_LAYERS, value=0),),
         threshold=Threshold(quantity="Bayesian layers", observed=0, relation=">=", allowed=1),
         remedy="convert the network, and audit the converted model itself, not one derived from it",
     )
@@ -241,7 +253,7 @@ def _gradient_problems(
             if not math.isfinite(size) or size == 0 or at_the_prior():
                 continue
             if given is None or not bool(given.any()):
-                problem = f"no gradient reaches {role} of {tensor.name}"
+                problem = f"no gradient reaches {role} of `{tensor.name}`"
             elif convention is None:
                 continue
             else:
@@ -250,7 +262,7 @@ def _gradient_problems(
                 allowed = GRADIENT_TOLERANCE if given.dtype in (torch.float32, torch.float64) else _HALF_TOLERANCE
                 if error <= allowed:
                     continue
-                problem = f"the gradient to {role} of {tensor.name} is off by {error:.2g} of its size"
+                problem = f"the gradient to {role} of `{tensor.name}` is off by {error:.2g} of its size"
             found.append(at_fault(tensor, problem))
     return found
 

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from glob import escape
 
 REMEDY = (
-    "convert with pytest_bnn.convert(), which names what it cannot convert before it touches anything; "
-    "for a layer left deterministic on purpose say so with a reason: --allow 'PATTERN=REASON' or "
-    "allow={pattern: reason}"
+    "convert it with pytest_bnn.convert(model), which names what it cannot convert before it touches anything, or "
+    "accept it with a reason: --allow 'PATTERN=REASON', in Python allow={pattern: reason}"
 )
 
 MISSING = (
     "give the teacher that the model was converted from; a layer that was left out or made deterministic on purpose "
-    "is excused with --allow 'PATTERN=REASON' or allow={pattern: reason}"
+    "is excused with --allow 'PATTERN=REASON', in Python allow={pattern: reason}"
 )
 IDLE = (
     "look for what still refers to the layer from before the conversion: a list, a dictionary, a bound method or a "
@@ -21,7 +22,8 @@ IDLE = (
 )
 FUNCTIONAL = (
     "make it a layer of its own before the conversion, such as nn.Linear, so that it becomes Bayesian; for a weight "
-    "left deterministic on purpose say so with a reason: --allow 'PATTERN=REASON' or allow={pattern: reason}, with the "
+    "left deterministic on purpose say so with a reason: --allow 'PATTERN=REASON', in Python "
+    "allow={pattern: reason}, with the "
     "name of the module or of the tensor as the pattern"
 )
 UNDRAWN = (
@@ -30,13 +32,28 @@ UNDRAWN = (
 )
 RECURRENT = (
     "no conversion here makes such a layer Bayesian: build it by hand of the library's layers, or say why it stays "
-    "deterministic: --allow 'PATTERN=REASON' or allow={pattern: reason}"
+    "deterministic: --allow 'PATTERN=REASON', in Python allow={pattern: reason}"
 )
 TIED = (
     "share one Parameter again, so that both are trained as one; where they are two on purpose, say so with a reason: "
-    "--allow 'PATTERN=REASON' or allow={pattern: reason}"
+    "--allow 'PATTERN=REASON', in Python allow={pattern: reason}"
 )
 UNTIED = "convert with pytest_bnn.convert(), which keeps shared modules shared and refuses tensors that it cannot share"
+
+
+def remedies(problems: Sequence[Row]) -> list[str]:
+    """Return what to do about some layers, each thing once, with the first of its layers in the place of a pattern."""
+    first: dict[str, Row] = {}
+    for row in problems:
+        first.setdefault(row.remedy, row)
+    return [
+        remedy.replace("PATTERN=REASON", f"{escape(row.path or row.names[0])}=REASON").replace(
+            "allow={pattern: reason}", f'allow={{"{escape(row.path or row.names[0])}": "REASON"}}'
+        )
+        if row.path or row.names
+        else remedy
+        for remedy, row in first.items()
+    ]
 
 
 @dataclass(slots=True)

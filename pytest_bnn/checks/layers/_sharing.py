@@ -31,13 +31,14 @@ def require_sharing(subject: Subject, rows: list[Row]) -> None:
         first = first_place.setdefault(id(module), path)
         if first != path:
             if is_convolution_or_linear(module) and now.get(first) is not now.get(path):
-                by_path[first].fail(f"is one module with {path} in the teacher, and two in the model", UNTIED)
+                by_path[first].fail(f"is one module with `{path}` in the teacher, and two in the model", UNTIED)
             continue
         for name, tensor in module.named_parameters(recurse=False):
             other = owner.setdefault(id(tensor), path)
             if other == path or _share_parameters(now.get(other), now.get(path)):
                 continue
-            said = f"shares its {name} with {other or 'the network itself'} in the teacher, and no longer in the model"
+            whose = f"`{other}`" if other else "the network itself"
+            said = f"shares its {name} with {whose} in the teacher, and no longer in the model"
             kernels = [p for p in (path, other) if is_convolution_or_linear(subject.teacher.get_submodule(p))]
             if len(kernels) == 2:
                 by_path[path].fail(said, UNTIED)

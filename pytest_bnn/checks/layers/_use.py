@@ -6,6 +6,7 @@ from pytest_bnn.checks.layers._calls import calls, calls_in_train_mode
 from pytest_bnn.checks.layers._row import IDLE, REMEDY, Row
 from pytest_bnn.libraries.alignment import Alignment
 from pytest_bnn.libraries.posterior import BayesianLayer
+from pytest_bnn.network.naming import called
 from pytest_bnn.subject import Subject, fitted
 
 
@@ -25,7 +26,7 @@ def require_use(subject: Subject, layers: dict[str, BayesianLayer], rows: list[R
     if subject.teacher is not None:
         for path in sorted(extra - seen.ever):
             rows.remove(places.pop(path))
-            notes.append(f"{path} is deterministic, and outside of the claim: no forward pass calls it")
+            notes.append(f"{called(path)} is deterministic, and outside of the claim: no forward pass calls it")
     for path in sorted(_idle(subject, set(layers) - seen.ever, notes)):
         if path not in places:
             places[path] = Row(path, layers[path].kind, layers[path].weights)
@@ -47,11 +48,11 @@ def _idle(subject: Subject, silent: set[str], notes: list[str]) -> set[str]:
         for path in sorted(judged):
             if always is not None and original[path] not in always:
                 silent.remove(path)
-                notes.append(f"{path} was not called; its teacher calls it for some examples only")
+                notes.append(f"{called(path)} was not called; its teacher calls it for some examples only")
     # A layer of the teacher, called there in eval mode, has no excuse in being called in train mode.
     free = silent - set(subject.alignment.paths.values())
     trained = calls_in_train_mode(subject.model, subject.images, seed=subject.seed) & free if free else set()
-    notes += [f"{path} is called in train mode only" for path in sorted(trained)]
+    notes += [f"{called(path)} is called in train mode only" for path in sorted(trained)]
     return silent - trained
 
 

@@ -11,17 +11,27 @@ from torch.nn.parameter import is_lazy
 from pytest_bnn.checks.check import check
 from pytest_bnn.checks.finding import Finding, not_applicable
 from pytest_bnn.checks.layers._kernels import require_posteriors
-from pytest_bnn.checks.layers._row import FUNCTIONAL, MISSING, RECURRENT, REMEDY, TIED, Row
+from pytest_bnn.checks.layers._row import FUNCTIONAL, MISSING, RECURRENT, REMEDY, TIED, Row, remedies
 from pytest_bnn.checks.layers._sharing import is_convolution_or_linear as is_convolution_or_linear
 from pytest_bnn.checks.layers._sharing import require_sharing
 from pytest_bnn.checks.layers._use import require_use
+from pytest_bnn.checks.layers._words import (
+    acceptances,
+    accepted_in_words,
+    counted,
+    excuse,
+    named_problem,
+    unmatched,
+    weights_of,
+)
 from pytest_bnn.checks.values import Reasons
 from pytest_bnn.libraries.posterior import (
     BayesianLayer,
     bayesian_layers,
     orphaned_posteriors,
 )
-from pytest_bnn.records.evidence import LayerFinding, Measurement, Threshold, Verdict
+from pytest_bnn.network.naming import called
+from pytest_bnn.records.evidence import Acceptance, LayerFinding, Measurement, Threshold, Verdict
 from pytest_bnn.subject import Subject
 
 
@@ -89,7 +99,7 @@ def _bare_projections(module: nn.Module) -> int:
 def _find(subject: Subject, allow: dict[str, str]) -> Finding:
     alignment = subject.alignment
     if alignment.copies:
-        places = ", ".join(place or "the model itself" for place in alignment.copies)
+        places = ", ".join(called(place) for place in alignment.copies)
         return not_applicable(
             f"the teacher's layers lie in several places of the model, so it is not clear which of them it became: "
             f"{places}; audit one of these modules by itself"
@@ -100,27 +110,22 @@ def _find(subject: Subject, allow: dict[str, str]) -> Finding:
     require_use(subject, layers, rows, notes)
     seen = require_posteriors(subject, layers, rows, notes)
     require_sharing(subject, rows)
-    used = set()
-    for row in rows:
-        pattern = next((p for p in allow if row.matches(p)), None)
-        if pattern is not None and row.problem and row.remedy in _EXCUSABLE:
-            used.add(pattern)
-            if row.remedy == TIED:
-                notes.append(f"{row.path} {row.problem}, on purpose: {allow[pattern]}")
-            else:
-                row.reason = allow[pattern]
-            row.problem = ""
-    notes = [f"{row.path or row.names[0]} is {_on_purpose(row)}" for row in rows if row.reason] + notes
-    notes += [f"the pattern {p!r} in allow matches no deterministic layer" for p in allow if p not in used]
+    used, shared = excuse(rows, allow, _EXCUSABLE)
+    accepted = acceptances(rows, shared)
+    nowhere, idle = unmatched(subject, allow, used)
+    notes = [f"`{path}` is shared no more, on purpose: {reason}" for path, reason in shared.items()] + notes
+    notes = [f"`{row.path or row.names[0]}` is {_on_purpose(row)}" for row in rows if row.reason] + notes
+    notes += [f"the pattern {p!r} in allow matches nothing in the model" for p in nowhere]
+    notes += [f"the pattern {p!r} in allow matches no deterministic layer" for p in idle]
     if alignment.prefix:
-        notes.append(f"the teacher's layers are at {alignment.prefix} in the model")
+        notes.append(f"the teacher's layers are at `{alignment.prefix}` in the model")
     if alignment.moved:
         path, how = next(iter(alignment.moved.items()))
         notes.append(
-            f"{len(alignment.moved)} layers are not at the teacher's path, {path} first: found at "
-            f"{alignment.paths[path] or 'the model itself'}, {how}"
+            f"{len(alignment.moved)} layers are not at the teacher's path, `{path}` first: found at "
+            f"{called(alignment.paths[path])}, {how}"
         )
-    return _finding(subject, rows, layers, notes, seen=seen)
+    return _finding(subject, rows, layers, notes, accepted, nowhere, seen=seen)
 
 
 _EXCUSABLE = (REMEDY, MISSING, FUNCTIONAL, RECURRENT, TIED)
@@ -196,29 +201,43 @@ def _attention_row(path: str, original: nn.Module, projections: int, now: nn.Mod
 
 def _still_deterministic(module: nn.Module) -> str:
     kind = type(module).__name__
+    kind = f"nn.{kind}" if getattr(nn, kind, None) is type(module) else f"a deterministic {kind}"
     if module._modules:
-        return f"is still a deterministic {kind}: it owns {', '.join(module._modules)}, so dnn_to_bnn skips it"
-    return f"is still a deterministic {kind}"
+        return f"is still {kind}: it owns {', '.join(module._modules)}, so dnn_to_bnn skips it"
+    return f"is still {kind}"
 
 
 def _finding(
-    subject: Subject, rows: list[Row], layers: dict[str, BayesianLayer], notes: list[str], *, seen: bool
+    subject: Subject,
+    rows: list[Row],
+    layers: dict[str, BayesianLayer],
+    notes: list[str],
+    accepted: tuple[Acceptance, ...],
+    nowhere: list[str],
+    *,
+    seen: bool,
 ) -> Finding:
     claimed = [row for row in rows if not row.reason]
     problems = [row for row in claimed if row.problem]
     good = [row for row in claimed if not row.problem or row.remedy == TIED]
-    weights, all_weights = sum(row.weights for row in good), sum(row.weights for row in claimed)
+    weights, all_weights = weights_of(good), weights_of(claimed)
     orphans = orphaned_posteriors(subject.model)
     if orphans:
         notes.append(
-            f"{len(orphans)} modules still own mu and rho without being Bayesian layers ({orphans[0]} first): the "
-            "model was derived with torch.fx or create_feature_extractor, which bakes one draw of the noise in"
+            f"{len(orphans)} modules still own mu and rho without being Bayesian layers ({called(orphans[0])} "
+            "first): the model was derived with torch.fx or create_feature_extractor, which bakes one draw of the "
+            "noise in"
         )
-    share = f"{100 * weights / all_weights:.4g} %" if all_weights else "none"
-    what = "layers with weight matrices" if any(row.names for row in claimed) else "convolution and linear layers"
-    headline = f"{len(good)} of {len(claimed)} {what} are Bayesian ({weights:,} of {all_weights:,} weights, {share})"
+    headline = counted(good, rows)
+    if words := accepted_in_words(accepted, weights_of(rows)):
+        headline += f"; {words}"
+    if nowhere:
+        headline += f"; --allow {', '.join(map(repr, nowhere))} matches nothing in the model"
+    if still := [row for row in problems if row.remedy != TIED]:
+        headline += f"; {named_problem(still[0])}"
+        headline += f"; {len(still) - 1} more below" if still[1:] else ""
     if untied := [row for row in problems if row.remedy == TIED]:
-        headline += f"; {untied[0].path} {untied[0].problem}"
+        headline += f"; `{untied[0].path}` {untied[0].problem}"
     ok = bool(layers) and not problems
     if not layers:
         headline += "; the model has no Bayesian layer at all"
@@ -248,8 +267,9 @@ def _finding(
             )
             for row in sorted(rows, key=lambda row: (not row.problem, row.choice, -row.weights if row.problem else 0))
         ),
-        remedy="" if ok else "; ".join(dict.fromkeys(row.remedy for row in problems)) or REMEDY,
+        remedy="" if ok else "; ".join(remedies(problems)) or REMEDY,
         notes=tuple(notes),
+        accepted=accepted,
     )
 
 
@@ -275,4 +295,4 @@ def _outside(subject: Subject, rows: list[Row], layers: dict[str, BayesianLayer]
 
 
 def _found(row: Row) -> str:
-    return "Bayesian" if row.place in (None, row.path) else f"Bayesian, at {row.place or 'the model itself'}"
+    return "Bayesian" if row.place in (None, row.path) else f"Bayesian, at {called(row.place)}"

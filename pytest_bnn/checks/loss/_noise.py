@@ -14,6 +14,7 @@ from pytest_bnn.libraries.cut import Key, key_of
 from pytest_bnn.libraries.posterior import BayesianLayer
 from pytest_bnn.network.calling import forward
 from pytest_bnn.network.isolation import undisturbed
+from pytest_bnn.network.naming import called
 from pytest_bnn.network.tree import mapped
 from pytest_bnn.subject import Subject
 
@@ -48,7 +49,7 @@ class Training:
 
     def headline(self, of: int) -> str:
         """Say what is wrong, in how many ``of`` the layers."""
-        first = self.layers[0].path or "the model itself"
+        first = called(self.layers[0].path)
         what = self.words.format(f"{len(self.layers)} of {of} layers")
         return f"{what}, {first} first: sigma {'does not see the data there' if self.meant else 'never sees the data'}"
 

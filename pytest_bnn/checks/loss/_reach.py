@@ -12,6 +12,7 @@ from pytest_bnn.errors import InputError
 from pytest_bnn.libraries.cut import Key, key_of
 from pytest_bnn.libraries.posterior import BayesianLayer
 from pytest_bnn.libraries.protocol import tensors_of
+from pytest_bnn.network.naming import called
 from pytest_bnn.network.tree import tensors
 from pytest_bnn.records.evidence import LayerFinding, Measurement, Threshold, Verdict
 from pytest_bnn.subject import Subject
@@ -34,7 +35,7 @@ def unreached(subject: Subject, judged: list[BayesianLayer], left: Evaluation) -
     moved, repeats, _, _ = _pushed(subject, lost, left)
     if not repeats:
         return not_applicable(
-            f"no gradient of the data comes to {lost[0].path or 'the model itself'}, and the loss changes from call to "
+            f"no gradient of the data comes to {called(lost[0].path)}, and the loss changes from call to "
             "call by itself, so that it cannot be told whether one should: freeze its state for the audit"
         )
     everywhere = len(lost) == len(judged)
@@ -52,8 +53,9 @@ def unreached(subject: Subject, judged: list[BayesianLayer], left: Evaluation) -
         remedy = "keep the data term in the graph: no .item(), .detach() or no_grad on its way"
     else:
         headline = (
-            f"the data term is cut off from {len(lost)} of {len(judged)} layers, {lost[0].path} first: their weights "
-            "change the loss, and no gradient of the data comes back; the KL term alone moves their mu and sigma"
+            f"the data term is cut off from {len(lost)} of {len(judged)} layers, {called(lost[0].path)} first: their "
+            "weights change the loss, and no gradient of the data comes back; the KL term alone moves their mu and "
+            "sigma"
         )
         remedy = (
             "run these layers with gradients (no no_grad or detach around them), or leave their KL out of the loss "

@@ -14,6 +14,7 @@ from pytest_bnn.checks.loss._reach import arrived, unreached, without_effect
 from pytest_bnn.checks.loss._replaced import largest_at_the_labels
 from pytest_bnn.libraries.posterior import BayesianLayer, bayesian_layers
 from pytest_bnn.libraries.protocol import tensors_of
+from pytest_bnn.network import naming
 from pytest_bnn.records.evidence import LayerFinding, Measurement, Threshold, Verdict
 from pytest_bnn.subject import Subject
 
@@ -47,7 +48,9 @@ def data(subject: Subject) -> Finding:
     if not layers:
         return not_applicable(NOTHING_BAYESIAN)
     if sick := not_finite(layers):
-        return not_applicable(f"{sick[0].path} {sick[0].finding}: see kl.present, and load or train its weights again")
+        return not_applicable(
+            f"{naming.called(sick[0].path)} ({sick[0].finding}): see kl.present, and load or train its weights again"
+        )
     left = cut_of(subject, layers)
     if not left.called:
         return _never_called(left)
@@ -94,10 +97,14 @@ def _judged(
     notes = [*outputs.notes, *training.notes]
     unseen = [layer.path for layer in layers if layer.path in left.not_cut]
     if unseen:
-        notes.append(f"not judged: {unseen[0]}" + (f" and {len(unseen) - 1} more" if len(unseen) > 1 else ""))
+        notes.append(
+            f"not judged: {naming.called(unseen[0])}" + (f" and {len(unseen) - 1} more" if len(unseen) > 1 else "")
+        )
     unused = [layer.path for layer in judged if not arrived(left, layer)]
     if unused:
-        notes.append(f"no data come to {', '.join(unused[:3])}: the loss does not use what it computes")
+        notes.append(
+            f"no data come to {', '.join(map(naming.called, unused[:3]))}: the loss does not use what it computes"
+        )
     if problem is not None:
         verdict, headline, remedy = problem
         return _finding(verdict, headline, remedy, outputs, notes, ())
@@ -148,7 +155,7 @@ def _the_teacher_in_train_mode(subject: Subject, left: Evaluation) -> Finding | 
         return None
     return Finding(
         verdict=Verdict.FAIL,
-        headline=f"the loss runs the teacher in train mode: {len(moved)} of its modules, {moved[0]} first, work with "
+        headline=f"the loss runs the teacher in train mode: {len(moved)} of its modules, `{moved[0]}` first, work with "
         "the statistics of each batch, and their running ones move with every evaluation",
         measurements=(Measurement(name="modules of the teacher that moved", value=len(moved)),),
         threshold=Threshold(

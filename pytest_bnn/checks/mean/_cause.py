@@ -14,6 +14,7 @@ from pytest_bnn.libraries.fingerprint import equal_values
 from pytest_bnn.libraries.posterior import bayesian_layers
 from pytest_bnn.network.comparing import Parting
 from pytest_bnn.network.isolation import replaced
+from pytest_bnn.network.naming import called
 
 _STATISTICS = ("running_mean", "running_var")
 
@@ -48,7 +49,7 @@ def cause_of(where: Parting, teacher: nn.Module, model: nn.Module, alignment: Al
     if other := [name for name, same in compared if not same]:
         return Cause(
             f"its {other[0]} is not the teacher's",
-            f"the weights of {where.path or 'the model itself'} are not those of this teacher: give the teacher that "
+            f"the weights of {called(where.path)} are not those of this teacher: give the teacher that "
             "was converted, convert again after the weights were changed (another checkpoint, a mask, a scale, "
             "quantised weights), or say --stage finetuned where they were trained on purpose",
         )
@@ -130,7 +131,7 @@ def restored_statistics(teacher: nn.Module, model: nn.Module, alignment: Alignme
         pairs = [(name, before.get(name), after.get(name)) for name in _STATISTICS]
         other = [(name, a, b) for name, a, b in pairs if a is not None and b is not None and not _same(a, b)]
         if other and all(a.shape == b.shape for _, a, b in other):
-            found.append(alignment.paths[path] or "the model itself")
+            found.append(called(alignment.paths[path]))
             entries += [(now._buffers, name, a.detach().to(b)) for name, a, b in other]
     with torch.no_grad(), replaced(entries):
         yield tuple(found)

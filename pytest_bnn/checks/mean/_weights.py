@@ -12,6 +12,7 @@ from pytest_bnn.libraries.alignment import Alignment
 from pytest_bnn.libraries.fingerprint import apart_from, equal_values
 from pytest_bnn.libraries.posterior import PosteriorTensor, bayesian_layers
 from pytest_bnn.network.comparing import tolerance
+from pytest_bnn.network.naming import called
 from pytest_bnn.records.evidence import LayerFinding, Measurement, Threshold, Verdict
 from pytest_bnn.subject import Subject
 
@@ -97,7 +98,7 @@ def hidden(
         remedy = "give images that reach that layer (an expert that is not chosen, a branch that is scaled by 0); "
     return Finding(
         verdict=Verdict.FAIL if coarse else Verdict.WARN,
-        headline=f"the {worst.name} of {worst.path or 'the model itself'} is not the teacher's: it differs by "
+        headline=f"the {worst.name} of {called(worst.path)} is not the teacher's: it differs by "
         f"{worst.apart:.3g} of its norm, where rounding explains {worst.allowed:.2g}; {why}",
         measurements=(
             Measurement(name="largest difference", value=apart, unit="of the teacher's largest output"),

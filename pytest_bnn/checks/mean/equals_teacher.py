@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pytest_bnn.checks.check import check
-from pytest_bnn.checks.finding import Finding, at_fault, not_applicable, raised_remedy
+from pytest_bnn.checks.finding import RAISED, Finding, at_fault, not_applicable, raised_remedy
 from pytest_bnn.checks.mean._cause import Cause, cause_of, restored_statistics
 from pytest_bnn.checks.mean._weights import hidden, other_weights
 from pytest_bnn.data.batch import Inputs
@@ -18,6 +18,7 @@ from pytest_bnn.libraries.registry import nobody_knows
 from pytest_bnn.network.calling import ForwardError, forward
 from pytest_bnn.network.comparing import TRACED_IMAGES, Parting, difference, first_parting, tolerance, traced
 from pytest_bnn.network.isolation import undisturbed
+from pytest_bnn.network.naming import called
 from pytest_bnn.network.wrappers import eager
 from pytest_bnn.records.evidence import LayerFinding, Measurement, Threshold, Verdict
 from pytest_bnn.subject import Subject, fitted
@@ -119,11 +120,14 @@ def _find(subject: Subject) -> Finding:
     if apart < 0:
         headline = f"the outputs have the shape {list(outputs.shape)} instead of {list(expected.shape)}"
     elif apart == 0:
-        headline = f"equal to the last bit on {len(images)} images"
+        headline = f"the outputs are the teacher's to the last bit on {len(images)} images"
     else:
-        headline = f"outputs differ by up to {apart:.3g} of the teacher's largest output on {len(images)} images"
+        headline = (
+            f"the outputs differ from the teacher's by up to {apart:.3g} of its largest (at most {allowed:.2g} is "
+            f"allowed, {len(images)} images)"
+        )
     if where is not None:
-        headline += f"; first at {where.path or 'the model itself'}"
+        headline += f"; first at {called(where.path)}"
     return Finding(
         verdict=Verdict.PASS if ok else Verdict.FAIL,
         headline=headline,
@@ -206,7 +210,7 @@ def _trained_without_its_weights(subject: Subject) -> str:
             if tensor.role != "bias" or not isinstance(bias, Tensor) or bias.shape != tensor.mu.shape:
                 continue
             if not equal_values(tensor.mu.detach(), bias.detach().to(tensor.mu.device)):
-                return layer.path or "the model itself"
+                return called(layer.path)
     return ""
 
 
@@ -247,6 +251,7 @@ def _raised(error: ForwardError) -> Finding:
     return Finding(
         verdict=Verdict.FAIL,
         headline=f"the model raised where its teacher does not: {error}",
+        measurements=(Measurement(name=RAISED, value=str(error)),),
         remedy=raised_remedy(
             error,
             "call the model on these images by itself; where a shape or a dtype does not fit, look for what the "

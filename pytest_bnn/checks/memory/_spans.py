@@ -40,7 +40,7 @@ class Span:
     @property
     def full(self) -> str:
         """What messages call it."""
-        return f"the teacher's {self.name}" if self.role == "teacher" else self.name
+        return f"the teacher's `{self.name}`" if self.role == "teacher" else f"`{self.name}`"
 
 
 def of_posteriors(model: nn.Module) -> Iterator[Span]:

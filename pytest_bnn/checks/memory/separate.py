@@ -12,6 +12,7 @@ from pytest_bnn.checks.finding import NOTHING_BAYESIAN, Finding, not_applicable
 from pytest_bnn.checks.memory._spans import Span, of_all, of_posteriors, overlaps
 from pytest_bnn.checks.memory._written import changed_in_training, is_frozen, reached
 from pytest_bnn.libraries.posterior import bayesian_layers
+from pytest_bnn.network.naming import called
 from pytest_bnn.records.evidence import LayerFinding, Threshold, Verdict
 from pytest_bnn.subject import Subject
 
@@ -77,7 +78,7 @@ def _find(subject: Subject) -> Finding:
     if findings:
         headline = _headline(findings)
     elif choices:
-        headline = f"{choices[0].path} is the teacher's own, and its statistics move in train mode"
+        headline = f"{called(choices[0].path)} is the teacher's own, and its statistics move in train mode"
     verdict = Verdict.FAIL if findings else Verdict.WARN if choices else Verdict.PASS
     return Finding(
         verdict=verdict,
@@ -169,7 +170,7 @@ def _findings(bad: list[tuple[Span, Span]], shared: _Shared) -> list[_Found]:
         said = f"is the teacher's own module, so what writes its {listed} changes the teacher"
         kind = type(shared.modules[root]).__name__
         layer = LayerFinding(path=root, kind=kind, ok=False, finding=said)
-        found.append(_Found(f"{root or 'the model itself'} is the teacher's own module", layer))
+        found.append(_Found(f"{called(root)} is the teacher's own module", layer))
     return found
 
 

@@ -51,7 +51,7 @@ def independence(seen: list[TensorDraws], alpha: float) -> Iterable[Tested]:
         yield Tested(
             p=min(1.0, p * inside * FAMILIES),
             about=(t,),
-            words=f"{t.tensor.name}: its noise is not independent within the tensor: {words}",
+            words=f"`{t.tensor.name}`: its noise is not independent within the tensor: {words}",
             remedy="draw noise for every weight: no repeat, expand or broadcast of what was drawn; a posterior whose "
             "weights depend on each other on purpose (low rank, matrix normal) is not the one that this claim is about",
         )
@@ -63,7 +63,7 @@ def independence(seen: list[TensorDraws], alpha: float) -> Iterable[Tested]:
         yield Tested(
             p=min(1.0, p * between_passes * FAMILIES),
             about=(t,),
-            words=f"{t.tensor.name}: {words}",
+            words=f"`{t.tensor.name}`: {words}",
             remedy="draw the noise anew in every call of the layer: no cache, no seed inside forward",
         )
     # In one pass a pair is compared once, with the pass before in both directions.
@@ -80,7 +80,8 @@ def independence(seen: list[TensorDraws], alpha: float) -> Iterable[Tested]:
             yield Tested(
                 p=min(1.0, p * number * FAMILIES),
                 about=(seen[row], seen[column]),
-                words=f"{seen[row].tensor.name}: its noise correlates with that of {seen[column].tensor.name}{when}: "
+                words=f"`{seen[row].tensor.name}`: its noise correlates with that of "
+                f"`{seen[column].tensor.name}`{when}: "
                 f"{float(cosines[row, column]):.3g}",
                 remedy="let every layer draw noise of its own, and none seed the generator",
             )
@@ -93,7 +94,7 @@ def marginals(sound: list[TensorDraws], small: list[TensorDraws], groups: int) -
     tests = []
     for about in members:
         broken = sum(t.not_finite for t in about)
-        name = about[0].tensor.name if len(about) == 1 else f"{len(about)} small tensors together"
+        name = f"`{about[0].tensor.name}`" if len(about) == 1 else f"{len(about)} small tensors together"
         if broken:
             tests.append(
                 Tested(

@@ -6,14 +6,15 @@ import torch
 import torch.fx
 from torch import Tensor
 
-from pytest_bnn.checks.finding import Finding
+from pytest_bnn.checks.finding import BAYESIAN_LAYERS, TENSORS_NOT_FINITE, Finding
 from pytest_bnn.libraries.gaussian import not_finite as count_not_finite
 from pytest_bnn.libraries.posterior import PosteriorTensor, bayesian_layers, orphaned_posteriors
 from pytest_bnn.libraries.protocol import tensors_of
 from pytest_bnn.libraries.registry import nobody_knows
 from pytest_bnn.network.calling import forward
 from pytest_bnn.network.isolation import seed_everything, undisturbed
-from pytest_bnn.records.evidence import LayerFinding, Threshold, Verdict
+from pytest_bnn.network.naming import called
+from pytest_bnn.records.evidence import LayerFinding, Measurement, Threshold, Verdict
 from pytest_bnn.subject import Subject
 
 #: A spread below this share of the logits' own scale is rounding or nothing: it cannot move a decision.
@@ -36,14 +37,17 @@ def not_finite(subject: Subject, passes: int, bad: int) -> Finding:
         for tensor in layer.tensors
         for problem in _not_finite_in(tensor)
     ]
-    where = f": {culprits[0].path} {culprits[0].finding}" if culprits else ""
+    where = f": {called(culprits[0].path)} ({culprits[0].finding})" if culprits else ""
     return Finding(
         verdict=Verdict.FAIL,
         headline=f"outputs are NaN or infinite in {bad} of {passes} passes{where}",
+        measurements=(Measurement(name=TENSORS_NOT_FINITE, value=len(culprits)),),
         threshold=Threshold(quantity="passes with NaN or infinity", observed=bad, relation="==", allowed=0),
         layers=tuple(culprits),
         remedy="a rho that is infinite comes from moped_delta * abs(weight) above 88: convert with a smaller "
-        "moped_delta; NaN in mu or rho comes from a diverged training",
+        "moped_delta; NaN in mu or rho comes from a diverged training"
+        if culprits
+        else "every mu, rho and sigma is finite: look for what overflows or divides by 0 in the forward",
         samples=passes,
     )
 
@@ -59,6 +63,11 @@ def _not_finite_in(tensor: PosteriorTensor) -> list[str]:
     ][:1]
 
 
+def without_layers(subject: Subject) -> tuple[Measurement, ...]:
+    """Return the measurement that there is no Bayesian layer, where there is none: outputs do not vary for that."""
+    return () if bayesian_layers(subject.model) else (Measurement(name=BAYESIAN_LAYERS, value=0),)
+
+
 def causes_of_silence(subject: Subject, spread: float) -> list[str]:
     """Say why outputs do not vary, from what can be seen; the likeliest first."""
     layers = bayesian_layers(subject.model)
@@ -67,7 +76,7 @@ def causes_of_silence(subject: Subject, spread: float) -> list[str]:
         if orphans and any(isinstance(module, torch.fx.GraphModule) for module in subject.model.modules()):
             return ["the model was derived with torch.fx or a feature extractor: its noise is baked in"]
         if orphans:
-            return [f"mu and rho at {orphans[0] or 'the model itself'} belong to no layer that draws"]
+            return [f"mu and rho at {called(orphans[0])} belong to no layer that draws"]
         return [nobody_knows(subject.model) or "the model has no Bayesian layer"]
     causes = []
     if generator := _what_the_forward_does_to_the_generator(subject):

@@ -17,6 +17,7 @@ from pytest_bnn.libraries.posterior import bayesian_layers
 from pytest_bnn.network.calling import ForwardError, forward
 from pytest_bnn.network.copies import Copies, last_copies, takes_their_mean
 from pytest_bnn.network.isolation import seed_everything, undisturbed
+from pytest_bnn.network.naming import called
 from pytest_bnn.network.wrappers import eager
 from pytest_bnn.records.evidence import LayerFinding, Measurement, Threshold, Verdict
 from pytest_bnn.subject import Subject
@@ -91,7 +92,7 @@ def _find(subject: Subject) -> Finding:
     if copies is not None:
         path = next(layer.path for layer in bayesian_layers(subject.model) if layer.module is copies.module)
         problems.append(
-            f"the {copies.number} samples of a call are one draw: {path or 'the model itself'} gets {copies.number} "
+            f"the {copies.number} samples of a call are one draw: {called(path)} gets {copies.number} "
             "copies of each example in one call, draws its weights once for all, and gives equal outputs"
         )
         layers.append(_at_fault(subject, path, f"gives equal outputs for {copies.number} copies of each example"))
@@ -182,7 +183,7 @@ def _repeated(builds: Builds) -> str:
 
 
 def _first_of(paths: Sequence[str]) -> str:
-    first, others = paths[0] or "the model itself", len(paths) - 1
+    first, others = called(paths[0]), len(paths) - 1
     return f"{first} and {others} more layer{'s' if others > 1 else ''}" if others else first
 
 

@@ -13,6 +13,7 @@ from pytest_bnn.libraries.capture import capture
 from pytest_bnn.libraries.posterior import bayesian_layers
 from pytest_bnn.network.calling import forward
 from pytest_bnn.network.isolation import undisturbed
+from pytest_bnn.network.naming import called
 from pytest_bnn.records.evidence import Certainty, Measurement, Threshold, Verdict
 from pytest_bnn.stats.budget import Budget
 from pytest_bnn.stats.normal import ROUNDING, Sums, draws_needed, effect
@@ -111,9 +112,9 @@ def _find(subject: Subject, max_passes: int, budget: Budget) -> Finding:
         while drawing.passes < min(max_passes, max(MIN_PASSES, wanted)):
             drawing.next_pass()
     hidden = [*drawing.hidden.items()]
-    called = {path for path, _ in drawing.draws} | drawing.hidden.keys()
-    hidden += [(layer.path, "it is not called") for layer in layers if layer.path not in called]
-    notes = [f"not judged: {path or 'the model itself'}: {why}" for path, why in hidden[:3]]
+    known = {path for path, _ in drawing.draws} | drawing.hidden.keys()
+    hidden += [(layer.path, "it is not called") for layer in layers if layer.path not in known]
+    notes = [f"not judged: {called(path)}: {why}" for path, why in hidden[:3]]
     notes += [f"and {len(hidden) - 3} more layers"] if len(hidden) > 3 else []
     left_out = sum(t.left_out for t in drawing.draws.values())
     share = left_out / max(1, sum(t.tensor.count for t in drawing.draws.values()))
@@ -212,6 +213,6 @@ def _unseen(small: list[TensorDraws], enough: int, level: float, power: float) -
     shown = effect(worst.sums.count, level, power, worst.slack)
     return [
         f"{len(blind)} tensors are too small to show a sigma that is off by {100 * TARGET:.0f} % one by one: "
-        f"{worst.tensor.name} ({worst.tensor.count}) shows {100 * shown:.3g} %, and {100 * TARGET:.0f} % would take "
+        f"`{worst.tensor.name}` ({worst.tensor.count}) shows {100 * shown:.3g} %, and {100 * TARGET:.0f} % would take "
         f"{-(-enough // worst.count):,} passes"
     ]

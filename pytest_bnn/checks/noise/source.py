@@ -12,13 +12,14 @@ from pytest_bnn.checks.finding import Finding, not_applicable
 from pytest_bnn.checks.noise._pairs import live_in, not_finite_in, parts_of, spreads
 from pytest_bnn.checks.noise._reference import SATURATED, cannot_vary
 from pytest_bnn.checks.noise._scale import Scale, scales_of
-from pytest_bnn.checks.noise._silence import MIN_SPREAD, causes_of_silence, floor_of, not_finite
+from pytest_bnn.checks.noise._silence import MIN_SPREAD, causes_of_silence, floor_of, not_finite, without_layers
 from pytest_bnn.checks.values import Passes, Positive
 from pytest_bnn.libraries.posterior import bayesian_layers, zero_sigma
 from pytest_bnn.libraries.registry import nobody_knows
 from pytest_bnn.network.calling import forward
 from pytest_bnn.network.comparing import TRACED_IMAGES, Parting, difference, first_parting, tolerance, traced
 from pytest_bnn.network.isolation import undisturbed
+from pytest_bnn.network.naming import called
 from pytest_bnn.records.evidence import Certainty, LayerFinding, Measurement, Threshold, Verdict
 from pytest_bnn.stats.budget import Budget
 from pytest_bnn.stats.intervals import draws_below_median
@@ -132,7 +133,7 @@ def _source(subject: Subject, budget: Budget, max_passes: int, min_spread: float
         where = _other_noise(subject, in_train_mode=True)
         causes = causes_of_silence(subject, pairs.spread)
         if where is not None:
-            cause = f"in train mode the outputs do vary, with every sigma at 0 too: {where.path} ({where.kind})"
+            cause = f"in train mode the outputs do vary, with every sigma at 0 too: {called(where.path)} ({where.kind})"
             causes.insert(0, cause)
         words = "two passes in a row do not differ" + (f": {causes[0]}" if causes else "")
         remedy = "let the posterior be the source of the noise: convert the layers, and never seed inside forward"
@@ -148,6 +149,7 @@ def _source(subject: Subject, budget: Budget, max_passes: int, min_spread: float
         remedy,
         budget,
         causes,
+        () if pairs.varies else without_layers(subject),
     )
 
 
@@ -170,7 +172,7 @@ def _leak(subject: Subject, pairs: _Pairs, silent: float, allowed: float, budget
     """Return the finding of outputs that vary without the posterior's noise."""
     where = _other_noise(subject, in_train_mode=False)
     words = f"with every sigma at 0 two passes still differ by {silent:.2g} of the outputs' scale"
-    words += f"; the noise enters at {where.path or 'the model itself'} ({where.kind})" if where else ""
+    words += f"; the noise enters at {called(where.path)} ({where.kind})" if where else ""
     remedy = (
         "switch that module to eval mode, or remove it: its noise is not the posterior's"
         if where is not None and where.training
@@ -194,6 +196,7 @@ def _finding(
     remedy: str,
     budget: Budget,
     causes: list[str],
+    layers: tuple[Measurement, ...] = (),
 ) -> Finding:
     silenced = verdict is Verdict.FAIL and not pairs.varies
     return Finding(
@@ -204,6 +207,7 @@ def _finding(
             Measurement(
                 name="largest spread", value=pairs.spread, unit="of the outputs' scale", note=f"{pairs.passes} passes"
             ),
+            *layers,
         ),
         threshold=threshold,
         layers=() if where is None else (LayerFinding(path=where.path, kind=where.kind, ok=False, finding=str(where)),),

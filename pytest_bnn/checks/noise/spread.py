@@ -14,10 +14,11 @@ from pytest_bnn.checks.noise._groups import Group, Grouped, group_parts, grouped
 from pytest_bnn.checks.noise._pairs import Pairs, first_pairs, not_finite_in
 from pytest_bnn.checks.noise._reference import SATURATED, cannot_vary
 from pytest_bnn.checks.noise._scale import without_noise
-from pytest_bnn.checks.noise._silence import not_finite
+from pytest_bnn.checks.noise._silence import not_finite, without_layers
 from pytest_bnn.checks.values import Passes, SpreadBand
 from pytest_bnn.libraries.posterior import bayesian_layers
 from pytest_bnn.libraries.protocol import tensors_of
+from pytest_bnn.network.naming import called
 from pytest_bnn.progress import so_far
 from pytest_bnn.records.evidence import Certainty, LayerFinding, Measurement, Threshold, Verdict
 from pytest_bnn.stats.budget import Budget
@@ -219,13 +220,25 @@ def _finding(
         for path, kind, share in sorted(shares, key=lambda row: -row[2] if wide else row[2])
     )
     top = max(shares, key=lambda row: row[2], default=None)
-    what = f"{group.name} varies by {spread:.3g} of its" if alone else f"the outputs vary by {spread:.3g} of their"
-    headline = f"{what} scale without noise ({passes} passes)"
-    if verdict is Verdict.FAIL:
-        drowns = f"the noise drowns what the network says{' there' if alone else ''}"
-        headline += f": {drowns}" if wide else ": the posterior has all but collapsed"
+    where = f" in {group.name}" if alone else ""
+    limit = f"at most {band[1]:g} is allowed" if wide else f"at least {band[0]:g} is required"
+    if verdict is Verdict.FAIL and wide:
+        headline = (
+            f"the noise{where} is {spread:.3g} times the signal ({limit}, {passes} passes): it drowns what "
+            "the network says"
+        )
+    elif verdict is Verdict.FAIL:
+        headline = (
+            f"the noise{where} is {spread:.3g} times the signal ({limit}, {passes} passes): the posterior has "
+            "all but collapsed"
+        )
+    else:
+        headline = (
+            f"the noise{where} is {spread:.3g} times the signal ({band[0]:g} to {band[1]:g} is allowed, "
+            f"{passes} passes)"
+        )
     if top is not None and total:
-        headline += f"; most of it comes from {top[0] or 'the model itself'} ({100 * top[2] / total:.3g} %)"
+        headline += f". Largest source: {_layers(top[0], top[1])}, {100 * top[2] / total:.3g} % of the variance"
     return Finding(
         verdict=verdict,
         headline=headline,
@@ -239,6 +252,7 @@ def _finding(
                 if several
             ),
             *([Measurement(name="images that cannot vary", value=fixed)] if fixed else []),
+            *(without_layers(subject) if verdict is Verdict.FAIL and not wide else ()),
         ),
         threshold=Threshold(
             quantity=f"spread of {group.name if alone else 'the outputs'}",
@@ -248,7 +262,14 @@ def _finding(
             other_end=band[0] if wide else band[1],
         ),
         layers=layers,
-        remedy=_remedy(verdict, passes, budget, wide=wide),
+        remedy=_remedy(
+            verdict,
+            passes,
+            budget,
+            wide=wide,
+            below=float(bounds.found[:, 0].max()) < band[0],
+            top=None if top is None else top[0],
+        ),
         notes=_notes(groups, fixed),
         samples=passes,
         certainty=Certainty(
@@ -276,16 +297,26 @@ def _notes(groups: Grouped, fixed: int) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _remedy(verdict: Verdict, passes: int, budget: Budget, *, wide: bool) -> str:
+def _layers(path: str, kind: str) -> str:
+    """Name a layer, or several in a row, that make noise."""
+    several = kind.endswith(" layers")
+    return f"{kind}, `{path.replace(' to ', '` to `')}`" if several else f"layer {called(path)} ({kind})"
+
+
+def _remedy(verdict: Verdict, passes: int, budget: Budget, *, wide: bool, below: bool, top: str | None) -> str:
     if verdict is Verdict.PASS:
         return ""
     if verdict is Verdict.INCONCLUSIVE:
+        failing = 2 * trials_needed(budget.alpha / 2)
+        if below and passes < failing:
+            return f"all of {passes} passes lie below the band: allow {failing} (--samples), which make that certain"
         needed = 2 * trials_needed(budget.beta)
         if passes < needed:
             return f"allow more than {passes} passes (--samples): {needed} decide where all of them say the same"
         return "the spread is too close to the band's end to call: allow more passes, or declare another band"
     if wide:
-        return "convert with a smaller moped_delta, or train sigma down where the layers below contribute most"
+        first = "" if top is None else f", first in `{top}`" if top else ""
+        return f"convert with a smaller moped_delta, or train sigma down{first}"
     return (
         "convert with a larger moped_delta, or find what drove rho down in training, such as a KL term of the wrong "
         "sign"

@@ -12,7 +12,7 @@ from pytest_bnn.checks.finding import Finding, not_applicable
 from pytest_bnn.checks.noise._pairs import first_pairs, not_finite_in, parts_of, spreads
 from pytest_bnn.checks.noise._reference import SATURATED, cannot_vary
 from pytest_bnn.checks.noise._scale import Scale, scale_without_noise, typical
-from pytest_bnn.checks.noise._silence import MIN_SPREAD, causes_of_silence, floor_of, not_finite
+from pytest_bnn.checks.noise._silence import MIN_SPREAD, causes_of_silence, floor_of, not_finite, without_layers
 from pytest_bnn.checks.values import Passes, Positive
 from pytest_bnn.libraries.posterior import bayesian_layers
 from pytest_bnn.libraries.registry import nobody_knows
@@ -145,7 +145,8 @@ def _variation(subject: Subject, bounds: _Bounds, images: Tensor, budget: Budget
     # Where other images vary, the weights do.
     causes = [] if verdict is Verdict.PASS else causes_of_silence(subject, float(bounds.spread.max()))
     headline = (
-        f"outputs vary by {float(judged.median()):.3g} of their scale (median of {len(judged)} images, {passes} passes)"
+        f"the outputs vary by {float(judged.median()):.3g} of their scale (median of {len(judged)} images, "
+        f"{passes} passes)"
     )
     notes = list(causes)
     if fixed:
@@ -158,7 +159,9 @@ def _variation(subject: Subject, bounds: _Bounds, images: Tensor, budget: Budget
     remedy = ""
     if verdict is not Verdict.PASS:
         amount = "exactly 0" if lowest == 0 else f"{lowest:.2g} of the outputs' scale"
-        headline = f"the outputs for image {place} vary by {amount}" + (f": {causes[0]}" if causes else "")
+        headline = f"the outputs for image {place} vary by {amount} (more than {floor:.2g} is required)" + (
+            f": {causes[0]}" if causes else ""
+        )
         remedy = "make every forward pass draw its own weights; a posterior this narrow carries no uncertainty"
     if verdict is Verdict.INCONCLUSIVE:
         needed = 2 * trials_needed(budget.beta if lowest > floor else budget.alpha / len(spread))
@@ -180,6 +183,7 @@ def _variation(subject: Subject, bounds: _Bounds, images: Tensor, budget: Budget
             Measurement(name="highest spread", value=float(judged.max()), unit="of the outputs' scale"),
             Measurement(name="outputs' scale", value=typical(scale), note="without noise"),
             *([Measurement(name="images that cannot vary", value=fixed)] if fixed else []),
+            *(without_layers(subject) if verdict is Verdict.FAIL else ()),
         ),
         threshold=Threshold(
             quantity=("lowest spread, " if lowest == float(judged.min()) else "spread ") + f"of image {place}",

@@ -45,7 +45,7 @@ def _not_trained(subject: Subject, found: Sequence[Trace], weights: Sequence[Tra
             relation=">=",
             allowed=1,
         ),
-        layers=tuple(at_fault(trace.tensor, f"{trace.tensor.name} shows no step of training") for trace in weights),
+        layers=tuple(at_fault(trace.tensor, f"`{trace.tensor.name}` shows no step of training") for trace in weights),
         remedy=_LOAD,
     )
     if not beside:

@@ -14,7 +14,8 @@ from pytest_bnn.checks.posterior._story import count, share, told
 from pytest_bnn.checks.values import Reasons
 from pytest_bnn.libraries.history import Trace, displaced, left_at_the_start, never_trained
 from pytest_bnn.libraries.registry import nobody_knows
-from pytest_bnn.records.evidence import LayerFinding, Measurement, Verdict
+from pytest_bnn.network.naming import called
+from pytest_bnn.records.evidence import Acceptance, LayerFinding, Measurement, Verdict
 from pytest_bnn.subject import Subject
 
 
@@ -53,9 +54,17 @@ def _find(subject: Subject, allow: Mapping[str, str]) -> Finding:
     judged = [trace for trace in found if trace.tensor.path not in excused]
     judges: tuple[Callable[[Subject, Sequence[Trace]], Finding | None], ...] = (_apart, _left, contradiction, _kept)
     finding = next((one for judge in judges if (one := judge(subject, judged))), None) or told(subject, found)
-    notes = [f"{path} is left out on purpose: {allow[pattern]}" for path, pattern in excused.items()]
+    notes = [f"{called(path)} is left out on purpose: {allow[pattern]}" for path, pattern in excused.items()]
     notes += [f"the pattern {p!r} in allow matches no Bayesian layer" for p in allow if p not in excused.values()]
-    return replace(finding, measurements=_measurements(found), notes=(*finding.notes, *dict.fromkeys(notes)))
+    accepted = {path: sum(t.tensor.count for t in found if t.tensor.path == path) for path in excused}
+    return replace(
+        finding,
+        measurements=_measurements(found),
+        notes=(*finding.notes, *dict.fromkeys(notes)),
+        accepted=tuple(
+            Acceptance(path=path, reason=allow[excused[path]], weights=weights) for path, weights in accepted.items()
+        ),
+    )
 
 
 def _measurements(found: Sequence[Trace]) -> tuple[Measurement, ...]:
@@ -78,8 +87,8 @@ def _apart(_subject: Subject, found: Sequence[Trace]) -> Finding | None:
     layers = []
     for one in apart:
         ratio = f"{one.delta:.4g} times abs(mu)"
-        where = "of this tensor, at other places" if one.donor is one.trace else f"of {one.donor.tensor.name}"
-        layers.append(at_fault(one.trace.tensor, f"the sigma of {one.trace.tensor.name} is {ratio} {where}"))
+        where = "of this tensor, at other places" if one.donor is one.trace else f"of `{one.donor.tensor.name}`"
+        layers.append(at_fault(one.trace.tensor, f"the sigma of `{one.trace.tensor.name}` is {ratio} {where}"))
     return Finding(
         verdict=Verdict.FAIL,
         headline=f"sigma lies apart from its mu in {count(apart, 'tensor')}: {layers[0].finding}",
@@ -105,7 +114,7 @@ def _left(subject: Subject, found: Sequence[Trace]) -> Finding | None:
     first = (inside or left)[0].tensor
     return Finding(
         verdict=Verdict.FAIL if inside else Verdict.WARN,
-        headline=f"{first.name} is at the library's random start, with nothing of the teacher's weight"
+        headline=f"`{first.name}` is at the library's random start, with nothing of the teacher's weight"
         + (f", and so {'is' if len(left) == 2 else 'are'} {count(left[1:], 'more tensor')}" if len(left) > 1 else "")
         + f", beside {count(paired, 'weight tensor')} that carry the teacher: "
         + ("it was never loaded or never trained" if inside else "never loaded, or a new layer with little training"),
@@ -139,8 +148,8 @@ def _kept(subject: Subject, found: Sequence[Trace]) -> Finding | None:
                 path=trace.tensor.path,
                 kind=type(trace.tensor.module).__name__,
                 ok=False,
-                finding=f"mu of {trace.tensor.name} moved (cosine to the teacher's {trace.print.cosine:.4f}), sigma is "
-                f"{share([trace], of_teacher=True)} times abs(teacher's weight) everywhere",
+                finding=f"mu of `{trace.tensor.name}` moved (cosine to the teacher's {trace.print.cosine:.4f}), "
+                f"sigma is {share([trace], of_teacher=True)} times abs(teacher's weight) everywhere",
             )
             for trace in kept
         ),

@@ -19,9 +19,10 @@ from pytest_bnn.libraries.posterior import zero_sigma
 from pytest_bnn.libraries.registry import nobody_knows
 from pytest_bnn.network.calling import ForwardError, forward
 from pytest_bnn.network.meeting import Meeting, meeting
+from pytest_bnn.network.naming import called
 from pytest_bnn.network.rows import Dependent, Rows, look_at_rows
 from pytest_bnn.network.wrappers import eager
-from pytest_bnn.records.evidence import LayerFinding, Measurement, Threshold, Verdict
+from pytest_bnn.records.evidence import Acceptance, LayerFinding, Measurement, Threshold, Verdict
 from pytest_bnn.sampling.own import undisturbed_passes
 from pytest_bnn.subject import Subject, fitted
 
@@ -156,9 +157,10 @@ def _depends(subject: Subject, looked: _Looked, dependent: Dependent, allow: dic
     verdict, remedy = (Verdict.FAIL if before is False else Verdict.WARN), _remedy(dependent, where)
     if reason is not None:
         verdict, remedy, why = Verdict.PASS, "", f"that is so on purpose: {reason}"
+        headline += f"; accepted: {reason!r}"
     elif before is True:
         headline += "; so does its teacher's"
-    said = f"{_PLACE[dependent.on]} {path or 'the model itself'}"
+    said = f"{_PLACE[dependent.on]} {called(path)}"
     return Finding(
         verdict=verdict,
         headline=headline,
@@ -169,6 +171,7 @@ def _depends(subject: Subject, looked: _Looked, dependent: Dependent, allow: dic
         else (LayerFinding(path=path, kind=where.kind, ok=reason is not None, finding=said),),
         remedy=remedy,
         notes=(why, *_notes(looked.rows)) if why else _notes(looked.rows),
+        accepted=() if reason is None else (Acceptance(path=path, reason=reason),),
     )
 
 

@@ -75,7 +75,7 @@ def _judge(found: Labelled, teacher: Tensor, margin: float, budget: Budget) -> F
         Verdict.PASS: "",
         Verdict.FAIL: "see teacher.agreement and noise.spread: a smaller spread, more fine-tuning toward the teacher, "
         "or more passes a prediction",
-        Verdict.INCONCLUSIVE: f"about {needed} labels like these would decide it: --evaluation"
+        Verdict.INCONCLUSIVE: f"about {needed} labels like these would decide it: --evaluation MODULE:FACTORY"
         if needed
         else "give more labels: --evaluation MODULE:FACTORY",
     }[paired.verdict]

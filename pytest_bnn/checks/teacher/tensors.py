@@ -17,6 +17,7 @@ from pytest_bnn.libraries.posterior import bayesian_layers, zero_sigma
 from pytest_bnn.network.calling import forward
 from pytest_bnn.network.comparing import difference, tolerance
 from pytest_bnn.network.isolation import undisturbed
+from pytest_bnn.network.naming import called
 from pytest_bnn.network.wrappers import eager
 from pytest_bnn.records.evidence import LayerFinding, Measurement, Threshold, Verdict
 from pytest_bnn.subject import Subject, fitted
@@ -59,7 +60,7 @@ def _find(subject: Subject) -> Finding:
     if not bayesian_layers(subject.model):
         return not_applicable(NOTHING_BAYESIAN)
     if subject.alignment.copies:
-        places = ", ".join(place or "the model itself" for place in subject.alignment.copies)
+        places = ", ".join(called(place) for place in subject.alignment.copies)
         return not_applicable(
             f"the teacher's layers lie in several places of the model: {places}; audit one of these modules by itself"
         )
@@ -82,8 +83,8 @@ def _find(subject: Subject) -> Finding:
         lost = [one for one in lost if one not in undecided]
         if not lost:
             abstained = not_applicable(
-                f"{undecided[0].path} is as a constructor leaves it: its statistics were lost, or it was folded into "
-                "the layer before it, which images would tell: --data MODULE:FACTORY, or images= in Python"
+                f"{called(undecided[0].path)} is as a constructor leaves it: its statistics were lost, or it was "
+                "folded into the layer before it, which images would tell: --data MODULE:FACTORY, or images= in Python"
             )
             return Finding(verdict=abstained.verdict, headline=abstained.headline, measurements=counts)
     layers = (*_layers(lost), *unfit)
@@ -92,7 +93,7 @@ def _find(subject: Subject) -> Finding:
         headline = "the model has no tensor without a posterior that the teacher has too: none was lost"
     headline += f", {len(moved)} have moved" if moved else ""
     if layers:
-        headline = f"{layers[0].path or 'the model itself'} ({layers[0].kind}) {layers[0].finding}"
+        headline = f"{called(layers[0].path)} ({layers[0].kind}) {layers[0].finding}"
     return Finding(
         verdict=Verdict.FAIL if layers else Verdict.PASS,
         headline=headline,
@@ -173,8 +174,8 @@ def _confirmed(subject: Subject, lost: list[Kept], notes: list[str]) -> list[Kep
         return lost
     found = [part for part in _by_module(lost) if missed(part)]
     notes += [
-        f"{part[0].path} is as a constructor leaves it, and in order: with the teacher's values the model is no closer "
-        "to its teacher, as where a norm was folded into the layer before it"
+        f"{called(part[0].path)} is as a constructor leaves it, and in order: with the teacher's values the model is "
+        "no closer to its teacher, as where a norm was folded into the layer before it"
         for part in _by_module(lost)
         if part not in found
     ]
@@ -229,7 +230,9 @@ def _unfit(subject: Subject, statistics: list[Kept], notes: list[str]) -> list[L
             found.append(LayerFinding(path=path, kind=kind, ok=False, finding=said))
     before, after = _distance(subject, []), _distance(subject, statistics)
     if found and (before is None or after is None or after >= before):
-        notes.append(f"{found[0].path} {found[0].finding}; but with the teacher's the outputs are no closer to its own")
+        notes.append(
+            f"{called(found[0].path)} {found[0].finding}; but with the teacher's the outputs are no closer to its own"
+        )
         return []
     return found
 

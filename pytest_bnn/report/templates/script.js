@@ -107,6 +107,7 @@
   // Sorting, of tables with a head and several rows.
   const powers = "\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079";
   const value = (cell) => {
+    if (cell && cell.dataset.sort) return Number(cell.dataset.sort);
     const said = cell ? cell.textContent.trim() : "";
     const plain = said.replace(/[,<\u00a0]/g, (mark) => (mark === "\u00a0" ? " " : "")).replace(/\u2212/g, "-");
     if (/^-?\u221e/.test(plain)) return plain.startsWith("-") ? -Infinity : Infinity;

@@ -23,7 +23,7 @@ def test_classes_that_occur_as_predicted_pass() -> None:
     logits = scores(1500)
     evidence = measure_calibration_classes(Says(), images=logits, labels=following(logits))
     assert evidence.verdict is Verdict.PASS, evidence.explain()
-    assert "all 5 classes occur as often as they are predicted" in evidence.headline
+    assert "All 5 classes occur as often as they are predicted" in evidence.headline
 
 
 @pytest.mark.parametrize(("by", "words"), [(-5.0, "too rarely"), (5.0, "too often")])
@@ -33,9 +33,9 @@ def test_a_class_of_other_odds_fails_and_is_named(by: float, words: str) -> None
     given = {"images": logits, "labels": following(logits), "class_names": list("abcde")}
     evidence = measure_calibration_classes(Says(shifted(by)), **given)  # type: ignore[arg-type]
     assert evidence.verdict is Verdict.FAIL, evidence.explain()
-    assert f"the model predicts class 2 (c) {words}" in evidence.headline
+    assert f"The model predicts class 2 (c) {words}" in evidence.headline
     assert evidence["class 2 (c)"] == pytest.approx(math.exp(-by), rel=0.5)
-    assert "look at the examples of this class" in evidence.remedy
+    assert "Look at the examples of this class" in evidence.remedy
     assert evidence.samples == 64
     inherited = measure_calibration_classes(Says(shifted(by)), teacher=Says(shifted(1.2 * by)), **given)  # type: ignore[arg-type]
     assert inherited.verdict is Verdict.WARN, inherited.explain()
@@ -50,7 +50,7 @@ def test_a_class_without_labels_is_left_open() -> None:
     evidence = measure_calibration_classes(Says(seldom), images=logits, labels=labels)
     assert evidence.verdict is Verdict.WARN, evidence.explain()
     assert "1500 labels do not decide it for 1 of 5 classes: 3" in evidence.headline
-    assert evidence.remedy == "give more labels of these classes: --evaluation MODULE:FACTORY"
+    assert evidence.remedy == "Give more labels of these classes: --evaluation MODULE:FACTORY."
     never = Says(lambda x: x.masked_fill(torch.arange(5) == 3, -math.inf))
     assert measure_calibration_classes(never, images=logits, labels=labels).verdict is Verdict.PASS
 

@@ -77,7 +77,7 @@ def test_where_every_answer_is_right_no_number_is_made_up() -> None:
     logits = scores(200, size=30.0)
     evidence = judged(logits, logits.argmax(1))
     assert evidence.verdict is Verdict.WARN
-    assert "give more labels, or such as the model is less sure of" in evidence.remedy
+    assert "Give more labels, or such as the model is less sure of" in evidence.remedy
 
 
 def test_a_teacher_that_is_as_wrong_is_inherited() -> None:
@@ -131,7 +131,7 @@ def test_what_cannot_be_known_is_not_judged(name: str) -> None:
     arguments: dict[str, Any] = {"images": logits, "labels": following(logits), **given}
     evidence = measure_calibration_temperature(arguments.pop("model", Says()), **arguments)
     assert evidence.verdict is Verdict.NOT_APPLICABLE, evidence.explain()
-    assert re.search(words, evidence.headline), evidence.headline
+    assert re.search(words, evidence.headline, re.I), evidence.headline
 
 
 def test_probabilities_of_0_that_never_occur_do_no_harm() -> None:

@@ -152,7 +152,7 @@ def test_copies_that_are_one_draw(name: str) -> None:
     found = judged(forward)
     assert found.verdict is Verdict.FAIL, found.explain()
     assert found["copies that share a draw"] == copies
-    assert f"the {copies} samples of a call are one draw: network.4 gets" in found.headline
+    assert f"The {copies} samples of a call are one draw: `network.4` gets" in found.headline
     assert [layer.path for layer in found.layers] == ["network.4"]
     network = bayesian()
     with torch.no_grad():
@@ -197,7 +197,7 @@ def test_a_forward_that_resets_the_generator(name: str) -> None:
     }
     found = measure_noise_fresh(models[name], images=images(), factory=lambda: copy.deepcopy(models[name]))
     assert found.verdict is Verdict.FAIL, found.explain()
-    assert "a forward pass resets the global random generator" in found.headline
+    assert "A forward pass resets the global random generator" in found.headline
     assert "torch.manual_seed()" in found.remedy
 
 
@@ -249,7 +249,7 @@ def test_a_backward_that_repeats_draws(forward: Callable[..., Any], words: str) 
     """The pass after it draws what was drawn before: shown here by hand."""
     found = judged(forward)
     assert found.verdict is Verdict.FAIL, found.explain()
-    assert "the backward pass repeats draws" in found.headline
+    assert "The backward pass repeats draws" in found.headline
     assert words in found.headline
     if forward is by_hand:
         network = bayesian()
@@ -357,7 +357,7 @@ def test_models_that_repeat_each_other(name: str) -> None:
     make, layers = REPEATING[name]
     found = measure_noise_fresh(make(), images=images(), factory=make)
     assert found.verdict is Verdict.FAIL, found.explain()
-    assert "two models of the factory draw the same noise" in found.headline
+    assert "Two models of the factory draw the same noise" in found.headline
     assert len(found.layers) == found["layers that repeat another model's draws"] == layers
     assert ("start from fixed seeds" in found.headline) == ("numpy" not in name and "list" not in name)
 
@@ -505,7 +505,7 @@ def test_a_layer_that_puts_the_generator_back(how: Callable[[nn.Module, Tensor],
     assert torch.equal(*drawn)
     found = measure_noise_fresh(model, images=images())
     assert found.verdict is Verdict.FAIL, found.explain()
-    assert found.headline.startswith("the forward of network.2 puts back the global random generator")
+    assert found.headline.startswith("The forward of `network.2` puts back the global random generator")
     assert [layer.path for layer in found.layers] == ["network.2"]
 
 

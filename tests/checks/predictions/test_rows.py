@@ -15,7 +15,7 @@ import pytest_bnn
 from pytest_bnn.checks import measure_predictions_rows
 from pytest_bnn.data.samples import Samples, samples_of
 from pytest_bnn.network.rows import NEGLIGIBLE
-from pytest_bnn.records.evidence import Evidence, Verdict
+from pytest_bnn.records.evidence import Acceptance, Evidence, Verdict
 
 
 def inputs(*shape: int, seed: int = 0) -> Tensor:
@@ -226,7 +226,7 @@ def dropped(network: nn.Module, x: Tensor) -> Any:
 
 UNJUDGED: dict[str, tuple[Callable[[], nn.Module], Callable[[], Any], str]] = {
     "one example": (perceptron, lambda: inputs(1, 6), "at least two"),
-    "equal examples": (perceptron, lambda: inputs(1, 6).expand(9, 6), "all examples have the same outputs"),
+    "equal examples": (perceptron, lambda: inputs(1, 6).expand(9, 6), "All examples have the same outputs"),
     "NaN alone": (lambda: around(lambda n, x: n(x) * torch.nan), lambda: inputs(20, 6), "have the same outputs"),
     "dropout in every mode": (lambda: around(dropped), lambda: inputs(20, 6), "see noise.source"),
     "pairs": (lambda: around(pairs), lambda: inputs(20, 6), "takes 2 of them at once"),
@@ -327,12 +327,15 @@ def test_attention_across_the_batch_is_a_choice() -> None:
     teacher, images = tokens(batch_first=False), inputs(20, 7, 4)
     found = judged(teacher, images)
     assert found.verdict is Verdict.WARN, found.explain()
-    assert "examples meet in att" in found.headline
+    assert "examples meet in `att`" in found.headline
     assert "batch_first=True" in found.remedy
     assert [layer.path for layer in found.layers] == ["att"]
     settled = judged(teacher, images, allow={"att": "a set of views of one object"})
     assert settled.verdict is Verdict.PASS
     assert settled.notes[0] == "that is so on purpose: a set of views of one object"
+    assert settled.accepted == (Acceptance(path="att", reason="a set of views of one object"),)
+    assert settled.headline.endswith("; accepted: 'a set of views of one object'.")
+    assert found.accepted == ()
     assert judged(teacher, images, allow={"out": "not this one"}).verdict is Verdict.WARN
 
 
@@ -350,7 +353,7 @@ def test_batch_norm_left_in_train_mode() -> None:
     model.get_submodule("1").train()
     found = measure_predictions_rows(model, teacher=teacher, images=images)
     assert found.verdict is Verdict.FAIL, found.explain()
-    assert "1 (BatchNorm2d, in train mode)" in found.headline
+    assert "`1` (BatchNorm2d, in train mode)" in found.headline
     assert "eval mode" in found.remedy
     teacher.get_submodule("1").train()
     assert measure_predictions_rows(model, teacher=teacher, images=images).verdict is Verdict.WARN

@@ -61,14 +61,14 @@ def test_intervals_of_another_width(wider: float, words: str) -> None:
     assert evidence.verdict is Verdict.FAIL
     assert words in evidence.headline
     assert figure(evidence, "factor of the spread") == pytest.approx(1 / wider, rel=0.15)
-    assert "multiplying the predicted standard deviations" in evidence.remedy
+    assert "Multiplying the predicted standard deviations" in evidence.remedy
 
 
 def test_a_shift() -> None:
     """The cause is the shift, and not that intervals are too narrow."""
     evidence = judged(converted(shift=-0.8), teacher=teacher())
     assert evidence.verdict is Verdict.FAIL
-    assert evidence.headline.startswith("the predictions are shifted: on average the labels lie")
+    assert evidence.headline.startswith("The predictions are shifted: on average the labels lie")
     assert "above them" in evidence.headline
     assert "too narrow" not in evidence.headline
 
@@ -161,7 +161,7 @@ UNFIT: dict[str, tuple[Any, dict[str, Any], str]] = {
     "quantiles": (lambda x: torch.cat([2 * x - 1, 2 * x, 2 * x + 1], 1), {"task": "regression"}, "have 3 numbers"),
     "NaN": (lambda x: {"mean": 2 * x * torch.nan, "std": torch.ones_like(x)}, {}, "NaN or infinite"),
     "classes": (
-        lambda x: torch.cat([x, -x], 1), {"labels": torch.arange(400) % 2}, "the claim is about numbers"
+        lambda x: torch.cat([x, -x], 1), {"labels": torch.arange(400) % 2}, "The claim is about numbers"
     ),
 }  # fmt: skip
 

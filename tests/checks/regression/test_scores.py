@@ -41,7 +41,7 @@ def test_healthy() -> None:
 def test_worse_than_the_teacher(wrong: dict[str, Any]) -> None:
     evidence = judged(converted(**wrong))
     assert evidence.verdict is Verdict.FAIL, evidence.headline
-    assert "the model is worse than its teacher" in evidence.headline
+    assert "The model is worse than its teacher" in evidence.headline
 
 
 def test_a_posterior_that_drowns_the_prediction() -> None:
@@ -100,7 +100,7 @@ def test_another_teacher() -> None:
     other = nn.Linear(2, 5).eval()
     evidence = judged(converted(), teacher=other)
     assert evidence.verdict is Verdict.NOT_APPLICABLE
-    assert "the teacher's outputs are not those of the model" in evidence.headline
+    assert "The teacher's outputs are not those of the model" in evidence.headline
 
 
 def test_classes() -> None:

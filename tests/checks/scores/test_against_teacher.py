@@ -67,7 +67,7 @@ def test_labels_that_are_ruled_out_leave_no_infinite_figures() -> None:
 def test_another_head_or_no_teacher_is_not_judged() -> None:
     other = judged(Says(), Says(lambda x: x[:, :3]), labels=following(scores(600)[:, :3]))
     assert other.verdict is Verdict.NOT_APPLICABLE
-    assert "the teacher knows other classes than the model: see teacher.agreement" in other.headline
+    assert "The teacher knows other classes than the model: see teacher.agreement" in other.headline
     none = judged(Says(), None)
     assert none.verdict is Verdict.NOT_APPLICABLE
     assert "--teacher" in none.headline

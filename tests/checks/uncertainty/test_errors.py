@@ -56,7 +56,7 @@ def test_without_a_teacher_the_order_is_held_against_chance() -> None:
 def test_an_order_that_is_turned_around_fails(teacher: Says | None) -> None:
     evidence = judged(Says(turned_around), teacher, 1500)
     assert evidence.verdict is Verdict.FAIL, evidence.explain()
-    assert "the wrong answers are the confident ones" in evidence.headline
+    assert "The wrong answers are the confident ones" in evidence.headline
 
 
 def test_a_teacher_of_the_same_order_is_where_it_comes_from() -> None:
@@ -76,7 +76,7 @@ def test_an_order_that_the_model_lost_fails_beside_its_teacher() -> None:
     """By chance alone it might be; the bound is Hoeffding's with the ranges of each example, by hand."""
     evidence = judged(Says(alike), Says(), 3000)
     assert evidence.verdict is Verdict.FAIL, evidence.explain()
-    assert "the model knows its errors less well than its teacher" in evidence.headline
+    assert "The model knows its errors less well than its teacher" in evidence.headline
     logits = scores(3000)
     labels = following(logits)
     wrong = (logits.argmax(1) != labels).double()

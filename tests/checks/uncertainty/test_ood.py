@@ -55,7 +55,7 @@ def test_more_uncertainty_outside_passes() -> None:
 def test_a_constant_uncertainty_fails() -> None:
     evidence = judged(Says(constant), unsure())
     assert evidence.verdict is Verdict.FAIL, evidence.explain()
-    assert "the entropy tells outside from the model's own examples hardly: AUROC 0.5," in evidence.headline
+    assert "The entropy tells outside from the model's own examples hardly: AUROC 0.5," in evidence.headline
     assert evidence.samples == 64
 
 
@@ -63,7 +63,7 @@ def test_an_order_that_is_reversed_fails() -> None:
     evidence = judged(Says(), scores(300, size=60.0, seed=4))
     assert evidence.verdict is Verdict.FAIL, evidence.explain()
     assert "the wrong way round" in evidence.headline
-    assert "see noise.spread" in evidence.remedy
+    assert "See noise.spread" in evidence.remedy
 
 
 def test_each_set_is_judged_and_the_worst_is_named() -> None:
@@ -83,7 +83,7 @@ def test_few_examples_are_a_warning() -> None:
     evidence = judged(Says(), unsure(12))
     assert evidence.verdict is Verdict.WARN, evidence.explain()
     assert "12 examples of outside do not decide it" in evidence.headline
-    assert "give more examples of the set" in evidence.remedy
+    assert "Give more examples of the set" in evidence.remedy
 
 
 def test_without_sets_or_classes_it_is_not_judged() -> None:

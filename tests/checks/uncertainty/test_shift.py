@@ -52,7 +52,7 @@ def test_trends_are_kendalls() -> None:
 def test_an_entropy_that_grows_with_the_errors_passes() -> None:
     evidence = judged(Says(noise=0.05))
     assert evidence.verdict is Verdict.PASS, evidence.explain()
-    assert "the entropy grows with shift" in evidence.headline
+    assert "The entropy grows with shift" in evidence.headline
     errors, entropies = (chart.lines[0].y for chart in evidence.charts)
     assert list(errors) == sorted(errors)
     assert len(entropies) == 1 + len(STEPS)
@@ -87,7 +87,7 @@ def test_a_shift_that_does_not_harm_asks_nothing() -> None:
     inputs = scores(200)
     evidence = judged(Says(blind), shifts=[inputs * 0.99, inputs * 0.98], count=200)
     assert evidence.verdict is Verdict.NOT_APPLICABLE, evidence.explain()
-    assert "none of the 1 series of growing shifts makes the model wrong more often" in evidence.headline
+    assert "None of the 1 series of growing shifts makes the model wrong more often" in evidence.headline
     beside = judged(Says(), shifts={"size": [inputs * 0.99], "noise": noisy(inputs)}, count=200)
     assert beside.verdict is Verdict.PASS, beside.explain()
 

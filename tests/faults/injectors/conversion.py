@@ -129,7 +129,7 @@ CONVERSION = (
         id="A16-midway",
         description="a subclass raises midway and leaves the model half converted",
         inject=raises_midway,
-        fails={"layers.replaced": ("2 of {layers}", "block.conv2", "head", "still a deterministic")},
+        fails={"layers.replaced": ("2 of {layers}", "block.conv2", "head", "is still nn.")},
     ),
     Fault(
         id="A16-namesake",

@@ -13,6 +13,7 @@ from pytest_bnn.checks import registry
 from pytest_bnn.errors import PytestBnnError
 from pytest_bnn.records.evidence import Evidence, Verdict
 from pytest_bnn.subject import Subject
+from tests.around import plain
 from tests.faults.injectors.patient import BATCHES, Fault, Given, Patient, healthy_loss
 
 
@@ -109,7 +110,7 @@ def _wrong(fault: Fault, patient: Patient, found: Mapping[str, Evidence], claime
     for id, verdict in claimed.items():
         words = {**fault.fails, **fault.warns}[id]
         expected = [patient.paths.get(word, word.format(**counts)) for word in words]
-        missing = [word for word in expected if word not in said[id]]
+        missing = [word for word in expected if plain(word) not in plain(said[id])]
         if found[id].verdict is not verdict:
             wrong.append(f"{id} has to {verdict}: {said[id]}")
         elif missing:

@@ -85,7 +85,7 @@ def unconverted(patient: Patient) -> Given:
 
 
 NOTHING_BAYESIAN = {
-    "layers.replaced": ("no Bayesian layer", "stem", "still a deterministic Conv2d"),
+    "layers.replaced": ("no Bayesian layer", "stem", "still nn.Conv2d"),
     "noise.varies": ("no Bayesian layer",),
     "noise.source": ("no Bayesian layer",),
     "noise.spread": ("all but collapsed",),
