@@ -205,11 +205,7 @@ def from_tables(checks: object, where: str, path: str, source: str) -> Choices:
 
 
 def from_preset(name: str) -> Choices:
-    """Take the options of checks that a preset changes.
-
-    Args:
-        name: The preset's.
-    """
+    """Take the options of checks that a preset, given by its name, changes."""
     source = Source(Level.PRESET, f"preset {name}")
     options = PRESETS[name].options.items()
     return Choices({(id, key): (Choice((value,), source),) for id, named in options for key, value in named.items()})

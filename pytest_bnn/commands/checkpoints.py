@@ -67,8 +67,9 @@ def run(given: argparse.Namespace, work: Work, default_report: str) -> int:
     from pytest_bnn.records.codec import one_line
     from pytest_bnn.report.files import require_writable
 
-    output = _INDEX if given.report == default_report else Path(given.report)
-    require_writable(output)
+    shown = _INDEX if given.report == default_report else Path(given.report)
+    require_writable(shown)
+    output = shown.absolute()  # a factory may change the folder
     files = found(given.checkpoints)
     before = 0
 
@@ -88,7 +89,7 @@ def run(given: argparse.Namespace, work: Work, default_report: str) -> int:
     if before and not given.quiet:
         print(f"all {before} were done before", file=sys.stderr)
     with using(work.settings, work.setting_sources):
-        return merge.finish(index, output, quiet=given.quiet)
+        return merge.finish(index, shown, quiet=given.quiet)
 
 
 @contextmanager

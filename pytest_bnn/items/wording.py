@@ -14,7 +14,7 @@ _KEYS = {*(one.name for one in (*PARTS, *KL_LOSS)), ALLOW}
 _NAMES = "|".join(sorted({*_KEYS, "set", *(one.name for one in OPTIONS)}, key=len, reverse=True))
 _VALUES = "|".join(["MODULE:[A-Z]+", "NAME", *STAGES, *TASKS])
 _OPTION = re.compile(rf"(?<![\w-])--({_NAMES})(?![\w-])(?: ({_VALUES})\b| '([^'=]+)=([^']+)')?")
-_IN_PYTHON = re.compile(r",? or \w+= in Python| \(\w+= in Python\)|,? or allow={[^}]*}")
+_IN_PYTHON = re.compile(r",? or \w+= in Python| \(\w+= in Python\)|,? or allow={[^}]*}|, in Python allow={[^}]*}")
 
 #: Parts of the paths of code that is not the user's.
 _INSTALLED = {"site-packages", "dist-packages", "pytest_bnn", "importlib"}

@@ -66,7 +66,7 @@ DEPENDENT: dict[str, tuple[Callable[[], Tensor], str]] = {
     "rank 1": (lambda: lowrank(1), "correlate"),
     "rank 4": (lambda: lowrank(4), "correlate"),
     "halves by a half": (lambda: halves(0.5), "second of 2 blocks of rows correlates with the first: 0.[45]"),
-    "a bias": (lambda: torch.randn(8).repeat(2), "second of 2 blocks of rows correlates with the first: 1."),
+    "a bias": (lambda: torch.randn(8).repeat(2), "second of 2 blocks of rows correlates with the first: 1"),
 }
 
 

@@ -216,6 +216,7 @@ def named(subject, *, least: int = 1) -> Finding:
 """
 
 
+@pytest.mark.nightly("a process of its own; every push has executors of this process, and the killed one")
 def test_another_process_gives_the_same(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a check of one's own, options, a severity, records from a shuffled loader with a worker of its own."""
     import many_net

@@ -46,7 +46,7 @@ SAID: dict[str, dict[str, str]] = {
         "what is pooled over positions: a choice that its user should know",
     },
     "data.sane": {
-        r"all \d+ labels are class": "the labels are the answers of a teacher of random weights, which may say one "
+        r"All \d+ labels are class": "the labels are the answers of a teacher of random weights, which may say one "
         "class of everything",
     },
     "teacher.agreement": {
