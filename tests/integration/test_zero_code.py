@@ -144,7 +144,7 @@ def test_a_network_that_is_only_named(tmp_path: Path) -> None:
     assert "with a reason: --bnn-allow '" in found.text
     assert "Traceback" not in found.text
     assert "items/nodes.py" not in found.text
-    assert re.search(r"SKIPPED \[1\] small\.py:\d+: no training loss was given: --bnn-loss MODULE:FUNCTION$",
+    assert re.search(r"SKIPPED \[1\] small\.py:\d+: No training loss was given: --bnn-loss MODULE:FUNCTION\.$",
                      found.text, re.M)  # fmt: skip
     assert found.made == 1
     jsonschema.Draft202012Validator(json_schema()).validate(found.audit)
