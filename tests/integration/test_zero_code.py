@@ -442,7 +442,10 @@ allow = { fc = "kept" }
         subjects.chosen([listed], ["b"], "--subject")
 
 
-@pytest.mark.skipif(importlib.util.find_spec("pytest_rerunfailures") is None, reason="pytest-rerunfailures is missing")
+@pytest.mark.skipif(
+    importlib.util.find_spec("pytest_rerunfailures") is None,
+    reason="runs where pytest-rerunfailures is installed, as nox -s nightly does",
+)
 def test_reruns(tmp_path: Path) -> None:
     """What fails is tried again, a factory too, and counts once in the report."""
     found = session(tmp_path, "small:half", "--bnn-teacher=small:teacher", "-k", FAST, "--reruns=1",
