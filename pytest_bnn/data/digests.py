@@ -23,7 +23,7 @@ def of_state(state: Mapping[str, Any]) -> str:
     for name in sorted(state):
         tensor = state[name]
         if isinstance(tensor, Tensor) and not is_lazy(tensor):
-            _take(digest, name, tensor)
+            take(digest, name, tensor)
     return digest.hexdigest()
 
 
@@ -35,18 +35,22 @@ def of_examples(tree: Any) -> str:
     digest = hashlib.sha256()
     for name, leaf in leaves(tree):
         if isinstance(leaf, PackedSequence):
-            _take(digest, f"{name}.data", leaf.data)
-            _take(digest, f"{name}.batch_sizes", leaf.batch_sizes)
+            take(digest, f"{name}.data", leaf.data)
+            take(digest, f"{name}.batch_sizes", leaf.batch_sizes)
         elif isinstance(leaf, Tensor):
-            _take(digest, name, leaf)
+            take(digest, name, leaf)
         elif isinstance(leaf, str | int | float | bool):
             digest.update(f"{name} {leaf!r}".encode("utf-8", "backslashreplace"))
     return digest.hexdigest()
 
 
-def _take(digest: Any, name: str, tensor: Tensor) -> None:
+def take(digest: Any, name: str, tensor: Tensor) -> None:
+    """Take a tensor into a digest of hashlib: its name, dtype, shape and bytes, as far as it has any."""
     digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode("utf-8", "backslashreplace"))
-    if tensor.is_meta:  # it has no bytes
+    plain = tensor.detach()
+    try:
+        plain = plain.int_repr() if plain.is_quantized else plain.to_dense() if plain.is_sparse else plain
+        plain = plain.cpu().resolve_conj().resolve_neg().contiguous()
+        digest.update(plain.reshape(-1).view(torch.uint8).numpy().data)
+    except (RuntimeError, NotImplementedError, TypeError):  # it has no bytes, as on the meta device
         return
-    plain = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
-    digest.update(plain.reshape(-1).view(torch.uint8).numpy().data)

@@ -11,13 +11,13 @@ from importlib.metadata import PackageNotFoundError, entry_points, version
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from pytest_bnn.audit.named import Named, Parts
 from pytest_bnn.checks import registry
 from pytest_bnn.checks.choices import Choices
+from pytest_bnn.data.digests import take
 from pytest_bnn.data.given import named_series, named_sets
 from pytest_bnn.data.samples import as_tensors, samples_of
 from pytest_bnn.many import modules
@@ -90,22 +90,13 @@ def of_tree(data: Any) -> str:
     """Return the SHA-256 of all tensors in a tree, with their names, dtypes and shapes, in its order."""
     found = hashlib.sha256()
     for name, leaf in leaves(as_tensors(data)):
-        found.update(name.encode())
         leaf = leaf.data if isinstance(leaf, PackedSequence) else leaf
         if isinstance(leaf, Tensor):
-            found.update(f"{leaf.dtype} {list(leaf.shape)}".encode())
-            _update(found, leaf.detach())
+            take(found, name, leaf)
         else:
+            found.update(name.encode())
             found.update(re.sub(r" at 0x[0-9a-f]+", "", repr(leaf)).encode())
     return found.hexdigest()
-
-
-def _update(found: Any, tensor: Tensor) -> None:
-    try:
-        dense = tensor.int_repr() if tensor.is_quantized else tensor.to_dense() if tensor.is_sparse else tensor
-        found.update(dense.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    except (RuntimeError, NotImplementedError, TypeError):  # of a kind without bytes, such as on the meta device
-        found.update(b"?")
 
 
 def _examples(parts: Parts, seed: int) -> list[str]:
