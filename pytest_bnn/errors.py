@@ -38,3 +38,8 @@ class ClaimWarning(UserWarning):
 
 class WriteError(PytestBnnError):
     """A report that the system would not write, for want of space for example; the one before it is unchanged."""
+
+
+def in_words(error: BaseException) -> str:
+    """Return an error of somebody else as a text: its type, and what it says."""
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

@@ -16,7 +16,7 @@ from pytest_bnn.audit.run import Progress, audit_model, subject_of
 from pytest_bnn.data import checkpoints, origin, sources
 from pytest_bnn.data.origin import Origin, files_read
 from pytest_bnn.data.samples import MAX_EXAMPLES, Samples
-from pytest_bnn.errors import InputError, PytestBnnError
+from pytest_bnn.errors import InputError, PytestBnnError, in_words
 from pytest_bnn.network.isolation import seed_everything
 from pytest_bnn.options import in_force
 from pytest_bnn.subject import StageOption, Subject
@@ -236,8 +236,7 @@ def reading() -> Iterator[None]:
     except (PytestBnnError, KeyboardInterrupt):
         raise
     except BaseException as error:
-        said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
         raise InputError(
-            f"reading the model, the teacher, the data and the loss raised {said}",
+            f"reading the model, the teacher, the data and the loss raised {in_words(error)}",
             fix="make it work in Python first; -v shows the traceback",
         ) from error

@@ -14,7 +14,7 @@ from pytest_bnn.audit.fields import PARTS
 from pytest_bnn.checks import choices, own, registry
 from pytest_bnn.checks.choices import choosing
 from pytest_bnn.commands import audit_arguments, checkpoints, ci, held, several, terminal
-from pytest_bnn.commands.command import BROKEN, FAILED, NOTHING_APPLIES, PASSED, USAGE, reader_may_leave
+from pytest_bnn.commands.command import USAGE, exit_code_of, reader_may_leave
 from pytest_bnn.errors import InputError
 from pytest_bnn.options import OPTIONS, Settings, Source, resolve_with_sources, using
 from pytest_bnn.reading import DrawnSeed
@@ -102,7 +102,9 @@ def _audit(given: argparse.Namespace, arguments: list[str]) -> int:
         print(f"pytest-bnn: {words}", file=sys.stderr)
     if left_out:
         return USAGE
-    return _exit_code(run, settings) if baseline is None else held.judge(run, baseline, settings)
+    if baseline is not None:
+        return held.judge(run, baseline, settings)
+    return exit_code_of(run.verdict, inconclusive=settings.inconclusive)
 
 
 def _take_old_name_of_report(given: argparse.Namespace) -> None:
@@ -221,13 +223,3 @@ def _changed(given: argparse.Namespace) -> tuple[Change, ...]:
         for id, values in options.items()
         for change in changes_by(id, values, source)
     )
-
-
-def _exit_code(run: AuditRun, settings: Settings) -> int:
-    from pytest_bnn.records.evidence import Verdict, is_failure
-
-    if run.verdict is Verdict.ERROR:
-        return BROKEN
-    if is_failure(run.verdict, inconclusive=settings.inconclusive):
-        return FAILED
-    return NOTHING_APPLIES if run.verdict is Verdict.NOT_APPLICABLE else PASSED

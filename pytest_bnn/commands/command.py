@@ -36,6 +36,24 @@ def reader_may_leave() -> Iterator[None]:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+def exit_code_of(verdict: Verdict, *, inconclusive: Inconclusive) -> int:
+    """Return the exit code of an audit's verdict, or of the worst of several.
+
+    Args:
+        verdict: The verdict.
+        inconclusive: Whether an undecided claim counts as a failure.
+    """
+    from pytest_bnn.records.evidence import Verdict, is_failure
+
+    if verdict is Verdict.ERROR:
+        return BROKEN
+    if is_failure(verdict, inconclusive=inconclusive):
+        return FAILED
+    return NOTHING_APPLIES if verdict is Verdict.NOT_APPLICABLE else PASSED
+
+
 if TYPE_CHECKING:
+    from pytest_bnn.records.evidence import Inconclusive, Verdict
+
     #: Where a command adds its parser.
     Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"

@@ -13,6 +13,7 @@ from pytest_bnn.errors import InputError
 from pytest_bnn.options import Settings
 
 if TYPE_CHECKING:
+    from pytest_bnn.records.baseline import Baseline
     from pytest_bnn.records.run import AuditRun
     from pytest_bnn.report.standing import Known
 
@@ -63,22 +64,27 @@ def known_of(held: Held | None, settings: Settings) -> Known:
     """Return what says whether a failure is known from before; nothing is while the baseline is written."""
     from pytest_bnn.report.standing import nothing_known
 
-    if held is None or held.before is None or held.update:
+    baseline = _in_force(held)
+    if baseline is None:
         return nothing_known
-    from pytest_bnn.records.baseline import Baseline
-
-    baseline = Baseline(held.before, str(held.path))
     return lambda check: baseline.knows(check, inconclusive=settings.inconclusive)
 
 
 def with_known(run: AuditRun, held: Held | None, settings: Settings) -> AuditRun:
     """Say in a run which of its failures are known from before."""
-    if held is None or held.before is None or held.update:
-        return run
     from pytest_bnn.records import baseline
 
-    known = baseline.Baseline(held.before, str(held.path))
-    return baseline.with_known(run, known, inconclusive=settings.inconclusive)
+    known = _in_force(held)
+    return run if known is None else baseline.with_known(run, known, inconclusive=settings.inconclusive)
+
+
+def _in_force(held: Held | None) -> Baseline | None:
+    """Return what an audit is held to; None without a baseline, and while it is written."""
+    if held is None or held.before is None or held.update:
+        return None
+    from pytest_bnn.records.baseline import Baseline
+
+    return Baseline(held.before, str(held.path))
 
 
 def judge(run: AuditRun, held: Held, settings: Settings) -> int:

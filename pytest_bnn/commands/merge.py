@@ -8,7 +8,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pytest_bnn.commands.command import BROKEN, FAILED, NOTHING_APPLIES, PASSED
+from pytest_bnn.commands.command import exit_code_of
 from pytest_bnn.errors import InputError
 
 if TYPE_CHECKING:
@@ -74,10 +74,12 @@ def _read(path: Path) -> Iterator[tuple[Path, AuditRun]]:
 
 def finish(found: Collection, output: Path, *, quiet: bool = False) -> int:
     """Say how the audits of an index ended; return the exit code of the worst."""
+    from pytest_bnn.options import in_force
+
     tell(found, quiet=quiet)
     if not quiet:
         print(f"index: {output}  data: {output.with_suffix('.json')}")
-    return exit_code(found)
+    return exit_code_of(found.verdict, inconclusive=in_force().inconclusive)
 
 
 def tell(found: Collection, *, quiet: bool = False) -> None:
@@ -92,15 +94,3 @@ def tell(found: Collection, *, quiet: bool = False) -> None:
         print(one_line(f"  {row.verdict.value.replace('_', ' '):<12} {row.name or 'unnamed'}: {what}"))
     if len(asking) > _SHOWN:
         print(f"  and {len(asking) - _SHOWN} more, in the index")
-
-
-def exit_code(found: Collection) -> int:
-    """Return the exit code of the worst verdict."""
-    from pytest_bnn.options import in_force
-    from pytest_bnn.records.evidence import Verdict, is_failure
-
-    if found.verdict is Verdict.ERROR:
-        return BROKEN
-    if is_failure(found.verdict, inconclusive=in_force().inconclusive):
-        return FAILED
-    return NOTHING_APPLIES if found.verdict is Verdict.NOT_APPLICABLE else PASSED

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import hashlib
 import os
 import pickle
 import re
@@ -18,6 +17,7 @@ from torch.nn.parameter import is_lazy
 
 from pytest_bnn.errors import InputError, WeightsError
 from pytest_bnn.network.tree import kind
+from pytest_bnn.records.digests import of_file
 
 #: Names under which training scripts keep a state_dict beside an optimizer's and a number of epochs.
 _NESTED = ("state_dict", "model_state_dict", "model", "net", "module")
@@ -64,8 +64,7 @@ def _named(pattern: str | Path) -> list[str]:
 
 def sha256(path: str | Path) -> str:
     """Return the SHA-256 of a file's bytes."""
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return of_file(path).sha256
 
 
 def read_state(path: str | Path, name: str = "") -> dict[str, Any]:

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeAlias, TypeVar
 
-from pytest_bnn.errors import InputError
+from pytest_bnn.errors import InputError, in_words
 from pytest_bnn.many import engines
 from pytest_bnn.many import work as works
 from pytest_bnn.many.work import KEY, LOADS, Job, Work, broken, jobs_of, perform
@@ -139,7 +139,7 @@ def _text(future: Future[str], job: Job) -> str:
     error: BaseException | None = CancelledError("it was cancelled") if future.cancelled() else future.exception()
     if error is None:
         return future.result()
-    said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    said = in_words(error)
     if isinstance(error, BrokenExecutor):
         return broken(job, f"{_KILLED} ({said})", _KILLED_FIX).to_json()
     return broken(job, f"the executor lost it ({said})", _LOST_FIX).to_json()

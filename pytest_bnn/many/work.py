@@ -18,7 +18,7 @@ from pytest_bnn.audit.provenance import provenance
 from pytest_bnn.checks import own, registry
 from pytest_bnn.checks.choices import Choices, choosing
 from pytest_bnn.data import checkpoints
-from pytest_bnn.errors import InputError, PytestBnnError
+from pytest_bnn.errors import InputError, PytestBnnError, in_words
 from pytest_bnn.many import key
 from pytest_bnn.network.isolation import preserved_random_state
 from pytest_bnn.options import Settings, Source, using
@@ -118,8 +118,7 @@ def perform(work: Work, job: Job, threads: int = 0) -> str:
     except PytestBnnError as error:
         run = broken(job, error.problem, error.fix)
     except Exception as error:
-        said_of_it = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-        run = broken(job, f"judging it raised {said_of_it}",
+        run = broken(job, f"judging it raised {in_words(error)}",
                      "load the checkpoint into the network in Python and call it, until that works")  # fmt: skip
     return run.to_json()
 
