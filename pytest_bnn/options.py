@@ -168,6 +168,14 @@ OPTIONS = (
         "workers divide among themselves",
     ),
     Option(
+        name="jobs",
+        default=0,
+        read=whole(0),
+        metavar="N",
+        help="number of processes that share the checks of an audit, each with one thread; 0 takes as many as there "
+        "are free cores. With --checkpoints: number of processes that audit checkpoints",
+    ),
+    Option(
         name="sampler",
         default="auto",
         read=choice("auto", "own", "engine"),
@@ -196,6 +204,7 @@ class Settings:
     population: str = "no"
     inconclusive: Inconclusive = "fail"
     threads: int = 0
+    jobs: int = 0
     sampler: str = "auto"
 
 

@@ -31,6 +31,7 @@ class Event:
         passes: How many Monte-Carlo passes were drawn for this check so far.
         most_passes: The most that it may draw; 0 where that is not known.
         certainty: What the passes show so far, in words; empty where the check does not say.
+        processes: How many processes share the checks that follow.
     """
 
     note: str = ""
@@ -42,6 +43,7 @@ class Event:
     passes: int = 0
     most_passes: int = 0
     certainty: str = ""
+    processes: int = 1
 
     def __str__(self) -> str:
         """Return it as one line of text."""
@@ -96,6 +98,16 @@ def watching(watcher: Progress | None) -> Iterator[None]:
         yield
         return
     token = _watch.set(_Watch(watcher))
+    try:
+        yield
+    finally:
+        _watch.reset(token)
+
+
+@contextmanager
+def unwatched() -> Iterator[None]:
+    """Let nobody be told what is done inside."""
+    token = _watch.set(None)
     try:
         yield
     finally:

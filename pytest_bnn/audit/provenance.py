@@ -6,9 +6,9 @@ import datetime
 import shlex
 from collections.abc import Sequence
 
+from pytest_bnn.audit.beside import in_words
 from pytest_bnn.audit.environment import versions
 from pytest_bnn.audit.origin import commit, machine
-from pytest_bnn.sampling.threads import share
 
 
 def provenance(
@@ -31,7 +31,7 @@ def provenance(
     said |= {name: words for name, words in (("commit", commit()), ("machine", machine())) if words}
     if repeat:
         said["repeat"] = repeat
-    return {**said, "threads": str(share()), **versions()}
+    return {**said, "threads": in_words(), **versions()}
 
 
 def lasting(seconds: float) -> str:

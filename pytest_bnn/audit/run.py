@@ -8,8 +8,10 @@ from typing import Any
 
 from torch import nn
 
+from pytest_bnn.audit.beside import Task, each, side_by_side
 from pytest_bnn.audit.causes import explain
 from pytest_bnn.audit.description import describe
+from pytest_bnn.audit.known import Known, Place, known_of, learn
 from pytest_bnn.audit.plan import Explicit, Step, Thresholds, left_out, merged, plan
 from pytest_bnn.audit.provenance import provenance
 from pytest_bnn.checks import choices, registry
@@ -22,8 +24,9 @@ from pytest_bnn.data.samples import MAX_EXAMPLES, Samples, samples_of
 from pytest_bnn.options import budget_in_force, in_force, preset_in_force
 from pytest_bnn.progress import Event, Progress, begin, watching
 from pytest_bnn.records.evidence import Evidence
-from pytest_bnn.records.recorder import record, record_cut
+from pytest_bnn.records.recorder import held_back, record, record_cut
 from pytest_bnn.records.run import AuditRun, TrainingStep
+from pytest_bnn.sampling.threads import limited
 from pytest_bnn.stats.budget import Budget
 from pytest_bnn.subject import StageOption, Subject
 from pytest_bnn.tasks.task import TaskOption
@@ -119,8 +122,10 @@ def audit_model(
         shifts=shifts,
         slices=slices,
     )
-    evidence = run_steps(subject, steps, progress)
-    description = describe(subject, training, evidence, origin)
+    with side_by_side(len(steps)):
+        evidence = run_steps(subject, steps, progress)
+        with limited():
+            description = describe(subject, training, evidence, origin)
     record(description)
     words = preset_in_force().words if checks is None else ""
     cut = (words,) if words else left_out([step.id for step in steps])
@@ -219,22 +224,60 @@ def planned(
 
 
 def run_steps(subject: Subject, steps: Iterable[Step], progress: Progress | None = None) -> list[Evidence]:
-    """Run the checks of a plan on a subject, one after the other.
+    """Run the checks of a plan on a subject: side by side, where this process may share its work.
 
     Args:
         subject: What is judged.
         steps: What `planned` gave.
-        progress: Called with an `Event` before each check, and some times a second while passes are drawn.
+        progress: Called with an `Event` before each check of this process, and some times a second while it draws
+            passes.
     """
-    steps, evidence = list(steps), []
-    with watching(progress):
-        for number, step in enumerate(steps, 1):
-            ahead = tuple(later.id for later in steps[number:])
-            begin(Event(subject=subject.name, check=step.id, number=number, of=len(steps), ahead=ahead,
-                           most_passes=_most_passes(step)))  # fmt: skip
-            check = registry.load(step.id)
-            evidence.append(check.judge(subject, step.options, step.budget, severity=step.severity))
-    return explain(evidence)
+    steps = list(steps)
+    found: dict[int, Evidence] = {}
+    told: set[tuple[Place, str]] = set()
+
+    def begin_step(number: int, ahead: Collection[int], processes: int) -> None:
+        step = steps[number]
+        begin(
+            Event(
+                subject=subject.name,
+                check=step.id,
+                number=len(steps) - len(ahead),
+                of=len(steps),
+                ahead=tuple(steps[later].id for later in ahead),
+                most_passes=_most_passes(step),
+                processes=processes,
+            )
+        )
+
+    def task(number: int, step: Step) -> Task[tuple[Evidence, Known]]:
+        check = registry.load(step.id)
+
+        def judge() -> tuple[Evidence, Known]:
+            found[number] = check.judge(subject, step.options, step.budget, severity=step.severity)
+            return found[number], known_of(subject, told)
+
+        return Task(judge, here=step.id not in CHECK_IDS)
+
+    def take(number: int, value: tuple[Evidence, Known]) -> None:
+        found[number], known = value
+        learn(subject, known)
+
+    tasks = [task(number, step) for number, step in enumerate(steps)]
+
+    try:
+        with watching(progress), held_back(), side_by_side(len(steps)):
+            each(tasks, first_here=_drawing(steps), begin=begin_step, take=take)
+    finally:
+        for number in sorted(found):
+            record(found[number])
+    return explain([found[number] for number in range(len(steps))])
+
+
+def _drawing(steps: Sequence[Step]) -> list[int]:
+    """Return the numbers of the checks that share passes, which the report shows too."""
+    declared = [_declaration(step.id) for step in steps]
+    return [number for number, check in enumerate(declared) if check.sampled or check.of_data]
 
 
 def _most_passes(step: Step) -> int:

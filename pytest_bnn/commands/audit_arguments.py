@@ -8,11 +8,10 @@ import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pytest_bnn.audit.fields import ALLOW, ALLOW_HELP, KL_LOSS, PARTS, reading
+from pytest_bnn.audit.fields import ALLOW, ALLOW_HELP, KL_LOSS, PARTS
 from pytest_bnn.checks import choices, own, registry
 from pytest_bnn.commands import checkpoints
 from pytest_bnn.options import OPTIONS
-from pytest_bnn.reading import whole
 
 if TYPE_CHECKING:
     from pytest_bnn.commands.command import Commands
@@ -71,7 +70,7 @@ def add_to(commands: Commands) -> argparse.ArgumentParser:
     )
     for field in PARTS:
         own.add_argument(f"--{field.name}", **field.argument)
-    checkpoints.add_to(audit, reading(whole(1)))
+    checkpoints.add_to(audit)
     claims = audit.add_argument_group("what is claimed")
     claims.add_argument("--checks", metavar="ID,...", help="run these checks only, for example layers.replaced,kl.loss")
     claims.add_argument(f"--{ALLOW}", metavar="PATTERN=REASON", action="append", default=[], help=ALLOW_HELP)

@@ -22,15 +22,13 @@ ENGINES = ("processes", "ray")
 _INDEX = Path("audits") / "index.html"
 
 
-def add_to(parser: argparse.ArgumentParser, whole: object) -> None:
-    """Add the options of many checkpoints to the parser of audits; ``whole`` reads whole numbers."""
+def add_to(parser: argparse.ArgumentParser) -> None:
+    """Add the options of many checkpoints to the parser of audits."""
     group = parser.add_argument_group("many checkpoints of that network")
     group.add_argument("--checkpoints", metavar="PATTERN", action="append", default=[],
                        help="files with the state of the network, such as 'runs/*/last.safetensors': each is audited "
                        "by itself, what is done already is not done again, and -o names the index of them (default: "
                        "audits/index.html); may be repeated")  # fmt: skip
-    group.add_argument("--jobs", metavar="N", type=whole, default=None,  # type: ignore[arg-type]
-                       help="number of processes that audit checkpoints (default: 1)")  # fmt: skip
     group.add_argument("--engine", choices=ENGINES, default=None,
                        help="where they run: processes of this machine, or Ray (default: processes)")  # fmt: skip
     group.add_argument("--ray-address", metavar="ADDRESS", default=None,
@@ -54,7 +52,7 @@ def require_fitting(given: argparse.Namespace) -> None:
                     f"--{option} with --checkpoints", fix=f"give --{option} to the audit of one checkpoint"
                 )
         return
-    for name in ("jobs", "engine", "ray_address"):
+    for name in ("engine", "ray_address"):
         if getattr(given, name) is not None:
             option = name.replace("_", "-")
             raise InputError(f"--{option} without --checkpoints", fix="name the checkpoints that are audited by it")
@@ -84,8 +82,8 @@ def run(given: argparse.Namespace, work: Work, default_report: str) -> int:
             name = one_line(job.name)
             print(f"{count} of {of}: {name}: {run.verdict.value.replace('_', ' ')}", file=sys.stderr, flush=True)
 
-    with _executor(given) as executor:
-        index = audit_into(work, files, output, jobs=given.jobs or 1, executor=executor, done=done)
+    with _executor(given, work.settings.jobs or None) as executor:
+        index = audit_into(work, files, output, jobs=work.settings.jobs or 1, executor=executor, done=done)
     if before and not given.quiet:
         print(f"all {before} were done before", file=sys.stderr)
     with using(work.settings, work.setting_sources):
@@ -93,11 +91,11 @@ def run(given: argparse.Namespace, work: Work, default_report: str) -> int:
 
 
 @contextmanager
-def _executor(given: argparse.Namespace) -> Iterator[Executor | None]:
+def _executor(given: argparse.Namespace, workers: int | None) -> Iterator[Executor | None]:
     if given.engine != "ray":
         yield None
         return
     from pytest_bnn.many.engines import ray_cluster
 
-    with ray_cluster(given.ray_address, given.jobs) as executor:
+    with ray_cluster(given.ray_address, workers) as executor:
         yield executor

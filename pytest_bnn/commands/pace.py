@@ -56,7 +56,7 @@ class Pace:
             return None
         usual = fmean(seconds for _, seconds in self._done) if self._done else 0.0
         of_this = max(0.0, known.get(now.check, usual) - (self._clock() - self._began))
-        return of_this + sum(known.get(id, usual) for id in now.ahead)
+        return of_this + sum(known.get(id, usual) for id in now.ahead) / now.processes
 
     def _factor(self) -> float:
         """Return how much slower this audit is than the earlier one was."""

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
+from pytest_bnn.audit.beside import elsewhere, side_by_side
 from pytest_bnn.audit.plan import Thresholds, merged
 from pytest_bnn.audit.provenance import lasting
 from pytest_bnn.audit.run import audit_model, planned
@@ -19,6 +20,7 @@ from pytest_bnn.example.images import digits, outside_digits, suitable
 from pytest_bnn.example.weights import Teacher
 from pytest_bnn.options import budget_in_force, in_force, preset_in_force
 from pytest_bnn.progress import Event, Progress
+from pytest_bnn.records.recorder import record_run
 from pytest_bnn.records.run import AuditRun, FileDigest, TrainingStep
 from pytest_bnn.training.finetune import STEPS, batch_size, distillation_loss, finetune, number_of_batches
 
@@ -63,23 +65,11 @@ def audit_resnet18(
     watcher(Event(note="converting"))
     converted = convert_with(teacher.model, conversion)
     loss = distillation_loss(teacher.model, 1 / batches)
-    judged: list[tuple[str, nn.Module, Sequence[TrainingStep]]] = [("resnet18 converted", converted, ())]
     fine_tunes = preset_in_force().fine_tunes
-    if fine_tunes:
-        finetuned = copy.deepcopy(converted)
-        watcher(Event(note="fine-tuning"))
-        trajectory = finetune(
-            finetuned,
-            teacher.model,
-            train,
-            batch=batch,
-            seed=seed,
-            class_names=teacher.class_names,
-            progress=lambda step: watcher(Event(note=_step_in_words(step))),
-        )
-        judged.append(("resnet18 fine-tuned", finetuned, trajectory))
-    runs = [
-        audit_model(
+    names = ["resnet18 converted", *(["resnet18 fine-tuned"] if fine_tunes else [])]
+
+    def judged(place: int, model: nn.Module, steps: Sequence[TrainingStep] = ()) -> AuditRun:
+        return audit_model(
             model,
             teacher=teacher.model,
             data=data,
@@ -87,20 +77,36 @@ def audit_resnet18(
             ood=outside(teacher.images),
             loss=loss,
             checks=chosen,
-            name=name,
+            name=names[place],
             seed=seed,
             class_names=teacher.class_names,
             thresholds=thresholds,
             options=explicit,
-            budget=budget.split(len(judged)),
+            budget=budget.split(len(names)),
             training=steps,
-            progress=None if progress is None else functools.partial(_told_of_all, progress, ids, len(judged), place),
+            progress=None if progress is None else functools.partial(_told_of_all, progress, ids, len(names), place),
             origin=Origin(
                 sources=_sources(teacher, "converted and fine-tuned here" if steps else "converted here"), files=files
             ),
         )
-        for place, (name, model, steps) in enumerate(judged)
-    ]
+
+    if fine_tunes:
+        with side_by_side(len(names)), elsewhere(lambda: judged(0, converted), received=record_run) as first:
+            finetuned = copy.deepcopy(converted)
+            watcher(Event(note="fine-tuning"))
+            trajectory = finetune(
+                finetuned,
+                teacher.model,
+                train,
+                batch=batch,
+                seed=seed,
+                class_names=teacher.class_names,
+                progress=lambda step: watcher(Event(note=_step_in_words(step))),
+            )
+            second = judged(1, finetuned, trajectory)
+            runs = [first.result(), second]
+    else:
+        runs = [judged(0, converted)]
     details = {
         "duration": lasting(time.perf_counter() - start),
         "teacher": f"resnet18, weights {teacher.name}, {len(teacher.class_names)} classes",

@@ -27,7 +27,7 @@ from pytest_bnn.options import Settings
 #: Packages whose version may change what an audit finds.
 _PACKAGES = ("pytest-bnn", "torch", "bayesian-torch")
 #: What does not change what an audit finds.
-_WITHOUT_EFFECT = ("threads",)
+_WITHOUT_EFFECT = ("threads", "jobs")
 
 
 def digests(

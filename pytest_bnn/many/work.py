@@ -109,7 +109,7 @@ def perform(work: Work, job: Job, threads: int = 0) -> str:
         threads: As in `Settings`, for this process; 0 leaves it as it is in ``work``.
     """
     if threads:
-        work = replace(work, settings=replace(work.settings, threads=threads))
+        work = replace(work, settings=replace(work.settings, threads=threads, jobs=1))
     try:
         with work.in_force():
             run = _judged(work, job)
@@ -213,4 +213,4 @@ def _digests(work: Work, parts: Parts) -> dict[str, str]:
 
 
 def _threadless(work: Work) -> Work:
-    return replace(work, settings=replace(work.settings, threads=0))
+    return replace(work, settings=replace(work.settings, threads=0, jobs=0))

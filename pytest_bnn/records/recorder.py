@@ -101,6 +101,30 @@ def record_cut(words: str) -> None:
         recorder.cut.append(words)
 
 
+@contextmanager
+def held_back() -> Iterator[None]:
+    """Keep evidence that is found inside from the recorder in force: whoever asks hands it over later, in order."""
+    recorder = _recorder.get()
+    if recorder is None:
+        yield
+        return
+    before, recorder.checks = recorder.checks, []
+    try:
+        yield
+    finally:
+        recorder.checks = before
+
+
+def record_run(run: AuditRun) -> None:
+    """Hand what an audit found to the recorder in force, if there is one: of an audit that ran in another process."""
+    for evidence in run.checks:
+        record(evidence)
+    for subject in run.subjects:
+        record(subject)
+    for words in run.cut:
+        record_cut(words)
+
+
 def amend(before: Evidence, after: Evidence) -> None:
     """Let what became known later take the place of evidence that was recorded, if there is a recorder in force."""
     recorder = _recorder.get()

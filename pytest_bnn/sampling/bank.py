@@ -101,6 +101,10 @@ class PassBank:
         """The number of passes on all images that were drawn so far, kept or not."""
         return self._drawn
 
+    def count_drawn(self, passes: int) -> None:
+        """Count passes on all images that another process has drawn: those up to a number."""
+        self._drawn = max(self._drawn, passes)
+
     @property
     def kept_bytes(self) -> int:
         """How many bytes of outputs are kept; at most `KEPT`."""

@@ -1,4 +1,4 @@
-"""How many cores an audit may use: those of the process, shared with the workers beside it."""
+"""How many cores this process may use, shared with the workers beside it, and how it uses them."""
 
 from __future__ import annotations
 
@@ -6,29 +6,53 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, TypeVar
 
 import torch
 
 from pytest_bnn.options import in_force
+from pytest_bnn.sampling import cores
 
 W = TypeVar("W")
 J = TypeVar("J")
 T = TypeVar("T")
 
 
+#: Whether other processes of the same audit work beside this one, each with one thread.
+_one_of_many: ContextVar[bool] = ContextVar("pytest_bnn_one_of_many", default=False)
+
+
 def share() -> int:
     """Return the number of threads that this process should use.
 
-    What ``threads`` in the settings says; otherwise the cores that the process may run on, split over pytest-xdist's
-    workers, and never more than torch was told to use (``OMP_NUM_THREADS``, ``torch.set_num_threads``).
+    What ``threads`` in the settings says; 1 inside `one_thread_each`; otherwise the cores that are `usable` and that
+    nobody else keeps busy.
     """
     chosen = in_force().threads
     if chosen:
         return chosen
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return 1 if _one_of_many.get() else max(1, min(usable(), cores.free()))
+
+
+def usable() -> int:
+    """Return how many cores are this process's: those that it may run on, split over pytest-xdist's workers.
+
+    They are never more than torch was told to use (``OMP_NUM_THREADS``, ``torch.set_num_threads``).
+    """
     workers = os.environ.get("PYTEST_XDIST_WORKER_COUNT", "")
-    return max(1, min(cores // (int(workers) if workers.isdecimal() and int(workers) else 1), torch.get_num_threads()))
+    found = cores.usable() // (int(workers) if workers.isdecimal() and int(workers) else 1)
+    return max(1, min(found, torch.get_num_threads()))
+
+
+@contextmanager
+def one_thread_each() -> Iterator[None]:
+    """Let this process be one of several that share the cores: the share is one thread, unless settings say more."""
+    token = _one_of_many.set(True)
+    try:
+        yield
+    finally:
+        _one_of_many.reset(token)
 
 
 @contextmanager

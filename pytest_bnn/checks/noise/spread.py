@@ -39,7 +39,7 @@ _IMAGES = 4
 _GROUPS = 32
 
 #: Where a subject keeps what was measured of single layers.
-_CONTRIBUTIONS = "contributions of layers to the spread"
+CONTRIBUTIONS = "contributions of layers to the spread"
 
 
 @check(
@@ -81,7 +81,7 @@ def contributions(subject: Subject) -> dict[str, float]:
     Args:
         subject: What was judged.
     """
-    known = subject.evaluations.get(_CONTRIBUTIONS)
+    known = subject.evaluations.get(CONTRIBUTIONS)
     return dict(known) if isinstance(known, dict) else {}
 
 
@@ -207,7 +207,7 @@ def _finding(
         low, high = (bounds.surely_above[at], high) if wide else (low, bounds.surely_below)
     shares = _attribution(subject, group if alone or not several else None, groups)
     total = sum(share for _, _, share in shares)
-    subject.evaluations[_CONTRIBUTIONS] = {path: share / total for path, _, share in shares if 0 < total < math.inf}
+    subject.evaluations[CONTRIBUTIONS] = {path: share / total for path, _, share in shares if 0 < total < math.inf}
     layers = tuple(
         LayerFinding(
             path=path,

@@ -1,0 +1,193 @@
+"""Checks and subjects of one audit side by side: this process and forks of it take them as they come.
+
+Each has one thread, so that nobody waits for threads of others, and the numbers are those of one process alone. What
+checks have drawn that the report shows is sent back with their evidence. Where a fork is lost, what it had begun is
+done here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from pytest_bnn.audit.forks import Claims, Fork, LostError, Places, possible
+from pytest_bnn.options import in_force
+from pytest_bnn.progress import unwatched
+from pytest_bnn.sampling import cores
+from pytest_bnn.sampling.threads import one_thread_each, share, usable
+
+T = TypeVar("T")
+
+#: The places at work beside this process, of the audit that runs; None where it works alone.
+_places: ContextVar[Places | None] = ContextVar("pytest_bnn_places", default=None)
+
+
+def jobs() -> int:
+    """Return how many processes an audit may use.
+
+    ``jobs`` in the settings, where it is given. Otherwise the cores of this process by the threads of each; beside
+    others' work one more than the cores that these leave free, since one thread each suffers little from sharing one.
+    """
+    settings = in_force()
+    if settings.jobs:
+        return settings.jobs
+    mine = usable() // max(1, settings.threads)
+    return max(1, min(mine, cores.free() + 1))
+
+
+def in_words() -> str:
+    """Say with how many threads an audit of several checks works: ``"2"``, or ``"1 in each of 2 processes"``."""
+    if _places.get() is None and not possible():
+        return str(share())
+    with one_thread_each():
+        threads = share()
+    count = jobs()
+    return f"{threads} in each of {count} processes" if count > 1 else str(threads)
+
+
+@contextmanager
+def side_by_side(parts: int) -> Iterator[None]:
+    """Let work inside be shared with forks, where this process can be forked; inside of another such block with its.
+
+    Args:
+        parts: How many parts it has, at the least; a single one is not shared.
+    """
+    if parts < 2 or _places.get() is not None or not possible():
+        yield
+        return
+    with Places(jobs() - 1) as places, one_thread_each():
+        token = _places.set(places)
+        try:
+            yield
+        finally:
+            _places.reset(token)
+
+
+class Elsewhere(Generic[T]):
+    """Something that a fork does meanwhile, where there is a place for it; `elsewhere` makes one."""
+
+    def __init__(self, do: Callable[[], T], fork: Fork[T] | None, received: Callable[[T], None]) -> None:
+        self._do, self._fork, self._received = do, fork, received
+
+    def result(self) -> T:
+        """Return what it gives, from the fork; done here where that gives nothing, so that what is raised is raised."""
+        if self._fork is not None:
+            try:
+                found = self._fork.result()
+            except LostError:
+                pass
+            else:
+                self._received(found)
+                return found
+        return self._do()
+
+
+@contextmanager
+def elsewhere(do: Callable[[], T], *, received: Callable[[T], None]) -> Iterator[Elsewhere[T]]:
+    """Begin something in a fork, which is ended at the end of the block.
+
+    Args:
+        do: Does it, and returns a plain value.
+        received: Is given that value where a fork has done it, of which this process knows no more.
+    """
+    places = _places.get()
+    if places is None or not places.count:
+        yield Elsewhere(do, None, received)
+        return
+
+    def work(send: Callable[[T], None]) -> None:
+        if places.take(lambda: False):
+            with unwatched():
+                send(do())
+
+    with Fork[T](work) as fork:
+        yield Elsewhere(do, fork, received)
+
+
+@dataclass(frozen=True, slots=True)
+class Task(Generic[T]):
+    """One of several things to do.
+
+    Attributes:
+        do: Does it, and returns a plain value.
+        here: Whether it can be done in this process alone.
+    """
+
+    do: Callable[[], T]
+    here: bool = False
+
+
+def each(
+    tasks: Sequence[Task[T]],
+    *,
+    first_here: Collection[int] = (),
+    begin: Callable[[int, Collection[int], int], None],
+    take: Callable[[int, T], None],
+) -> dict[int, T]:
+    """Do all tasks, each once, here or in forks that help.
+
+    Args:
+        tasks: In their order.
+        first_here: The numbers of those that this process begins with, in this order, and forks end with.
+        begin: Told in this process of each task that it begins, of those that are not done then, and how many processes
+            are at work on them.
+        take: Told in this process of each result of a fork.
+
+    Returns:
+        What each task gave, by its number.
+    """
+    found: dict[int, T] = {}
+
+    def do(number: int, ahead: Iterable[int], processes: int) -> None:
+        begin(number, [other for other in ahead if other != number and other not in found], processes)
+        found[number] = tasks[number].do()
+
+    places = _places.get()
+    if places is not None and places.count and len(tasks) > 1:
+        _shared(tasks, first_here, found, do, take, places)
+    for number in range(len(tasks)):
+        if number not in found:  # this process is alone, or a fork was lost
+            do(number, range(number, len(tasks)), 1)
+    return found
+
+
+def _shared(
+    tasks: Sequence[Task[T]],
+    first_here: Collection[int],
+    found: dict[int, T],
+    do: Callable[[int, Iterable[int], int], None],
+    take: Callable[[int, T], None],
+    places: Places,
+) -> None:
+    others = [number for number in range(len(tasks)) if number not in first_here]
+    here, elsewhere = [*first_here, *others], [*others, *reversed([*first_here])]
+    forkable = [number for number in elsewhere if not tasks[number].here]
+    at_work = set[int]()
+
+    def help_(send: Callable[[tuple[int, T]], None]) -> None:
+        if places.take(lambda: not claims.left()):
+            _places.set(None)
+            with unwatched():
+                for number in forkable:
+                    if claims.claim(number):
+                        send((number, tasks[number].do()))
+
+    def receive(fork: Fork[tuple[int, T]], *, wait: bool) -> None:
+        for number, value in fork.received(wait=wait):
+            found[number] = value
+            at_work.add(id(fork))
+            take(number, value)
+
+    with Claims(len(tasks)) as claims, ExitStack() as stack:
+        count = min(places.count, len(forkable))
+        forks = [stack.enter_context(Fork[tuple[int, T]](help_)) for _ in range(count)]
+        for number in here:
+            if claims.claim(number):
+                do(number, here, 1 + len(at_work))
+                for fork in forks:
+                    receive(fork, wait=False)
+        for fork in forks:
+            receive(fork, wait=True)

@@ -1,0 +1,186 @@
+"""Work in forks of this process: they see all that it holds, share its memory, and send back plain values.
+
+A fork has one thread. What torch's threads were doing in this process is lost in it, so that it must not wait for any
+of them: it works with one thread of its own, for which torch needs no other one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import io
+import multiprocessing
+import os
+import pickle
+import signal
+import sys
+import tempfile
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
+from types import TracebackType
+from typing import Any, Generic, Self, TypeVar
+
+import torch
+
+T = TypeVar("T")
+
+#: Seconds between two looks whether a place has become free.
+_WAIT = 0.02
+
+_PR_SET_PDEATHSIG = 1
+
+
+class LostError(Exception):
+    """A fork ended, or raised, before it had sent what it was asked for."""
+
+
+def possible() -> bool:
+    """Return whether this process can be forked without risk.
+
+    That is on Linux, from the main thread, where no accelerator is in use and no debugger or tracer looks on, and not
+    in a process that may have no children.
+    """
+    return (
+        sys.platform == "linux"
+        and threading.current_thread() is threading.main_thread()
+        and not torch.cuda.is_initialized()
+        and sys.gettrace() is None
+        and not multiprocessing.current_process().daemon
+    )
+
+
+class Fork(Generic[T]):
+    """A fork of this process that does something, and sends values while it does.
+
+    Args:
+        work: Is called in the fork, with a function that sends a value to this process. What it prints is sent too,
+            and shown when it is received.
+    """
+
+    def __init__(self, work: Callable[[Callable[[T], None]], None]) -> None:
+        context = multiprocessing.get_context("fork")
+        self._mine, theirs = context.Pipe(duplex=False)
+        self._process = context.Process(target=_run, args=(work, theirs, os.getpid()))
+        with warnings.catch_warnings():  # Python 3.12 warns of threads, of which the fork knows nothing
+            warnings.simplefilter("ignore", DeprecationWarning)
+            self._process.start()
+        theirs.close()
+        self.ended = False
+
+    def __enter__(self) -> Fork[T]:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """End it, whatever it does."""
+        if not self.ended:
+            self._process.kill()
+        self._process.join()
+        self._process.close()
+        self._mine.close()
+
+    def received(self, *, wait: bool) -> Iterator[T]:
+        """Yield what it has sent; with ``wait`` until it ends."""
+        while not self.ended and (wait or self._mine.poll()):
+            try:
+                value, printed = pickle.loads(self._mine.recv_bytes())  # noqa: S301  by ourselves
+            except (EOFError, OSError):
+                self.ended = True
+                return
+            for stream, text in zip((sys.stdout, sys.stderr), printed, strict=True):
+                if text:
+                    stream.write(text)
+            yield value
+
+    def result(self) -> T:
+        """Return the last value that it sends, when it has ended.
+
+        Raises:
+            LostError: It sent none.
+        """
+        found = [*self.received(wait=True)]
+        if not found:
+            raise LostError
+        return found[-1]
+
+
+def _run(work: Callable[[Callable[[Any], None]], None], pipe: Connection, parent: int) -> None:
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it ended before it was to take us with it
+        return
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt reaches the parent, which ends us
+    torch.set_num_threads(1)
+    # A lock of the parent's streams may be held by a thread that is not here.
+    sys.stdout, sys.stderr = streams = io.StringIO(), io.StringIO()
+
+    def send(value: object) -> None:
+        printed = tuple(stream.getvalue() for stream in streams)
+        for stream in streams:
+            stream.seek(0)
+            stream.truncate()
+        pipe.send_bytes(pickle.dumps((value, printed)))
+
+    try:
+        work(send)
+    except BaseException:
+        os._exit(1)
+    finally:
+        pipe.close()
+    os._exit(0)
+
+
+class _Marks:
+    """A file that forks share, with a byte for each of so many numbers; processes lock single bytes of it."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115  closed at the end of the block
+        self._file.write(bytes(count))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+
+class Places(_Marks):
+    """So many places at work, of which each process may hold one; a process that ends leaves its place."""
+
+    def take(self, until: Callable[[], bool]) -> bool:
+        """Wait for a place and take it, which this process keeps; return False where ``until`` came true before."""
+        import fcntl
+
+        while not until():
+            for place in range(self.count):
+                with contextlib.suppress(BlockingIOError, PermissionError):
+                    fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, place)
+                    return True
+            time.sleep(_WAIT)
+        return False
+
+
+class Claims(_Marks):
+    """Numbers from 0, each of which one process alone can claim."""
+
+    def claim(self, number: int) -> bool:
+        """Claim a number; return whether nobody had."""
+        import fcntl
+
+        fcntl.lockf(self._file, fcntl.LOCK_EX, 1, number)  # a process that is killed leaves it
+        try:
+            free = os.pread(self._file.fileno(), 1, number) == b"\0"
+            if free:
+                os.pwrite(self._file.fileno(), b"\1", number)
+            return free
+        finally:
+            fcntl.lockf(self._file, fcntl.LOCK_UN, 1, number)
+
+    def left(self) -> bool:
+        """Return whether some number is not claimed."""
+        return 0 in os.pread(self._file.fileno(), self.count, 0)

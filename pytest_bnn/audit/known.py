@@ -1,0 +1,52 @@
+"""What checks have drawn and computed that a report shows beside their evidence, so that it crosses processes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from pytest_bnn.checks._predictions import Predicted
+from pytest_bnn.checks.noise.spread import CONTRIBUTIONS
+from pytest_bnn.subject import Subject
+
+#: Where examples are: those of the subject itself, or such as were given beside them.
+Place = tuple[object, ...]
+
+_OWN: Place = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What is known of a subject: passes drawn on its own images, and predictions and shares by place and name."""
+
+    drawn: int = 0
+    found: dict[Place, dict[str, object]] = field(default_factory=dict)
+
+
+def known_of(subject: Subject, told: set[tuple[Place, str]]) -> Known:
+    """Return what checks have found out about a subject that a report shows.
+
+    Args:
+        subject: What was judged.
+        told: What was returned before, which is left out; what is returned now is added.
+    """
+    found = {}
+    for place, one in subject.example_sets.items():
+        shown = {
+            name: value
+            for name, value in one.evaluations.items()
+            if (isinstance(value, Predicted) or name == CONTRIBUTIONS) and (place, name) not in told
+        }
+        if shown:
+            found[place] = shown
+            told.update((place, name) for name in shown)
+    return Known(subject.bank.drawn if subject.asked else 0, found)
+
+
+def learn(subject: Subject, known: Known) -> None:
+    """Take what another process has found out about a subject."""
+    if known.drawn:
+        subject.bank.count_drawn(known.drawn)
+    for place, found in known.found.items():
+        one = subject.example_set(place)
+        for name, value in found.items():
+            one.evaluations.setdefault(name, value)
