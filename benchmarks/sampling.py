@@ -72,7 +72,7 @@ WORKS = (
 #: Passes of a short run, in which the handshake weighs more.
 SHORT = 20
 
-OTHERS = ("convert", "kl", "finetune", "workers", "audit")
+OTHERS = ("convert", "kl", "finetune", "workers", "audit", "audit-beside-load")
 
 
 def folded(network: nn.Module) -> nn.Module:
@@ -255,6 +255,31 @@ def audit(rounds: int) -> dict[str, Any]:
     return {"work": "audit", **found, "limit": None}
 
 
+def audits_by_cores(rounds: int) -> str:
+    """Say how long the default audit takes on all cores, on one, and on all of which another process keeps one busy."""
+
+    def run(prepare: str = "pass") -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            code = f"{prepare}; from pytest_bnn.cli import main; main(['audit', '-q'])"
+            subprocess.run([sys.executable, "-c", code], cwd=folder, check=True, capture_output=True)  # noqa: S603
+
+    def beside_load() -> None:
+        busy = subprocess.Popen([sys.executable, "-c", "while True: pass"])  # noqa: S603
+        try:
+            run()
+        finally:
+            busy.kill()
+            busy.wait()
+
+    one = f"import os; os.sched_setaffinity(0, {{{min(os.sched_getaffinity(0))}}})"
+    found = interleaved(rounds, idle=run, one=lambda: run(one), beside=beside_load)
+    idle, alone, beside = (found[name] for name in ("idle", "one", "beside"))
+    return (
+        f"the default audit: {idle:.1f} s on {len(os.sched_getaffinity(0))} idle cores, {alone:.1f} s on one "
+        f"({alone / idle:.2f} times), {beside:.1f} s beside one busy core ({beside / idle:.2f} times)"
+    )
+
+
 def peak_memory() -> dict[str, float]:
     """Return resident peaks over that of the loaded model, in copies of its weights, at 224x224 and batch 1.
 
@@ -355,6 +380,8 @@ def main(arguments: list[str] | None = None) -> None:
         rows.append(finetuning(network, given.rounds))
     if "audit" in chosen:
         rows.append(audit(max(1, given.rounds // 4)))
+    if "audit-beside-load" in chosen:
+        print(audits_by_cores(max(1, given.rounds // 4)))
     old = {row["work"]: row for row in json.loads(given.compare.read_text())["rows"]} if given.compare else {}
     show(rows, old)
     if "workers" in chosen:

@@ -128,9 +128,13 @@ def test_a_fork_ends_with_the_block_that_made_it() -> None:
         send(os.getpid())
         time.sleep(60)
 
-    with pytest.raises(ZeroDivisionError), Fork(work) as fork:
-        pids.append(next(iter(fork.received(wait=True))))
-        raise ZeroDivisionError
+    def broken_off() -> None:
+        with Fork(work) as fork:
+            pids.append(next(iter(fork.received(wait=True))))
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        broken_off()
     with pytest.raises(ProcessLookupError):
         os.kill(pids[0], 0)
 
@@ -139,7 +143,7 @@ def test_what_a_fork_prints_is_shown_when_it_is_received(capsys: pytest.CaptureF
     """A lock of this process's streams may be held while it is forked, so a fork never writes to them."""
 
     def work(send: Callable[[int], None]) -> None:
-        print("said in the fork")
+        sys.stdout.write("said in the fork\n")
         send(1)
 
     with Fork(work) as fork:
@@ -223,13 +227,8 @@ def test_an_interrupt_ends_forks_too(tmp_path: Path) -> None:
         "with using(Settings(jobs=2)), side_by_side(2):\n"
         "    each([Task(slow), Task(slow)], begin=lambda *_: None, take=lambda *_: None)\n"
     )
-    running = subprocess.Popen(
-        [sys.executable, str(script)],
-        cwd=tmp_path,
-        start_new_session=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
+    command = [sys.executable, str(script)]
+    running = subprocess.Popen(command, cwd=tmp_path, start_new_session=True, stderr=subprocess.PIPE)
     deadline = time.monotonic() + 60
     while len(pids := [int(path.name) for path in tmp_path.iterdir() if path.name.isdecimal()]) < 2:
         assert time.monotonic() < deadline, running.communicate(timeout=1)
