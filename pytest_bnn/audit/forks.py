@@ -20,6 +20,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
@@ -29,6 +30,10 @@ T = TypeVar("T")
 
 #: Seconds between two looks whether a place has become free.
 _WAIT = 0.02
+
+#: Seconds after which a fork that has used no processor time is given up: it may wait for a lock of a thread that this
+#: process had and the fork has not.
+STUCK = 60.0
 
 _PR_SET_PDEATHSIG = 1
 
@@ -85,7 +90,9 @@ class Fork(Generic[T]):
 
     def received(self, *, wait: bool) -> Iterator[T]:
         """Yield what it has sent; with ``wait`` until it ends."""
-        while not self.ended and (wait or self._mine.poll()):
+        while not self.ended:
+            if not self._sent(wait=wait):
+                return
             try:
                 value, printed = pickle.loads(self._mine.recv_bytes())  # noqa: S301  by ourselves
             except (EOFError, OSError):
@@ -95,6 +102,19 @@ class Fork(Generic[T]):
                 if text:
                     stream.write(text)
             yield value
+
+    def _sent(self, *, wait: bool) -> bool:
+        """Return whether there is something to receive, be it the end; one that is stuck is ended."""
+        used, since = -1.0, time.monotonic()
+        while not self._mine.poll(1.0 if wait else 0.0):
+            if not wait:
+                return False
+            now = _ticks_used(self._process.pid)
+            if now != used:
+                used, since = now, time.monotonic()
+            elif time.monotonic() - since > STUCK:
+                self._process.kill()
+        return True
 
     def result(self) -> T:
         """Return the last value that it sends, when it has ended.
@@ -106,6 +126,15 @@ class Fork(Generic[T]):
         if not found:
             raise LostError
         return found[-1]
+
+
+def _ticks_used(pid: int | None) -> float:
+    """Return the processor time of a process and its children, in ticks of the clock; -1 where it has ended."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+    except OSError:
+        return -1.0
+    return sum(float(ticks) for ticks in fields[11:15])
 
 
 def _run(work: Callable[[Callable[[Any], None]], None], pipe: Connection, parent: int) -> None:

@@ -599,6 +599,7 @@ WRONG = {
     "min-agreement": ("1.5", "a number above 0, up to 1"),
     "inconclusive": ("perhaps", "fail or warn"),
     "threads": ("-1", "a whole number from 0"),
+    "jobs": ("-1", "a whole number from 0"),
     "spread": ("1:0.1", "two numbers LOW:HIGH with 0 < LOW < HIGH"),
     "alpha": ("0.7", "a number between 0 and 0.5"),
     "beta": ("0", "a number between 0 and 0.5"),

@@ -151,6 +151,20 @@ def test_what_a_fork_prints_is_shown_when_it_is_received(capsys: pytest.CaptureF
     assert capsys.readouterr().out == "said in the fork\n"
 
 
+def test_a_stuck_fork_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A lock that a thread of this process held is never released in a fork; what it had begun is done here."""
+    monkeypatch.setattr(forks, "STUCK", 2.0)
+    mine = os.getpid()
+
+    def stuck() -> str:
+        if os.getpid() != mine:
+            time.sleep(1000)
+        time.sleep(0.1)
+        return "done"
+
+    assert set(doing(*[stuck] * 3).values()) == {"done"}
+
+
 def test_a_fork_that_sends_nothing_is_lost() -> None:
     with Fork[int](ignore) as fork, pytest.raises(LostError):
         fork.result()
@@ -217,7 +231,8 @@ def test_an_interrupt_ends_forks_too(tmp_path: Path) -> None:
     """Ctrl-C reaches the whole group of processes; no fork is left."""
     script = tmp_path / "held.py"
     script.write_text(
-        "import os, time\n"
+        "import os, signal, time\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)  # a worker of pytest-xdist has it ignored\n"
         "from pytest_bnn.audit.beside import Task, each, side_by_side\n"
         "from pytest_bnn.options import Settings, using\n"
         "def slow():\n"
