@@ -28,24 +28,20 @@ _places: ContextVar[Places | None] = ContextVar("pytest_bnn_places", default=Non
 def jobs() -> int:
     """Return how many processes an audit may use.
 
-    ``jobs`` in the settings, where it is given. Otherwise the cores of this process by the threads of each; beside
-    others' work one more than the cores that these leave free, since one thread each suffers little from sharing one.
+    One where this process cannot be forked, or shall have several threads. Otherwise ``jobs`` in the settings, where it
+    is given, or the cores of this process; beside others' work one more than the cores that these leave free, since one
+    thread each suffers little from sharing a core.
     """
     settings = in_force()
-    if settings.jobs:
-        return settings.jobs
-    mine = usable() // max(1, settings.threads)
-    return max(1, min(mine, cores.free() + 1))
+    if settings.threads > 1 or not possible():
+        return 1
+    return settings.jobs or min(usable(), cores.free() + 1)
 
 
 def in_words() -> str:
     """Say with how many threads an audit of several checks works: ``"2"``, or ``"1 in each of 2 processes"``."""
-    if _places.get() is None and not possible():
-        return str(share())
-    with one_thread_each():
-        threads = share()
     count = jobs()
-    return f"{threads} in each of {count} processes" if count > 1 else str(threads)
+    return f"1 in each of {count} processes" if count > 1 else str(share())
 
 
 @contextmanager
@@ -55,7 +51,7 @@ def side_by_side(parts: int) -> Iterator[None]:
     Args:
         parts: How many parts it has, at the least; a single one is not shared.
     """
-    if parts < 2 or _places.get() is not None or not possible():
+    if parts < 2 or _places.get() is not None or in_force().threads > 1 or not possible():
         yield
         return
     with Places(jobs() - 1) as places, one_thread_each():

@@ -216,6 +216,17 @@ def test_nothing_is_forked_where_it_could_go_wrong(monkeypatch: pytest.MonkeyPat
     assert not forks.possible()
     with using(Settings(jobs=4)), side_by_side(3):
         assert beside._places.get() is None
+        assert beside.jobs() == 1
+
+
+def test_several_threads_are_of_one_process() -> None:
+    """A fork with more than one thread would wait for threads that are not there."""
+    with using(Settings(jobs=4, threads=2)), side_by_side(3):
+        assert beside._places.get() is None
+    with using(Settings(jobs=4)):
+        assert beside.in_words() == "1 in each of 4 processes"
+    with using(Settings(jobs=4, threads=2)):
+        assert beside.in_words() == "2"
 
 
 def test_the_model_and_the_random_state_are_left_alone() -> None:
