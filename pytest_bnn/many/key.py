@@ -23,9 +23,8 @@ from pytest_bnn.data.samples import as_tensors, samples_of
 from pytest_bnn.many import modules
 from pytest_bnn.network.tree import leaves
 from pytest_bnn.options import Settings
+from pytest_bnn.records.made_with import PACKAGES
 
-#: Packages whose version may change what an audit finds.
-_PACKAGES = ("pytest-bnn", "torch", "bayesian-torch")
 #: What does not change what an audit finds.
 _WITHOUT_EFFECT = ("threads",)
 
@@ -72,7 +71,7 @@ def digests(
         "data": _of(_examples(parts, int(settings.seed))),
         "teacher": "" if parts.teacher is None else of_tree(parts.teacher.state_dict()),
         "modules": _of(modules.digests(named, folder)),
-        "versions": _of([*map(_version, _PACKAGES), *installed]),
+        "versions": _of([*map(_version, PACKAGES), *installed]),
     }
 
 
