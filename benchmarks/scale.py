@@ -140,6 +140,9 @@ class Series:
     engine: str = "processes"
 
 
+PAGE = Path("docs") / "explanation" / "scale.md"
+BEGIN, END = "<!-- scale: begin -->", "<!-- scale: end -->"
+
 #: What is multiplied, and by how much.
 WORKS = ("checkpoints", "passes", "examples")
 TIMES = (1, 4, 16)
@@ -227,7 +230,7 @@ def constants(figures: dict[Series, dict[str, float]], base: Series, times: tupl
     def slope(work: str, figure: str = "seconds") -> float:
         """Return what one more adds: a pass, an example or a checkpoint."""
         rise = alone[larger[work]][figure] - alone[smaller[work]][figure]
-        return max(0.0, rise) / (getattr(larger[work], work) - getattr(smaller[work], work))
+        return float(max(0.0, rise) / (getattr(larger[work], work) - getattr(smaller[work], work)))
 
     drawn = slope("passes") / (base.checkpoints * base.examples)
     every = list(alone.values())
@@ -243,8 +246,19 @@ def constants(figures: dict[Series, dict[str, float]], base: Series, times: tupl
         checkpoint_bytes=every[0]["checkpoint bytes"],
         example_bytes=alone[larger["examples"]]["example bytes"],
         audit_bytes=every[0]["audit bytes"],
+        memory=alone[base]["worker"],
+        example_memory=slope("examples", "worker"),
         all_checks=whole[0] if whole else 0.0,
     )
+
+
+def put(page: str, text: str) -> str:
+    """Put a text between the markers of the page."""
+    before, begin, rest = page.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
+        raise SystemExit(f"the page has no {BEGIN} with {END} after it")
+    return f"{before}{BEGIN}\n\n{text}\n\n{END}{after}"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -253,13 +267,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="one and two times the smallest work, once")
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--json", type=Path, help="where all figures go")
+    parser.add_argument("--write", action="store_true", help=f"put it into {PAGE}, too")
     parser.add_argument("--from", type=Path, dest="kept", help="plan with the constants of figures that were kept")
     parser.add_argument("--nodes", type=int, nargs="+", default=[1, 4, 16, 64], help="of the plan")
     parser.add_argument("--cores", type=int, default=32, help="of a node in the plan")
     parser.add_argument("--drawn", type=float, help="seconds of one pass of one example of a network of your own")
     given = parser.parse_args(arguments)
     if given.kept is not None:
-        known = Constants(**json.loads(given.kept.read_text(encoding="utf-8"))["constants"])
+        known, said = Constants(**json.loads(given.kept.read_text(encoding="utf-8"))["constants"]), []
     else:
         base, times = (Series(examples=16), (1, 2)) if given.quick else (Series(), TIMES)
         found: dict[Series, list[dict[str, float]]] = defaultdict(list)
@@ -271,15 +286,23 @@ def main(arguments: list[str] | None = None) -> int:
         figures = {
             one: {name: statistics.median(run[name] for run in runs) for name in runs[0]} for one, runs in found.items()
         }
-        print("\n".join(table(figures, base, times)))
-        print(f"\nmeasured in {time.perf_counter() - start:.0f} s, {given.repeats} times each")
+        said = [
+            *table(figures, base, times),
+            "",
+            f"{os.cpu_count()} cores, {time.perf_counter() - start:.0f} s.",
+        ]
         known = constants(figures, base, times)
         if given.json is not None:
             kept = {"constants": asdict(known), "series": [{**asdict(one), **of} for one, of in figures.items()]}
             given.json.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
     if given.drawn is not None:
         known = replace(known, drawn=given.drawn)
-    print("\n".join(["", *known.lines(), "", *plan(known, nodes=given.nodes, cores=given.cores)]))
+    if given.quick:
+        said.append("Of works this small neither the figures nor the plan say what a large one costs.")
+    text = "\n".join([*said, "", *known.lines(), "", *plan(known, nodes=given.nodes, cores=given.cores)]).strip()
+    print(text)
+    if given.write:
+        PAGE.write_text(put(PAGE.read_text(encoding="utf-8"), text), encoding="utf-8")
     return 0
 
 

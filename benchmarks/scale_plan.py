@@ -22,13 +22,15 @@ _SAID = {
     "checkpoint_bytes": "bytes of a checkpoint",
     "example_bytes": "bytes of an example",
     "audit_bytes": "bytes of an audit, its report and its JSON",
+    "memory": "MiB of a process that audits few examples",
+    "example_memory": "MiB that each example adds to it",
     "all_checks": "s for an audit of all checks on 512 images, on one core",
 }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Constants:
-    """What was measured, in seconds and bytes; see `_SAID`."""
+    """What was measured, in seconds, bytes and MiB; see `_SAID`."""
 
     start: float
     first: float
@@ -40,11 +42,14 @@ class Constants:
     checkpoint_bytes: float
     example_bytes: float
     audit_bytes: float
+    memory: float
+    example_memory: float
     all_checks: float = 0.0
 
     def lines(self) -> list[str]:
-        """Say each with its meaning."""
-        return [f"{name:<16} {value:<10.4g} {_SAID[name]}" for name, value in asdict(self).items()]
+        """Return the rows of a table: each with its meaning."""
+        rows = [f"| `{name}` | {value:.3g} | {_SAID[name]} |" for name, value in asdict(self).items()]
+        return ["| constant | value | what |", "|---|---|---|", *rows]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +65,7 @@ class Planned:
     parts: dict[str, float]
     core_hours: float
     gigabytes: float
+    gib_a_node: float
 
     @property
     def seconds(self) -> float:
@@ -85,6 +91,8 @@ def planned(
 ) -> Planned:
     """Return what a series takes on nodes of some cores, one process a core and no more processes than checkpoints.
 
+    Each process loads all examples; a node reads them from the storage once, and its other processes from its cache.
+
     Args:
         known: What was measured, on a core like those of the nodes.
         nodes: How many there are.
@@ -96,7 +104,9 @@ def planned(
     """
     workers = min(nodes * cores, checkpoints)
     one = known.checkpoint + known.drawn * passes * examples
-    bytes_read = workers * examples * known.example_bytes + checkpoints * known.checkpoint_bytes
+    used = math.ceil(workers / cores)
+    bytes_read = used * examples * known.example_bytes + checkpoints * known.checkpoint_bytes
+    memory = math.ceil(workers / used) * (known.memory + known.example_memory * examples) / 1024
     loading = known.example * examples
     parts = {
         "start": known.start + known.first,
@@ -106,13 +116,15 @@ def planned(
         "index": checkpoints * known.index,
     }
     busy = workers * (parts["start"] + parts["data"]) + checkpoints * (one + known.writing + known.index)
-    return Planned(nodes=nodes, cores=cores, parts=parts, core_hours=busy / 3600, gigabytes=bytes_read / 1e9)
+    return Planned(
+        nodes=nodes, cores=cores, parts=parts, core_hours=busy / 3600, gigabytes=bytes_read / 1e9, gib_a_node=memory
+    )
 
 
 def plan(known: Constants, *, nodes: Iterable[int], cores: int) -> list[str]:
     """Return the plan as the lines of a table, a row for each number of nodes."""
-    head = ["nodes", "processes", "hours", "core hours", "GB read", "start s", "data s", "audits s", "writing s",
-            "index s", "bottleneck"]  # fmt: skip
+    head = ["nodes", "processes", "hours", "core hours", "GiB a node", "GB read", "start s",
+            "data s", "audits s", "writing s", "index s", "bottleneck"]  # fmt: skip
     lines = [
         f"{CHECKPOINTS:,} checkpoints x {EXAMPLES:,} examples x {PASSES} passes on nodes of {cores} cores, "
         f"storage of {STORAGE / 1e9:.0f} GB/s",
@@ -124,6 +136,7 @@ def plan(known: Constants, *, nodes: Iterable[int], cores: int) -> list[str]:
         found = planned(known, count, cores)
         parts = [f"{seconds:,.1f}" for seconds in found.parts.values()]
         cells = [f"{count}", f"{min(count * cores, CHECKPOINTS):,}", f"{found.seconds / 3600:.2f}",
-                 f"{found.core_hours:,.1f}", f"{found.gigabytes:,.0f}", *parts, found.bottleneck]  # fmt: skip
+                 f"{found.core_hours:,.1f}", f"{found.gib_a_node:,.0f}", f"{found.gigabytes:,.1f}", *parts,
+                 found.bottleneck]  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
     return lines

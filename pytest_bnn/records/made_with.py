@@ -6,12 +6,9 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from pytest_bnn.records.run import AuditRun
-
-if TYPE_CHECKING:
-    from pytest_bnn.records.collection import CollectionRow
 
 #: What an audit of a series says the digest of, in its provenance.
 PARTS = ("settings", "data", "teacher", "modules", "versions")
@@ -21,6 +18,18 @@ PACKAGES = ("pytest-bnn", "torch", "bayesian-torch")
 _SHOWN = 12
 #: As many models are named that differ from most.
 _NAMED = 3
+
+
+class Row(Protocol):
+    """A model in an index."""
+
+    @property
+    def name(self) -> str:
+        """How it is called."""
+
+    @property
+    def made_with(self) -> Mapping[str, str]:
+        """What `made_with` gave of its audit."""
 
 
 def recorded(shared: Mapping[str, str]) -> dict[str, str]:
@@ -50,12 +59,12 @@ def made_with(run: AuditRun, data: str = "") -> dict[str, str]:
     return {name: digest[:_SHOWN] for name, digest in found.items() if digest}
 
 
-def of_a_series(row: CollectionRow) -> bool:
+def of_a_series(row: Row) -> bool:
     """Return whether the digests of a row are those that its series has on record."""
     return "modules" in row.made_with
 
 
-def differing(rows: Iterable[CollectionRow]) -> list[str]:
+def differing(rows: Iterable[Row]) -> list[str]:
     """Say in sentences, without their full stop, what was not made with the same; none where all of it was."""
     every = list(rows)
     series, alone = [row for row in every if of_a_series(row)], [row for row in every if not of_a_series(row)]
@@ -68,7 +77,7 @@ def differing(rows: Iterable[CollectionRow]) -> list[str]:
     return said
 
 
-def _differing(part: str, rows: list[CollectionRow]) -> str:
+def _differing(part: str, rows: list[Row]) -> str:
     counts = Counter(row.made_with.get(part, "") for row in rows)
     if len(counts) < 2:
         return ""

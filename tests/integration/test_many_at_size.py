@@ -13,7 +13,7 @@ import pytest
 
 from pytest_bnn.commands import command as exits
 from tests.integration import series
-from tests.integration.test_many_checkpoints import differences
+from tests.integration.test_many_checkpoints import differences, environment
 
 FORTY = 40
 
@@ -61,7 +61,7 @@ def test_any_executor_does_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     """Dask's, loky's, threads of this process and Python's own processes: tasks and results are plain values."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setenv("PYTHONPATH", series.environment()["PYTHONPATH"])
+    monkeypatch.setenv("PYTHONPATH", environment()["PYTHONPATH"])
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     series.make(8)
     code, said = series.done(series.command(folder="serial"))

@@ -30,7 +30,8 @@ def run(name: str, verdict: Verdict = Verdict.PASS, data: str = "", **provenance
 def part(name: str, **other: str) -> AuditRun:
     """Return an audit of a series, made with something else where that is said."""
     shared = {of: digest(other.get(of, "the same")) for of in PARTS}
-    return run(name, **recorded({**shared, **{of: "" for of, said in other.items() if not said}}))
+    given = recorded({**shared, **{of: "" for of, said in other.items() if not said}})
+    return replace(run(name), provenance=given)
 
 
 def of(*runs: AuditRun) -> Collection:
