@@ -340,6 +340,7 @@ CHANGES: dict[str, Callable[[], dict[str, Any] | None]] = {
     "checks": lambda: {"checks": CHECKS[:2]},
     "option": lambda: {"options": {"kl.loss": {"num_batches": 3}}},
     "choice": lambda: {"choices": from_texts(["noise.spread.severity=warn"], "--set")},
+    "choice for a pattern": lambda: {"choices": from_texts(["noise.*.severity=warn"], "--set")},
     "fewer examples": lambda: {"named": {"images": 7}},
 }
 
