@@ -146,12 +146,16 @@ BEGIN, END = "<!-- scale: begin -->", "<!-- scale: end -->"
 #: What is multiplied, and by how much.
 WORKS = ("checkpoints", "passes", "examples")
 TIMES = (1, 4, 16)
+QUICK = (1, 2)
 
 
 def series(base: Series, *, ray: bool, times: tuple[int, ...] = TIMES) -> Iterator[Series]:
     """Yield what is measured: each work at each size, by one process and by two, of this machine and of Ray."""
     sizes = dict.fromkeys(scaled(base, work, by) for by in times for work in WORKS)
     for size in sizes:
+        if times == QUICK and size != base:  # others are shared by processes as this one is
+            yield size
+            continue
         for engine in ("processes", "ray") if ray else ("processes",):
             for processes in (1, 2):
                 yield replace(size, engine=engine, processes=processes)
@@ -264,7 +268,7 @@ def put(page: str, text: str) -> str:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scale", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--ray", action="store_true", help="with Ray too, which must be installed")
-    parser.add_argument("--quick", action="store_true", help="one and two times the smallest work, once")
+    parser.add_argument("--quick", action="store_true", help="one and two times the smallest work")
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--json", type=Path, help="where all figures go")
     parser.add_argument("--write", action="store_true", help=f"put it into {PAGE}, too")
@@ -276,7 +280,7 @@ def main(arguments: list[str] | None = None) -> int:
     if given.kept is not None:
         known, said = Constants(**json.loads(given.kept.read_text(encoding="utf-8"))["constants"]), []
     else:
-        base, times = (Series(examples=16), (1, 2)) if given.quick else (Series(), TIMES)
+        base, times = (Series(examples=16), QUICK) if given.quick else (Series(), TIMES)
         found: dict[Series, list[dict[str, float]]] = defaultdict(list)
         start = time.perf_counter()
         for _ in range(given.repeats):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.scale import PAGE, TIMES, Series, constants, efficiency, growth, main, put, scaled, series, table
+from benchmarks.scale import PAGE, QUICK, TIMES, Series, constants, efficiency, growth, main, put, scaled, series, table
 from benchmarks.scale_plan import Constants, plan, planned
 
 KNOWN = Constants(
@@ -106,6 +106,7 @@ def test_each_work_at_each_size() -> None:
     assert len(found) == len(set(found)) == 7 * 2 * 2 + 1
     assert math.prod((found[-1].checkpoints, found[-1].processes)) == 1
     assert len(list(series(BASE, ray=False))) == 7 * 2 + 1
+    assert len(list(series(BASE, ray=True, times=QUICK))) == 4 + 3 + 1
 
 
 def test_a_plan_from_figures_that_were_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
