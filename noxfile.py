@@ -49,7 +49,10 @@ def lowest(session: nox.Session) -> None:
 def nightly(session: nox.Session) -> None:
     """Every test, with random examples and more of them: an hour or so."""
     # A library that no adapter knows, whose licence is not ours to bring to everyone who runs the tests.
-    session.install(".[test]", "blitz-bayesian-pytorch>=0.2.8", "pytest-rerunfailures>=14")
+    session.install(
+        *(".[test,ray]", "distributed>=2024.8", "loky>=3.4"),
+        *("blitz-bayesian-pytorch>=0.2.8", "pytest-rerunfailures>=14"),
+    )
     session.run("pytest", "--nightly", *WORKERS, *session.posargs, env=ONE_THREAD)
 
 

@@ -1,8 +1,16 @@
-"""What many checkpoints, examples and passes cost: ``python -m benchmarks.scale [--ray]``.
+"""What many checkpoints, examples and passes cost, and what 1,000 checkpoints would: ``python -m benchmarks.scale``.
 
-Each series runs in a process of its own, the sizes interleaved and repeated; shown are medians. Efficiency is the time
-of one process over that of several and their number, for the same checkpoints. The peaks of memory are those of the
-largest process of a series, its own and those that it started.
+Each series runs in a process of its own, the sizes interleaved where they are repeated; shown are medians. The work is
+``passes`` passes over ``examples`` images for each of ``checkpoints``. A check of the benchmark's own draws them, in
+audits as `audit_many` makes them, so that it is known what is drawn; the audit of all checks is a line of its own.
+
+- Growth is the time that 4 to 16 times the work adds over that which 1 to 4 times adds: 4 where cost is linear.
+- Efficiency is the time of one process over that of two, and over two, for the same work; steady is that of the time
+  which 4 to 16 times the work adds, without the start of the processes. ``--ray`` has Ray's own beside it.
+- Memory is the peak of the process that audits, and of the one that started all.
+
+It takes about ten minutes on two idle cores with ``--ray``; ``--quick`` is to see that it runs. ``--json`` keeps all
+figures, and ``--from`` plans with figures that were kept.
 """
 
 from __future__ import annotations
@@ -14,25 +22,29 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+
+from benchmarks.scale_plan import Constants, plan
 
 NET = """
 import os
+import resource
 
 import torch
 from bayesian_torch.models.dnn_to_bnn import get_kl_loss
-from pytest_bnn import convert
+from pytest_bnn import Finding, Measurement, Verdict, check, convert, predict
 from torch import nn
 
 
 def teacher():
     torch.manual_seed(0)
-    first = [nn.Conv2d(3, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
-    second = [nn.Conv2d(32, 64, 3, padding=1), nn.ReLU()]
-    return nn.Sequential(*first, *second, nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(1024, 10)).eval()
+    first = [nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
+    second = [nn.Conv2d(16, 32, 3, padding=1), nn.ReLU()]
+    return nn.Sequential(*first, *second, nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(512, 10)).eval()
 
 
 def bayesian():
@@ -40,67 +52,119 @@ def bayesian():
 
 
 def held_out():
-    images = torch.randn(int(os.environ["EXAMPLES"]), 3, 32, 32, generator=torch.Generator().manual_seed(1))
-    with torch.no_grad():
-        return images, teacher()(images).argmax(1)
+    return tuple(torch.load("data.pt"))
 
 
 def loss(model, batch):
     images, labels = batch
     return nn.functional.cross_entropy(model(images), labels) + get_kl_loss(model) / 45
+
+
+@check("scale.predicts", claim="Passes over all examples can be drawn.")
+def predicts(subject, *, passes: int = 1) -> Finding:
+    found = predict(subject.model, subject.images, passes=passes, seed=subject.seed)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    drawn = Measurement(name="drawn", value=float(found.passes * len(subject.images)), unit="passes of an example")
+    memory = Measurement(name="memory", value=peak, unit="MiB")
+    return Finding(verdict=Verdict.PASS, headline="they are drawn", measurements=(drawn, memory))
 """
 
-#: Saves checkpoints, audits them, and says how long that took and how much memory the largest process had.
+#: Saves checkpoints and data, audits them, and says how long each part took and how much memory there was.
 RUN = """
-import json, os, resource, sys, time
+import time
+began = time.time()
+import json, os, resource, sys
 from contextlib import nullcontext
+from pathlib import Path
 import torch
 import scale_net
 from pytest_bnn import audit_many
 from pytest_bnn.options import Settings, using
+from pytest_bnn.many.engines import ray_cluster
+from pytest_bnn.many.index import rows_of, write_index
+from pytest_bnn.records.audits import read
+from pytest_bnn.report import render_html
+from pytest_bnn.report.files import write_texts
 
-checkpoints, processes, engine, passes, examples = sys.argv[1], int(sys.argv[2]), sys.argv[3], sys.argv[4], sys.argv[5]
+one = json.loads(sys.argv[1])
 if __name__ == "__main__":
+    ready = time.time() - began
     torch.set_num_threads(1)
-    network = scale_net.bayesian()
-    for number in range(int(checkpoints)):
-        torch.save(network.state_dict(), f"{number}.pt")
-    from pytest_bnn.many.engines import ray_cluster
-
-    around = ray_cluster(workers=processes) if engine == "ray" else nullcontext()
-    with around as executor, using(Settings(samples=int(passes), threads=1)):
+    network, examples = scale_net.bayesian(), one["examples"]
+    for number in range(one["checkpoints"]):
+        torch.save({**network.state_dict()}, f"{number}.pt")
+    images = torch.randn(examples, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        torch.save([images, scale_net.teacher()(images).argmax(1)], "data.pt")
+    whole = one["engine"] == "all checks"
+    checks = None if whole else ["layers.replaced", "kl.present", "scale.predicts"]
+    around = ray_cluster(workers=one["processes"]) if one["engine"] == "ray" else nullcontext()
+    with around as executor, using(Settings(threads=1)):
         start = time.perf_counter()
-        audit_many("scale_net:bayesian", ["*.pt"], folder="out", jobs=processes, executor=executor,
-                   images=int(examples), teacher="scale_net:teacher", data="scale_net:held_out",
-                   loss="scale_net:loss", num_batches=45)
+        audit_many("scale_net:bayesian", ["*.pt"][:0], folder="none", images=examples, data="scale_net:held_out")
+        loading = time.perf_counter() - start
+        start = time.perf_counter()
+        audit_many("scale_net:bayesian", ["[0-9]*.pt"], folder="out", jobs=one["processes"], executor=executor,
+                   images=examples, teacher="scale_net:teacher", data="scale_net:held_out", checks=checks,
+                   loss="scale_net:loss", num_batches=45, options={"scale.predicts": {"passes": one["passes"]}})
         seconds = time.perf_counter() - start
-    peaks = [resource.getrusage(who).ru_maxrss / 1024 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    print(json.dumps({"seconds": seconds, "own": peaks[0], "children": peaks[1]}))
+    audits = [path for path in Path("out").glob("*.json") if path.name != "index.json"]
+    runs = [read(path) for path in audits]
+    found = [check for run in runs for check in run.checks if check.id == "scale.predicts"]
+    start = time.perf_counter()
+    write_texts({Path("again.html"): render_html(runs[0]), Path("again.json"): runs[0].to_json()})
+    writing = time.perf_counter() - start
+    start = time.perf_counter()
+    write_index([row for _ in range(200) for row in rows_of(audits[0], read(audits[0]), Path("all/index.html"))],
+                Path("all/index.html"))
+    index = (time.perf_counter() - start) / 200
+    print(json.dumps({
+        "seconds": seconds, "ready": ready, "loading": loading, "writing": writing, "index": index,
+        "own": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "worker": max((check["memory"] for check in found), default=0.0),
+        "drawn": sum(check["drawn"] for check in found),
+        "checkpoint bytes": Path("0.pt").stat().st_size, "example bytes": Path("data.pt").stat().st_size / examples,
+        "audit bytes": sum(path.stat().st_size for path in Path("out").glob("0-*")),
+    }))
 """
 
 
 @dataclass(frozen=True)
 class Series:
-    """One line of the table."""
+    """One line of the table. The engine is ``processes`` of this machine, ``ray``, or ``all checks`` in one process."""
 
-    checkpoints: int = 4
+    checkpoints: int = 2
+    passes: int = 16
+    examples: int = 64
     processes: int = 1
     engine: str = "processes"
-    passes: int = 32
-    examples: int = 128
 
 
-def series(*, ray: bool) -> Iterator[Series]:
-    """Yield what is measured: each work at 1, 4 and 16 times its size, where several processes share it too."""
-    for times in (1, 4, 16):
-        yield Series(checkpoints=4 * times)
-        yield Series(checkpoints=4 * times, processes=2)
-        if ray:
-            yield Series(checkpoints=4 * times, processes=2, engine="ray")
-    for times in (4, 16):
-        yield Series(checkpoints=1, passes=32 * times)
-        yield Series(checkpoints=1, examples=128 * times)
-    yield Series(checkpoints=1)
+PAGE = Path("docs") / "explanation" / "scale.md"
+BEGIN, END = "<!-- scale: begin -->", "<!-- scale: end -->"
+
+#: What is multiplied, and by how much.
+WORKS = ("checkpoints", "passes", "examples")
+TIMES = (1, 4, 16)
+QUICK = (1, 2)
+
+
+def series(base: Series, *, ray: bool, times: tuple[int, ...] = TIMES) -> Iterator[Series]:
+    """Yield what is measured: each work at each size, by one process and by two, of this machine and of Ray."""
+    sizes = dict.fromkeys(scaled(base, work, by) for by in times for work in WORKS)
+    for size in sizes:
+        if times == QUICK and size != base:  # others are shared by processes as this one is
+            yield size
+            continue
+        for engine in ("processes", "ray") if ray else ("processes",):
+            for processes in (1, 2):
+                yield replace(size, engine=engine, processes=processes)
+    yield replace(base, checkpoints=1, examples=512, engine="all checks")
+
+
+def scaled(base: Series, work: str, by: int) -> Series:
+    """Return a series with that many times the work."""
+    return replace(base, **{work: getattr(base, work) * by})
 
 
 def measured(one: Series) -> dict[str, float]:
@@ -108,39 +172,141 @@ def measured(one: Series) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "scale_net.py").write_text(NET, encoding="utf-8")
         (Path(folder) / "run.py").write_text(RUN, encoding="utf-8")
-        command = [sys.executable, "run.py", one.checkpoints, one.processes, one.engine, one.passes, one.examples]
-        environment = {
-            **os.environ,
-            "OMP_NUM_THREADS": "1",
-            "EXAMPLES": str(one.examples),
-            "PYTHONPATH": f"{folder}:{Path.cwd()}",
-        }
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{folder}:{Path.cwd()}"}
         done = subprocess.run(  # noqa: S603  ourselves
-            [str(part) for part in command], cwd=folder, env=environment, capture_output=True, text=True, check=True
-        )
+            [sys.executable, "run.py", json.dumps(asdict(one))], cwd=folder, env=environment, text=True, check=False,
+            capture_output=True,
+        )  # fmt: skip
+        if done.returncode:
+            raise RuntimeError(f"{one} ended with {done.returncode}:\n{done.stderr[-2000:]}")
         found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+        wanted = one.passes * one.examples * one.checkpoints
+        if one.engine != "all checks" and found["drawn"] != wanted:
+            raise RuntimeError(f"{one} drew {found['drawn']:.0f} passes of an example in place of {wanted}")
         return found
+
+
+def growth(seconds: dict[Series, float], one: Series, base: Series, times: tuple[int, ...] = TIMES) -> float | None:
+    """Return what the last step of a work adds over what the first adds: 4 where each is four times the one before."""
+    for work in WORKS:
+        sizes = [replace(scaled(base, work, by), engine=one.engine, processes=one.processes) for by in times]
+        if one == sizes[-1] and all(size in seconds for size in sizes) and len(times) > 2:
+            first, middle, last = (seconds[size] for size in sizes)
+            return (last - middle) / (middle - first)
+    return None
+
+
+def efficiency(seconds: dict[Series, float], one: Series, base: Series, times: tuple[int, ...] = TIMES) -> list[str]:
+    """Return how well several processes share a work: whole, and without what they take to start."""
+    alone = replace(one, processes=1)
+    if one.processes == 1 or alone not in seconds:
+        return ["", ""]
+    whole = seconds[alone] / seconds[one] / one.processes
+    for work in WORKS:
+        if len(times) > 2 and one == replace(scaled(base, work, times[-1]), engine=one.engine, processes=one.processes):
+            before = replace(scaled(base, work, times[-2]), engine=one.engine, processes=one.processes)
+            added = (seconds[alone] - seconds[replace(before, processes=1)]) / (seconds[one] - seconds[before])
+            return [f"{whole:.2f}", f"{added / one.processes:.2f}"]
+    return [f"{whole:.2f}", ""]
+
+
+def table(figures: dict[Series, dict[str, float]], base: Series, times: tuple[int, ...] = TIMES) -> list[str]:
+    """Return the lines of the table."""
+    seconds = {one: found["seconds"] for one, found in figures.items()}
+    head = ["checkpoints", "passes", "examples", "engine", "processes", "s", "growth", "efficiency", "steady",
+            "MiB auditing", "MiB of the first"]  # fmt: skip
+    lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
+    for one, found in figures.items():
+        grown = growth(seconds, one, base, times)
+        cells = [one.checkpoints, one.passes, one.examples, one.engine, one.processes, f"{seconds[one]:.1f}",
+                 "" if grown is None else f"{grown:.1f}", *efficiency(seconds, one, base, times),
+                 f"{found['worker']:.0f}" if found["worker"] else "", f"{found['own']:.0f}"]  # fmt: skip
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    return lines
+
+
+def constants(figures: dict[Series, dict[str, float]], base: Series, times: tuple[int, ...] = TIMES) -> Constants:
+    """Return what a plan is made of, from the series of one process."""
+    alone = {one: found for one, found in figures.items() if (one.engine, one.processes) == ("processes", 1)}
+    larger = {work: scaled(base, work, times[-1]) for work in WORKS}
+    smaller = {work: scaled(base, work, times[-2]) for work in WORKS}
+
+    def slope(work: str, figure: str = "seconds") -> float:
+        """Return what one more adds: a pass, an example or a checkpoint."""
+        rise = alone[larger[work]][figure] - alone[smaller[work]][figure]
+        return float(max(0.0, rise) / (getattr(larger[work], work) - getattr(smaller[work], work)))
+
+    drawn = slope("passes") / (base.checkpoints * base.examples)
+    every = list(alone.values())
+    whole = [found["seconds"] for one, found in figures.items() if one.engine == "all checks"]
+    return Constants(
+        start=statistics.median(found["ready"] for found in every),
+        first=max(0.0, alone[base]["seconds"] - slope("checkpoints") * base.checkpoints),
+        example=slope("examples", "loading"),
+        checkpoint=max(0.0, slope("checkpoints") - drawn * base.passes * base.examples),
+        drawn=drawn,
+        writing=statistics.median(found["writing"] for found in every),
+        index=statistics.median(found["index"] for found in every),
+        checkpoint_bytes=every[0]["checkpoint bytes"],
+        example_bytes=alone[larger["examples"]]["example bytes"],
+        audit_bytes=every[0]["audit bytes"],
+        memory=alone[base]["worker"],
+        example_memory=slope("examples", "worker"),
+        all_checks=whole[0] if whole else 0.0,
+    )
+
+
+def put(page: str, text: str) -> str:
+    """Put a text between the markers of the page."""
+    before, begin, rest = page.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
+        raise SystemExit(f"the page has no {BEGIN} with {END} after it")
+    return f"{before}{BEGIN}\n\n{text}\n\n{END}{after}"
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scale", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--ray", action="store_true", help="with Ray too, which must be installed")
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--quick", action="store_true", help="one and two times the smallest work")
+    parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--json", type=Path, help="where all figures go")
+    parser.add_argument("--write", action="store_true", help=f"put it into {PAGE}, too")
+    parser.add_argument("--from", type=Path, dest="kept", help="plan with the constants of figures that were kept")
+    parser.add_argument("--nodes", type=int, nargs="+", default=[1, 4, 16, 64], help="of the plan")
+    parser.add_argument("--cores", type=int, default=32, help="of a node in the plan")
+    parser.add_argument("--drawn", type=float, help="seconds of one pass of one example of a network of your own")
     given = parser.parse_args(arguments)
-    found: dict[Series, list[dict[str, float]]] = defaultdict(list)
-    for _ in range(given.repeats):
-        for one in series(ray=given.ray):
-            found[one].append(measured(one))
-    print("| checkpoints | processes | engine | passes | examples | s | s each | efficiency | peak MiB (own, others) |")
-    print("|---|---|---|---|---|---|---|---|---|")
-    seconds = {one: statistics.median(run["seconds"] for run in runs) for one, runs in found.items()}
-    for one, runs in found.items():
-        alone = seconds.get(Series(checkpoints=one.checkpoints, passes=one.passes, examples=one.examples))
-        efficiency = f"{alone / seconds[one] / one.processes:.2f}" if alone and one.processes > 1 else ""
-        own, others = (statistics.median(run[name] for run in runs) for name in ("own", "children"))
-        cells = [one.checkpoints, one.processes, one.engine, one.passes, one.examples, f"{seconds[one]:.1f}",
-                 f"{seconds[one] / one.checkpoints:.2f}", efficiency, f"{own:.0f}, {others:.0f}"]  # fmt: skip
-        print(f"| {' | '.join(map(str, cells))} |")
+    if given.kept is not None:
+        known, said = Constants(**json.loads(given.kept.read_text(encoding="utf-8"))["constants"]), []
+    else:
+        base, times = (Series(examples=16), QUICK) if given.quick else (Series(), TIMES)
+        found: dict[Series, list[dict[str, float]]] = defaultdict(list)
+        start = time.perf_counter()
+        for _ in range(given.repeats):
+            for one in series(base, ray=given.ray, times=times):
+                found[one].append(measured(one))
+                print(f"{one}: {found[one][-1]['seconds']:.1f} s", file=sys.stderr, flush=True)
+        figures = {
+            one: {name: statistics.median(run[name] for run in runs) for name in runs[0]} for one, runs in found.items()
+        }
+        said = [
+            *table(figures, base, times),
+            "",
+            f"{os.cpu_count()} cores, {time.perf_counter() - start:.0f} s.",
+        ]
+        known = constants(figures, base, times)
+        if given.json is not None:
+            kept = {"constants": asdict(known), "series": [{**asdict(one), **of} for one, of in figures.items()]}
+            given.json.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+    if given.drawn is not None:
+        known = replace(known, drawn=given.drawn)
+    if given.quick:
+        said.append("Of works this small neither the figures nor the plan say what a large one costs.")
+    text = "\n".join([*said, "", *known.lines(), "", *plan(known, nodes=given.nodes, cores=given.cores)]).strip()
+    print(text)
+    if given.write:
+        PAGE.write_text(put(PAGE.read_text(encoding="utf-8"), text), encoding="utf-8")
     return 0
 
 

@@ -22,6 +22,8 @@ AT = "@"
 
 _MODEL = "model"
 _KNOWN = (_MODEL, *(one.name for one in PARTS), "checkpoints", *(one.name for one in KL_LOSS), ALLOW, "checks")
+#: What can only be the name of something in a module.
+_FUNCTIONS = (_MODEL, "teacher", "loss", "slices")
 _NAME = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 
 
@@ -141,6 +143,10 @@ def _described(name: str, table: Mapping[str, Any], folder: Path) -> list[Descri
         raise InputError(f"{where} has no model", fix='add model = "MODULE:FACTORY"')
     texts = {one.name: one for one in (Field(name=_MODEL, metavar="MODULE:FACTORY", help=""), *PARTS, *KL_LOSS)}
     values = {texts[key].key: _value(texts[key], value, where) for key, value in given.items() if key in texts}
+    for key in _FUNCTIONS:
+        module, _, function = values.get(key, "MODULE:FACTORY").partition(":")
+        if not (module and function):
+            raise InputError(f"{key} in {where} is {values[key]!r}", fix=f"give {texts[key].metavar}")
     allow = given.get(ALLOW, {})
     if not isinstance(allow, dict) or not all(isinstance(why, str) and why.strip() for why in allow.values()):
         raise InputError(f"{ALLOW} in {where} is {allow!r}", fix='give reasons: allow = { fc = "kept for speed" }')

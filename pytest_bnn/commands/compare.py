@@ -12,7 +12,6 @@ from pytest_bnn.errors import InputError
 
 if TYPE_CHECKING:
     from pytest_bnn.commands.command import Commands
-    from pytest_bnn.records.run import AuditRun
 
 _END = """\
 exit codes: 0 nothing is new or worse; 1 something is; 4 wrong usage or input.
@@ -42,6 +41,7 @@ def add(commands: Commands) -> None:
 
 def run(given: argparse.Namespace) -> int:
     """Print and write the comparison; return 1 where something is new or worse."""
+    from pytest_bnn.records import audits
     from pytest_bnn.records.compare import compare
     from pytest_bnn.report.files import require_ours, write_texts
 
@@ -50,7 +50,7 @@ def run(given: argparse.Namespace) -> int:
         raise InputError(f"the output is {given.output!r}", fix="give a path that ends in .html or .md")
     if target is not None:
         require_ours(target)
-    before, now = _read(given.before), _read(given.now)
+    before, now = audits.read(given.before), audits.read(given.now)
     comparison = compare(before, now, inconclusive=given.inconclusive)
     terminal.show_comparison(comparison, everything=given.verbose)
     if target is not None:
@@ -60,14 +60,3 @@ def run(given: argparse.Namespace) -> int:
         write_texts({target: text})
         print(target)
     return FAILED if comparison.failing else PASSED
-
-
-def _read(name: str) -> AuditRun:
-    from pytest_bnn.records.run import AuditRun
-
-    try:
-        return AuditRun.from_json(Path(name).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{name!r} cannot be read ({error})", fix="give the JSON of an audit") from error
-    except InputError as error:
-        raise InputError(f"{name!r}: {error.problem}", fix=error.fix) from error

@@ -54,22 +54,19 @@ def run(given: argparse.Namespace) -> int:
 
 def _read(path: Path) -> Iterator[tuple[Path, AuditRun]]:
     """Yield the audit of a file; of an index all that it is of."""
+    from pytest_bnn.records import audits
     from pytest_bnn.records.collection import Collection
-    from pytest_bnn.records.run import AuditRun
 
+    text = audits.text_of(path)
+    if '"collection_version"' not in text[:200]:
+        yield path, audits.parsed(text, path)
+        return
     try:
-        text = path.read_text(encoding="utf-8")
-        if '"collection_version"' in text[:200]:
-            rows = Collection.from_json(text).rows
-            for audit in dict.fromkeys(row.audit for row in rows):
-                yield from _read(path.parent / audit)
-        else:
-            yield path, AuditRun.from_json(text)
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(f"{path} cannot be read ({reason})", fix="give JSON files of audits") from error
+        rows = Collection.from_json(text).rows
     except InputError as error:
-        raise InputError(f"{path}: {error.problem}", fix=error.fix) from error
+        raise InputError(f"{str(path)!r}: {error.problem}", fix=error.fix) from error
+    for audit in dict.fromkeys(row.audit for row in rows):
+        yield from _read(path.parent / audit)
 
 
 def finish(found: Collection, output: Path, *, quiet: bool = False) -> int:
@@ -83,11 +80,14 @@ def finish(found: Collection, output: Path, *, quiet: bool = False) -> int:
 
 
 def tell(found: Collection, *, quiet: bool = False) -> None:
-    """Print how the models fared, and what was found of the worst."""
+    """Print how the models fared, what they were not all made with, and what was found of the worst."""
     from pytest_bnn.records.codec import one_line
+    from pytest_bnn.records.made_with import differing
     from pytest_bnn.report.collection import sentence
 
     print(sentence(found))
+    for words in [] if quiet else differing(found.rows):
+        print(one_line(f"  {words}"))
     asking = [] if quiet else [row for row in found.rows if row.problems]
     for row in asking[:_SHOWN]:
         what = f"{', '.join(row.problems)}: {row.headline.removeprefix(f'{row.name} ')}"

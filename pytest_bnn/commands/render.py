@@ -26,7 +26,7 @@ def add(commands: Commands) -> None:
 
 def run(given: argparse.Namespace) -> int:
     """Write the report, and say where it is."""
-    from pytest_bnn.records.run import AuditRun
+    from pytest_bnn.records import audits
     from pytest_bnn.report import render_html, render_markdown
     from pytest_bnn.report.files import require_ours, write_texts
 
@@ -37,10 +37,7 @@ def run(given: argparse.Namespace) -> int:
     if os.path.realpath(target) == os.path.realpath(source):
         raise InputError(f"{given.audit!r} would be overwritten by its own report", fix="give the .json of an audit")
     require_ours(target)
-    try:
-        run = AuditRun.from_json(source.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{source} could not be rendered into {target} ({error})", fix="check both paths") from error
+    run = audits.read(source)
     write_texts({target: render_html(run) if target.suffix == ".html" else render_markdown(run)})
     with reader_may_leave():
         print(target)

@@ -16,7 +16,7 @@ from pytest_bnn.checks.declaration import source_of
 from pytest_bnn.data import checkpoints as files
 from pytest_bnn.errors import InputError
 from pytest_bnn.many import engines
-from pytest_bnn.many.series import Done, audit_series
+from pytest_bnn.many.series import Done, audit_series, saying_how_far
 from pytest_bnn.many.work import Work
 from pytest_bnn.network.tree import kind
 from pytest_bnn.options import in_force, sources_in_force
@@ -70,7 +70,9 @@ def audit_many(
             is; ``stage``, ``task``, ``output``, ``images`` and ``batch_dim`` as values.
 
     Raises:
-        InputError: A part cannot be named, imported or used; no checkpoint is called so; the executor forks.
+        InputError: A part cannot be named, imported or used; no checkpoint is called so; the executor forks; a file
+            cannot be written, which is known from the start.
+        WriteError: A file cannot be written any more, for want of space say; what was done before lies there whole.
         TypeError: There is no such part.
     """
     engines.require_usable(executor)
@@ -114,7 +116,8 @@ def audit_into(
         done: As in `audit_many`.
 
     Raises:
-        InputError: As in `audit_many`, or a file cannot be written.
+        InputError: As in `audit_many`.
+        WriteError: As in `audit_many`.
     """
     require_writable(index, "the index")
     if jobs < 1:
@@ -127,7 +130,8 @@ def audit_into(
         return measured(path.name, written.name, run)
 
     found = audit_series(work, checkpoints, index.parent, keep=keep, jobs=jobs, executor=executor, done=done)
-    return write_index((row for rows in found for row in rows), index)
+    with saying_how_far(found, len(found)):
+        return write_index((row for rows in found for row in rows), index)
 
 
 def rows_of(path: Path, run: AuditRun, index: Path) -> tuple[Measured, ...]:

@@ -23,9 +23,8 @@ from pytest_bnn.data.samples import as_tensors, samples_of
 from pytest_bnn.many import modules
 from pytest_bnn.network.tree import leaves
 from pytest_bnn.options import Settings
+from pytest_bnn.records.made_with import PACKAGES
 
-#: Packages whose version may change what an audit finds.
-_PACKAGES = ("pytest-bnn", "torch", "bayesian-torch")
 #: What does not change what an audit finds.
 _WITHOUT_EFFECT = ("threads", "jobs")
 
@@ -55,13 +54,11 @@ def digests(
         InputError: A module changed since it was imported.
     """
     effective = {name: value for name, value in asdict(settings).items() if name not in _WITHOUT_EFFECT}
-    chosen = {f"{id}.{key}": [str(one.given) for one in all] for (id, key), all in choices.by_name.items()}
     said = {
         "named": asdict(parts.named),
         "checks": checks,
-        "options": {id: {name: str(value) for name, value in given.items()} for id, given in options.items()},
+        "options": _effective(options, choices),
         "settings": effective,
-        "choices": dict(sorted(chosen.items())),
     }
     named = [*(name.partition(":")[0] for name in functions(parts.named)), *plugins, *choices.plugins]
     installed = sorted(
@@ -72,8 +69,26 @@ def digests(
         "data": _of(_examples(parts, int(settings.seed))),
         "teacher": "" if parts.teacher is None else of_tree(parts.teacher.state_dict()),
         "modules": _of(modules.digests(named, folder)),
-        "versions": _of([*map(_version, _PACKAGES), *installed]),
+        "versions": _of([*map(_version, PACKAGES), *installed]),
     }
+
+
+def _effective(options: Mapping[str, Mapping[str, object]], choices: Choices) -> list[tuple[str, str]]:
+    """Return the options of checks as they are in force, whether a command line, a table or Python gave them.
+
+    Those of a pattern of checks come last, from the weakest to the strongest: of two, the later one counts.
+    """
+    found = {f"{id}.{name}": str(value) for id, given in options.items() for name, value in given.items()}
+    patterns = []
+    for id, name in choices.by_name:
+        choice = choices.strongest(id, name)
+        assert choice is not None
+        value = str(choice.given[0] if len(choice.given) == 1 else choice.given)
+        if choice in choices.by_name[id, name] and "*" in id:
+            patterns.append(((choice.source.level, choice.place), (f"{id}.{name}", value)))
+        else:
+            found.setdefault(f"{id}.{name}", value)
+    return [*sorted(found.items()), *(said for _, said in sorted(patterns))]
 
 
 def functions(named: Named) -> list[str]:

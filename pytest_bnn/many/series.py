@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator, Sized
 from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future, as_completed
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeAlias, TypeVar
 
-from pytest_bnn.errors import InputError, in_words
+from pytest_bnn.errors import InputError, WriteError, in_words
 from pytest_bnn.many import engines
 from pytest_bnn.many import work as works
 from pytest_bnn.many.work import KEY, LOADS, Job, Work, broken, jobs_of, perform
@@ -61,29 +61,61 @@ def audit_series(
 
     Raises:
         InputError: The model, the data or the settings cannot be used; no process can be started.
+        WriteError: An audit cannot be written, for want of space say; it says how many are there and how to go on.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    _make(folder)
     work, todo = jobs_of(work, list(files))
     kept: dict[str, K] = {}
 
     def take(job: Job, run: AuditRun, text: str = "") -> None:
         target = folder / f"{slug(job.name)}.json"
-        kept[job.key] = keep(target, run, not job.earlier)
+        _require_there(folder)
+        what = keep(target, run, not job.earlier)
         if text:
             write_texts({target: text})
+        kept[job.key] = what
         if done is not None:
             done(job, run, len(kept), len(todo))
 
-    for job in todo:
-        earlier = _finished(folder / f"{slug(job.name)}.json", job)
-        if earlier is not None:
-            take(replace(job, earlier=True), earlier)
-    left = [job for job in todo if job.key not in kept]
-    with closing(_judged(work, left, jobs, executor)) as found:
-        for job, text in found:
-            take(job, AuditRun.from_json(text), text)
+    with saying_how_far(kept, len(todo)):
+        for job in todo:
+            earlier = _finished(folder / f"{slug(job.name)}.json", job)
+            if earlier is not None:
+                take(replace(job, earlier=True), earlier)
+        left = [job for job in todo if job.key not in kept]
+        with closing(_judged(work, left, jobs, executor)) as found:
+            for job, text in found:
+                take(job, AuditRun.from_json(text), text)
+        _require_there(folder)
     return [kept[job.key] for job in todo]
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"the folder {str(folder)!r} cannot be made ({error.strerror or error})", fix="choose another one"
+        ) from error
+
+
+def _require_there(folder: Path) -> None:
+    """Let audits not go into a new folder where the one with those before them was taken away."""
+    if not folder.is_dir():
+        raise WriteError(f"the folder {str(folder)!r} is no longer there", fix="put it back")
+
+
+@contextmanager
+def saying_how_far(kept: Sized, of: int) -> Iterator[None]:
+    """Let an error of the disk say how many audits are whole, and how to go on."""
+    try:
+        yield
+    except WriteError as error:
+        raise WriteError(
+            f"{error.problem}. Of {of:,} checkpoints {len(kept):,} are audited",
+            fix="mend that and start the same again: an audit that lies there whole is not done again",
+        ) from error
 
 
 def _judged(work: Work, jobs: list[Job], workers: int, executor: Executor | None) -> Results:

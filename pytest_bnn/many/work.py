@@ -23,6 +23,7 @@ from pytest_bnn.many import key
 from pytest_bnn.network.isolation import preserved_random_state
 from pytest_bnn.options import Settings, Source, using
 from pytest_bnn.records.evidence import Evidence, Verdict
+from pytest_bnn.records.made_with import recorded
 from pytest_bnn.records.run import AuditRun
 from pytest_bnn.sampling.threads import limited
 
@@ -114,7 +115,7 @@ def perform(work: Work, job: Job, threads: int = 0) -> str:
         with work.in_force():
             run = _judged(work, job)
             said = {**run.provenance, **provenance(seed=int(work.settings.seed)), "checkpoint": job.name}
-        run = replace(run, provenance={**said, "checkpoint sha256": job.sha256, KEY: job.key})
+        run = replace(run, provenance={**said, **_said(job)})
     except PytestBnnError as error:
         run = broken(job, error.problem, error.fix)
     except Exception as error:
@@ -154,8 +155,11 @@ def broken(job: Job, headline: str, remedy: str) -> AuditRun:
         headline=headline,
         remedy=remedy,
     )
-    said = {"checkpoint": job.name, "checkpoint sha256": job.sha256, KEY: job.key}
-    return AuditRun(checks=(evidence,), provenance=said)
+    return AuditRun(checks=(evidence,), provenance={"checkpoint": job.name, **_said(job)})
+
+
+def _said(job: Job) -> dict[str, str]:
+    return {"checkpoint sha256": job.sha256, KEY: job.key, **recorded(job.shared)}
 
 
 def jobs_of(work: Work, files: list[str]) -> tuple[Work, list[Job]]:

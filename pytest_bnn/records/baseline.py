@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from pytest_bnn.errors import InputError
+from pytest_bnn.records import audits
 from pytest_bnn.records.compare import state_of
 from pytest_bnn.records.evidence import Evidence, Inconclusive, is_failure
 from pytest_bnn.records.matching import key_of, matched
@@ -89,18 +90,16 @@ def read(path: str | Path, option: str, make: str, *, shown: str = "") -> AuditR
     """
     shown = shown or str(path)
     try:
-        text = Path(path).read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise InputError(
-            f"{option}: there is no baseline {shown!r}", fix=f"make it from what is found now: add {make}"
-        ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{option}: {shown!r} cannot be read ({error})", fix="give the JSON of an audit") from error
-    try:
-        return AuditRun.from_json(text)
+        return audits.read(path, shown=shown, option=option)
     except InputError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            raise InputError(
+                f"{option}: there is no baseline {shown!r}", fix=f"make it from what is found now: add {make}"
+            ) from None
+        if isinstance(error.__cause__, OSError | UnicodeDecodeError):
+            raise
         fix = f"move it away and make it anew with {make}, or use the pytest-bnn that wrote it"
-        raise InputError(f"{option} is {shown!r}: {error.problem}", fix=fix) from error
+        raise InputError(error.problem, fix=fix) from error
 
 
 def updated(before: AuditRun | None, now: AuditRun) -> AuditRun:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from pytest_bnn.errors import InputError
 from pytest_bnn.records.codec import from_plain, to_plain
 from pytest_bnn.records.evidence import SEVERITY, Evidence, Verdict
+from pytest_bnn.records.made_with import made_with
 from pytest_bnn.records.run import AuditRun, SubjectRecord
 
-COLLECTION_VERSION = "1.0"
+COLLECTION_VERSION = "1.1"
 TITLE = "Audits side by side"
 
 #: What a row shows of the model's predictions, by the name in the table of scores, with its column.
@@ -40,6 +41,7 @@ class CollectionRow:
     ``alpha`` is the chance that a sound model fails here.
     ``unjudged`` is how many claims lack what nobody gave, ``accepted`` how many parts claims leave out on purpose.
     ``remarks`` say what else keeps the audit from being all of it: what was cut, and a test session that went wrong.
+    ``made_with`` are the first digits of the digests of its settings, data and versions, by what they are of.
     """
 
     name: str
@@ -56,6 +58,7 @@ class CollectionRow:
     unjudged: int = 0
     accepted: int = 0
     remarks: tuple[str, ...] = ()
+    made_with: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,6 +168,7 @@ def _row(audit: str, page: str, run: AuditRun, key: tuple[str, str]) -> Collecti
         unjudged=sum(check.verdict is Verdict.NOT_APPLICABLE and bool(check.missing) for check in claims),
         accepted=len(parts),
         remarks=_remarks(run),
+        made_with=made_with(run, "" if subject is None else subject.data_sha256),
     )
 
 

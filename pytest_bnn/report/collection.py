@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from pytest_bnn.records.collection import KL, SIGMA, Collection, CollectionRow
 from pytest_bnn.records.evidence import SEVERITY
+from pytest_bnn.records.made_with import differing, of_a_series
 from pytest_bnn.report import svg, wording
 from pytest_bnn.report.policy import foot, policy
 from pytest_bnn.report.scales import Scale, decades, finite, linear_range, logarithmic
@@ -92,6 +93,7 @@ def tone(collection: Collection) -> Standing:
     """Return what the index is coloured as: green only where all that could be judged was, and holds."""
     worst = Standing(collection.verdict.value)
     amber = any(row.remarks or standing(row) is Standing.NOT_JUDGED for row in collection.rows)
+    amber = amber or bool(differing(filter(of_a_series, collection.rows)))
     return Standing.WARN if amber and worst not in LOUD else worst
 
 
@@ -103,13 +105,14 @@ def problems(row: CollectionRow) -> list[tuple[str, Standing]]:
 
 
 def remarks(collection: Collection) -> list[str]:
-    """Return what keeps audits from being all of it, each sentence once, with how many rows it is about."""
+    """Return what keeps audits from being all of it, or alike: each sentence once, with how many rows it is about."""
     total = len(collection.rows)
     counts = Counter(words for row in collection.rows for words in dict.fromkeys(row.remarks))
-    return [
+    cut = [
         words if count == total else f"{words} ({count:,} of {wording.plural(total, 'model')})"
         for words, count in counts.items()
     ]
+    return [*cut, *differing(collection.rows)]
 
 
 def _scale(values: Iterable[float | None]) -> Scale | None:

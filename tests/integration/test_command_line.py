@@ -529,7 +529,7 @@ MISTAKES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "unknown command": (("adit",), ("adit",)),
     "no command": ((), ("audit | compare | digest | init | merge | render | schema",)),
     "unknown stage": ((*OWN, "--stage", "trained"), ("--stage", "finetuned")),
-    "render nothing": (("render", "missing.json"), ("missing.json could not be rendered", "check both paths")),
+    "render nothing": (("render", "missing.json"), ("'missing.json' cannot be read", "the JSON of an audit")),
     "render a page": (("render", "own_net.py"), ("the audit is not JSON", "Give the audit.json of a run")),
     "render to another format": (("render", "audit.json", "-o", "audit.pdf"), ("'audit.pdf'", ".html or .md")),
 }
@@ -624,7 +624,7 @@ def test_render_of_bytes_that_are_no_text(run: Run) -> None:
     Path("odd.json").write_bytes(b"\xff\xfe\x00")
     said = run("render", "odd.json")
     assert said.code == exits.USAGE
-    assert "could not be rendered" in said.err
+    assert "'odd.json' cannot be read" in said.err
 
 
 def test_render_never_overwrites_its_source(run: Run) -> None:

@@ -28,13 +28,14 @@ from pytest_bnn.checks import registry
 from pytest_bnn.checks.choices import from_texts
 from pytest_bnn.commands import command as exits
 from pytest_bnn.data.checkpoints import found, load_into, read_state
-from pytest_bnn.errors import InputError, WeightsError
+from pytest_bnn.errors import InputError, WeightsError, WriteError
 from pytest_bnn.many import engines
 from pytest_bnn.many.series import audit_series
 from pytest_bnn.many.work import Job, Work, forget, jobs_of, perform
 from pytest_bnn.options import Settings
 from pytest_bnn.records.collection import Collection, collect
 from pytest_bnn.records.run import AuditRun
+from pytest_bnn.report import files as on_disk
 
 NET = """
 import dataclasses
@@ -339,6 +340,7 @@ CHANGES: dict[str, Callable[[], dict[str, Any] | None]] = {
     "checks": lambda: {"checks": CHECKS[:2]},
     "option": lambda: {"options": {"kl.loss": {"num_batches": 3}}},
     "choice": lambda: {"choices": from_texts(["noise.spread.severity=warn"], "--set")},
+    "choice for a pattern": lambda: {"choices": from_texts(["noise.*.severity=warn"], "--set")},
     "fewer examples": lambda: {"named": {"images": 7}},
 }
 
@@ -586,6 +588,73 @@ def test_from_the_command_line(folder: Path, capsys: pytest.CaptureFixture[str])
     assert Path("out/index.json").read_text(encoding="utf-8") == index.to_json()
 
 
+def test_a_disk_that_is_full_in_the_middle(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One error that says how many are done and how to go on; the rest is done at the next start."""
+    for number in range(4):
+        save(f"{number}.safetensors", shift=number / 10)
+    command = [*COMMAND, "--checkpoints", "*.safetensors", "-o", "out/index.html"]
+    with monkeypatch.context() as patch:
+        written: list[Path] = []
+
+        def failing(place: Path, *more: Any) -> Any:
+            written.append(place)
+            if len(written) > 5:  # a report and its JSON each
+                raise OSError(28, "No space left on device")
+            return prepared(place, *more)
+
+        prepared = on_disk._prepared
+        patch.setattr(on_disk, "_prepared", failing)
+        assert cli.main(command) == exits.BROKEN
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert "json' could not be written (No space left on device)" in said
+    words = "Of 4 checkpoints 2 are audited. Mend that and start the same again: an audit that lies there whole is not"
+    assert words in said
+    assert not Path("out/index.html").exists()
+    assert len([read_run(path) for path in Path("out").glob("*.json")]) == 2
+    assert cli.main(command) == exits.PASSED
+    assert capsys.readouterr().err.startswith("2 of 4 were done before\n3 of 4: 2.safetensors: pass\n")
+
+
+def test_a_folder_that_is_taken_away(folder: Path) -> None:
+    """It is not made anew, as if nothing had been in it; what cannot be made is said."""
+    names = [save(f"{number}.safetensors", shift=number / 10) for number in range(3)]
+
+    def move(_job: Job, _run: AuditRun, count: int, _of: int) -> None:
+        if count == 2:
+            Path("out").rename("elsewhere")
+
+    with pytest.raises(WriteError, match=r"'out' is no longer there\. Of 3 checkpoints 2 are audited"):
+        audited(shared(folder), names, "out", done=move)
+    assert not Path("out").exists()
+    with pytest.raises(InputError, match=r"'0\.safetensors/out' cannot be made \(Not a directory\)"):
+        audited(shared(folder), names, "0.safetensors/out")
+
+
+def test_parts_that_were_made_with_other_data_and_settings(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Merging refuses nothing; its output, the page and each row say so. The exit code is that of the verdict."""
+    for number in range(3):
+        save(f"{number}.safetensors", shift=number / 10)
+    audit_many("many_net:bayesian", ["[01].safetensors"], folder="a", **PARTS)
+    other = {**PARTS, "data": "many_net:unseeded", "images": 9}
+    audit_many("many_net:bayesian", ["2.safetensors"], folder="b", **other)
+    assert cli.main(["merge", "a/index.json", "b/index.json", "-o", "all/index.html"]) == exits.PASSED
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == "All 3 models pass"
+    rows = {row.name: row.made_with for row in Collection.from_json(Path("all/index.json").read_text("utf-8")).rows}
+    assert rows["0.safetensors"] == rows["1.safetensors"]
+    for line, what in zip(said[1:3], ("settings", "data"), strict=True):
+        usual, odd = rows["0.safetensors"][what], rows["2.safetensors"][what]
+        assert line == f"  not all were made with the same {what}: 2 with {usual}, 1 with {odd} (2.safetensors)"
+        assert line[3:] in Path("all/index.html").read_text("utf-8")
+        assert read_run(next(Path("b").glob("2*.json"))).provenance[f"audit {what}"].startswith(odd)
+    assert said[3].startswith("index: ")
+    assert rows["0.safetensors"]["versions"] == rows["2.safetensors"]["versions"]
+    assert cli.main(["merge", "a/index.json", "-o", "one/index.html"]) == exits.PASSED
+    assert "not all" not in capsys.readouterr().out
+
+
 def test_the_index_states_the_sum_of_the_error_rates(folder: Path) -> None:
     """Each audit keeps its own; together they are more."""
     files = [save(f"{number}.safetensors", shift=number / 10) for number in range(3)]
@@ -625,7 +694,7 @@ def test_merge_refuses_what_is_no_audit(folder: Path, capsys: pytest.CaptureFixt
     """And says which file it is; the same audit counts once, an index of nothing does no harm."""
     Path("package.json").write_text("{}", encoding="utf-8")
     assert cli.main(["merge", "package.json", "-o", "index.html"]) == exits.USAGE
-    assert "package.json: the JSON is not an audit" in capsys.readouterr().err
+    assert "'package.json': the JSON is not an audit" in capsys.readouterr().err
     save("a.safetensors")
     audit_many("many_net:bayesian", "a.safetensors", folder="part", **PARTS)
     audit_many("many_net:bayesian", [], folder="empty", **PARTS)

@@ -343,6 +343,62 @@ checkpoints = ["?.pt"]
     assert [subject["name"] for subject in found.audit["subjects"]] == ["net@a.pt", "net@b.pt"]
 
 
+WHERE = """
+import os
+
+
+def pytest_runtest_logreport(report):
+    if report.when == "call" and "PYTEST_XDIST_WORKER" not in os.environ:
+        with open("where.txt", "a") as file:
+            file.write(f"{report.node.gateway.id} {report.nodeid}\\n")
+"""
+
+
+@pytest.mark.nightly("workers import torch anew, 20 s; every push looks at the groups of the items")
+def test_a_checkpoint_stays_on_one_worker(tmp_path: Path) -> None:
+    """With loadgroup each has one item a check, all of them on one worker, which makes its network once."""
+    table = '[tool.pytest-bnn.subjects.a]\nmodel = "small:bayesian"\ndata = "small:inputs"\ncheckpoints = "?.pt"\n'
+    saved(tmp_path, "abcd")
+    files = {"pyproject.toml": table, "conftest.py": WHERE}
+    found = session(tmp_path, "pyproject.toml", "-k", f"{FAST} or varies", "-n2", "--dist=loadgroup", files=files)
+    lines = [line.split(" ", 1) for line in (tmp_path / "where.txt").read_text(encoding="utf-8").splitlines()]
+    workers: dict[str, set[str]] = {}
+    for worker, item in lines:
+        workers.setdefault(item.split("::")[1], set()).add(worker)
+    assert workers.keys() == {f"a@{name}.pt" for name in "abcd"}, found.text
+    assert all(len(those) == 1 for those in workers.values()), workers
+    assert {worker for those in workers.values() for worker in those} == {"gw0", "gw1"}
+    checks = {item.split("::")[2].partition("@")[0] for _, item in lines}
+    assert len(checks) >= 4
+    assert len(lines) == 4 * len(checks)  # one item a check and checkpoint
+    assert found.made == 4, found.text
+
+
+def saved(folder: Path, names: str) -> None:
+    """Write the state of the network under some names."""
+    (folder / "small.py").write_text(SMALL, encoding="utf-8")
+    code = f"import small, torch\nfor name in {names!r}: torch.save(small.bayesian().state_dict(), f'{{name}}.pt')"
+    done = warm.python("-c", code, cwd=folder, env={**os.environ, "PYTHONPATH": str(folder)})
+    assert done.returncode == 0, done.stderr
+    (folder / "calls.txt").unlink()
+
+
+def test_each_checkpoint_is_a_group_of_its_own(pytester: pytest.Pytester) -> None:
+    """By which ``--dist loadgroup`` keeps it on one worker; nothing is imported for it."""
+    pytester.makepyprojecttoml('[tool.pytest-bnn.subjects.a]\nmodel = "m:f"\ncheckpoints = "?.pt"\n')
+    for name in "ab":
+        (pytester.path / f"{name}.pt").touch()
+    items, _ = pytester.inline_genitems("pyproject.toml")
+    groups: dict[str, list[str]] = {}
+    for item in items:
+        mark = item.get_closest_marker("xdist_group")
+        assert mark is not None
+        groups.setdefault(mark.args[0], []).append(item.name)
+    assert len(groups) == 2
+    first, second = groups.values()
+    assert first == second == list(registry.built_in())
+
+
 TABLE = '[tool.pytest-bnn.subjects.a]\nmodel = "m:f"\n'
 OF_TABLE = "[tool.pytest-bnn.subjects.a] in pyproject.toml"
 
@@ -357,6 +413,9 @@ OF_TABLE = "[tool.pytest-bnn.subjects.a] in pyproject.toml"
         (TABLE + 'images = "9"', f"images in {OF_TABLE} is '9'. Give a whole number from 1."),
         (TABLE + "task = 'clasification'", f"task in {OF_TABLE} is 'clasification'. Give one of auto, classification"),
         (TABLE + "teacher = 3", f"teacher in {OF_TABLE} is 3. Give MODULE:FACTORY."),
+        (TABLE.replace("m:f", "my_net"), f"model in {OF_TABLE} is 'my_net'. Give MODULE:FACTORY."),
+        (TABLE + 'loss = ":loss"', f"loss in {OF_TABLE} is ':loss'. Give MODULE:FUNCTION."),
+        (TABLE + 'teacher = "my_net:"', f"teacher in {OF_TABLE} is 'my_net:'. Give MODULE:FACTORY."),
         (TABLE + 'allow = { fc = "" }', f"allow in {OF_TABLE} is {{'fc': ''}}. Give reasons"),
         (TABLE + 'checkpoints = "x/*.pt"', "no file is called 'x/*.pt'"),
         (TABLE + "checks.kl.loss.num_batches = 3", '[tool.pytest-bnn.subjects.a.checks."kl.loss"]'),
@@ -390,6 +449,7 @@ SESSIONS = pytest.mark.nightly("a session each; every push has one of each kind"
         pytest.param("--bnn-subjects=hlf", TABLES, "--bnn-subjects: there is no [tool.pytest-bnn.s", marks=SESSIONS),
         pytest.param("pyproject.toml::half::kl::loss", TABLES, "has 2 names behind its network.", marks=SESSIONS),
         pytest.param("pyproject.toml", TABLE + "images = 0", f"images in {OF_TABLE} is 0. Give", marks=SESSIONS),
+        pytest.param("pyproject.toml", TABLE.replace("m:f", "m"), f"model in {OF_TABLE} is 'm'. Give", marks=SESSIONS),
         pytest.param("pyproject.toml", "", "pyproject.toml has no subjects.", marks=SESSIONS),
         pytest.param("--bnn-teacher=small:teacher", "", "--bnn-teacher without --bnn-audit.", marks=SESSIONS),
         pytest.param("--bnn-audit=small:half --bnn-allow=fc", "", "--bnn-allow is 'fc'. Give a reason", marks=SESSIONS),

@@ -168,7 +168,7 @@ def test_a_place_that_cannot_hold_a_baseline_is_refused_before_the_run(tmp_path:
     ("text", "said"),
     [
         (None, r"there is no baseline 'b\.json'\. Make it from what is found now: add --bnn-update-baseline"),
-        ("{", r"--bnn-baseline is 'b\.json': the audit is not JSON"),
+        ("{", r"--bnn-baseline 'b\.json': the audit is not JSON"),
         ("{}", "it has no schema_version"),
         (
             '{"schema_version": "2.0"}',
