@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from pytest_bnn.libraries.capture import LayerCall
 from pytest_bnn.libraries.posterior import BayesianLayer, PosteriorTensor
 from pytest_bnn.sampling.engine.consumers import NORMS, Consumers
+from pytest_bnn.sampling.engine.noise import Strided
 from pytest_bnn.sampling.engine.taps import Taps, used_taps
 
 
@@ -38,7 +39,7 @@ class Drawn:
     part: tuple[slice, ...] = ()
     size: int = field(init=False)
     _spread: Tensor | None = None
-    _mean: Tensor | None = None
+    _mean: Tensor | Strided | None = None
 
     def __post_init__(self) -> None:
         self.size = self._of(self.tensor.mu).numel()
@@ -50,17 +51,27 @@ class Drawn:
         return self._spread
 
     @property
-    def mean(self) -> Tensor | None:
-        """Mu, scaled and shifted; None for a perturbation."""
+    def mean(self) -> Tensor | Strided | None:
+        """Mu, scaled and shifted; None for a perturbation. Mu itself where it lies, wherever that can be."""
         return self._mean
 
-    def lay_out(self, mean: Tensor, spread: Tensor) -> None:
-        """Compute mean and spread in these pieces of memory, flat, without any more; mu may stand for itself."""
+    def lay_out(self, spread: Tensor) -> None:
+        """Compute the spread in this piece of memory, flat, without any more, and find out where the mean is."""
         mu, rho = self._of(self.tensor.mu), self._of(self.tensor.rho)
         self._spread = self._fold(self.tensor.map.into(self._in(spread), rho), None)
-        if self.center:
-            as_it_is = self.scale is None and self.shift is None and mu.is_contiguous(memory_format=self.memory_format)
-            self._mean = mu if as_it_is else self._fold(self._in(mean).copy_(mu), self.shift)
+        if not self.center:
+            return
+        if self.scale is None and self.shift is None and mu.is_contiguous(memory_format=self.memory_format):
+            self._mean = mu
+            return
+        as_pixels = self.memory_format is torch.channels_last
+        strided = Strided.of(mu, self.scale, channels_last=as_pixels) if self.shift is None and mu.ndim > 1 else None
+        self._mean = strided or self.folded(self.tensor.mu)
+
+    def mean_in(self, out: Tensor) -> Tensor:
+        """Return the mean as the call takes it, where it has to be laid out in this tensor."""
+        assert self.mean is not None
+        return self.mean.laid_out(out) if isinstance(self.mean, Strided) else self.mean
 
     def folded(self, used: Tensor) -> Tensor:
         """Turn a tensor that the layer itself used into what the engine's call takes."""
@@ -116,16 +127,16 @@ class Plan:
     layers: dict[int, LayerPlan]
 
     def lay_out(self) -> None:
-        """Compute what is drawn around, before several threads ask for it, each into one piece of memory.
+        """Compute what is drawn around, before several threads ask for it, all spreads into one piece of memory.
 
         The largest comes first, while there is room for what is computed on the way.
         """
         drawn = [drawn for layer in self.layers.values() for drawn in layer.drawn]
         drawn.sort(key=lambda each: -each.size)
-        means, spreads = (torch.empty(sum(padded(each.size) for each in drawn)) for _ in range(2))
+        spreads = torch.empty(sum(padded(each.size) for each in drawn))
         start = 0
         for each in drawn:
-            each.lay_out(means[start : start + each.size], spreads[start : start + each.size])
+            each.lay_out(spreads[start : start + each.size])
             start += padded(each.size)
 
     @property
@@ -146,18 +157,16 @@ def make_plan(calls: Sequence[LayerCall], consumers: Consumers, *, channels_last
         Unsupported: A layer is not one that the engine knows.
     """
     by_layer: defaultdict[int, list[LayerCall]] = defaultdict(list)
-    for call in calls:
+    numbers: dict[int, int] = {}
+    for number, call in enumerate(calls):
         by_layer[id(call.layer.module)].append(call)
-    norm_calls: defaultdict[int, int] = defaultdict(int)
-    for modules in consumers.norms.values():
-        for module in modules:
-            norm_calls[id(module)] += 1
+        numbers[id(call.layer.module)] = number
     layers: dict[int, LayerPlan] = {}
     for index, (key, group) in enumerate(by_layer.items()):
         if not _is_known(group):
             layer = group[0].layer
             raise Unsupported(f"{layer.path or 'the model'} ({type(layer.module).__name__}) computes by its own means")
-        layers[key] = _plan_layer(index, group, _foldable(group, consumers, norm_calls), channels_last)
+        layers[key] = _plan_layer(index, group, _foldable(group, consumers, numbers[key]), channels_last)
     return Plan(layers)
 
 
@@ -179,13 +188,13 @@ def _is_known(group: Sequence[LayerCall]) -> bool:
     return "weight" in roles
 
 
-def _foldable(group: Sequence[LayerCall], consumers: Consumers, norm_calls: dict[int, int]) -> nn.BatchNorm2d | None:
+def _foldable(group: Sequence[LayerCall], consumers: Consumers, number: int) -> nn.BatchNorm2d | None:
     """Return the BatchNorm that alone takes the layer's output, in eval mode; None where there is none."""
     if len(group) != 1:
         return None
     call = group[0]
-    norms = consumers.norms.get(id(call.output), [])
-    if len(norms) != 1 or norm_calls[id(norms[0])] != 1 or consumers.used_by[id(call.output)] != ["batch_norm"]:
+    norms = consumers.norms.get(number, [])
+    if len(norms) != 1 or consumers.norm_calls[id(norms[0])] != 1 or consumers.used_by[number] != ["batch_norm"]:
         return None
     norm, name = norms[0], call.functional[-1].function.__name__
     if not isinstance(norm, NORMS) or norm.training or norm.running_mean is None or norm.running_var is None:

@@ -82,20 +82,21 @@ class Worker:
             used = self.given[key][call].functional[-1]
             values = [used.weight] if used.bias is None else [used.weight, used.bias]
             return [drawn.folded(value.detach()) for drawn, value in zip(layer.drawn, values, strict=True)]
-        if self.silences(layer):
-            return [drawn.mean for drawn in layer.drawn if drawn.mean is not None]
         if self.held is not None:
             return self.held[key, call]
         return self.draw(layer, call, self._buffer)
 
     def draw(self, layer: LayerPlan, call: int, buffer: Tensor | None = None) -> list[Tensor]:
-        """Draw weight and bias for one call of a layer, into ``buffer`` or memory of their own."""
+        """Draw weight and bias for one call of a layer, into ``buffer`` or memory of their own; silent: their means."""
         values, start = [], 0
         for drawn in layer.drawn:
             size = drawn.size
             memory = torch.empty(size) if buffer is None else buffer[start : start + size]
             value = memory.as_strided(drawn.spread.shape, drawn.spread.stride())
             start += padded(size)
+            if self.silences(layer):
+                values.append(drawn.mean_in(value))
+                continue
             stream = drawn.stream + call * self.plan.streams
             self.noise.draw(value, drawn.mean, drawn.spread, stream, self.index, self.scratch)
             values.append(value)
