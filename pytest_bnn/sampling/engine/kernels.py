@@ -131,13 +131,25 @@ def normal_block(first: Any, stream: Any, index: Any, key_0: Any, key_1: Any, wo
 
 @compiled
 def draw(
-    out: Any, mean: Any, spread: Any, stream: Any, index: Any, key_0: Any, key_1: Any, words: Any, normals: Any
+    out: Any,
+    mean: Any,
+    spread: Any,
+    place: Any,
+    stream: Any,
+    index: Any,
+    key_0: Any,
+    key_1: Any,
+    words: Any,
+    normals: Any,
 ) -> None:
-    """Write ``mean + spread * eps`` into ``out``; all are flat float32, ``words`` and ``normals`` are scratch."""
+    """Write ``mean + spread * eps`` into ``out``; all are flat float32, ``words`` and ``normals`` are scratch.
+
+    ``place`` is the number of the first entry in its tensor, a multiple of `NUMBERS`.
+    """
     flat = normals.reshape(-1)
     size = out.size
     for start in range(0, size, NUMBERS):
-        normal_block(start // 4, stream, index, key_0, key_1, words, normals)
+        normal_block((place + start) // 4, stream, index, key_0, key_1, words, normals)
         stop = min(start + NUMBERS, size)
         o, m, s = out[start:stop], mean[start:stop], spread[start:stop]
         for j in range(o.size):
@@ -166,6 +178,7 @@ def draw_around(
     steps: Any,
     scale: Any,
     spread: Any,
+    place: Any,
     stream: Any,
     index: Any,
     key_0: Any,
@@ -183,7 +196,7 @@ def draw_around(
     wide = size // rows
     row = 0
     for start in range(0, size, NUMBERS):
-        normal_block(start // 4, stream, index, key_0, key_1, words, normals)
+        normal_block((place + start) // 4, stream, index, key_0, key_1, words, normals)
         stop = min(start + NUMBERS, size)
         while row * wide < stop:
             mean_row(out[row * wide : (row + 1) * wide], source[row * steps[0] :], offsets, steps[1], scale[row])

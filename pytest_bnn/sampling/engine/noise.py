@@ -52,6 +52,10 @@ class Strided:
         source = mean.as_strided((last + 1,), (1,)).numpy()
         return cls(mean, factors, source, offsets, (strides[0], step))
 
+    def __getitem__(self, rows: slice) -> Strided:
+        source = self.source[rows.start * self.steps[0] :]
+        return Strided(self.mean[rows], self.scale[rows], source, self.offsets, self.steps)
+
     def laid_out(self, out: Tensor) -> Tensor:
         """Write the mean into a tensor of its shape; return that tensor."""
         return out.copy_(self.mean).mul_(self.scale.reshape(-1, *[1] * (self.mean.ndim - 1)))
@@ -69,13 +73,22 @@ class Noise(Protocol):
     """A source of noise. Numbers depend on the seed, ``stream``, ``index`` and the place alone."""
 
     name: str
+    step: int | None
 
     def draw(
-        self, out: Tensor, mean: Tensor | Strided | None, spread: Tensor, stream: int, index: int, scratch: Scratch
+        self,
+        out: Tensor,
+        mean: Tensor | Strided | None,
+        spread: Tensor,
+        stream: int,
+        index: int,
+        scratch: Scratch,
+        place: int = 0,
     ) -> None:
         """Write ``mean + spread * eps`` into ``out``; all float32, dense and of one layout; a mean of None is 0.
 
-        A `Strided` mean has a layout of its own.
+        A `Strided` mean has a layout of its own. ``place`` is the number of the first entry in a tensor of which this
+        is a part with a mean, a multiple of `step`; 0 where that is None.
         """
 
     def flipped(self, values: Tensor, rows: Tensor, stream: int, index: int, scratch: Scratch) -> Tensor:
@@ -95,6 +108,7 @@ class PhiloxNoise:
     """
 
     name = "Philox4x32-10, compiled"
+    step = 4 * BLOCK
 
     def __init__(self, seed: int) -> None:
         import numba
@@ -108,7 +122,14 @@ class PhiloxNoise:
         self.draw(one, one, one, 0, 0, Scratch())
 
     def draw(
-        self, out: Tensor, mean: Tensor | Strided | None, spread: Tensor, stream: int, index: int, scratch: Scratch
+        self,
+        out: Tensor,
+        mean: Tensor | Strided | None,
+        spread: Tensor,
+        stream: int,
+        index: int,
+        scratch: Scratch,
+        place: int = 0,
     ) -> None:
         """As `Noise.draw`."""
         target, width = flat(out).numpy(), flat(spread).numpy()
@@ -116,10 +137,10 @@ class PhiloxNoise:
         if mean is None:
             self.kernels.draw_zero_mean(target, width, *work)
         elif isinstance(mean, Strided):
-            place = mean.source, mean.offsets, mean.steps, mean.scale.numpy()
-            self.kernels.draw_around(target, *place, width, *work)
+            lies = mean.source, mean.offsets, mean.steps, mean.scale.numpy()
+            self.kernels.draw_around(target, *lies, width, place, *work)
         else:
-            self.kernels.draw(target, flat(mean).numpy(), width, *work)
+            self.kernels.draw(target, flat(mean).numpy(), width, place, *work)
 
     def flipped(self, values: Tensor, rows: Tensor, stream: int, index: int, scratch: Scratch) -> Tensor:
         """As `Noise.flipped`."""
@@ -141,12 +162,20 @@ class TorchNoise:
     """torch's generator, seeded for each pass and stream: slower, for machines without numba."""
 
     name = "torch's generator"
+    step = None
 
     def __init__(self, seed: int) -> None:
         self._seed = seed
 
     def draw(
-        self, out: Tensor, mean: Tensor | Strided | None, spread: Tensor, stream: int, index: int, scratch: Scratch
+        self,
+        out: Tensor,
+        mean: Tensor | Strided | None,
+        spread: Tensor,
+        stream: int,
+        index: int,
+        scratch: Scratch,
+        place: int = 0,
     ) -> None:
         """As `Noise.draw`."""
         target = flat(out)

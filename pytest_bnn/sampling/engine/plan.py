@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,6 +16,13 @@ from pytest_bnn.libraries.posterior import BayesianLayer, PosteriorTensor
 from pytest_bnn.sampling.engine.consumers import NORMS, Consumers
 from pytest_bnn.sampling.engine.noise import Strided
 from pytest_bnn.sampling.engine.taps import Taps, used_taps
+
+
+#: Weights of a layer beyond which its outputs are computed in parts: four bytes each, twice in each thread.
+PART = 1 << 19
+
+#: Output channels of a part are a multiple of it, which the machine's vectors are long.
+_ROWS = 32
 
 
 class Unsupported(Exception):  # noqa: N818  a decision, not an error
@@ -45,6 +53,11 @@ class Drawn:
         self.size = self._of(self.tensor.mu).numel()
 
     @property
+    def shape(self) -> torch.Size:
+        """The shape of what is drawn."""
+        return self._of(self.tensor.mu).shape
+
+    @property
     def spread(self) -> Tensor:
         """Sigma, scaled."""
         assert self._spread is not None
@@ -68,27 +81,26 @@ class Drawn:
         strided = Strided.of(mu, self.scale, channels_last=as_pixels) if self.shift is None and mu.ndim > 1 else None
         self._mean = strided or self.folded(self.tensor.mu)
 
-    def mean_in(self, out: Tensor) -> Tensor:
-        """Return the mean as the call takes it, where it has to be laid out in this tensor."""
-        assert self.mean is not None
-        return self.mean.laid_out(out) if isinstance(self.mean, Strided) else self.mean
+    def rows(self, rows: slice) -> tuple[Tensor | Strided | None, Tensor]:
+        """Return mean and spread of some rows."""
+        return None if self.mean is None else self.mean[rows], self.spread[rows]
 
-    def folded(self, used: Tensor) -> Tensor:
-        """Turn a tensor that the layer itself used into what the engine's call takes."""
-        return self._fold(self._of(used).clone(memory_format=self.memory_format), self.shift)
+    def folded(self, used: Tensor, rows: slice = slice(None)) -> Tensor:
+        """Turn a tensor that the layer itself used, or some of its rows, into what the engine's call takes."""
+        return self._fold(self._of(used)[rows].clone(memory_format=self.memory_format), self.shift, rows)
 
     def _of(self, tensor: Tensor) -> Tensor:
         return tensor.detach()[self.part]
 
     def _in(self, memory: Tensor) -> Tensor:
-        shape = self._of(self.tensor.mu).shape
+        shape = self.shape
         strides = torch.empty(shape, device="meta").to(memory_format=self.memory_format).stride()
         return memory.as_strided(shape, strides, memory.storage_offset())
 
-    def _fold(self, value: Tensor, shift: Tensor | None) -> Tensor:
+    def _fold(self, value: Tensor, shift: Tensor | None, rows: slice = slice(None)) -> Tensor:
         if self.scale is not None:
-            value.mul_(self.scale.reshape(-1, *[1] * (value.ndim - 1)))
-        return value if shift is None else value.add_(shift)
+            value.mul_(self.scale[rows].reshape(-1, *[1] * (value.ndim - 1)))
+        return value if shift is None else value.add_(shift[rows])
 
 
 @dataclass(slots=True, eq=False)
@@ -118,6 +130,20 @@ class LayerPlan:
     def drawn(self) -> tuple[Drawn, ...]:
         """What is drawn in every call."""
         return (self.weight,) if self.bias is None else (self.weight, self.bias)
+
+    def parts(self, step: int | None) -> tuple[slice, ...]:
+        """Return parts of the outputs that can be computed one after the other, so that less memory is needed.
+
+        Args:
+            step: What the number of weights before a part must be a multiple of; None where there are no parts.
+        """
+        rows = self.weight.shape[0]
+        wide = self.weight.size // max(1, rows)
+        if step is None or self.flipout or self.weight.size <= PART or not _takes_rows_apart(self):
+            return (slice(0, rows),)
+        each = math.lcm(step // math.gcd(step, wide), _ROWS)
+        size = max(each, PART // wide // each * each)
+        return tuple(slice(start, min(start + size, rows)) for start in range(0, rows, size))
 
 
 @dataclass(slots=True, eq=False)
@@ -245,6 +271,13 @@ def _plan_layer(index: int, group: Sequence[LayerCall], norm: nn.BatchNorm2d | N
         taps=taps,
         border=layer.border,
     )
+
+
+def _takes_rows_apart(plan: LayerPlan) -> bool:
+    """Return whether a row of the weight decides an output channel alone, of all inputs."""
+    name = plan.function.__name__
+    groups = plan.keywords.get("groups", plan.rest[3] if len(plan.rest) > 3 else 1)
+    return name == "linear" or (name in ("conv1d", "conv2d", "conv3d") and groups == 1)
 
 
 def _affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
