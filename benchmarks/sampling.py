@@ -30,9 +30,10 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from pytest_bnn.conversion import Conversion, convert
-from pytest_bnn.sampling.engine.handshake import give_memory_back, shake_hands
+from pytest_bnn.sampling.engine.handshake import shake_hands
 from pytest_bnn.sampling.engine.noise import PhiloxNoise, Scratch
 from pytest_bnn.sampling.engine.run import Engine
+from pytest_bnn.sampling.freed import give_memory_back
 from pytest_bnn.sampling.threads import limited
 from pytest_bnn.training.divergence import fixed_sigma, kl
 from pytest_bnn.training.engine import fused_steps

@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from pytest_bnn.checks._gradients import Gradients, share_operands
 from pytest_bnn.checks._watching import Backwards, OutputCall, keeping, moved_mu, run_backward
 from pytest_bnn.checks.finding import Finding, LossError, NoCutError, at_fault
 from pytest_bnn.data.batch import Batch, rows_of
@@ -26,6 +27,7 @@ from pytest_bnn.network.calling import forward
 from pytest_bnn.network.foreign import foreign_left_alone
 from pytest_bnn.network.isolation import seed_everything, undisturbed
 from pytest_bnn.records.evidence import Verdict
+from pytest_bnn.sampling.own import unwritten_by_loss
 from pytest_bnn.subject import Subject
 
 #: What to do about a loss that takes steps in the parameters.
@@ -51,7 +53,7 @@ class Evaluation:
 
     Attributes:
         value: The loss.
-        gradients: To each tensor's mu and rho (their parameters), float64; None where none came.
+        gradients: To each tensor's mu and rho (their parameters), read in float64; None where none came.
         calls: The calls of Bayesian layers; where the noise is not silent, the weights they used keep their gradients.
         called: How often the model, or a module in it, was called.
         reached: Whether a gradient came to any parameter of the model.
@@ -66,7 +68,7 @@ class Evaluation:
     """
 
     value: float = 0.0
-    gradients: dict[Key, tuple[Tensor | None, Tensor | None]] = field(default_factory=dict)
+    gradients: Gradients = field(default_factory=Gradients)
     calls: list[LayerCall] = field(default_factory=list)
     called: int = 0
     reached: bool = False
@@ -121,7 +123,10 @@ def evaluate(
     assert subject.probed is not None  # before anything is watched: probing runs the model
     seed = subject.seed if seed is None else seed
     beside = [subject.teacher] if subject.teacher is not None else []
-    with undisturbed(model, *beside, seed=seed), torch.enable_grad(), ExitStack() as stack:
+    assert subject.loss is not None
+    moved = {id(tensor.mu_parameter) for tensor in tensors_of(layers)} if mu_shift else set()
+    spared = [tensor for tensor in unwritten_by_loss(subject.loss, model, *beside) if id(tensor) not in moved]
+    with undisturbed(model, *beside, seed=seed, unwritten=spared), torch.enable_grad(), ExitStack() as stack:
         foreign = stack.enter_context(foreign_left_alone(model))
         if train:
             for module in model.modules():
@@ -155,8 +160,9 @@ def evaluate(
         if backward:
             run_backward(value * times if times != 1.0 else value, backwards, leaves)
         found.value = float(value.detach())
-        for tensor in tensors_of(layers):
-            found.gradients[key_of(tensor)] = _copy(tensor.mu_parameter.grad), _copy(tensor.rho_parameter.grad)
+        found.gradients = Gradients(
+            {key_of(t): (_kept(t.mu_parameter.grad), _kept(t.rho_parameter.grad)) for t in tensors_of(layers)}
+        )
         found.reached = any(parameter.grad is not None for parameter in leaves)
         found.by_normal = frozenset() if draws is None else frozenset(draws.cut)
         found.not_cut, found.undrawn = operands.not_cut(tuple(layers)), operands.undrawn(tuple(layers))
@@ -181,7 +187,11 @@ def cut_of(subject: Subject, layers: Sequence[BayesianLayer], *, train: bool = F
     """
     key = f"cut, {'train' if train else 'eval'} mode"
     if key not in subject.evaluations:
-        subject.evaluations[key] = _cut(subject, layers, train)
+        new = subject.evaluations[key] = _cut(subject, layers, train)
+        for other in subject.evaluations.values():
+            if isinstance(other, Evaluation) and other is not new:
+                new.gradients.share(other.gradients)
+                share_operands(new.calls, other.calls)
     found = subject.evaluations[key]
     assert isinstance(found, Evaluation)
     return found
@@ -204,8 +214,9 @@ def _cut(subject: Subject, layers: Sequence[BayesianLayer], train: bool) -> Eval
     return found
 
 
-def _copy(gradient: Tensor | None) -> Tensor | None:
-    return None if gradient is None else gradient.detach().double().clone()
+def _kept(gradient: Tensor | None) -> Tensor | None:
+    """Return a gradient as it is: the parameter lets go of it when the evaluation ends, and nothing adds to it."""
+    return None if gradient is None else gradient.detach()
 
 
 def unproven(subject: Subject) -> str:

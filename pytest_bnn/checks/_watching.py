@@ -72,16 +72,17 @@ def moved_mu(tensors: Sequence[PosteriorTensor], by: float) -> dict[Key, Tensor]
     """Move every mu by random numbers, and return how far it came; within `isolation.undisturbed`."""
     generator = torch.Generator().manual_seed(1)
     moved: dict[Key, Tensor] = {}
-    before = {key_of(tensor): tensor.mu.detach().double().clone() for tensor in tensors}
-    parameters = {id(tensor.mu_parameter): (tensor.mu_parameter, _step(tensor)) for tensor in tensors}
+    before = {key_of(tensor): tensor.mu.detach().clone() for tensor in tensors}
+    parameters = {id(tensor.mu_parameter): tensor for tensor in tensors}
     with torch.no_grad():
-        for parameter, step in parameters.values():
+        for tensor in parameters.values():
+            parameter, step = tensor.mu_parameter, _step(tensor)
             offset = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
             size = step if step.shape == parameter.shape else step.mean()
             # Through .data: a backward pass that waits outside must not take it for changed.
             parameter.data.add_((by * size * offset.to(parameter.device)).to(parameter.dtype))
     for tensor in tensors:
-        moved[key_of(tensor)] = tensor.mu.detach().double() - before[key_of(tensor)]
+        moved[key_of(tensor)] = tensor.mu.detach().double() - before.pop(key_of(tensor)).double()
     return moved
 
 

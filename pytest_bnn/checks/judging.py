@@ -30,6 +30,7 @@ from pytest_bnn.options import in_force, sources_in_force
 from pytest_bnn.progress import Event, begin
 from pytest_bnn.records.evidence import Evidence, Measurement, Verdict
 from pytest_bnn.records.recorder import record, recorder_in_force, running_test
+from pytest_bnn.sampling.freed import give_memory_back
 from pytest_bnn.sampling.threads import limited
 from pytest_bnn.subject import Subject
 
@@ -59,6 +60,8 @@ def judged(
     if not inside_an_audit:
         begin(Event(subject=subject.name, check=check.id))
     finding = _found(subject, lambda it: _premise(check, it, severity) or find(it), inside_an_audit)
+    if inside_an_audit:
+        give_memory_back()
     if check.of_data and finding.verdict is Verdict.INCONCLUSIVE and not _must_decide():
         note = "too few labels or examples to decide it count as a warning; --inconclusive fail makes it a failure"
         finding = replace(finding, verdict=Verdict.WARN, notes=(*finding.notes, note))

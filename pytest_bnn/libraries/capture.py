@@ -110,6 +110,7 @@ def capture(
         model: What runs.
         memory: Flat, float32: drawn weights move there while it lasts, so that they do not lie scattered among what
             the layers themselves need for a moment. They are overwritten by the next pass after the list was cleared.
+            Of outputs nothing but the form is kept then.
         operand: Gives the tensor that a functional call uses in place of a weight or bias, and that is collected;
             the layer's own when None.
     """
@@ -122,8 +123,10 @@ def capture(
     def leave(_module: nn.Module, output: Any) -> None:
         call = mode.running.pop()
         call.output = output
-        if mode.memory is not None and call.functional:
-            call.functional[-1] = mode.moved(call.functional[-1])
+        if mode.memory is not None:
+            call.output = output.to("meta") if isinstance(output, Tensor) else None
+            if call.functional:
+                call.functional[-1] = mode.moved(call.functional[-1])
         mode.calls.append(call)
 
     with within([layer.module for layer in layers.values()], mode, enter=enter, leave=leave):

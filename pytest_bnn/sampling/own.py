@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from types import FunctionType
 from typing import Any
 
 from torch import Tensor, nn
@@ -38,6 +39,16 @@ def unwritten(model: nn.Module) -> list[Tensor]:
             elif buffer is not None:
                 written.add(buffer.untyped_storage().data_ptr())
     return [t for t in found if not is_lazy(t) and t.untyped_storage().data_ptr() not in written]
+
+
+def unwritten_by_loss(loss: Callable[..., Any], *models: nn.Module | None) -> list[Tensor]:
+    """Return the parameters and priors of models that a loss's evaluation, with its gradient, does not write to.
+
+    None where the loss is no function of this package, such as `distillation_loss`: another one may take steps.
+    """
+    if str(getattr(loss, "__module__", "")).partition(".")[0] != "pytest_bnn" or not isinstance(loss, FunctionType):
+        return []
+    return [tensor for model in models if model is not None for tensor in unwritten(model)]
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from pytest_bnn.network.isolation import preserved_random_state, seed_everything
 from pytest_bnn.options import in_force
 from pytest_bnn.records.run import TrainingStep
 from pytest_bnn.sampling.bank import probabilities
+from pytest_bnn.sampling.freed import give_memory_back
 from pytest_bnn.sampling.threads import limited
 
 STEPS = 40
@@ -171,6 +172,8 @@ def finetune(
                 progress(record)
         for parameter in model.parameters():
             parameter.grad = None
+    del stepper
+    give_memory_back()
     return tuple(trajectory)
 
 

@@ -20,6 +20,7 @@ from pytest_bnn.libraries.registry import adapters_of, clashes, has_kl
 from pytest_bnn.network.isolation import undisturbed
 from pytest_bnn.network.naming import called
 from pytest_bnn.records.evidence import LayerFinding, Measurement, Threshold, Verdict
+from pytest_bnn.sampling.own import unwritten
 from pytest_bnn.subject import Subject
 
 #: Allowed relative error of the KL and of its gradient; float32 sums over millions of weights are good to 1e-7.
@@ -85,7 +86,8 @@ def _find(subject: Subject) -> Finding:
     tensors = tensors_of(layers)
     frozen = [t.name for t in tensors if t.mu_parameter.requires_grad and not t.rho_parameter.requires_grad]
     own = _own_sum(subject.model)
-    with undisturbed(subject.model, seed=subject.seed), torch.enable_grad():
+    spared = unwritten(subject.model) if own is None else ()
+    with undisturbed(subject.model, seed=subject.seed, unwritten=spared), torch.enable_grad():
         for tensor in tensors:
             for parameter in (tensor.mu_parameter, tensor.rho_parameter):
                 parameter.requires_grad_(True)

@@ -15,6 +15,7 @@ from pytest_bnn.network.calling import forward
 from pytest_bnn.network.isolation import undisturbed
 from pytest_bnn.network.naming import called
 from pytest_bnn.records.evidence import Certainty, Measurement, Threshold, Verdict
+from pytest_bnn.sampling.own import unwritten
 from pytest_bnn.stats.budget import Budget
 from pytest_bnn.stats.normal import ROUNDING, Sums, draws_needed, effect
 from pytest_bnn.subject import Subject
@@ -102,7 +103,7 @@ def _find(subject: Subject, max_passes: int, budget: Budget) -> Finding:
     if not layers:
         return not_applicable(NOTHING_BAYESIAN)
     drawing = _Drawing(subject, {}, {})
-    with undisturbed(subject.model, seed=subject.seed):
+    with undisturbed(subject.model, seed=subject.seed, unwritten=unwritten(subject.model)):
         drawing.next_pass()
         seen = [t for t in drawing.draws.values() if t.count]
         level = budget.alpha / FAMILIES / (len(seen) + 1)

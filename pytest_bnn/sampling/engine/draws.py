@@ -83,7 +83,7 @@ class DrawTests:
                 for half, signs in enumerate(call.signs):
                     values, name = signs.flatten(), f"{call.layer.path} ({'input' if half == 0 else 'output'})"
                     self._signs[name, number].take(values.float())
-                    self._signs[name, number].heads.append(values[:_HEAD].double())
+                    self._signs[name, number].heads.append(values[:_HEAD].clone())
 
     def _take_noise(self, tensor: PosteriorTensor, noise: Tensor, number: int, *, rounded: bool) -> None:
         draws = self._noise[tensor.name, number]
@@ -110,7 +110,7 @@ class DrawTests:
                 self._trouble = self._trouble or f"{tensor.name} is drawn further from mu than {_LARGEST:g} sigma"
             draws.take(values)
             if sum(len(head) for head in heads) < _HEAD:
-                heads.append(values[:_HEAD].double())
+                heads.append(values[:_HEAD].clone())
         draws.heads.append(torch.cat(heads)[:_HEAD])
 
     def trouble(self) -> str:
@@ -168,7 +168,7 @@ def _related(one: Tensor, other: Tensor) -> float:
     With coins for numbers it is sub-Gaussian, so that Hoeffding's bound holds; it is used for both.
     """
     common = min(len(one), len(other))
-    one, other = one[:common], other[:common]
+    one, other = one[:common].double(), other[:common].double()
     norm = float(other.norm())
     deviate = float(one @ other) / norm if norm else 0.0
     return min(1.0, 2 * math.exp(-0.5 * deviate**2))

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Sequence
-from contextlib import suppress
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +18,7 @@ from pytest_bnn.sampling.engine.noise import Noise, make_noise
 from pytest_bnn.sampling.engine.plan import Unsupported, make_plan
 from pytest_bnn.sampling.engine.replica import Worker, calls_by_layer
 from pytest_bnn.sampling.engine.run import Engine, passes_chunk
+from pytest_bnn.sampling.freed import give_memory_back
 from pytest_bnn.sampling.own import undisturbed_passes
 from pytest_bnn.sampling.threads import limited, share
 
@@ -110,14 +109,13 @@ def _compare(
     del consumers
     worker = Worker(model, plan, noise)
     for index in range(passes):
+        give_memory_back()  # what the pass before left lies in pieces, which the next one's do not fit
         if index:
             images = two[index % 2 :][:1]
             with capture(model, memory=memory) as calls:
                 wanted = output_tensor(model(images))
         else:
             images = two
-        for call in calls:
-            call.output = None  # all of them together are half a copy of the weights
         with limited(1):  # many small sums: threads would wait for each other
             tests.take(calls)
         _repeat(worker, calls, images, wanted)
@@ -149,9 +147,3 @@ def _require_independent_images(engine: Engine, two: Tensor) -> None:
     gap = difference(together, apart)
     if not 0 <= gap <= tolerance(together):
         raise Unsupported("its output for an image depends on the images beside it")
-
-
-def give_memory_back() -> None:
-    """Let the C library give freed memory back to the system, where it can: the engine's own comes on top otherwise."""
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)

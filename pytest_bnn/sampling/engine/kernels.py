@@ -131,17 +131,79 @@ def normal_block(first: Any, stream: Any, index: Any, key_0: Any, key_1: Any, wo
 
 @compiled
 def draw(
-    out: Any, mean: Any, spread: Any, stream: Any, index: Any, key_0: Any, key_1: Any, words: Any, normals: Any
+    out: Any,
+    mean: Any,
+    spread: Any,
+    place: Any,
+    stream: Any,
+    index: Any,
+    key_0: Any,
+    key_1: Any,
+    words: Any,
+    normals: Any,
 ) -> None:
-    """Write ``mean + spread * eps`` into ``out``; all are flat float32, ``words`` and ``normals`` are scratch."""
+    """Write ``mean + spread * eps`` into ``out``; all are flat float32, ``words`` and ``normals`` are scratch.
+
+    ``place`` is the number of the first entry in its tensor, a multiple of `NUMBERS`.
+    """
     flat = normals.reshape(-1)
     size = out.size
     for start in range(0, size, NUMBERS):
-        normal_block(start // 4, stream, index, key_0, key_1, words, normals)
+        normal_block((place + start) // 4, stream, index, key_0, key_1, words, normals)
         stop = min(start + NUMBERS, size)
         o, m, s = out[start:stop], mean[start:stop], spread[start:stop]
         for j in range(o.size):
             o[j] = m[j] + s[j] * flat[j]
+
+
+@compiled
+def mean_row(out: Any, source: Any, offsets: Any, step: Any, factor: Any) -> None:
+    """Write ``source[offsets[tap] + channel * step] * factor`` into ``out``, tap by tap."""
+    channels = out.size // offsets.size
+    for tap in range(offsets.size):
+        o, s = out[tap * channels : (tap + 1) * channels], source[offsets[tap] :]
+        if step == 1:
+            for channel in range(channels):
+                o[channel] = s[channel] * factor
+        else:
+            for channel in range(channels):
+                o[channel] = s[channel * step] * factor
+
+
+@compiled
+def draw_around(
+    out: Any,
+    source: Any,
+    offsets: Any,
+    steps: Any,
+    scale: Any,
+    spread: Any,
+    place: Any,
+    stream: Any,
+    index: Any,
+    key_0: Any,
+    key_1: Any,
+    words: Any,
+    normals: Any,
+) -> None:
+    """Write ``mean * scale + spread * eps`` into ``out``, for a mean that lies in memory in another order.
+
+    ``out`` has rows of taps of channels; the mean of an entry is at ``row * steps[0] + offsets[tap] + channel *
+    steps[1]`` of ``source``. ``scale`` is a number for each row. Rounds as `draw` does with a mean scaled before.
+    """
+    flat = normals.reshape(-1)
+    size, rows = out.size, scale.size
+    wide = size // rows
+    row = 0
+    for start in range(0, size, NUMBERS):
+        normal_block((place + start) // 4, stream, index, key_0, key_1, words, normals)
+        stop = min(start + NUMBERS, size)
+        while row * wide < stop:
+            mean_row(out[row * wide : (row + 1) * wide], source[row * steps[0] :], offsets, steps[1], scale[row])
+            row += 1
+        o, s = out[start:stop], spread[start:stop]
+        for j in range(o.size):
+            o[j] += s[j] * flat[j]
 
 
 @compiled

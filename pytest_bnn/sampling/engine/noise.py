@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy
@@ -11,6 +12,53 @@ from torch import Tensor
 
 #: Counters of one block of compiled noise. What is compiled holds it: touch `kernels` after a change.
 BLOCK = 128
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Strided:
+    """A mean that stays where it is, in memory of another order than what is drawn around it.
+
+    That has rows of taps of channels. The mean of an entry is ``source[row * steps[0] + offsets[tap] + channel *
+    steps[1]] * scale[row]``, and all of it, in the order it has there, is ``mean * scale``.
+    """
+
+    mean: Tensor
+    scale: Tensor
+    source: Any
+    offsets: Any
+    steps: tuple[int, int]
+
+    @classmethod
+    def of(cls, mean: Tensor, scale: Tensor | None, *, channels_last: bool) -> Strided | None:
+        """Return a mean whose rows are its first dimension; None where no such steps lead through it.
+
+        Args:
+            mean: Float32, with two dimensions or more; none of them backwards.
+            scale: A number for each row; 1 where None.
+            channels_last: Whether the taps come before the channels in what is drawn.
+        """
+        shape, strides = mean.shape, mean.stride()
+        if channels_last:
+            taps, step = [(n, s) for n, s in zip(shape[2:], strides[2:], strict=True)], strides[1]
+        elif mean[0].is_contiguous():
+            taps, step = [], 1
+        else:
+            return None
+        offsets = numpy.zeros(1, dtype=numpy.int64)
+        for size, stride in taps:
+            offsets = (offsets[:, None] + stride * numpy.arange(size)).reshape(-1)
+        factors = torch.ones(shape[0]) if scale is None else scale
+        last = sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
+        source = mean.as_strided((last + 1,), (1,)).numpy()
+        return cls(mean, factors, source, offsets, (strides[0], step))
+
+    def __getitem__(self, rows: slice) -> Strided:
+        source = self.source[rows.start * self.steps[0] :]
+        return Strided(self.mean[rows], self.scale[rows], source, self.offsets, self.steps)
+
+    def laid_out(self, out: Tensor) -> Tensor:
+        """Write the mean into a tensor of its shape; return that tensor."""
+        return out.copy_(self.mean).mul_(self.scale.reshape(-1, *[1] * (self.mean.ndim - 1)))
 
 
 class Scratch:
@@ -25,9 +73,23 @@ class Noise(Protocol):
     """A source of noise. Numbers depend on the seed, ``stream``, ``index`` and the place alone."""
 
     name: str
+    step: int | None
 
-    def draw(self, out: Tensor, mean: Tensor | None, spread: Tensor, stream: int, index: int, scratch: Scratch) -> None:
-        """Write ``mean + spread * eps`` into ``out``; all float32, dense and of one layout; a mean of None is 0."""
+    def draw(
+        self,
+        out: Tensor,
+        mean: Tensor | Strided | None,
+        spread: Tensor,
+        stream: int,
+        index: int,
+        scratch: Scratch,
+        place: int = 0,
+    ) -> None:
+        """Write ``mean + spread * eps`` into ``out``; all float32, dense and of one layout; a mean of None is 0.
+
+        A `Strided` mean has a layout of its own. ``place`` is the number of the first entry in a tensor of which this
+        is a part with a mean, a multiple of `step`; 0 where that is None.
+        """
 
     def flipped(self, values: Tensor, rows: Tensor, stream: int, index: int, scratch: Scratch) -> Tensor:
         """Return dense float32 values ``[rows, ...]`` with random signs, keyed by the number (int64) of each row."""
@@ -46,6 +108,7 @@ class PhiloxNoise:
     """
 
     name = "Philox4x32-10, compiled"
+    step = 4 * BLOCK
 
     def __init__(self, seed: int) -> None:
         import numba
@@ -58,14 +121,26 @@ class PhiloxNoise:
         one = torch.ones(1)
         self.draw(one, one, one, 0, 0, Scratch())
 
-    def draw(self, out: Tensor, mean: Tensor | None, spread: Tensor, stream: int, index: int, scratch: Scratch) -> None:
+    def draw(
+        self,
+        out: Tensor,
+        mean: Tensor | Strided | None,
+        spread: Tensor,
+        stream: int,
+        index: int,
+        scratch: Scratch,
+        place: int = 0,
+    ) -> None:
         """As `Noise.draw`."""
         target, width = flat(out).numpy(), flat(spread).numpy()
         work = (stream, index, *self.key, scratch.words, scratch.normals)
         if mean is None:
             self.kernels.draw_zero_mean(target, width, *work)
+        elif isinstance(mean, Strided):
+            lies = mean.source, mean.offsets, mean.steps, mean.scale.numpy()
+            self.kernels.draw_around(target, *lies, width, place, *work)
         else:
-            self.kernels.draw(target, flat(mean).numpy(), width, *work)
+            self.kernels.draw(target, flat(mean).numpy(), width, place, *work)
 
     def flipped(self, values: Tensor, rows: Tensor, stream: int, index: int, scratch: Scratch) -> Tensor:
         """As `Noise.flipped`."""
@@ -87,13 +162,25 @@ class TorchNoise:
     """torch's generator, seeded for each pass and stream: slower, for machines without numba."""
 
     name = "torch's generator"
+    step = None
 
     def __init__(self, seed: int) -> None:
         self._seed = seed
 
-    def draw(self, out: Tensor, mean: Tensor | None, spread: Tensor, stream: int, index: int, scratch: Scratch) -> None:
+    def draw(
+        self,
+        out: Tensor,
+        mean: Tensor | Strided | None,
+        spread: Tensor,
+        stream: int,
+        index: int,
+        scratch: Scratch,
+        place: int = 0,
+    ) -> None:
         """As `Noise.draw`."""
         target = flat(out)
+        if isinstance(mean, Strided):
+            mean = mean.laid_out(torch.empty_like(out))
         target.normal_(generator=self._generator(stream, index, 0))
         if mean is None:
             target.mul_(flat(spread))

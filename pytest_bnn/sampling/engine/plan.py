@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,7 +14,15 @@ from torch import Tensor, nn
 from pytest_bnn.libraries.capture import LayerCall
 from pytest_bnn.libraries.posterior import BayesianLayer, PosteriorTensor
 from pytest_bnn.sampling.engine.consumers import NORMS, Consumers
+from pytest_bnn.sampling.engine.noise import Strided
 from pytest_bnn.sampling.engine.taps import Taps, used_taps
+
+
+#: Weights of a layer beyond which its outputs are computed in parts: four bytes each, twice in each thread.
+PART = 1 << 19
+
+#: Output channels of a part are a multiple of it, which the machine's vectors are long.
+_ROWS = 32
 
 
 class Unsupported(Exception):  # noqa: N818  a decision, not an error
@@ -38,10 +47,15 @@ class Drawn:
     part: tuple[slice, ...] = ()
     size: int = field(init=False)
     _spread: Tensor | None = None
-    _mean: Tensor | None = None
+    _mean: Tensor | Strided | None = None
 
     def __post_init__(self) -> None:
         self.size = self._of(self.tensor.mu).numel()
+
+    @property
+    def shape(self) -> torch.Size:
+        """The shape of what is drawn."""
+        return self._of(self.tensor.mu).shape
 
     @property
     def spread(self) -> Tensor:
@@ -50,34 +64,43 @@ class Drawn:
         return self._spread
 
     @property
-    def mean(self) -> Tensor | None:
-        """Mu, scaled and shifted; None for a perturbation."""
+    def mean(self) -> Tensor | Strided | None:
+        """Mu, scaled and shifted; None for a perturbation. Mu itself where it lies, wherever that can be."""
         return self._mean
 
-    def lay_out(self, mean: Tensor, spread: Tensor) -> None:
-        """Compute mean and spread in these pieces of memory, flat, without any more; mu may stand for itself."""
+    def lay_out(self, spread: Tensor) -> None:
+        """Compute the spread in this piece of memory, flat, without any more, and find out where the mean is."""
         mu, rho = self._of(self.tensor.mu), self._of(self.tensor.rho)
         self._spread = self._fold(self.tensor.map.into(self._in(spread), rho), None)
-        if self.center:
-            as_it_is = self.scale is None and self.shift is None and mu.is_contiguous(memory_format=self.memory_format)
-            self._mean = mu if as_it_is else self._fold(self._in(mean).copy_(mu), self.shift)
+        if not self.center:
+            return
+        if self.scale is None and self.shift is None and mu.is_contiguous(memory_format=self.memory_format):
+            self._mean = mu
+            return
+        as_pixels = self.memory_format is torch.channels_last
+        strided = Strided.of(mu, self.scale, channels_last=as_pixels) if self.shift is None and mu.ndim > 1 else None
+        self._mean = strided or self.folded(self.tensor.mu)
 
-    def folded(self, used: Tensor) -> Tensor:
-        """Turn a tensor that the layer itself used into what the engine's call takes."""
-        return self._fold(self._of(used).clone(memory_format=self.memory_format), self.shift)
+    def rows(self, rows: slice) -> tuple[Tensor | Strided | None, Tensor]:
+        """Return mean and spread of some rows."""
+        return None if self.mean is None else self.mean[rows], self.spread[rows]
+
+    def folded(self, used: Tensor, rows: slice = slice(None)) -> Tensor:
+        """Turn a tensor that the layer itself used, or some of its rows, into what the engine's call takes."""
+        return self._fold(self._of(used)[rows].clone(memory_format=self.memory_format), self.shift, rows)
 
     def _of(self, tensor: Tensor) -> Tensor:
         return tensor.detach()[self.part]
 
     def _in(self, memory: Tensor) -> Tensor:
-        shape = self._of(self.tensor.mu).shape
+        shape = self.shape
         strides = torch.empty(shape, device="meta").to(memory_format=self.memory_format).stride()
         return memory.as_strided(shape, strides, memory.storage_offset())
 
-    def _fold(self, value: Tensor, shift: Tensor | None) -> Tensor:
+    def _fold(self, value: Tensor, shift: Tensor | None, rows: slice = slice(None)) -> Tensor:
         if self.scale is not None:
-            value.mul_(self.scale.reshape(-1, *[1] * (value.ndim - 1)))
-        return value if shift is None else value.add_(shift)
+            value.mul_(self.scale[rows].reshape(-1, *[1] * (value.ndim - 1)))
+        return value if shift is None else value.add_(shift[rows])
 
 
 @dataclass(slots=True, eq=False)
@@ -108,6 +131,20 @@ class LayerPlan:
         """What is drawn in every call."""
         return (self.weight,) if self.bias is None else (self.weight, self.bias)
 
+    def parts(self, step: int | None) -> tuple[slice, ...]:
+        """Return parts of the outputs that can be computed one after the other, so that less memory is needed.
+
+        Args:
+            step: What the number of weights before a part must be a multiple of; None where there are no parts.
+        """
+        rows = self.weight.shape[0]
+        wide = self.weight.size // max(1, rows)
+        if step is None or self.flipout or self.weight.size <= PART or not _takes_rows_apart(self):
+            return (slice(0, rows),)
+        each = math.lcm(step // math.gcd(step, wide), _ROWS)
+        size = max(each, PART // wide // each * each)
+        return tuple(slice(start, min(start + size, rows)) for start in range(0, rows, size))
+
 
 @dataclass(slots=True, eq=False)
 class Plan:
@@ -116,16 +153,16 @@ class Plan:
     layers: dict[int, LayerPlan]
 
     def lay_out(self) -> None:
-        """Compute what is drawn around, before several threads ask for it, each into one piece of memory.
+        """Compute what is drawn around, before several threads ask for it, all spreads into one piece of memory.
 
         The largest comes first, while there is room for what is computed on the way.
         """
         drawn = [drawn for layer in self.layers.values() for drawn in layer.drawn]
         drawn.sort(key=lambda each: -each.size)
-        means, spreads = (torch.empty(sum(padded(each.size) for each in drawn)) for _ in range(2))
+        spreads = torch.empty(sum(padded(each.size) for each in drawn))
         start = 0
         for each in drawn:
-            each.lay_out(means[start : start + each.size], spreads[start : start + each.size])
+            each.lay_out(spreads[start : start + each.size])
             start += padded(each.size)
 
     @property
@@ -146,18 +183,16 @@ def make_plan(calls: Sequence[LayerCall], consumers: Consumers, *, channels_last
         Unsupported: A layer is not one that the engine knows.
     """
     by_layer: defaultdict[int, list[LayerCall]] = defaultdict(list)
-    for call in calls:
+    numbers: dict[int, int] = {}
+    for number, call in enumerate(calls):
         by_layer[id(call.layer.module)].append(call)
-    norm_calls: defaultdict[int, int] = defaultdict(int)
-    for modules in consumers.norms.values():
-        for module in modules:
-            norm_calls[id(module)] += 1
+        numbers[id(call.layer.module)] = number
     layers: dict[int, LayerPlan] = {}
     for index, (key, group) in enumerate(by_layer.items()):
         if not _is_known(group):
             layer = group[0].layer
             raise Unsupported(f"{layer.path or 'the model'} ({type(layer.module).__name__}) computes by its own means")
-        layers[key] = _plan_layer(index, group, _foldable(group, consumers, norm_calls), channels_last)
+        layers[key] = _plan_layer(index, group, _foldable(group, consumers, numbers[key]), channels_last)
     return Plan(layers)
 
 
@@ -179,13 +214,13 @@ def _is_known(group: Sequence[LayerCall]) -> bool:
     return "weight" in roles
 
 
-def _foldable(group: Sequence[LayerCall], consumers: Consumers, norm_calls: dict[int, int]) -> nn.BatchNorm2d | None:
+def _foldable(group: Sequence[LayerCall], consumers: Consumers, number: int) -> nn.BatchNorm2d | None:
     """Return the BatchNorm that alone takes the layer's output, in eval mode; None where there is none."""
     if len(group) != 1:
         return None
     call = group[0]
-    norms = consumers.norms.get(id(call.output), [])
-    if len(norms) != 1 or norm_calls[id(norms[0])] != 1 or consumers.used_by[id(call.output)] != ["batch_norm"]:
+    norms = consumers.norms.get(number, [])
+    if len(norms) != 1 or consumers.norm_calls[id(norms[0])] != 1 or consumers.used_by[number] != ["batch_norm"]:
         return None
     norm, name = norms[0], call.functional[-1].function.__name__
     if not isinstance(norm, NORMS) or norm.training or norm.running_mean is None or norm.running_var is None:
@@ -236,6 +271,13 @@ def _plan_layer(index: int, group: Sequence[LayerCall], norm: nn.BatchNorm2d | N
         taps=taps,
         border=layer.border,
     )
+
+
+def _takes_rows_apart(plan: LayerPlan) -> bool:
+    """Return whether a row of the weight decides an output channel alone, of all inputs."""
+    name = plan.function.__name__
+    groups = plan.keywords.get("groups", plan.rest[3] if len(plan.rest) > 3 else 1)
+    return name == "linear" or (name in ("conv1d", "conv2d", "conv3d") and groups == 1)
 
 
 def _affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:

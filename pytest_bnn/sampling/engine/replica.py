@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pytest_bnn.libraries.capture import LayerCall
 from pytest_bnn.libraries.posterior import bayesian_layers
-from pytest_bnn.sampling.engine.noise import Noise, Scratch
+from pytest_bnn.sampling.engine.noise import Noise, Scratch, Strided
 from pytest_bnn.sampling.engine.plan import LayerPlan, Plan, Unsupported, padded
 
 
@@ -34,7 +34,13 @@ class Worker:
         self.counts: dict[int, int] = {}
         self.pending: Tensor | None = None
         self.scratch = Scratch()
-        sizes = [sum(padded(d.size) for d in layer.drawn) for layer in plan.layers.values()]
+        self._parts = {key: layer.parts(noise.step) for key, layer in plan.layers.items()}
+        # The first part is the largest, and a bias is drawn as a whole.
+        sizes = [
+            padded(layer.weight.size // max(1, layer.weight.shape[0]) * self._parts[key][0].stop)
+            + (0 if layer.bias is None else padded(layer.bias.size))
+            for key, layer in plan.layers.items()
+        ]
         self._buffer = torch.empty(max(sizes, default=0))
         swap: dict[int, nn.Module] = {}
         for layer in plan.layers.values():
@@ -73,32 +79,49 @@ class Worker:
         """Return whether a layer is to be without noise."""
         return self.noisy is not None and layer.layer.path not in self.noisy
 
-    def weights(self, layer: LayerPlan, call: int) -> list[Tensor]:
-        """Return weight and bias (or only the weight) for one call of a layer."""
+    def parts(self, layer: LayerPlan) -> tuple[slice, ...]:
+        """Return the output channels of a layer that are computed one after the other; all where weights are held."""
+        found = self._parts[id(layer.layer.module)]
+        return found if self.held is None else (slice(0, layer.weight.shape[0]),)
+
+    def weights(self, layer: LayerPlan, call: int, rows: slice) -> list[Tensor]:
+        """Return weight and bias (or only the weight) of some output channels for one call of a layer."""
         key = id(layer.layer.module)
         if call >= layer.calls:
             raise Unsupported("its forward does not always call the same layers")
         if self.given is not None:
             used = self.given[key][call].functional[-1]
             values = [used.weight] if used.bias is None else [used.weight, used.bias]
-            return [drawn.folded(value.detach()) for drawn, value in zip(layer.drawn, values, strict=True)]
-        if self.silences(layer):
-            return [drawn.mean for drawn in layer.drawn if drawn.mean is not None]
+            return [drawn.folded(value.detach(), rows) for drawn, value in zip(layer.drawn, values, strict=True)]
         if self.held is not None:
             return self.held[key, call]
-        return self.draw(layer, call, self._buffer)
+        return self.draw(layer, call, self._buffer, rows)
 
-    def draw(self, layer: LayerPlan, call: int, buffer: Tensor | None = None) -> list[Tensor]:
-        """Draw weight and bias for one call of a layer, into ``buffer`` or memory of their own."""
+    def draw(
+        self, layer: LayerPlan, call: int, buffer: Tensor | None = None, rows: slice | None = None
+    ) -> list[Tensor]:
+        """Draw weight and bias of some output channels, or all, for one call of a layer; silent, return their means.
+
+        Into ``buffer``, or memory of their own.
+        """
         values, start = [], 0
         for drawn in layer.drawn:
-            size = drawn.size
+            of_rows = rows if rows is not None and drawn is layer.weight else slice(0, drawn.shape[0])
+            mean, spread = drawn.rows(of_rows)
+            size = spread.numel()
             memory = torch.empty(size) if buffer is None else buffer[start : start + size]
-            value = memory.as_strided(drawn.spread.shape, drawn.spread.stride())
+            value = memory.as_strided(spread.shape, spread.stride())
             start += padded(size)
-            stream = drawn.stream + call * self.plan.streams
-            self.noise.draw(value, drawn.mean, drawn.spread, stream, self.index, self.scratch)
-            values.append(value)
+            if self.silences(layer):
+                assert mean is not None
+                value = mean.laid_out(value) if isinstance(mean, Strided) else mean
+            else:
+                stream, place = (
+                    drawn.stream + call * self.plan.streams,
+                    of_rows.start * (drawn.size // max(1, drawn.shape[0])),
+                )
+                self.noise.draw(value, mean, spread, stream, self.index, self.scratch, place)
+            values.append(value if of_rows is rows or rows is None else value[rows])
         return values
 
     def signed(self, values: Tensor, layer: LayerPlan, call: int, half: int) -> Tensor:
@@ -133,25 +156,30 @@ class _DrawnLayer(nn.Module):
         worker, plan = self._worker(), self._plan
         assert worker is not None
         call = worker.count(id(plan.layer.module))
-        weight, bias = None, plan.constant_bias
-        if not (plan.flipout and worker.silences(plan)):
-            weight, *rest = worker.weights(plan, call)
-            bias = rest[0] if rest else plan.constant_bias
         if plan.border is not None:
             input = nn.functional.pad(input, plan.border[0], mode=plan.border[1])
         if plan.taps is not None and not plan.taps.fit(input):
             raise Unsupported("its forward does not always give a layer inputs of one size")
         out: Tensor
         if not plan.flipout:
-            out = plan.function(input, weight, bias, *plan.rest, **plan.keywords)
+            parts = [self._computed(worker, input, call, rows) for rows in worker.parts(plan)]
+            out = parts[0] if len(parts) == 1 else torch.cat(parts, 1 - plan.weight.tensor.mu.ndim)
         else:
             out = plan.function(input, plan.mean_weight, plan.mean_bias, *plan.rest, **plan.keywords)
-        if plan.flipout and weight is not None:
+        if plan.flipout and not worker.silences(plan):
             turned = worker.signed(input, plan, call, 0)
-            noise = plan.function(turned, weight, bias, *plan.rest, **plan.keywords)
+            noise = self._computed(worker, turned, call, slice(0, plan.weight.shape[0]))
             out += worker.signed(noise, plan, call, 1)
         if plan.norm is not None:
             worker.pending = out
+        return out
+
+    def _computed(self, worker: Worker, input: Tensor, call: int, rows: slice) -> Tensor:
+        """Return some output channels, of weights that are drawn for them."""
+        plan = self._plan
+        weight, *rest = worker.weights(plan, call, rows)
+        bias = rest[0] if rest else None if plan.constant_bias is None else plan.constant_bias[rows]
+        out: Tensor = plan.function(input, weight, bias, *plan.rest, **plan.keywords)
         return out
 
 

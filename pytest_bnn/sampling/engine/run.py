@@ -74,7 +74,7 @@ class Engine:
 
         def draw(worker: Worker, share: list[tuple[int, int, LayerPlan]]) -> None:
             worker.index = index
-            drawn = [job for job in share if not worker.silences(job[2])]
+            drawn = [job for job in share if not (job[2].flipout and worker.silences(job[2]))]
             held.update({(key, call): worker.draw(layer, call) for key, call, layer in drawn})
 
         spread(self.workers, self._shares, draw)
