@@ -167,8 +167,8 @@ def _not_judged(run: AuditRun) -> str:
         elif check.verdict is Verdict.NOT_APPLICABLE:
             named = dict.fromkeys(_OPTION.findall(check.headline))
             others.setdefault(f" (see {', '.join(named)})" if named else "", []).append(check)
-    said, apart = ("; ".join(f"{_ids(checks)}{how}" for how, checks in of.items()) for of in (lacking, others))
-    parts = [said or "nothing", *([f"not applicable: {apart}"] if apart else [])]
+    said, apart = ([f"{_ids(checks)}{how}" for how, checks in of.items()] for of in (lacking, others))
+    parts = ["; ".join(said) or "nothing", *([f"not applicable: {', and '.join(apart)}"] if apart else [])]
     return "; ".join([*parts, *(["-v says why"] if said or apart else [])])
 
 

@@ -322,9 +322,35 @@ def test_the_headline_counts_all_rows() -> None:
         evidence("pass", id="a.fixed"),
     )
     comparison = compare(before, now)
-    assert comparison.headline == "1 new; 1 new warning, 1 fixed, 1 known, 1 unchanged"
+    assert comparison.headline == (
+        "1 claim fails now and did not before; 1 has a new warning, 1 failed before and holds now, 1 fails as before, "
+        "1 is as before"
+    )
     assert [row.id for row in comparison.failing] == ["a.p0"]
-    assert compare(now, now).headline.startswith("nothing new or worse; ")
+    assert compare(now, now).headline.startswith("nothing is new or worse; ")
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "said"),
+    [
+        (("pass",), ("fail",), "1 claim fails now and did not before"),
+        (("pass", "pass"), ("fail", "fail"), "2 claims fail now and did not before"),
+        (("pass",), ("error",), "1 claim could not be judged for an error"),
+        (("pass",), ("not_applicable",), "1 claim is not judged any more"),
+        (("pass", "pass"), ("fail", "not_applicable"),
+         "1 claim fails now and did not before, 1 is not judged any more"),
+        (("pass", "pass"), ("warn", "warn"), "nothing is new or worse; 2 claims have a new warning"),
+        (("warn", "pass"), ("pass", "pass"), "nothing is new or worse; 1 claim is better than before, 1 is as before"),
+        (("pass",), ("inconclusive",), "nothing is new or worse; 1 claim is undecided now"),
+        (("fail", "fail"), ("fail", "pass"),
+         "nothing is new or worse; 1 claim failed before and holds now, 1 fails as before"),
+        ((), ("pass",), "nothing is new or worse; 1 claim is in the later audit alone"),
+        ((), (), "nothing is new or worse"),
+    ],
+)  # fmt: skip
+def test_headlines_read_aloud(before: tuple[str, ...], now: tuple[str, ...], said: str) -> None:
+    sides = [run(*(evidence(verdict, id=f"a.p{at}") for at, verdict in enumerate(side))) for side in (before, now)]
+    assert compare(*sides, inconclusive="warn").headline == said
 
 
 # Few names and few numbers, so that subjects, claims and values meet.

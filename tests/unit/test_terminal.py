@@ -71,7 +71,7 @@ def test_three_lines_when_all_is_well(monkeypatch: pytest.MonkeyPatch) -> None:
         "verdict: pass. All 2 claims about net that were judged hold.",
         "not judged: kl.loss, loss.data (give --loss and --data); mean.equals_teacher (give --teacher); "
         "uncertainty.errors (give --data with labels); noise.fresh (give --model); not applicable: "
-        "teacher.tensors (see --stage); estimator.flipout; -v says why",
+        "teacher.tensors (see --stage), and estimator.flipout; -v says why",
         "accepted: classifier.3 ('latency budget')",
     ]
 
