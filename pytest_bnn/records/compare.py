@@ -164,14 +164,14 @@ def state_of(
         if before is None or before.verdict not in _JUDGED:
             return "gone", False, ()
         if left_out:
-            return "gone", False, ("left out of this run",)
-        return "new", True, ("not judged any more: nothing in this run judges it",)
+            return "gone", False, ("It was left out of this run on purpose.",)
+        return "new", True, ("It is not judged any more: nothing in this run judges it.",)
     if now.expected:
-        return ("unchanged" if was_expected or before else "added"), False, ("expected to fail by its test",)
+        return ("unchanged" if was_expected or before else "added"), False, ("Its test expects it to fail.",)
     if now.verdict is Verdict.NOT_APPLICABLE:
         if before is None or before.verdict not in _JUDGED:
             return ("unchanged" if before and before.verdict is now.verdict else "added"), False, ()
-        return "new", True, (f"not judged any more: {now.headline}",)
+        return "new", True, (f"It is not judged any more: {now.headline}",)
     fails = is_failure(now.verdict, inconclusive=inconclusive)
     if before is None or before.verdict is Verdict.NOT_APPLICABLE:
         return ("new", fails, ()) if _RANK[now.verdict] else ("added", False, ())
@@ -246,9 +246,9 @@ def _notes(before: Evidence, now: Evidence) -> tuple[str, ...]:
     old, new = before.threshold, now.threshold
     alike = old and new and old.quantity == new.quantity and old.relation == new.relation
     if old and new and alike and old.relation != "==" and old.allowed != new.allowed:
-        notes.append(f"allowed was {old.relation} {show(old.allowed)}, is {new.relation} {show(new.allowed)}")
+        notes.append(f"Allowed is {new.relation} {show(new.allowed)} now, and was {old.relation} {show(old.allowed)}.")
     known = {one.path for one in before.accepted}
     accepted = [f"{one.path} ({one.reason})" for one in now.accepted if one.path not in known]
     if accepted:
-        notes.append(f"accepted since: {', '.join(accepted)}")
+        notes.append(f"Accepted since then: {', '.join(accepted)}.")
     return tuple(notes)

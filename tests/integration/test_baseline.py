@@ -130,7 +130,7 @@ def test_a_known_failure_is_the_same_story_everywhere(
     audit = json.loads((pytester.path / "a.json").read_text(encoding="utf-8"))
     assert audit["verdict"] == "fail"
     (note,) = (note for check in audit["checks"] for note in check["notes"])
-    assert note == "known from the baseline b.json, so that it fails nothing here"
+    assert note == "It is known from the baseline b.json, so that it fails nothing here."
     for page in ("a.html", "step.md"):
         assert "b.json: 1 failure is known" in (pytester.path / page).read_text(encoding="utf-8")
     worse = recorded(*HELD, "--bnn-ctrf=c.json", instead={"observed=2": "observed=3"})

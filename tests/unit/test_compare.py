@@ -114,7 +114,7 @@ def test_a_claim_that_is_not_judged_any_more_says_so() -> None:
     """The words that stood where its verdict was, where there are some."""
     before = run(evidence("pass"))
     (row,) = compare(before, run(replace(evidence("not_applicable"), headline="no loss was given"))).rows
-    assert row.notes == ("not judged any more: no loss was given",)
+    assert row.notes == ("It is not judged any more: no loss was given",)
     (row,) = compare(before, run()).rows
     assert "not judged any more" in row.notes[0]
 
@@ -301,11 +301,11 @@ def test_a_stricter_threshold_and_accepted_parts_are_said_in_the_row() -> None:
     before = fail(0.93, ">=", 0.9, verdict="pass")
     now = fail(0.93, ">=", 0.95)
     (row,) = compare(run(before), run(now)).rows
-    assert (row.state, row.notes) == ("new", ("allowed was >= 0.9, is >= 0.95",))
+    assert (row.state, row.notes) == ("new", ("Allowed is >= 0.95 now, and was >= 0.9.",))
     (row,) = compare(
         run(evidence("fail")), run(evidence("pass", accepted=(Acceptance(path="fc", reason="speed"),)))
     ).rows
-    assert (row.state, row.notes) == ("fixed", ("accepted since: fc (speed)",))
+    assert (row.state, row.notes) == ("fixed", ("Accepted since then: fc (speed).",))
 
 
 def test_the_headline_counts_all_rows() -> None:
