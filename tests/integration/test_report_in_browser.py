@@ -24,6 +24,7 @@ from pytest_bnn.records.charts import (
     ScoreTable,
 )
 from pytest_bnn.records.collection import collect
+from pytest_bnn.records.compare import compare
 from pytest_bnn.records.evidence import Acceptance, Evidence, LayerFinding, Measurement, Threshold, Verdict
 from pytest_bnn.records.run import (
     AuditRun,
@@ -37,7 +38,7 @@ from pytest_bnn.records.run import (
     TestOutcome,
     TrainingStep,
 )
-from pytest_bnn.report import collection, render_html
+from pytest_bnn.report import collection, comparison, render_html
 
 WHEN = "runs where Debian's chromium and playwright are installed, as in .ci/run"
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update",
@@ -70,7 +71,7 @@ def predictions() -> PredictionSummary:
         examples=12,
         errors=3,
         scores=ScoreTable(predictors=(name, "one pass", wide, "BNN"), rows=(row, row), note=wide),
-        charts=(chart, chart),
+        charts=(chart, replace(chart, title=f"{name} again")),
         ridges=(
             Ridges(
                 title=wide,
@@ -348,6 +349,36 @@ def test_a_table_of_scores_is_stacked_where_the_page_is_narrow(browser: Any, add
     page.close()
 
 
+@pytest.mark.nightly("axe takes seconds a page")
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [380, 1280])
+@pytest.mark.parametrize("which", ["one", "many", "folded", "index", "compared"])
+def test_axe_finds_nothing_that_keeps_people_out(
+    browser: Any, address: str, many: str, tmp_path: Path, which: str, width: int, scheme: str
+) -> None:
+    """Names, roles, contrast and order, by the rules of WCAG 2.2 AA and axe's own advice."""
+    reason = "runs where axe-playwright-python is installed too, as with the dependency group test"
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason=reason)
+    before = sample()
+    if which in ("index", "compared"):
+        now = replace(before, checks=tuple(replace(check, verdict=Verdict.PASS) for check in before.checks[1:]))
+        text = (
+            collection.render(collect((f"{at}.json", "", run) for at, run in enumerate((before, now))))
+            if which == "index"
+            else comparison.html(compare(before, now), before, now)
+        )
+        (tmp_path / "other.html").write_text(text, encoding="utf-8")
+    # The page's own policy lets no other script run.
+    context = browser.new_context(bypass_csp=True, color_scheme=scheme, viewport={"width": width, "height": 900})
+    page = context.new_page()
+    page.goto({"one": address, "folded": address, "many": many}.get(which) or (tmp_path / "other.html").as_uri())
+    if which != "folded":
+        page.evaluate(OPEN)
+    found = axe.Axe().run(page).response["violations"]
+    assert [(one["id"], [node["html"][:200] for node in one["nodes"][:3]]) for one in found] == []
+    context.close()
+
+
 def wide(names: int) -> AuditRun:
     checks = tuple(
         Evidence(
@@ -392,7 +423,11 @@ def test_print_has_what_a_reviewer_signs_and_says_what_it_leaves_out(browser: An
         assert not page.locator(".print-note").is_visible(), "it is about what is printed"
         page.emulate_media(media="print")
         shown = "parts => parts.map(one => one.checkVisibility({contentVisibilityAuto: true}))"
-        assert all(page.locator(".card header, .card > details > summary, .panel h2, .banner, table.matrix").evaluate_all(shown))
+        assert all(
+            page.locator(".card header, .card > details > summary, .panel h2, .banner, table.matrix").evaluate_all(
+                shown
+            )
+        )
         assert all(page.locator(".card.v-fail .measurements, .card.v-fail .findings").evaluate_all(shown))
         for rest in (".card.v-pass .measurements", "#predictions figure", "#subjects figure", ".glossary"):
             assert set(page.locator(rest).evaluate_all(shown)) == {bool(query)}, rest
