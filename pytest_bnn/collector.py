@@ -168,6 +168,7 @@ class Collector:
             return self.gathered.run(self.outcomes)
         from pytest_bnn.audit.provenance import provenance
         from pytest_bnn.audit.repeating import repeating
+        from pytest_bnn.audit.subjects import own_choices
         from pytest_bnn.relaying import reported  # pytest rewrites it when it registers it
 
         settings, why = of_session(self.config), self.outcomes.why(session)
@@ -175,7 +176,8 @@ class Collector:
         program = ["python", "-m", "pytest"] if Path(sys.argv[0]).name == "__main__.py" else ["pytest"]
         with in_force(settings):
             run = self.gathered.run(self.outcomes, changes(), self.outcomes.cut(self.config, why))
-            repeat = repeating(program, [*added_arguments(os.environ), *arguments], prefix="--bnn-")
+            own = own_choices(self.config.rootpath, {subject.name for subject in run.subjects})
+            repeat = repeating(program, [*added_arguments(os.environ), *arguments], prefix="--bnn-", own=own)
             said = provenance(
                 seed=settings.settings.seed,
                 command=["pytest", *arguments],

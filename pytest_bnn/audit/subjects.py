@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import glob
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -108,6 +108,19 @@ def from_project(folder: Path) -> tuple[Described, ...]:
             fix='write [tool.pytest-bnn.subjects.my_net] with model = "MODULE:FACTORY"',
         )
     return tuple(one for name, table in tables.items() for one in _described(name, table, folder))
+
+
+def own_choices(folder: Path, names: Collection[str]) -> frozenset[tuple[str, str]]:
+    """Return what the tables of some subjects choose for themselves: ids of checks, or patterns, and options.
+
+    Args:
+        folder: Where pyproject.toml is.
+        names: The names of the subjects in a report; those of others are left out.
+    """
+    known = {name.partition(AT)[0] for name in names}
+    return frozenset(
+        key for one in from_project(folder) if one.name.partition(AT)[0] in known for key in one.choices.by_name
+    )
 
 
 def chosen(subjects: Iterable[Described], names: Iterable[str], option: str) -> tuple[Described, ...]:

@@ -293,7 +293,9 @@ def without_a_gradient(found: list[PosteriorTensor], tensors: int, *, of: str, r
         headline=f"the loss's gradient to {of} is NaN or infinite in {len(found)} of {tensors} tensors, "
         f"`{found[0].name}` first: one training step would make them NaN",
         layers=tuple(
-            at_fault(t, f"{t.role}: the gradient is NaN or infinite; the smallest sigma is {float(t.sigma.min()):.2g}")
+            at_fault(
+                t, f"its {t.role}: the gradient is NaN or infinite; the smallest sigma is {float(t.sigma.min()):.2g}"
+            )
             for t in found
         ),
         remedy=remedy,

@@ -61,15 +61,15 @@ class Paired:
     def headline(self) -> str:
         count = len(self.own)
         own, its = float(self.own.mean()), float(self.its.mean())
-        unit = f", {self.unit}" if self.unit else ""
-        said = f"{self.name} {own:.3g}, the teacher's {its:.3g}{unit} ({count} labels)"
+        unit = f" {self.unit}" if self.unit else ""
+        said = f"its {self.name} is {own:.3g}{unit} and the teacher's {its:.3g} ({count} labels)"
         if self.verdict is Verdict.PASS:
             high = self.high
-            bound = f"better by at least {-high:.2g}" if high < 0 else f"worse by {high:.2g} at most"
-            return f"the model is as good as its teacher: {said}, {bound}"
+            bound = f"better by at least {-high:.2g}" if high < 0 else f"worse by at most {high:.2g}"
+            return f"the model is as good as its teacher: {said}, certainly {bound}"
         if self.verdict is Verdict.FAIL:
-            return f"the model is worse than its teacher: {said}, by {self.low:.2g} at least"
-        return f"{count} labels do not decide whether it is as good as its teacher: {said}"
+            return f"the model is worse than its teacher: {said}, certainly worse by at least {self.low:.2g}"
+        return f"{count} labels are too few to decide whether the model is as good as its teacher: {said}"
 
     def needed(self, error_rate: float) -> int | None:
         """Return about how many labels like these would decide it at an error rate; None for no number."""

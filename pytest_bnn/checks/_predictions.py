@@ -351,8 +351,3 @@ def in_two_looks(judge: Callable[[int], Finding], passes: int, first: int = FIRS
     found = judge(min(first, passes))
     accuses = found.verdict in (Verdict.FAIL, Verdict.WARN)
     return judge(passes) if accuses and passes > first else found
-
-
-def more_labels(count: int, reach: float, wanted: float) -> int | None:
-    """Return how many labels would decide, where ``count`` reach so far and ``wanted`` would do; None for no number."""
-    return None if wanted <= 0 else max(count + 1, round(count * (reach / wanted) ** 2))

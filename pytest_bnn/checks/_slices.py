@@ -149,7 +149,7 @@ def together(groups: Sequence[Judged], claim: Claim, budget: Budget, passes: int
             Measurement(
                 name=f"{claim.figure}, {group.name}", value=group.value,
                 note=f"{group.labels} labels; "
-                + ("broken" if group in broken else "kept" if group.holds else "undecided"),
+                + ("fails" if group in broken else "holds" if group.holds else "undecided"),
             )
             for group in shown
         ),
@@ -162,7 +162,7 @@ def together(groups: Sequence[Judged], claim: Claim, budget: Budget, passes: int
             Verdict.INCONCLUSIVE: "give more labelled examples of these groups (--data, --evaluation), or put small "
             "groups together",
         }.get(verdict, ""),
-        notes=(f"{left} more groups are not shown",) if left else (),
+        notes=(f"{left} more {'group is' if left == 1 else 'groups are'} not shown.",) if left else (),
         samples=passes,
         certainty=Certainty(
             alpha=budget.alpha, beta=budget.beta, statistic=f"{claim.figure} of {len(groups)} groups (Holm)"
@@ -177,13 +177,13 @@ def _headline(
     if broken:
         more = f" and {len(broken) - 3} more" if len(broken) > 3 else ""
         named = "; ".join(f"{group.name} ({group.labels} labels): {group.words}" for group in broken[:3])
-        whose = "; the teacher does so in the same groups, from which it is inherited" if inherited else ""
+        whose = "; so it is with the teacher in these groups, and the model has inherited it" if inherited else ""
         return f"{claim.breaks} in {len(broken)} of {groups}: {named}{more}{whose}"
     if open_:
         smallest = min(open_, key=lambda group: group.labels)
         return (
-            f"the labels do not decide it in {len(open_)} of {groups}; the smallest is {smallest.name} with "
-            f"{smallest.labels} labels"
+            f"the labels are too few to decide in {len(open_)} of {groups}; the smallest of them, {smallest.name}, has "
+            f"{smallest.labels} {'label' if smallest.labels == 1 else 'labels'}"
         )
     return f"{claim.holds} in {'each of ' if count > 1 else ''}{groups}"
 

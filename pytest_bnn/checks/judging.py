@@ -63,13 +63,17 @@ def judged(
     if inside_an_audit:
         give_memory_back()
     if check.of_data and finding.verdict is Verdict.INCONCLUSIVE and not _must_decide():
-        note = "too few labels or examples to decide it count as a warning; --inconclusive fail makes it a failure"
+        note = (
+            "too few labels or examples to decide the claim count as a warning; --inconclusive fail makes it a failure"
+        )
         finding = replace(finding, verdict=Verdict.WARN, notes=(*finding.notes, note))
     if severity == "warn" and finding.verdict in (Verdict.FAIL, Verdict.INCONCLUSIVE):
         word = {"fail": "a failure", "inconclusive": "an undecided claim"}[finding.verdict.value]
         note = f"the severity of {check.id} is warn: {word} counts as a warning"
         finding = replace(finding, verdict=Verdict.WARN, notes=(*finding.notes, note))
-    write = _sentence if check.where.startswith("pytest_bnn.") else str  # others say it as they want it said
+    ours = check.where.startswith("pytest_bnn.")  # others say it as they want it said
+    write, of_layer = (_sentence, _of_layer) if ours else (str, str)
+    notes = finding.notes + _notes(check, subject, finding)
     evidence = Evidence(
         id=check.id,
         subject=subject.name,
@@ -79,9 +83,9 @@ def judged(
         headline=write(finding.headline),
         measurements=finding.measurements,
         threshold=finding.threshold,
-        layers=finding.layers,
+        layers=tuple(replace(layer, finding=of_layer(layer.finding)) for layer in finding.layers),
         remedy=write(finding.remedy),
-        notes=finding.notes + _notes(check, subject, finding),
+        notes=tuple(map(write, notes)),
         seed=subject.seed,
         samples=finding.samples,
         seconds=round(time.perf_counter() - start, 3),
@@ -108,6 +112,15 @@ def _sentence(text: str) -> str:
     if _WORD.match(text):
         text = text[0].upper() + text[1:]
     return text + "." if text and text[-1] not in ".!?" else text
+
+
+#: What a layer does, or is, where it is not said of what.
+_PREDICATE = re.compile(r"(is|are|was|has|does|draws|gets|gives|keeps|multiplies|puts|shares|shows|never)\b")
+
+
+def _of_layer(text: str) -> str:
+    """Write a finding about a layer, behind whose name it stands, as a sentence: about "it" where it names nothing."""
+    return _sentence(f"it {text}" if _PREDICATE.match(text) else text)
 
 
 def _must_decide() -> bool:

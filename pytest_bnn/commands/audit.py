@@ -45,7 +45,8 @@ def _audit(given: argparse.Namespace, arguments: list[str]) -> int:
     from pytest_bnn.report.files import require_writable, write_report
 
     start = time.perf_counter()
-    project = choices.from_project(Path.cwd())
+    folder = Path.cwd()
+    project = choices.from_project(folder)
     settings, sources = resolve_with_sources(
         {option.key: getattr(given, option.key) for option in OPTIONS}, prefix="--", preset=project.preset
     )
@@ -74,7 +75,8 @@ def _audit(given: argparse.Namespace, arguments: list[str]) -> int:
         with contextlib.chdir(Path.cwd()):  # a factory may go elsewhere, and paths are of the folder of the start
             run, left_out = _run(given, settings, options, say)
         say("writing the report")
-        repeat = repeating(["pytest-bnn", "audit"], arguments[1:], prefix="--")
+        own = subjects.own_choices(folder, given.subject) if given.subject else ()
+        repeat = repeating(["pytest-bnn", "audit"], arguments[1:], prefix="--", own=own)
         said = provenance(
             seed=settings.seed,
             command=["pytest-bnn", *arguments],

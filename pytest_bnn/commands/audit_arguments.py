@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import shutil
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_bnn.audit.fields import ALLOW, ALLOW_HELP, KL_LOSS, PARTS
 from pytest_bnn.checks import choices, own, registry
 from pytest_bnn.commands import checkpoints
+from pytest_bnn.commands.command import Parser
 from pytest_bnn.options import OPTIONS
 
 if TYPE_CHECKING:
@@ -113,10 +115,26 @@ def add_to(commands: Commands) -> argparse.ArgumentParser:
 
 def read_named(given: argparse.Namespace) -> None:
     """Take the checks that the modules of the user's own network declare into the list; they are imported later."""
-    for name in ("model", "teacher", "data", "loss"):
+    for name in _NETWORK:
         named = getattr(given, name, None) or ()
         for text in [named] if isinstance(named, str) else named:
             registry.read_module(text.partition(":")[0])
+
+
+#: The options that name modules, of which the user's own network is made.
+_NETWORK = ("model", "teacher", "data", "loss")
+
+
+def _naming_modules(words: Sequence[str]) -> argparse.Namespace:
+    """Read the options that name modules, wherever they stand; what else there is, also a mistake, is left alone."""
+    reader = argparse.ArgumentParser(add_help=False, exit_on_error=False)
+    reader.add_argument("--plugin", action="append", default=[])
+    for name in _NETWORK:
+        reader.add_argument(f"--{name}", action="append", default=[])
+    try:
+        return reader.parse_known_args(words)[0]
+    except argparse.ArgumentError:
+        return reader.parse_args([])
 
 
 class _Help(argparse.Action):
@@ -125,11 +143,12 @@ class _Help(argparse.Action):
     def __call__(
         self, parser: argparse.ArgumentParser, given: argparse.Namespace, values: object, option: str | None = None
     ) -> None:
+        named = _naming_modules(parser.words if isinstance(parser, Parser) else ())
         with registry.kept():
-            for module in [*given.plugin, *choices.from_project(Path.cwd()).plugins]:
+            for module in [*named.plugin, *choices.from_project(Path.cwd()).plugins]:
                 registry.read_module(module)
             own.read(Path.cwd())
-            read_named(given)
+            read_named(named)
             parser.epilog = f"{_checks_in_words()}\n\n{_AUDIT_END}"
             parser.print_help()
         parser.exit()

@@ -7,14 +7,21 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, NoReturn, TypeAlias
+from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
 PASSED, FAILED, BROKEN, NOTHING_APPLIES, USAGE = range(5)
 INTERRUPTED = 130
 
 
 class Parser(argparse.ArgumentParser):
-    """Ends with the exit code for wrong usage."""
+    """Ends with the exit code for wrong usage; ``words`` are what it was last given to parse."""
+
+    words: tuple[str, ...] = ()
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:  # overloaded there
+        """Note the words, which an option's action may need whole, and parse them."""
+        self.words = tuple(sys.argv[1:] if args is None else args)
+        return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
         """Say what is wrong in two lines, and exit."""

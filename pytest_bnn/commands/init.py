@@ -71,6 +71,7 @@ def run(given: argparse.Namespace) -> int:
     for path in texts:
         if path.exists() and not given.force and path.name != _TOML:
             raise InputError(f"{str(path)!r} exists", fix="choose another --name, or overwrite it with --force")
+    _require_there(starter)
     for path, text in texts.items():
         try:
             path.write_text(text, encoding="utf-8")
@@ -82,6 +83,18 @@ def run(given: argparse.Namespace) -> int:
     code = PASSED if given.no_run else _run(what)
     print(_to_edit(starter, module, what))
     return code
+
+
+def _require_there(starter: Starter) -> None:
+    """Refuse functions that cannot be imported, or called, before a file names them."""
+    if not starter.parts:
+        return
+    from pytest_bnn.data.sources import load
+
+    for part, name in starter.parts.items():
+        if not callable(load(name, f"--{part}")):
+            raise InputError(f"--{part}: {name} cannot be called", fix=f"name a function that gives {_WHAT[part]}"
+                             if part != "loss" else "name a function that is called as loss(model, batch)")  # fmt: skip
 
 
 def _starter(given: argparse.Namespace) -> Starter:

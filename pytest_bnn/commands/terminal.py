@@ -32,9 +32,6 @@ _ALONE = {
     Verdict.ERROR: "could not be judged for an error",
 }
 
-#: The options that give what a claim is missing, where they are not called as it is.
-_OPTIONS = {"images": "--data"}
-
 #: An option in a sentence.
 _OPTION = re.compile(r"--[a-z][a-z-]*[a-z]")
 
@@ -107,7 +104,7 @@ def _tell(console: Console, run: AuditRun, verbose: bool) -> None:
     several = len({check.subject for check in run.checks}) > 1
     for check in short:
         about = f" on {check.subject}" if several else ""
-        _print(console, f"{_word(check.verdict)} {check.id}{about}: {check.headline}", style=_STYLES.get(check.verdict))
+        _print(console, f"{_standing(check)} {check.id}{about}: {check.headline}", style=_STYLES.get(check.verdict))
         if check.remedy and check.verdict is Verdict.WARN:
             _print(console, f"  fix:      {check.remedy}")
     if short:
@@ -159,20 +156,20 @@ def _verdict(run: AuditRun) -> str:
 
 
 def _not_judged(run: AuditRun) -> str:
-    """Say which claims were not judged, with the option that would let them be, or that they do not apply here."""
-    groups: dict[str, list[Evidence]] = {}
+    """Say which claims were not judged with what would let them be, and apart from them which do not apply here."""
+    from pytest_bnn.report.unjudged import option
+
+    lacking: dict[str, list[Evidence]] = {}
+    others: dict[str, list[Evidence]] = {}
     for check in run.checks:
-        if check.verdict is Verdict.NOT_APPLICABLE:
-            groups.setdefault(_what_it_takes(check), []).append(check)
-    parts = [f"{_ids(checks)} ({what})" for what, checks in groups.items()]
-    return f"{'; '.join(parts)}; -v says why" if parts else "nothing"
-
-
-def _what_it_takes(check: Evidence) -> str:
-    if check.missing:
-        return f"give {' and '.join(map(_option, check.missing))}"
-    named = dict.fromkeys(_OPTION.findall(check.headline))
-    return f"see {', '.join(named)}" if named else "not applicable here"
+        if check.unjudged:
+            lacking.setdefault(f" (give {' and '.join(option(it).command for it in check.missing)})", []).append(check)
+        elif check.verdict is Verdict.NOT_APPLICABLE:
+            named = dict.fromkeys(_OPTION.findall(check.headline))
+            others.setdefault(f" (see {', '.join(named)})" if named else "", []).append(check)
+    said, apart = ([f"{_ids(checks)}{how}" for how, checks in of.items()] for of in (lacking, others))
+    parts = ["; ".join(said) or "nothing", *([f"not applicable: {', and '.join(apart)}"] if apart else [])]
+    return "; ".join([*parts, *(["-v says why"] if said or apart else [])])
 
 
 def _accepted(run: AuditRun) -> str:
@@ -185,12 +182,15 @@ def _ids(checks: list[Evidence]) -> str:
     return ", ".join(dict.fromkeys(check.id for check in checks))
 
 
-def _option(missing: str) -> str:
-    return _OPTIONS.get(missing, f"--{missing.replace('_', '-')}")
-
-
 def _claims(count: int) -> str:
     return f"{count} {'claim' if count == 1 else 'claims'}"
+
+
+def _standing(check: Evidence) -> str:
+    """Name what a claim counts as, as the page does."""
+    from pytest_bnn.report.standing import standing, word
+
+    return word(standing(check))
 
 
 def _word(verdict: Verdict) -> str:

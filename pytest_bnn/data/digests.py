@@ -45,12 +45,28 @@ def of_examples(tree: Any) -> str:
 
 
 def take(digest: Any, name: str, tensor: Tensor) -> None:
-    """Take a tensor into a digest of hashlib: its name, dtype, shape and bytes, as far as it has any."""
+    """Take a tensor into a digest of hashlib: its name, dtype, shape and bytes, as far as it has any.
+
+    Of a quantized tensor these are its integers, behind its scale and zero point, one or one a channel; of a sparse
+    one, in any layout, those of the dense one of the same values.
+    """
     digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode("utf-8", "backslashreplace"))
     plain = tensor.detach()
     try:
-        plain = plain.int_repr() if plain.is_quantized else plain.to_dense() if plain.is_sparse else plain
+        if plain.is_quantized:
+            digest.update(_scale_of(plain).encode())
+            plain = plain.int_repr()
+        elif plain.layout is not torch.strided:
+            plain = plain.to_dense()
         plain = plain.cpu().resolve_conj().resolve_neg().contiguous()
         digest.update(plain.reshape(-1).view(torch.uint8).numpy().data)
     except (RuntimeError, NotImplementedError, TypeError):  # it has no bytes, as on the meta device
         return
+
+
+def _scale_of(tensor: Tensor) -> str:
+    """Return what the integers of a quantized tensor stand for, as text: equal integers may be other numbers."""
+    if tensor.qscheme() in (torch.per_tensor_affine, torch.per_tensor_symmetric):
+        return f" {tensor.q_scale()!r} {tensor.q_zero_point()}"
+    scales, zeros = tensor.q_per_channel_scales().tolist(), tensor.q_per_channel_zero_points().tolist()
+    return f" {scales!r} {zeros!r} {tensor.q_per_channel_axis()}"

@@ -68,7 +68,7 @@ def with_known(run: AuditRun, known: Baseline, *, inconclusive: Inconclusive = "
         inconclusive: Whether an undecided claim is a failure.
     """
     found = [not c.expected and known.knows(c, inconclusive=inconclusive, test=c.test) for c in run.checks]
-    said = f"known from the baseline {known.name}, so that it fails nothing here"
+    said = f"It is known from the baseline {known.name}, so that it fails nothing here."
     checks = [
         replace(c, notes=(*c.notes, said)) if is_known else c for c, is_known in zip(run.checks, found, strict=True)
     ]

@@ -165,7 +165,7 @@ def _row(audit: str, page: str, run: AuditRun, key: tuple[str, str]) -> Collecti
         figures=(),
         alpha=math.fsum(check.certainty.alpha for check in checks if check.certainty is not None),
         severities=tuple(check.verdict for check in ranked),
-        unjudged=sum(check.verdict is Verdict.NOT_APPLICABLE and bool(check.missing) for check in claims),
+        unjudged=sum(check.unjudged for check in claims),
         accepted=len(parts),
         remarks=_remarks(run),
         made_with=made_with(run, "" if subject is None else subject.data_sha256),

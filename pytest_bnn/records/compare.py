@@ -30,6 +30,23 @@ _RANK: Final = {
 _JUDGED: Final = (Verdict.PASS, Verdict.WARN, Verdict.INCONCLUSIVE, Verdict.FAIL)
 
 
+#: What is said of one row and of several, by its label; what is lost, and what is new as an error, apart.
+_SAID: Final = {
+    "new": ("fails now and did not before", "fail now and did not before"),
+    "error": ("could not be judged for an error", "could not be judged for errors"),
+    "lost": ("is not judged any more", "are not judged any more"),
+    "worse": ("fails by more than before", "fail by more than before"),
+    "new warning": ("has a new warning", "have a new warning"),
+    "newly undecided": ("is undecided now", "are undecided now"),
+    "fixed": ("failed before and holds now", "failed before and hold now"),
+    "better": ("is better than before", "are better than before"),
+    "known": ("fails as before", "fail as before"),
+    "added": ("is in the later audit alone", "are in the later audit alone"),
+    "gone": ("is in the earlier audit alone", "are in the earlier audit alone"),
+    "unchanged": ("is as before", "are as before"),
+}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
     """One claim about one subject, before and now; None on the side that has no evidence for it.
@@ -46,6 +63,18 @@ class Row:
     before: Evidence | None = None
     now: Evidence | None = None
     notes: tuple[str, ...] = ()
+
+    @property
+    def label(self) -> str:
+        """Its state in words: of what is new, whether it is a warning, or undecided where that fails nothing."""
+        if self.state != "new" or self.fails or self.now is None:
+            return self.state
+        return "newly undecided" if self.now.verdict is Verdict.INCONCLUSIVE else "new warning"
+
+    @property
+    def lost(self) -> bool:
+        """Whether it was judged before, and is not any more."""
+        return self.fails and (self.now is None or self.now.verdict is Verdict.NOT_APPLICABLE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,14 +99,30 @@ class Comparison:
 
     @property
     def headline(self) -> str:
-        """All rows in a few words: "1 new, 2 worse; 3 known, 20 unchanged"."""
-        counts = Counter(row.state if row.fails or row.state != "new" else "new warning" for row in self.rows)
-        first = [f"{counts[state]:,} {state}" for state in ("new", "worse") if counts[state]]
-        warned = counts["new warning"]
-        rest = [f"{warned:,} new warning{'' if warned == 1 else 's'}"] if warned else []
-        rest += [f"{counts[state]:,} {state}" for state in STATES[2:] if counts[state]]
-        words = ", ".join(first) or "nothing new or worse"
-        return f"{words}; {', '.join(rest)}" if rest else words
+        """All rows in words: "2 claims fail now and did not before; 3 fail as before, 20 are as before"."""
+        rest = [row for row in self.rows if not row.fails]
+        said = in_words(self.failing) or "nothing is new or worse"
+        return f"{said}; {in_words(rest, noun=not self.failing)}" if rest else said
+
+
+def in_words(rows: Iterable[Row], *, noun: bool = True) -> str:
+    """Count rows in words: "1 claim has a new warning, 20 are as before"; empty where there are none.
+
+    Args:
+        rows: What is counted, in the order in which it is told.
+        noun: Whether the first count says what is counted.
+    """
+    parts: list[str] = []
+    for key, count in Counter(map(_said_of, rows)).items():
+        claims = "" if parts or not noun else " claim" if count == 1 else " claims"
+        parts.append(f"{count:,}{claims} {_SAID[key][count != 1]}")
+    return ", ".join(parts)
+
+
+def _said_of(row: Row) -> str:
+    if row.lost:
+        return "lost"
+    return "error" if row.label == "new" and row.now and row.now.verdict is Verdict.ERROR else row.label
 
 
 def compare(before: AuditRun, now: AuditRun, *, inconclusive: Inconclusive = "fail") -> Comparison:
@@ -119,14 +164,14 @@ def state_of(
         if before is None or before.verdict not in _JUDGED:
             return "gone", False, ()
         if left_out:
-            return "gone", False, ("left out of this run",)
-        return "new", True, ("not judged any more: nothing in this run judges it",)
+            return "gone", False, ("It was left out of this run on purpose.",)
+        return "new", True, ("It is not judged any more: nothing in this run judges it.",)
     if now.expected:
-        return ("unchanged" if was_expected or before else "added"), False, ("expected to fail by its test",)
+        return ("unchanged" if was_expected or before else "added"), False, ("Its test expects it to fail.",)
     if now.verdict is Verdict.NOT_APPLICABLE:
         if before is None or before.verdict not in _JUDGED:
             return ("unchanged" if before and before.verdict is now.verdict else "added"), False, ()
-        return "new", True, (f"not judged any more: {now.headline}",)
+        return "new", True, (f"It is not judged any more: {now.headline}",)
     fails = is_failure(now.verdict, inconclusive=inconclusive)
     if before is None or before.verdict is Verdict.NOT_APPLICABLE:
         return ("new", fails, ()) if _RANK[now.verdict] else ("added", False, ())
@@ -201,9 +246,9 @@ def _notes(before: Evidence, now: Evidence) -> tuple[str, ...]:
     old, new = before.threshold, now.threshold
     alike = old and new and old.quantity == new.quantity and old.relation == new.relation
     if old and new and alike and old.relation != "==" and old.allowed != new.allowed:
-        notes.append(f"allowed was {old.relation} {show(old.allowed)}, is {new.relation} {show(new.allowed)}")
+        notes.append(f"Allowed is {new.relation} {show(new.allowed)} now, and was {old.relation} {show(old.allowed)}.")
     known = {one.path for one in before.accepted}
     accepted = [f"{one.path} ({one.reason})" for one in now.accepted if one.path not in known]
     if accepted:
-        notes.append(f"accepted since: {', '.join(accepted)}")
+        notes.append(f"Accepted since then: {', '.join(accepted)}.")
     return tuple(notes)

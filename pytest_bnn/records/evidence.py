@@ -150,6 +150,14 @@ class Evidence:
                 return measurement.value
         raise KeyError(f"no measurement {name!r}; there are {[m.name for m in self.measurements]}")
 
+    @property
+    def unjudged(self) -> bool:
+        """Whether it lacks what was not given, and can be judged with it.
+
+        Any other claim that is ``not_applicable`` is about something that the model does not have.
+        """
+        return self.verdict is Verdict.NOT_APPLICABLE and bool(self.missing)
+
     def explain(self, offenders: int = 5) -> str:
         """Return the whole story as text: headline, observed against allowed, worst layers, remedy."""
         lines = [f"{self.id} {self.verdict.replace('_', ' ')} for {self.subject!r}: {self.headline}"]

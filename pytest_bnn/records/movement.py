@@ -23,10 +23,12 @@ def moved(before: Evidence, now: Evidence) -> tuple[Direction, tuple[str, ...]]:
     number = _of_number(before, now)
     added, removed = _of_layers(before, now)
     if number == "worse" or added:
-        words = () if not added else (f"also at fault now: {', '.join(added)}",)
+        words = () if not added else (f"At fault now and not before: {', '.join(added)}.",)
         return "worse", (*words, *(_numbers(before, now) if number == "worse" else ()))
     if number == "better" or removed:
-        return "better", _numbers(before, now) if number == "better" else (f"not at fault now: {', '.join(removed)}",)
+        return "better", _numbers(before, now) if number == "better" else (
+            f"At fault before and not now: {', '.join(removed)}.",
+        )
     return "same", ()
 
 
@@ -35,7 +37,7 @@ def _numbers(before: Evidence, now: Evidence) -> tuple[str, ...]:
     assert now.threshold is not None
     was = before.certainty
     interval = "" if was is None else f", {_interval(was)}"
-    return (f"{now.threshold.quantity} was {show(before.threshold.observed)}{interval}",)
+    return (f"Before it was {show(before.threshold.observed)}{interval} ({now.threshold.quantity}).",)
 
 
 def _interval(certainty: Certainty) -> str:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final
 
 from pytest_bnn.records.codec import Scalar, clean, show
-from pytest_bnn.records.compare import Comparison, Row
+from pytest_bnn.records.compare import Comparison, Row, in_words
 from pytest_bnn.records.evidence import Evidence, Verdict, is_failure
 from pytest_bnn.records.run import AuditRun
 from pytest_bnn.report import wording
@@ -20,13 +19,13 @@ from pytest_bnn.report.standing import SYMBOLS, Standing, standing, word
 #: What a reader looks at; the others are counted.
 TOLD: Final = frozenset({"new", "worse", "fixed", "better", "known"})
 
-_WARNING: Final = "new warning"
 _NOTHING: Final = "\N{EN DASH}"
 #: What a state says, above its rows on a page.
 _MEANINGS: Final = {
     "new": "Fails now and did not before, or was judged before and is not any more.",
     "worse": "Failed before, and is worse now.",
-    _WARNING: "A warning that was not there before; it fails nothing.",
+    "new warning": "A warning that was not there before; it fails nothing.",
+    "newly undecided": "Held before, and is undecided now; it fails nothing.",
     "fixed": "Failed before, and holds now.",
     "better": "Failed before, and still does, by less.",
     "known": "Failed before, and still does.",
@@ -46,13 +45,8 @@ def tone(comparison: Comparison) -> Verdict:
     """Return the verdict whose colours and symbol the comparison has; where failures are known it is no green one."""
     if comparison.failing:
         return Verdict.FAIL
-    amber = any(row.state == "known" or label(row) == _WARNING for row in comparison.rows)
+    amber = any(row.state == "known" or row.state == "new" for row in comparison.rows)
     return Verdict.WARN if amber else Verdict.PASS
-
-
-def label(row: Row) -> str:
-    """Name the state of a row; what is new and fails nothing is a warning."""
-    return _WARNING if row.state == "new" and not row.fails else row.state
 
 
 def side(evidence: Evidence | None, write: Callable[[Scalar], str] = show) -> str:
@@ -85,12 +79,12 @@ def lines(comparison: Comparison, *, everything: bool = False) -> list[tuple[str
     rows = told[:most]
     if rows:
         table: list[tuple[str, ...]] = [("state", "check", "subject", "before", "now")]
-        table += [(label(row), row.id, row.subject, side(row.before), side(row.now)) for row in rows]
+        table += [(row.label, row.id, row.subject, side(row.before), side(row.now)) for row in rows]
         table = [tuple(clean(" ".join(cell.split())) for cell in cells) for cells in table]
         widths = [max(len(cells[column]) for cells in table) for column in range(4)]
         for row, cells in zip([None, *rows], table, strict=True):
             padded = (cell.ljust(width) for cell, width in zip(cells, widths, strict=False))
-            found.append((label(row) if row else "", "  ".join((*padded, cells[4]))))
+            found.append((row.label if row else "", "  ".join((*padded, cells[4]))))
             words = why(row) if row and (row.state in TOLD) else ()
             found += [("", f"{'':<{widths[0]}}  {clean(' '.join(text.split()))}") for text in words]
     if len(told) > most:
@@ -110,7 +104,8 @@ def advice(comparison: Comparison, update: str) -> list[str]:
     """Say what to do about claims that are fixed, and about failures that are meant to stay."""
     said = []
     if comparison.fixed:
-        said.append(f"{comparison.fixed:,} fixed: run with {update} to record it")
+        fixed = in_words(row for row in comparison.rows if row.state == "fixed")
+        said.append(f"{fixed}: run with {update} to record it")
     if comparison.failing:
         said.append(f"mend what is new or worse, or accept it with {update}")
     return said
@@ -129,11 +124,12 @@ def markdown(comparison: Comparison) -> str:
     told = [row for row in comparison.rows if not row.fails and row.state in TOLD - {"fixed"}]
     rest = [row for row in comparison.rows if row.state not in TOLD]
     folded = [_table(told)] if told else []
-    for state, count in _counts(rest):
-        ids = dict.fromkeys(row.id for row in rest if label(row) == state)
-        folded.append(f"{count:,} {state}: {', '.join(map(code, ids))}")
+    for state in dict.fromkeys(row.state for row in rest):
+        same = [row for row in rest if row.state == state]
+        ids = dict.fromkeys(row.id for row in same)
+        folded.append(f"{in_words(same)}: {', '.join(map(code, ids))}")
     if folded:
-        words = ", ".join(f"{count:,} {state}" for state, count in _counts([*told, *rest]))
+        words = in_words([*told, *rest])
         blocks.append("\n\n".join((f"<details><summary>{words}</summary>", *folded, "</details>")))
     blocks.append("<!-- pytest-bnn -->")  # a later one may replace this
     return wording.clean("\n\n".join(blocks) + "\n")
@@ -149,8 +145,8 @@ def html(comparison: Comparison, before: AuditRun, now: AuditRun) -> str:
     """
     from pytest_bnn.report.html import as_prose, environment, texts, trusted
 
-    names = dict.fromkeys(label(row) for row in comparison.rows)
-    groups = [(name, [row for row in comparison.rows if label(row) == name]) for name in names]
+    names = dict.fromkeys(row.label for row in comparison.rows)
+    groups = [(name, [row for row in comparison.rows if row.label == name]) for name in names]
     made = before.provenance, now.provenance
     styles = ["".join(texts(("style.css", "print.css", "comparison.css"))), foot("Two audits compared")]
     known = names_of(before) | names_of(now)
@@ -161,12 +157,13 @@ def html(comparison: Comparison, before: AuditRun, now: AuditRun) -> str:
             title=title(comparison),
             tone=tone(comparison),
             groups=groups,
-            told={*TOLD, _WARNING},
+            told={*_MEANINGS},
             side=side,
             why=why,
             meanings=_MEANINGS,
             policy=policy(styles, ()),
             styles=[trusted(style) for style in styles],
+            in_words=in_words,
             prose=partial(as_prose, known),
             nothing=_NOTHING,
             provenance=[(name, *(of.get(name, "") for of in made)) for name in sorted({*made[0], *made[1]})],
@@ -174,16 +171,12 @@ def html(comparison: Comparison, before: AuditRun, now: AuditRun) -> str:
     )
 
 
-def _counts(rows: Iterable[Row]) -> list[tuple[str, int]]:
-    return list(Counter(map(label, rows)).items())
-
-
 def _table(rows: Sequence[Row]) -> str:
     found = ["| | claim | before | now |", "|---|---|---|---|"]
     for row in rows[:_MOST_ROWS]:
         words = "".join(f"<br>{escape(text)}" for text in why(row))
         name = f"{code(row.id)}<br>{escape(row.subject)}"
-        found.append(f"| {label(row)} | {name} | {_cell(row.before)} | {_cell(row.now)}{words} |")
+        found.append(f"| {row.label} | {name} | {_cell(row.before)} | {_cell(row.now)}{words} |")
     if len(rows) > _MOST_ROWS:
         found.append(f"| | and {len(rows) - _MOST_ROWS:,} more | | |")
     return "\n".join(found)

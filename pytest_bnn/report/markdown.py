@@ -40,7 +40,7 @@ def render(run: AuditRun) -> str:
         blocks.append(" · ".join(counts))
     blocks += _beside(run, shape, said, known)
     if shape.rows:
-        blocks.append(_matrix(shape, known))
+        blocks += _by_subject(shape, known) if shape.by_subject else [_matrix(shape, known)]
     samplers = dict.fromkeys((check.subject, check.sampler) for check in run.checks if check.sampler)
     blocks += [f"Passes of {escape(subject)}: {escape(sampler)}" for subject, sampler in samplers]
     trainers = dict.fromkeys(
@@ -151,13 +151,36 @@ def _matrix(shape: Outline, known: Collection[str]) -> str:
     return "\n".join(lines)
 
 
+def _by_subject(shape: Outline, known: Collection[str]) -> list[str]:
+    """Return a table with a line for each subject, and what the claims say."""
+    lines = ["| Subject | Verdict | Holds | What else there is |", "|---|---|---|---|"]
+    for at, group in enumerate(shape.groups):
+        found: dict[str, list[str]] = {}
+        for row in shape.rows:
+            cell = row.cells[at]
+            if cell is None or cell.card.standing is not Standing.PASS or cell.card.evidence.accepted:
+                extra = f" ({escape(cell.extra)})" if cell and cell.extra else ""
+                found.setdefault(_standing(cell), []).append(f"{code(row.id)}{extra}")
+        rest = "<br>".join(f"{said}: {', '.join(ids)}" for said, ids in found.items())
+        who = f"{_name(group)}<br><sub>{escape(wording.stage(group.stage))}</sub>"
+        holds = f"{group.counts.get(Standing.PASS, 0):,} of {sum(group.counts.values()):,}"
+        lines.append(f"| {who} | {_worded(group.worst)} | {holds} | {rest} |")
+    claims = [f"- {code(row.id)}: {_prose(row.claim, known)}" for row in shape.rows]
+    text = "\n".join(claims)
+    return ["\n".join(lines), f"<details><summary>What the claims say</summary>\n\n{text}\n\n</details>"]
+
+
 def _cell(cell: Cell | None) -> str:
-    if cell is None:
-        return "not run"
-    of = cell.card.standing
+    return _standing(cell) + (f" ({escape(cell.extra)})" if cell and cell.extra else "")
+
+
+def _standing(cell: Cell | None) -> str:
+    return "not run" if cell is None else _worded(cell.card.standing)
+
+
+def _worded(of: Standing) -> str:
     word = standing.word(of)
-    strong = f"**{word}**" if of in (Standing.FAIL, Standing.ERROR) else word
-    return f"{standing.SYMBOLS[of]} {strong}" + (f" ({escape(cell.extra)})" if cell.extra else "")
+    return f"{standing.SYMBOLS[of]} " + (f"**{word}**" if of in (Standing.FAIL, Standing.ERROR) else word)
 
 
 def _detail(trouble: Trouble, known: Collection[str]) -> str:

@@ -17,6 +17,8 @@ from pytest_bnn.report.standing import LOUD, RANK, Standing, standing
 
 _DATA_URI: Final = re.compile(r"data:image/png;base64,([A-Za-z0-9+/]+={0,2})")
 _SIGNATURE: Final = b"\x89PNG\r\n\x1a\n"
+#: From so many subjects on each has one line.
+_MANY: Final = 3
 _FAILED: Final = frozenset({Standing.FAIL, Standing.ERROR})
 
 #: Name, stage, and what tells subjects of one name apart.
@@ -111,6 +113,11 @@ class Outline:
     rows: tuple[Row, ...]
     counts: Mapping[Standing, int]
     expected: tuple[Card, ...]
+
+    @property
+    def by_subject(self) -> bool:
+        """Whether a table of claims and subjects has a line for each subject: columns are for one or two of them."""
+        return len(self.groups) >= _MANY
 
     @property
     def troubles(self) -> tuple[Trouble, ...]:

@@ -83,7 +83,7 @@ def standing(evidence: Evidence) -> Standing:
     """Say what a piece of evidence counts as."""
     if evidence.expected:
         return Standing.EXPECTED
-    if evidence.verdict is Verdict.NOT_APPLICABLE and evidence.missing:
+    if evidence.unjudged:
         return Standing.NOT_JUDGED
     return Standing(evidence.verdict.value)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -11,9 +10,8 @@ from pytest_bnn.records.run import AuditRun, Change, TestOutcome
 from pytest_bnn.report import wording
 from pytest_bnn.report.outline import Group, Outline
 from pytest_bnn.report.standing import JUDGED, LOUD, RANK, Standing, fell, fell_outside, standing
+from pytest_bnn.report.unjudged import Unjudged, unjudged
 
-#: Options of the command line whose name is not that of the argument.
-_COMMANDS: Final[Mapping[str, str]] = {"images": "--data", "labels": "--data with labels", "factory": "--model"}
 _STATUSES: Final[Mapping[int, str]] = {
     2: "was interrupted",
     3: "broke internally",
@@ -34,32 +32,6 @@ class Session:
     troubled: bool
     failed: bool
     tests: tuple[TestOutcome, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Option:
-    """What someone would give: the option of the command line, and the argument in Python; empty for none."""
-
-    command: str
-    argument: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Unjudged:
-    """Claims that were not judged, with all that it takes to judge them; ``subjects`` is empty where it is all."""
-
-    options: tuple[Option, ...]
-    ids: tuple[str, ...]
-    subjects: tuple[str, ...]
-
-    @property
-    def words(self) -> str:
-        """Say it, names in backquotes: --loss (in Python loss=) would judge kl.loss and loss.data."""
-        given = wording.listed(f"`{option.command}`" for option in self.options)
-        arguments = [f"`{option.argument}`" for option in self.options if option.argument]
-        in_python = f" (in Python {wording.listed(arguments)})" if arguments else ""
-        of = f" of {wording.listed(self.subjects)}" if self.subjects else ""
-        return f"{given}{in_python} would judge {wording.listed(f'`{id}`' for id in self.ids)}{of}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +74,7 @@ def top(run: AuditRun, shape: Outline) -> Top:
         sentence=sentence,
         tone=_tone(run, loud, session),
         session=session,
-        unjudged=_unjudged(shape),
+        unjudged=unjudged(shape),
         accepted=_accepted(shape),
         changed=tuple(dict.fromkeys(run.changed)) or _changed_before(run.provenance),
         whole=not run.cut and run.session is None,
@@ -149,33 +121,6 @@ def _session(run: AuditRun) -> Session | None:
         failed=bool(fallen) or found.exit_status in (1, 2, 3, 4),
         tests=found.tests,
     )
-
-
-def _unjudged(shape: Outline) -> tuple[Unjudged, ...]:
-    claims: dict[tuple[str, ...], dict[str, list[str]]] = {}
-    of_all = {group.anchor for group in shape.groups if group.counts}
-    for group in shape.groups:
-        for cell in group.cells:
-            if cell.card.standing is Standing.NOT_JUDGED:
-                by_id = claims.setdefault(cell.card.evidence.missing, {})
-                by_id.setdefault(cell.card.evidence.id, []).append(group.anchor)
-    names = {group.anchor: group.name or "unnamed" for group in shape.groups}
-    found = []
-    for missing, by_id in claims.items():
-        # Claims that lack the same thing in the same subjects are told together.
-        together: dict[tuple[str, ...], list[str]] = {}
-        for id, places in by_id.items():
-            together.setdefault(tuple(places), []).append(id)
-        for anchors, ids in together.items():
-            some = () if len(anchors) == len(of_all) else tuple(dict.fromkeys(names[anchor] for anchor in anchors))
-            found.append(Unjudged(tuple(map(_option, missing)), tuple(ids), some))
-    return tuple(found)
-
-
-def _option(name: str) -> Option:
-    if not re.fullmatch(r"[a-z][a-z_]*", name):
-        return Option(name)
-    return Option(_COMMANDS.get(name, f"--{name.replace('_', '-')}"), f"{name}=")
 
 
 def _accepted(shape: Outline) -> tuple[Accepted, ...]:

@@ -47,7 +47,7 @@ def test_most_of_the_weights_accepted() -> None:
     )
     assert evidence.accepted == (Acceptance(path="0", reason="latency budget", weights=80),)
     assert evidence["weights in the claim"] == 20
-    assert "`0` is deterministic on purpose: latency budget" in evidence.notes
+    assert "`0` is deterministic on purpose: latency budget." in evidence.notes
 
 
 def test_none_accepted() -> None:
@@ -92,7 +92,7 @@ def test_a_pattern_that_matches_nothing(pattern: str) -> None:
     evidence = judged(allow={pattern: "a slip of the pen"})
     assert evidence.verdict is Verdict.PASS
     assert evidence.headline.endswith(f"; --allow {pattern!r} matches nothing in the model.")
-    assert f"the pattern {pattern!r} in allow matches nothing in the model" in evidence.notes
+    assert f"The pattern {pattern!r} in allow matches nothing in the model." in evidence.notes
     assert evidence.accepted == ()
 
 
@@ -101,7 +101,7 @@ def test_a_pattern_that_accepts_nothing(pattern: str) -> None:
     """A layer that is Bayesian, or a module that is there for another check: a note is enough."""
     evidence = judged(allow={pattern: "not needed any more"})
     assert "--allow" not in evidence.headline
-    assert f"the pattern {pattern!r} in allow matches no deterministic layer" in evidence.notes
+    assert f"The pattern {pattern!r} in allow matches no deterministic layer." in evidence.notes
 
 
 def by_hand(part: int, whole: int) -> str:

@@ -308,11 +308,11 @@ def test_one_of_two_gives_probabilities() -> None:
     teacher = Net()
     found = judge(teacher, tuned(teacher, end=lambda y: torch.softmax(y, 1)), x, labels=labels)
     assert found.verdict is Verdict.PASS, found.headline
-    assert any("the model gives probabilities, the teacher scores" in note for note in found.notes)
+    assert any("The model gives probabilities, the teacher scores" in note for note in found.notes)
     teacher = Net(end=lambda y: torch.softmax(y, 1))
     found = judge(teacher, tuned(teacher, end=scaled(1.0)), x, labels=labels)
     assert found.verdict is Verdict.PASS, found.headline
-    assert any("the model gives scores, the teacher probabilities" in note for note in found.notes)
+    assert any("The model gives scores, the teacher probabilities" in note for note in found.notes)
 
 
 def test_a_model_that_learned_to_be_surer_is_healthy() -> None:

@@ -87,8 +87,8 @@ def test_a_kl_term_that_outweighs_the_data_hides_nothing(
     wrong = measure_gradient_samples(model, images=batch[0], labels=batch[1], loss=outweighed(2))
     assert wrong.verdict is (Verdict.FAIL if scale == 1e-3 else Verdict.PASS), wrong.explain()
     if scale == 1e-7:
-        assert "of the data's part of the gradient to rho nothing is left" in right.explain()
-        assert "of the data's part of the gradient to rho nothing is left" in wrong.explain()
+        assert "Of the data's part of the gradient to rho nothing is left" in right.explain()
+        assert "Of the data's part of the gradient to rho nothing is left" in wrong.explain()
 
 
 @pytest.mark.parametrize("loss", [several(1), accumulated], ids=["one pass", "accumulated"])
@@ -305,10 +305,10 @@ def test_shared_memory_is_listed_in_the_order_of_the_model(bare: Bare) -> None:
     model.get_submodule("1")._buffers["eps_weight"] = memory[0].view(3, 3)
     found = measure_memory_separate(model)
     assert [layer.finding for layer in found.layers] == [
-        "`0.eps_weight` shares memory with `0.prior_weight_mu`",
-        "`1.eps_weight` shares memory with `2.eps_weight`",
-        "`1.eps_weight` shares memory with `2.prior_weight_mu`",
-        "`2.eps_weight` shares memory with `2.prior_weight_mu`",
+        "`0.eps_weight` shares memory with `0.prior_weight_mu`.",
+        "`1.eps_weight` shares memory with `2.eps_weight`.",
+        "`1.eps_weight` shares memory with `2.prior_weight_mu`.",
+        "`2.eps_weight` shares memory with `2.prior_weight_mu`.",
     ]
 
 

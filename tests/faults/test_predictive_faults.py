@@ -99,7 +99,7 @@ def test_scores_times_a_factor(factor: float) -> None:
 def test_scores_divided_by_a_factor() -> None:
     found = failing(Then(bayesian(), lambda scores, _: scores / 3), **given())
     assert found.keys() == {"calibration.temperature"}
-    assert "not as sure as it may be" in found["calibration.temperature"].headline
+    assert "less sure of itself than it may be" in found["calibration.temperature"].headline
     assert "a temperature left in the head" in found["calibration.temperature"].remedy
 
 
@@ -108,7 +108,7 @@ def test_a_softmax_that_is_applied_twice() -> None:
     """Once is a head that gives probabilities, and is read as that."""
     twice = failing(Then(bayesian(), lambda scores, _: scores.softmax(1).softmax(1)), **given())
     assert "calibration.temperature" in twice
-    assert "not as sure as it may be" in twice["calibration.temperature"].headline
+    assert "less sure of itself than it may be" in twice["calibration.temperature"].headline
     assert "a softmax that is applied twice" in twice["calibration.temperature"].remedy
     assert failing(Then(bayesian(), lambda scores, _: scores.softmax(1)), **given()) == {}
 

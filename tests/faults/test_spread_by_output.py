@@ -119,7 +119,7 @@ def test_outputs_that_cannot_vary_are_counted() -> None:
     found = judge(convert(Net(fixed), moped_delta=0.02))
     assert found.verdict is Verdict.PASS, found.headline
     note = " ".join(found.notes)
-    assert "not judged: output 1 of 3 (from 0), output 2 of 3 (from 0)" in note
+    assert "Not judged: output 1 of 3 (from 0), output 2 of 3 (from 0)" in note
 
 
 def test_a_field_of_numbers_beside_others() -> None:

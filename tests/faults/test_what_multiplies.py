@@ -209,7 +209,7 @@ def test_a_recurrent_layer_is_counted_and_may_be_meant(kind: type[nn.Module], se
     assert "--allow" in evidence.remedy
     meant = measure_layers_replaced(model, teacher=network, allow={"rnn": "no Bayesian one is needed"}, **given)
     assert meant.verdict is Verdict.PASS, meant.explain()
-    assert "`rnn` is deterministic on purpose: no Bayesian one is needed" in meant.notes
+    assert "`rnn` is deterministic on purpose: no Bayesian one is needed." in meant.notes
 
 
 @pytest.mark.fault("A34", "layers.replaced")

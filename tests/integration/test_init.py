@@ -29,6 +29,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "nets/__init__.py").write_text("", encoding="utf-8")
     (tmp_path / "nets/small.py").write_text(SMALL, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    for name in ("nets", "nets.small"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
     return tmp_path
 
 
@@ -174,6 +177,29 @@ def test_mistakes(folder: Path, capsys: pytest.CaptureFixture[str], arguments: s
     assert run("--no-run", *arguments.split()) == exits.USAGE
     assert said in capsys.readouterr().err
     assert not (folder / "my_net.py").exists()
+
+
+@pytest.mark.parametrize("extra", [(), ("--pyproject",)], ids=["test", "table"])
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("--model=nets.small:bayesain", "--model: the module 'nets.small' has no 'bayesain'. It has bayesian"),
+        ("--model=nets.smal:bayesian", "--model: there is no module 'nets.smal' in this folder"),
+        ("--model=nets.small:bayesian --teacher=nets.small:nope", "--teacher: the module 'nets.small' has no 'nope'."),
+        ("--model=nets.small:bayesian --data=nets.broken:data", "--data: importing 'nets.broken' raised"),
+        ("--model=nets.small:bayesian --loss=nets.numbers:loss", "--loss: nets.numbers:loss cannot be called."),
+    ],
+)
+def test_a_function_that_is_not_there_leaves_nothing_behind(
+    folder: Path, capsys: pytest.CaptureFixture[str], arguments: str, said: str, extra: tuple[str, ...]
+) -> None:
+    """So that the same command, with the name mended, needs no --force."""
+    (folder / "nets/broken.py").write_text("1 / 0\n", encoding="utf-8")
+    (folder / "nets/numbers.py").write_text("loss = 1.0\n", encoding="utf-8")
+    assert run("--no-run", *arguments.split(), *extra) == exits.USAGE
+    assert said in capsys.readouterr().err
+    assert sorted(path.name for path in folder.iterdir()) == ["nets"]
+    assert run("--no-run", "--model=nets.small:bayesian", *extra) == exits.PASSED
 
 
 class Terminal(io.StringIO):

@@ -270,10 +270,31 @@ def test_plugins(folder: Path, capsys: pytest.CaptureFixture[str], source: str) 
     arguments = ["--plugin", "own_rules"] if source == "option" else []
     if source == "pyproject":
         (folder / "pyproject.toml").write_text('[tool.pytest-bnn]\nplugins = ["own_rules"]\n', encoding="utf-8")
-    assert "mycompany.rule" in audit(capsys, *arguments, "--help")[1]
+    for words in ([*arguments, "--help"], ["--help", *arguments], ["-q", "-h", *arguments, "--nonsense"]):
+        code, said = audit(capsys, *words)
+        assert (code, "mycompany.rule" in said) == (0, True), words
     assert "own_rules" not in sys.modules
     code, said = audit(capsys, *arguments, *OWN, "-v")
     assert (code, "the limit is 0.5" in said) == (exits.PASSED, True), said
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--help", "--model", "net:bayesian"],
+        ["--model=net:bayesian", "--help"],
+        ["--help", "--loss=net:loss", "--seed", "no number"],
+        ["-h", "--plugin", "own_rules", "--model"],
+        ["--help"],
+    ],
+)
+def test_help_reads_what_stands_behind_it(folder: Path, capsys: pytest.CaptureFixture[str], words: list[str]) -> None:
+    """Whatever the order; a mistake behind it ends in the help, as before."""
+    with (folder / "net.py").open("a", encoding="utf-8") as file:
+        file.write("\n" + RULE.format(id="mycompany.rule"))
+    code, said = audit(capsys, *words)
+    assert (code, "exit codes: 0" in said) == (0, True)
+    assert ("mycompany.rule" in said) == any("net:" in word for word in words)
 
 
 MISTAKES = {

@@ -24,6 +24,7 @@ from pytest_bnn.records.charts import (
     ScoreTable,
 )
 from pytest_bnn.records.collection import collect
+from pytest_bnn.records.compare import compare
 from pytest_bnn.records.evidence import Acceptance, Evidence, LayerFinding, Measurement, Threshold, Verdict
 from pytest_bnn.records.run import (
     AuditRun,
@@ -37,11 +38,12 @@ from pytest_bnn.records.run import (
     TestOutcome,
     TrainingStep,
 )
-from pytest_bnn.report import collection, render_html
+from pytest_bnn.report import collection, comparison, render_html
 
 WHEN = "runs where Debian's chromium and playwright are installed, as in .ci/run"
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update",
              "--disable-sync"]  # fmt: skip
+OPEN = "document.querySelectorAll('details').forEach(part => part.open = true)"
 # One white pixel.
 PNG = (
     "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGP4DwABAQEAG7buVgAAAABJRU5ErkJggg=="
@@ -69,7 +71,7 @@ def predictions() -> PredictionSummary:
         examples=12,
         errors=3,
         scores=ScoreTable(predictors=(name, "one pass", wide, "BNN"), rows=(row, row), note=wide),
-        charts=(chart, chart),
+        charts=(chart, replace(chart, title=f"{name} again")),
         ridges=(
             Ridges(
                 title=wide,
@@ -187,7 +189,7 @@ def test_the_matrix_of_many_subjects_keeps_their_names_and_verdicts_in_sight(
     """Scrolled to its end, with a mark for each claim that a finger can touch."""
     page = browser.new_page(viewport={"width": width, "height": 800})
     page.goto(many)
-    page.evaluate("document.querySelectorAll('details').forEach(part => part.open = true)")
+    page.evaluate(OPEN)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     page.evaluate("document.querySelector('#claims .scroll').scrollLeft = 10000")
     for cell in ("th.who", "td.overall"):
@@ -215,7 +217,7 @@ def test_the_first_screen_answers_what_a_reviewer_asks(browser: Any, address: st
 def test_page_never_scrolls_sideways(browser: Any, address: str, width: int) -> None:
     page = browser.new_page(viewport={"width": width, "height": 800})
     page.goto(address)
-    page.evaluate("document.querySelectorAll('details').forEach(part => part.open = true)")
+    page.evaluate(OPEN)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     page.close()
 
@@ -230,6 +232,7 @@ def test_browser_has_nothing_to_complain_about_and_loads_nothing(browser: Any, a
     page.goto(address)
     assert complaints == []
     assert [url for url in requests if not url.startswith("data:")] == [address]
+    page.evaluate(OPEN)
     assert page.evaluate("document.querySelector('img').naturalWidth") == 1, "the policy must let pictures in"
     page.close()
 
@@ -246,6 +249,7 @@ def test_everything_shows_without_scripts(browser: Any, address: str) -> None:
     assert page.locator("svg[role=img]").count() > 2 * len(Verdict)
     page.locator("details:not([open]) summary").first.click()
     assert page.locator(".tools, .copy, .sort").count() == 0, "what scripts add is there with scripts only"
+    page.locator("#predictions details.subject > summary").first.click()
     numbers = page.locator("#predictions figure").first.locator("details")
     assert not numbers.locator("table").first.is_visible()
     numbers.locator("summary").click()
@@ -317,6 +321,7 @@ def test_tables_can_be_sorted_and_put_back(browser: Any, tmp_path: Path) -> None
     file.write_text(render_html(AuditRun(subjects=(record,))), encoding="utf-8")
     page = browser.new_page()
     page.goto(file.as_uri())
+    page.evaluate(OPEN)
     names = "rows => rows.filter(one => one.checkVisibility()).map(one => one.textContent)"
     before = page.locator(".layers tbody th").evaluate_all(names)
     assert before == ["a", "one", "two", "b", "c.one"]
@@ -337,10 +342,41 @@ def test_tables_can_be_sorted_and_put_back(browser: Any, tmp_path: Path) -> None
 def test_a_table_of_scores_is_stacked_where_the_page_is_narrow(browser: Any, address: str) -> None:
     page = browser.new_page(viewport={"width": 360, "height": 800})
     page.goto(address)
+    page.evaluate(OPEN)
     table = page.locator("table.scores").first
     assert table.evaluate("table => table.scrollWidth <= table.closest('.scroll').clientWidth")
     assert table.evaluate("table => getComputedStyle(table.querySelector('td'), '::before').content") != '""'
     page.close()
+
+
+@pytest.mark.nightly("axe takes seconds a page")
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [380, 1280])
+@pytest.mark.parametrize("which", ["one", "many", "folded", "index", "compared"])
+def test_axe_finds_nothing_that_keeps_people_out(
+    browser: Any, address: str, many: str, tmp_path: Path, which: str, width: int, scheme: str
+) -> None:
+    """Names, roles, contrast and order, by the rules of WCAG 2.2 AA and axe's own advice."""
+    reason = "runs where axe-playwright-python is installed too, as with the dependency group test"
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason=reason)
+    before = sample()
+    if which in ("index", "compared"):
+        now = replace(before, checks=tuple(replace(check, verdict=Verdict.PASS) for check in before.checks[1:]))
+        text = (
+            collection.render(collect((f"{at}.json", "", run) for at, run in enumerate((before, now))))
+            if which == "index"
+            else comparison.html(compare(before, now), before, now)
+        )
+        (tmp_path / "other.html").write_text(text, encoding="utf-8")
+    # The page's own policy lets no other script run.
+    context = browser.new_context(bypass_csp=True, color_scheme=scheme, viewport={"width": width, "height": 900})
+    page = context.new_page()
+    page.goto({"one": address, "folded": address, "many": many}.get(which) or (tmp_path / "other.html").as_uri())
+    if which != "folded":
+        page.evaluate(OPEN)
+    found = axe.Axe().run(page).response["violations"]
+    assert [(one["id"], [node["html"][:200] for node in one["nodes"][:3]]) for one in found] == []
+    context.close()
 
 
 def wide(names: int) -> AuditRun:
@@ -374,8 +410,83 @@ def wide(names: int) -> AuditRun:
     return AuditRun(checks=checks, subjects=records)
 
 
+def test_print_has_what_a_reviewer_signs_and_says_what_it_leaves_out(browser: Any, tmp_path: Path) -> None:
+    """Failures are printed with their evidence, what holds as a line each, and the rest where it is asked for."""
+    file = tmp_path / "audit.html"
+    sampled = sample()
+    file.write_text(render_html(sampled), encoding="utf-8")
+    pages = {}
+    for query in ("", "?print=all"):
+        page = browser.new_page()
+        page.goto(file.as_uri() + query)
+        assert page.locator("#print-all").is_checked() == bool(query)
+        assert not page.locator(".print-note").is_visible(), "it is about what is printed"
+        page.emulate_media(media="print")
+        shown = "parts => parts.map(one => one.checkVisibility({contentVisibilityAuto: true}))"
+        assert all(
+            page.locator(".card header, .card > details > summary, .panel h2, .banner, table.matrix").evaluate_all(
+                shown
+            )
+        )
+        assert all(page.locator(".card.v-fail .measurements, .card.v-fail .findings").evaluate_all(shown))
+        for rest in (".card.v-pass .measurements", "#predictions figure", "#subjects figure", ".glossary"):
+            assert set(page.locator(rest).evaluate_all(shown)) == {bool(query)}, rest
+        assert page.locator(".print-note").is_visible() != bool(query)
+        assert not page.locator(".print-all").is_visible()
+        pages[query] = page.pdf(format="A4").count(b"/Type /Page\n")
+        page.close()
+    assert pages[""] < pages["?print=all"] / 2
+
+
+def test_what_is_folded_says_what_is_in_it_and_a_link_opens_it(browser: Any, address: str) -> None:
+    """The first look ends at the evidence; layers and predictions are a line each."""
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    page.goto(address)
+    (layers,) = page.locator("#subjects summary .gist").all_text_contents()
+    assert layers == "1 of 1 layer Bayesian, 9 weights; 1 prediction drawn; 20 steps of fine-tuning"
+    (predictions,) = page.locator("#predictions summary .gist").all_text_contents()
+    assert predictions == "12 labelled examples, 3 of them wrong; 3 charts"
+    assert not page.locator("#subjects figure").first.is_visible()
+    page.locator("#s1-evidence .jump").click()
+    page.wait_for_function("document.querySelector('#subjects figure').checkVisibility()")
+    page.close()
+
+
+def test_the_table_of_quality_has_every_score_on_a_narrow_page(browser: Any, tmp_path: Path) -> None:
+    """The temperature too, which was cut at the edge; with one subject, and with a line for each of many."""
+    table = ScoreTable(
+        note="",
+        predictors=("BNN", "teacher"),
+        rows=tuple(
+            ScoreRow(name=name, scores=(Score(value=0.5, low=0.4, high=0.6), Score(value=1.5)))
+            for name in ("accuracy", "Brier score", "negative log likelihood (nats)", "best temperature")
+        ),
+    )
+    scored = replace(predictions(), scores=table)
+    for count in (1, 3):
+        records = tuple(
+            SubjectRecord(
+                name=f"net {at}", stage="converted", model="m", teacher="t", images=9, prediction_summary=scored
+            )
+            for at in range(count)
+        )
+        file = tmp_path / f"{count}.html"
+        file.write_text(render_html(AuditRun(subjects=records)), encoding="utf-8")
+        page = browser.new_page(viewport={"width": 380, "height": 800})
+        page.goto(file.as_uri())
+        cells = page.locator(".quality tbody td", has_text="1.5" if count == 1 else "0.5").all()
+        assert len(cells) >= 4
+        for cell in cells:
+            box = cell.bounding_box()
+            assert box["x"] >= 0
+            assert box["x"] + box["width"] <= 380
+        labels = page.locator(".quality tbody td").evaluate_all("all => all.map(one => one.dataset.of)")
+        assert set(labels) == {"Accuracy", "Brier score", "NLL (nats)", "Temperature"}
+        page.close()
+
+
 def test_print_is_no_wider_than_the_paper_and_opens_what_is_closed(browser: Any, tmp_path: Path) -> None:
-    """186 mm between the margins of A4, which are 703 px; without scripts, since styles alone open it."""
+    """186 mm between the margins of A4, which are 703 px; without scripts, since styles alone print all of it."""
     file = tmp_path / "audit.html"
     file.write_text(render_html(wide(8)), encoding="utf-8")
     context = browser.new_context(java_script_enabled=False, viewport={"width": 703, "height": 1000})
@@ -386,6 +497,7 @@ def test_print_is_no_wider_than_the_paper_and_opens_what_is_closed(browser: Any,
     assert count > 8
     heights = "tables => tables.map(one => one.checkVisibility({contentVisibilityAuto: true}) ? one.offsetHeight : 0)"
     assert max(closed.evaluate_all(heights)) == 0
+    page.check("#print-all")
     page.emulate_media(media="print")
     assert min(closed.evaluate_all(heights)) > 0
     assert page.locator("details.numbers table").first.is_visible()
@@ -453,6 +565,7 @@ def test_nothing_of_a_drawing_is_cut(browser: Any, tmp_path: Path) -> None:
     file.write_text(render_html(AuditRun(checks=checks, subjects=records)), encoding="utf-8")
     page = browser.new_page()
     page.goto(file.as_uri())
+    page.evaluate(OPEN)
     cut = page.evaluate("""() => [...document.querySelectorAll('svg.chart text')].filter(text => {
         const box = text.getBBox(), view = text.ownerSVGElement.viewBox.baseVal;
         const ends = [box.x, box.y, view.width - box.x - box.width, view.height - box.y - box.height];

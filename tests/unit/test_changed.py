@@ -9,9 +9,11 @@ import pytest
 
 from pytest_bnn.audit.plan import left_out
 from pytest_bnn.audit.repeating import repeating
+from pytest_bnn.audit.subjects import Described, chosen, own_choices
+from pytest_bnn.audit.subjects import from_project as from_subjects
 from pytest_bnn.checks import registry
 from pytest_bnn.checks.changed import IN_PYTHON, changes, changes_by
-from pytest_bnn.checks.choices import choosing, from_project, from_texts
+from pytest_bnn.checks.choices import Choices, choosing, filled, from_project, from_texts, severity_of
 from pytest_bnn.cli import parser
 from pytest_bnn.options import OPTIONS, Level, Settings, Source, resolve_with_sources, using
 from pytest_bnn.reading import DrawnSeed
@@ -125,3 +127,77 @@ def test_what_was_not_asked_for() -> None:
     assert left_out(ids[:2]) == (f"only {ids[0]} and {ids[1]} were asked for, {others} other checks were not run",)
     assert left_out(ids[:-1]) == (f"only {len(ids) - 1} of {len(ids)} checks were asked for",)
     assert left_out([]) == (f"none of {len(ids)} checks was asked for",)
+
+
+TABLES = """
+[tool.pytest-bnn.checks."noise.spread"]
+band = [0.01, 0.5]
+[tool.pytest-bnn.checks."noise.varies"]
+max_passes = 48
+[tool.pytest-bnn.checks."uncertainty.*"]
+severity = "warn"
+[tool.pytest-bnn.subjects.plain]
+model = "m:f"
+[tool.pytest-bnn.subjects.own]
+model = "m:f"
+[tool.pytest-bnn.subjects.own.checks."noise.spread"]
+band = [0.02, 0.9]
+[tool.pytest-bnn.subjects.own.checks."noise.varies"]
+max_passes = 96
+[tool.pytest-bnn.subjects.own.checks."uncertainty.ood"]
+severity = "error"
+[tool.pytest-bnn.subjects.severe]
+model = "m:f"
+num-batches = 7
+[tool.pytest-bnn.subjects.severe.checks."uncertainty.*"]
+severity = "off"
+"""
+
+
+def in_force_for(
+    subject: Described, given: Choices, typed: dict[str, str | None], ini: dict[str, str]
+) -> dict[str, object]:
+    """Every option of every check, as an audit of one subject has it."""
+    settings, sources = resolve_with_sources(typed, ini, prefix="--")
+    with using(settings, sources), choosing(given.and_also(subject.choices)):
+        found = {id: (filled(registry.declaration(id), {}), severity_of(id)) for id in registry.built_in()}  # type: ignore[arg-type]
+    return {"settings": settings, **found}
+
+
+@pytest.mark.parametrize("names", [("plain",), ("own",), ("severe",), ("plain", "own"), ("own", "severe", "plain")])
+@pytest.mark.parametrize(
+    ("ini", "environment", "typed"),
+    [
+        ({}, {}, []),
+        ({"samples": "32"}, {}, []),
+        ({"samples": "32"}, {"PYTEST_BNN_SAMPLES": "64"}, []),
+        ({"min_agreement": "0.7"}, {}, ["--set=noise.spread.band=0.1:1"]),
+        ({}, {}, ["--samples=24", "--set=noise.varies.max_passes=40"]),
+    ],
+)
+def test_the_command_repeats_what_is_each_subject_s_own(
+    names: tuple[str, ...], ini: dict[str, str], environment: dict[str, str], typed: list[str], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """What its table says goes before the project's, also when the project's is spelled on the command line."""
+    (tmp_path / "pyproject.toml").write_text(TABLES, encoding="utf-8")
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    audited = chosen(from_subjects(tmp_path), names, "--subject")
+
+    def parsed(words: list[str]) -> tuple[dict[str, str | None], Choices]:
+        given = parser().parse_args(["audit", *words])
+        options = {option.key: getattr(given, option.key) for option in OPTIONS}
+        return options, from_project(tmp_path).and_also(from_texts(given.set, "--set"))
+
+    words, given = parsed(typed)
+    before = {one.name: in_force_for(one, given, words, ini) for one in audited}
+    settings, sources = resolve_with_sources(words, ini, prefix="--")
+    with using(settings, sources), choosing(given):
+        line = repeating(["p"], typed, prefix="--", own=own_choices(tmp_path, names))
+    for name in environment:
+        monkeypatch.delenv(name)
+    again, given = parsed(shlex.split(line)[1:])
+    assert {one.name: in_force_for(one, given, again, ini) for one in audited} == before
+    if names == ("plain",) and not typed:
+        assert "--set=noise.spread.band=0.01:0.5" in shlex.split(line), "spelled where no subject has its own"

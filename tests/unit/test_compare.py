@@ -114,7 +114,7 @@ def test_a_claim_that_is_not_judged_any_more_says_so() -> None:
     """The words that stood where its verdict was, where there are some."""
     before = run(evidence("pass"))
     (row,) = compare(before, run(replace(evidence("not_applicable"), headline="no loss was given"))).rows
-    assert row.notes == ("not judged any more: no loss was given",)
+    assert row.notes == ("It is not judged any more: no loss was given",)
     (row,) = compare(before, run()).rows
     assert "not judged any more" in row.notes[0]
 
@@ -301,11 +301,11 @@ def test_a_stricter_threshold_and_accepted_parts_are_said_in_the_row() -> None:
     before = fail(0.93, ">=", 0.9, verdict="pass")
     now = fail(0.93, ">=", 0.95)
     (row,) = compare(run(before), run(now)).rows
-    assert (row.state, row.notes) == ("new", ("allowed was >= 0.9, is >= 0.95",))
+    assert (row.state, row.notes) == ("new", ("Allowed is >= 0.95 now, and was >= 0.9.",))
     (row,) = compare(
         run(evidence("fail")), run(evidence("pass", accepted=(Acceptance(path="fc", reason="speed"),)))
     ).rows
-    assert (row.state, row.notes) == ("fixed", ("accepted since: fc (speed)",))
+    assert (row.state, row.notes) == ("fixed", ("Accepted since then: fc (speed).",))
 
 
 def test_the_headline_counts_all_rows() -> None:
@@ -322,9 +322,35 @@ def test_the_headline_counts_all_rows() -> None:
         evidence("pass", id="a.fixed"),
     )
     comparison = compare(before, now)
-    assert comparison.headline == "1 new; 1 new warning, 1 fixed, 1 known, 1 unchanged"
+    assert comparison.headline == (
+        "1 claim fails now and did not before; 1 has a new warning, 1 failed before and holds now, 1 fails as before, "
+        "1 is as before"
+    )
     assert [row.id for row in comparison.failing] == ["a.p0"]
-    assert compare(now, now).headline.startswith("nothing new or worse; ")
+    assert compare(now, now).headline.startswith("nothing is new or worse; ")
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "said"),
+    [
+        (("pass",), ("fail",), "1 claim fails now and did not before"),
+        (("pass", "pass"), ("fail", "fail"), "2 claims fail now and did not before"),
+        (("pass",), ("error",), "1 claim could not be judged for an error"),
+        (("pass",), ("not_applicable",), "1 claim is not judged any more"),
+        (("pass", "pass"), ("fail", "not_applicable"),
+         "1 claim fails now and did not before, 1 is not judged any more"),
+        (("pass", "pass"), ("warn", "warn"), "nothing is new or worse; 2 claims have a new warning"),
+        (("warn", "pass"), ("pass", "pass"), "nothing is new or worse; 1 claim is better than before, 1 is as before"),
+        (("pass",), ("inconclusive",), "nothing is new or worse; 1 claim is undecided now"),
+        (("fail", "fail"), ("fail", "pass"),
+         "nothing is new or worse; 1 claim failed before and holds now, 1 fails as before"),
+        ((), ("pass",), "nothing is new or worse; 1 claim is in the later audit alone"),
+        ((), (), "nothing is new or worse"),
+    ],
+)  # fmt: skip
+def test_headlines_read_aloud(before: tuple[str, ...], now: tuple[str, ...], said: str) -> None:
+    sides = [run(*(evidence(verdict, id=f"a.p{at}") for at, verdict in enumerate(side))) for side in (before, now)]
+    assert compare(*sides, inconclusive="warn").headline == said
 
 
 # Few names and few numbers, so that subjects, claims and values meet.

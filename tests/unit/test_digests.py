@@ -296,3 +296,69 @@ def test_digest_of_nothing(folder: Path, capsys: pytest.CaptureFixture[str], nam
     said = capsys.readouterr().err
     assert "cannot be read (" in said
     assert said.endswith("Give a file or a folder.\n")
+
+
+QUANTIZED = pytest.mark.skipif(
+    not hasattr(torch, "quantize_per_tensor"), reason="runs with releases of torch that make quantized tensors"
+)
+VALUES = torch.tensor([[0.0, 1.5, -2.0], [0.25, 0.0, 3.0]])
+
+
+def quantized(values: torch.Tensor = VALUES, scale: float = 0.25, zero: int = 3) -> torch.Tensor:
+    return torch.quantize_per_tensor(values, scale, zero, torch.qint8)
+
+
+def by_channel(scales: tuple[float, float] = (0.25, 0.5), zeros: tuple[int, int] = (0, 1)) -> torch.Tensor:
+    return torch.quantize_per_channel(VALUES, torch.tensor(scales), torch.tensor(zeros), 0, torch.qint8)
+
+
+@QUANTIZED
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
+def test_a_quantized_tensor_s_digest_is_that_of_its_integers_behind_its_scale() -> None:
+    """By hand: name, dtype and shape, scale and zero point, and a byte for each integer, row by row."""
+    integers = bytes((round(value / 0.25) + 3) % 256 for row in VALUES.tolist() for value in row)
+    assert of_state({"w": quantized()}) == sha(b"w torch.qint8 [2, 3] 0.25 3" + integers)
+    assert of_examples(quantized()) == of_examples(quantized().clone())
+    channels = bytes(
+        (round(value / scale) + zero) % 256
+        for row, scale, zero in zip(VALUES.tolist(), (0.25, 0.5), (0, 1), strict=True)
+        for value in row
+    )
+    assert of_state({"w": by_channel()}) == sha(b"w torch.qint8 [2, 3] [0.25, 0.5] [0, 1] 0" + channels)
+
+
+@QUANTIZED
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
+def test_other_scales_of_equal_integers_are_another_quantized_tensor() -> None:
+    """Twice the scale is twice each weight, with the same integers."""
+    one, other = quantized(), quantized(2 * VALUES, scale=0.5)
+    assert torch.equal(one.int_repr(), other.int_repr())
+    several = [one, other, quantized(VALUES, zero=4), quantized(VALUES + 0.25), by_channel(), by_channel((0.5, 0.5))]
+    several += [by_channel(zeros=(1, 1)), VALUES]
+    assert len({of_state({"w": tensor}) for tensor in several}) == len(several)
+
+
+LAYOUTS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "coo": torch.Tensor.to_sparse,
+    "coo, not coalesced": lambda dense: torch.sparse_coo_tensor(
+        torch.cat([dense.to_sparse().indices()] * 2, 1), torch.cat([dense.to_sparse().values() / 2] * 2), dense.shape
+    ),
+    "csr": torch.Tensor.to_sparse_csr,
+    "csc": torch.Tensor.to_sparse_csc,
+    "bsr": lambda dense: dense.to_sparse_bsr((1, 3)),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Sparse")
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_sparse_tensor_s_digest_is_that_of_its_values(layout: str) -> None:
+    """In whatever layout they are kept; by hand, their bytes as a dense tensor has them."""
+    sparse = LAYOUTS[layout](VALUES)
+    assert sparse.layout is not torch.strided
+    by_hand = sha(b"w torch.float32 [2, 3]" + VALUES.numpy().tobytes())
+    assert of_state({"w": sparse}) == by_hand
+    assert of_state({"w": LAYOUTS[layout](VALUES + (VALUES == 1.5))}) != by_hand
+    kept = sparse.clone()
+    of_state({"w": sparse})
+    assert sparse.layout is kept.layout
+    assert torch.equal(sparse.to_dense(), kept.to_dense())

@@ -219,7 +219,7 @@ def test_a_new_head_with_little_training_is_a_warning() -> None:
     assert "a new layer with little training" in evidence.headline
     allowed = measure(model, allow={"head": "new classes"})
     assert allowed.verdict is Verdict.PASS
-    assert "`head` is left out on purpose: new classes" in allowed.notes
+    assert "`head` is left out on purpose: new classes." in allowed.notes
 
 
 def test_an_inner_layer_that_was_not_loaded() -> None:
@@ -420,4 +420,4 @@ def test_nothing_is_changed_and_nothing_drawn() -> None:
 
 def test_a_pattern_that_matches_nothing_is_said() -> None:
     notes = measure(convert(network()), allow={"nowhere": "a mistake"}).notes
-    assert "the pattern 'nowhere' in allow matches no Bayesian layer" in notes
+    assert "The pattern 'nowhere' in allow matches no Bayesian layer." in notes

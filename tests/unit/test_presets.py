@@ -19,6 +19,7 @@ from pytest_bnn.checks.choices import choosing, filled, from_names, from_preset,
 from pytest_bnn.errors import InputError
 from pytest_bnn.options import OPTIONS, Level, Settings, resolve_with_sources, using
 from pytest_bnn.presets import PRESETS
+from pytest_bnn.records.evidence import Verdict
 from pytest_bnn.records.run import AuditRun
 from pytest_bnn.stats.budget import Budget
 
@@ -153,6 +154,35 @@ def test_a_smoke_audit_says_that_it_is_not_the_whole_one() -> None:
     assert "is not judged" in words
     assert run.subjects[0].images == 32
     assert {change.name for change in run.changed} >= {"preset", "samples"}
+
+
+def judged_by_smoke(rho: float | None, examples: int) -> AuditRun:
+    teacher = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 3)).eval()
+    model = pytest_bnn.convert(teacher)
+    for name, parameter in model.named_parameters():
+        if rho is not None and "rho" in name:
+            parameter.data.fill_(rho)
+    data = torch.randn(examples, 6, generator=torch.Generator().manual_seed(0))
+    settings, sources = resolve_with_sources({"preset": "smoke"}, prefix="--")
+    with using(settings, sources):
+        return pytest_bnn.audit_model(model, teacher=teacher, data=data)
+
+
+@pytest.mark.parametrize("examples", [1, 8, 32, 200])
+@pytest.mark.parametrize("rho", [-60.0, -200.0])
+def test_smoke_fails_noise_that_is_dead(rho: float, examples: int) -> None:
+    """It is what a first look is for; 32 passes left it undecided."""
+    found = {check.id: check for check in judged_by_smoke(rho, examples).checks}
+    assert found["noise.source"].verdict is Verdict.FAIL, found["noise.source"].explain()
+    assert found["noise.varies"].verdict is Verdict.FAIL, found["noise.varies"].explain()
+    assert found["noise.varies"].samples <= 72
+
+
+def test_smoke_draws_no_more_passes_of_what_is_healthy() -> None:
+    """The larger limit costs nothing where the answer is certain before."""
+    run = judged_by_smoke(None, 32)
+    assert run.verdict is Verdict.PASS
+    assert 0 < max(check.samples for check in run.checks) <= 32
 
 
 def test_a_smoke_audit_of_chosen_checks_is_what_was_asked_for() -> None:

@@ -52,6 +52,31 @@ NINE = (
 )
 
 
+def test_from_three_subjects_on_markdown_has_a_line_for_each() -> None:
+    """Columns for thirty subjects would be read by nobody; what does not hold is named in the subject's line."""
+    names = [f"net {number}" for number in range(3)]
+    checks = (
+        *(claim("kl.present", subject=name) for name in names),
+        claim("kl.loss", Verdict.FAIL, "net 0"),
+        lacking("kl.loss", "loss", subject="net 1"),
+        claim("noise.varies", Verdict.WARN, "net 0"),
+        claim("noise.varies", subject="net 1", accepted=(Acceptance(path="a", reason="so"),)),
+    )
+    told = render_markdown(AuditRun(checks=checks))
+    rows = [line for line in told.splitlines() if line.startswith("| net ")]
+    stage = "<br><sub>converted</sub>"
+    assert rows == [
+        f"| net 0{stage} | ✕ **fail** | 1 of 3 | ✕ **fail**: <code>kl.loss</code><br>"
+        "! warn: <code>noise.varies</code> |",
+        f"| net 1{stage} | ○ not judged | 2 of 3 | ○ not judged: <code>kl.loss</code><br>"
+        "✓ pass: <code>noise.varies</code> (1 accepted) |",
+        f"| net 2{stage} | ✓ pass | 1 of 1 | not run: <code>kl.loss</code>, <code>noise.varies</code> |",
+    ]
+    assert "- <code>kl.present</code>: Claim of <code>kl.present</code>." in told
+    two = [check for check in checks if check.subject != "net 2"]
+    assert "| Claim | net 0<br>" in render_markdown(AuditRun(checks=tuple(two)))
+
+
 # What was not judged.
 
 

@@ -11,6 +11,9 @@ import pytest
 from pytest_bnn.commands import terminal
 from pytest_bnn.records.evidence import Acceptance, Evidence, Threshold, Verdict
 from pytest_bnn.records.run import AuditRun
+from pytest_bnn.report.outline import outline
+from pytest_bnn.report.standing import word
+from pytest_bnn.report.unjudged import unjudged
 
 
 def evidence(id: str, verdict: Verdict = Verdict.PASS, subject: str = "net", **more: Any) -> Evidence:
@@ -60,12 +63,15 @@ def test_three_lines_when_all_is_well(monkeypatch: pytest.MonkeyPatch) -> None:
         evidence("kl.loss", MISSING, missing=("loss", "images")),
         evidence("loss.data", MISSING, missing=("loss", "images")),
         evidence("mean.equals_teacher", MISSING, missing=("teacher",)),
-        evidence("uncertainty.ood", MISSING, headline="nothing is given: --ood MODULE:FACTORY, or ood= in Python"),
+        evidence("uncertainty.errors", MISSING, missing=("labels",)),
+        evidence("noise.fresh", MISSING, missing=("factory",), headline="no factory was given (--model)"),
+        evidence("teacher.tensors", MISSING, headline="it was trained; --stage converted judges it all the same"),
         evidence("estimator.flipout", MISSING),
     ) == [
         "verdict: pass. All 2 claims about net that were judged hold.",
         "not judged: kl.loss, loss.data (give --loss and --data); mean.equals_teacher (give --teacher); "
-        "uncertainty.ood (see --ood); estimator.flipout (not applicable here); -v says why",
+        "uncertainty.errors (give --data with labels); noise.fresh (give --model); not applicable: "
+        "teacher.tensors (see --stage), and estimator.flipout; -v says why",
         "accepted: classifier.3 ('latency budget')",
     ]
 
@@ -129,6 +135,31 @@ def test_verbose_tells_every_claim(monkeypatch: pytest.MonkeyPatch) -> None:
     lines = shown(monkeypatch, evidence("kl.present"), evidence("kl.loss", MISSING, headline="no loss"), verbose=True)
     assert lines[0] == "kl.present pass for 'net': what kl.present found"
     assert "not applicable kl.loss: no loss" in lines
+
+
+@pytest.mark.parametrize(
+    ("more", "page", "line"),
+    [
+        ({"missing": ("loss",)}, "not judged", "not judged: kl.loss (give --loss); -v says why"),
+        ({"missing": ("labels", "loss")}, "not judged", "not judged: kl.loss (give --data with labels and --loss); "),
+        ({"missing": ("loss",), "headline": "see --stage"}, "not judged", "not judged: kl.loss (give --loss); "),
+        ({"headline": "see --stage"}, "not applicable", "not judged: nothing; not applicable: kl.loss (see --stage); "),
+        ({}, "not applicable", "not judged: nothing; not applicable: kl.loss; -v says why"),
+    ],
+)
+def test_the_terminal_and_the_page_call_a_claim_alike(
+    monkeypatch: pytest.MonkeyPatch, more: dict[str, Any], page: str, line: str
+) -> None:
+    """Whether a claim was not judged or does not apply is decided once; an option in a headline decides nothing."""
+    checks = (evidence("kl.present"), evidence("kl.loss", MISSING, **more))
+    told = [said for said in shown(monkeypatch, *checks) if said.startswith("not judged: ")]
+    assert told[0].startswith(line)
+    assert any(said.startswith(f"{page} kl.loss") for said in shown(monkeypatch, *checks, verbose=True))
+    shape = outline(AuditRun(checks=checks))
+    assert [word(cell.card.standing) for group in shape.groups for cell in group.cells] == ["pass", page]
+    named = [option.command for one in unjudged(shape) for option in one.options]
+    assert all(name in told[0].partition("; not applicable")[0] for name in named)
+    assert bool(named) == (page == "not judged")
 
 
 def test_two_models_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import math
+import re
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
 
-from pytest_bnn import check, measure_layers_replaced, measure_noise_spread
+from pytest_bnn import audit_model, check, measure_layers_replaced, measure_noise_spread
 from pytest_bnn.checks import registry
 from pytest_bnn.checks.check import Finding
-from pytest_bnn.checks.judging import _sentence
+from pytest_bnn.checks.judging import _of_layer, _sentence
 from pytest_bnn.conversion import convert
-from pytest_bnn.records.evidence import Verdict
+from pytest_bnn.options import in_force, using
+from pytest_bnn.records.evidence import LayerFinding, Verdict
 from pytest_bnn.subject import Subject
 
 
@@ -35,16 +40,83 @@ def test_a_sentence(said: str, written: str) -> None:
     assert _sentence(said) == written
 
 
+@pytest.mark.parametrize(
+    ("said", "written"),
+    [
+        ("is still nn.Linear", "It is still nn.Linear."),
+        ("never drew noise", "It never drew noise."),
+        ("its weight: rho is NaN in 1 of 6 places", "Its weight: rho is NaN in 1 of 6 places."),
+        ("`weight`: its noise is constant", "`weight`: its noise is constant."),
+        ("issues no gradient", "Issues no gradient."),
+    ],
+)
+def test_a_finding_about_a_layer(said: str, written: str) -> None:
+    """What only says what the layer does is said of "it"."""
+    assert _of_layer(said) == written
+
+
 def test_others_words_are_left_as_they_are() -> None:
     """The author of a check chose them."""
+    layer = LayerFinding(path="", kind="Linear", ok=False, finding="is what it is")
     with registry.kept():
 
         @check(id="mine.words", claim="c")
         def words(subject: Subject) -> Finding:
-            return Finding(verdict=Verdict.PASS, headline="as i say it", remedy="do it")
+            return Finding(
+                verdict=Verdict.PASS, headline="as i say it", remedy="do it", notes=("one more",), layers=(layer,)
+            )
 
         found = words.measure(nn.Linear(1, 1))
-    assert (found.headline, found.remedy) == ("as i say it", "do it")
+    assert (found.headline, found.remedy, found.notes) == ("as i say it", "do it", ("one more",))
+    assert found.layers == (layer,)
+
+
+#: A sentence: it begins with a capital letter, a name in code, an option or a number, and ends in a stop.
+READ_ALOUD = re.compile(r"([A-Z`0-9]|--[a-z]|[a-z]+[._(]|bayesian-torch|pytest|torch).*[.!?]", re.DOTALL)
+
+
+def networks() -> dict[str, nn.Module]:
+    """The same network, sound and with faults of several kinds, each with something to say of its layers."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        teacher = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 3)).eval()
+    made = {name: convert(teacher) for name in ("sound", "broken", "forgotten", "silent", "shared")}
+    made["broken"].get_parameter("0.rho_weight").data[0, 0] = math.nan
+    made["forgotten"][2] = teacher[2]  # type: ignore[operator]
+    made["silent"].get_parameter("0.rho_weight").data.fill_(-40)
+    made["shared"][2].prior_weight_mu = made["shared"][2].mu_weight.data  # type: ignore[operator,index]
+    return {"teacher": teacher, **made}
+
+
+@pytest.mark.parametrize(
+    ("name", "labels"),
+    [("sound", "known"), ("broken", "known"), ("forgotten", "few"), ("silent", "random"), ("shared", "few")],
+)
+def test_all_that_an_audit_says_can_be_read_aloud(name: str, labels: str) -> None:
+    """Headlines, remedies, notes and what is found about layers are sentences, whatever the verdicts."""
+    made = networks()
+    teacher = made["teacher"]
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randn(9 if labels == "few" else 64, 6, generator=generator)
+    known = teacher(images).argmax(1)
+    truth = torch.randint(0, 3, (len(images),), generator=generator) if labels == "random" else known
+    with using(replace(in_force(), samples=32)):
+        run = audit_model(
+            made[name],
+            teacher=teacher,
+            data=(images, truth),
+            loss=lambda model, batch: nn.functional.cross_entropy(model(batch[0]), batch[1]),
+            ood={"far": 9 * torch.randn(24, 6, generator=generator)},
+            slices=lambda number: "even" if number % 2 == 0 else "odd",
+        )
+    said = [
+        (check.id, text)
+        for check in run.checks
+        for text in (check.headline, check.remedy, *check.notes, *(layer.finding for layer in check.layers))
+        if text
+    ]
+    assert len(said) > len(run.checks)
+    assert [found for found in said if not READ_ALOUD.fullmatch(found[1])] == []
 
 
 def test_a_layer_that_was_forgotten() -> None:

@@ -262,7 +262,7 @@ def test_a_layer_that_is_nowhere_is_missing() -> None:
     assert evidence.verdict is Verdict.FAIL
     assert "2 of 3" in evidence.headline
     assert (evidence.layers[0].path, evidence.layers[0].ok) == ("4", False)
-    assert "is not in the model" in evidence.layers[0].finding
+    assert "It is not in the model" in evidence.layers[0].finding
     assert "Give the teacher" in evidence.remedy
     assert "dnn_to_bnn" not in evidence.remedy
 

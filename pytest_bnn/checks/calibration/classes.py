@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 import torch
 
+from pytest_bnn.checks._more import give_labels, more_labels
 from pytest_bnn.checks._predictions import (
     PASSES,
     Labelled,
     calibrated,
     in_two_looks,
-    more_labels,
 )
 from pytest_bnn.checks.check import check
 from pytest_bnn.checks.finding import Finding
@@ -170,21 +170,23 @@ def _headline(
     if wrong:
         row = max(wrong, key=lambda one: abs(one.surely.best))
         way = "too rarely" if row.surely.best > 0 else "too often"
-        many = f", and of {len(wrong) - 1} more classes" if len(wrong) > 1 else ""
-        whose = "; so does the teacher, from which it is inherited" if inherited else ""
+        others = f"; {len(wrong) - 1} more {'class is' if len(wrong) == 2 else 'classes are'} off, too"
+        whose = "; so does the teacher, and the model has inherited it" if inherited else ""
         return (
-            f"the model predicts class {_listed([row.number], names)} {way}: {row.labels} of {len(found)} labels, "
-            f"where it says {row.predicted:.3g}; its odds are {math.exp(min(abs(row.surely.best), 700)):.3g} times "
-            f"off{many}{whose}"
+            f"the model predicts class {_listed([row.number], names)} {way}: {row.labels} of {len(found)} labels "
+            f"are of it, and {row.predicted:.3g} are predicted; its odds are off by a factor of "
+            f"{math.exp(min(abs(row.surely.best), 700)):.3g}{others if len(wrong) > 1 else ''}{whose}"
         )
     if open_:
         numbers = [row.number for row in sorted(open_, key=lambda row: row.labels)]
         which = _listed(numbers, names)
-        return f"{len(found)} labels do not decide it for {len(open_)} of {len(rows)} classes: {which}"
+        one = f"class {which} of {len(rows)} occurs" if len(open_) == 1 else ""
+        how = one or f"{len(open_)} of {len(rows)} classes occur: {which}"
+        return f"{len(found)} labels are too few to decide how often {how}"
     worst = max(rows, key=_reach)
     return (
-        f"all {len(rows)} classes occur as often as they are predicted: their odds are at most "
-        f"{math.exp(_reach(worst)):.3g} times off ({len(found)} labels, {found.mixture.passes} passes)"
+        f"all {len(rows)} classes occur as often as they are predicted: their odds are off by a factor of "
+        f"at most {math.exp(_reach(worst)):.3g} ({len(found)} labels, {found.mixture.passes} passes)"
     )
 
 
@@ -203,8 +205,8 @@ def _remedy(found: Labelled, wrong: list[_Class], open_: list[_Class], limit: fl
         if math.isfinite(_reach(row))
     ]  # fmt: skip
     if len(needed) < len(open_) or None in needed:
-        return "give more labels of these classes: --evaluation MODULE:FACTORY"
-    return f"about {max(n for n in needed if n)} labels like these would decide it: --evaluation MODULE:FACTORY"
+        return give_labels(None, " of these classes")
+    return give_labels(max(n for n in needed if n))
 
 
 def _listed(numbers: Sequence[int], names: Sequence[str]) -> str:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 
+from pytest_bnn.checks._more import between, give_labels, more_labels
 from pytest_bnn.checks._predictions import (
     PASSES,
     Labelled,
     calibrated,
     in_two_looks,
-    more_labels,
     ruled_out,
 )
 from pytest_bnn.checks.check import check
@@ -73,7 +73,7 @@ def _judge(found: Labelled, band: tuple[float, float], budget: Budget) -> Findin
         return Finding(
             verdict=Verdict.WARN if inherited else Verdict.FAIL,
             headline=f"{impossible} of {len(found)} labels are of classes to which the model gives a probability of 0"
-            + (", and so does its teacher, from which it is inherited" if inherited else ""),
+            + ("; so does the teacher, and the model has inherited it" if inherited else ""),
             threshold=Threshold(quantity="labels that are ruled out", observed=impossible, relation="==", allowed=0),
             remedy="look for scores of minus infinity: a mask that leaves out classes which occur",
             samples=found.mixture.passes,
@@ -136,17 +136,23 @@ def _headline(
 ) -> str:
     of = f"({len(found)} labels, {found.mixture.passes} passes)"
     if verdict is Verdict.FAIL:
-        sure = "too sure of itself" if surely.best > 1 else "not as sure as it may be"
+        sure = "too sure of itself" if surely.best > 1 else "less sure of itself than it may be"
         bound = f"at least {surely.low:.3g}" if surely.best > 1 else f"at most {surely.high:.3g}"
-        whose = ", and so does its teacher's, from which it is inherited" if inherited else ""
+        whose = "; so does the teacher's, and the model has inherited it" if inherited else ""
         return (
-            f"the model is {sure}: the labels follow its predictions at the temperature {_best(surely)}, "
-            f"{bound}, where 1 is what it says {of}; that leaves the band of {band[0]:g} to {band[1]:g}{whose}"
+            f"the model is {sure}: the temperature at which the labels follow its predictions is {_best(surely)}, "
+            f"certainly {bound}, and leaves the band of {band[0]:g} to {band[1]:g} {of}{whose}"
         )
-    ends = f"{_shown(likely.low)} to {_shown(likely.high)}"
+    ends = between(likely.low, likely.high)
     if verdict is Verdict.PASS:
-        return f"the labels follow the predictions: their temperature is {likely.best:.3g}, certainly {ends} {of}"
-    return f"{len(found)} labels do not decide it: they allow temperatures of {ends}"
+        return (
+            f"the temperature at which the labels follow the predictions is {likely.best:.3g}, certainly {ends}, where "
+            f"1 is what the model says {of}"
+        )
+    return (
+        f"{len(found)} labels are too few to decide: the temperature at which they follow the predictions is {ends}, "
+        f"and the band is {band[0]:g} to {band[1]:g}"
+    )
 
 
 def _remedy(found: Labelled, verdict: Verdict, likely: Interval, band: tuple[float, float]) -> str:
@@ -166,12 +172,7 @@ def _remedy(found: Labelled, verdict: Verdict, likely: Interval, band: tuple[flo
     wanted = min(math.log(likely.best / band[0]), math.log(band[1] / likely.best)) if likely.best > 0 else 0.0
     reach = max(math.log(likely.best / likely.low) if likely.low > 0 else math.inf, math.log(likely.high / likely.best))
     needed = more_labels(len(found), reach, wanted) if math.isfinite(reach) else None
-    if needed is None:
-        return "give more labels, or such as the model is less sure of: --evaluation MODULE:FACTORY"
-    return (
-        f"about {needed} labels like these would decide it, or fewer of which the model is less sure: "
-        "--evaluation MODULE:FACTORY"
-    )
+    return give_labels(needed, ", or fewer of which the model is less sure")
 
 
 def _best(found: Interval) -> str:

@@ -150,8 +150,8 @@ def _find(subject: Subject, budget: Budget) -> Finding:
     layers = [_says(row, words) for row, words in bad] + [
         _says(
             row,
-            f"signs for each position: pooled over positions its noise has {row.factor:.3g} times the posterior's "
-            "spread",
+            f"its signs are drawn for each position: pooled over positions its noise has {row.factor:.3g} times the "
+            "posterior's spread",
         )
         for row in scattered
     ]

@@ -175,7 +175,7 @@ def _drawn_again(layers: tuple[BayesianLayer, ...], found: Evaluation) -> Findin
             if not any(torch.equal(noise, before) for before in first.get(key_of(tensor), [noise])):
                 other[tensor.path] = LayerFinding(
                     path=tensor.path, kind=call.layer.kind, ok=False,
-                    finding=f"{tensor.role}: drawn anew when the layer ran again in the backward pass",
+                    finding=f"its {tensor.role}: it was drawn anew when the layer ran again in the backward pass",
                 )  # fmt: skip
     if not other:
         return None
@@ -206,14 +206,14 @@ def _finding(
     findings = [
         LayerFinding(
             path=row.tensor.path, kind=kinds[row.tensor.path], ok=False,
-            finding=f"{row.tensor.role}: the data's gradient to {row.of} has {row.ratio:.3g} times the length of the "
-            f"exact one, and the cosine {row.cosine:.3g} with it",
+            finding=f"its {row.tensor.role}: the data's gradient to {row.of} has {row.ratio:.3g} times the length of "
+            f"the exact one, and the cosine {row.cosine:.3g} with it",
         )
         for row in bad
     ] + [
         LayerFinding(
             path=tensor.path, kind=kinds[tensor.path], ok=False,
-            finding=f"{tensor.role}: its noise moves the loss, and no gradient of the data reaches rho",
+            finding=f"its {tensor.role}: its noise moves the loss, and no gradient of the data reaches rho",
         )
         for tensor in detached
     ]  # fmt: skip

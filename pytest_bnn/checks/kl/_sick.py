@@ -32,7 +32,7 @@ def not_finite(layers: tuple[BayesianLayer, ...]) -> list[LayerFinding]:
             )
             for what, bad, problem in checks:
                 if bool(bad.any()):
-                    finding = f"{tensor.role}: {what} is {problem} in {int(bad.sum()):,} of {tensor.count:,} places"
+                    finding = f"its {tensor.role}: {what} is {problem} in {int(bad.sum()):,} of {tensor.count:,} places"
                     found.append(LayerFinding(path=layer.path, kind=layer.kind, ok=False, finding=finding))
                     break
     return found
@@ -70,5 +70,5 @@ def overflowing(layers: tuple[BayesianLayer, ...]) -> list[LayerFinding]:
         for tensor in layer.tensors
     }
     layer, tensor = max(far, key=lambda pair: far[pair])
-    finding = f"{tensor.role}: mu is up to {far[layer, tensor]:.3g} of its prior's sigmas away from its prior"
+    finding = f"its {tensor.role}: mu is up to {far[layer, tensor]:.3g} of its prior's sigmas away from its prior"
     return [LayerFinding(path=layer.path, kind=layer.kind, ok=False, finding=finding)]

@@ -117,13 +117,13 @@ def _judged(judgement: Judgement, reading: Reading, mode: str) -> Finding:
     offenders = [(f, "the loss has no gradient to its rho") for f in reading.absent]
     offenders += [(f, f"{f.residual:.2g} of the gradient to its rho is not the KL term's") for f in reading.strangers]
     offenders += [(f, f"the KL term has weight {reading.weights[id(f)]:.6g} here") for f in reading.uneven]
-    layers = [at_fault(fit.tensor, f"{fit.tensor.role}: {words}") for fit, words in offenders]
+    layers = [at_fault(fit.tensor, f"its {fit.tensor.role}: {words}") for fit, words in offenders]
     notes = [mode] if mode else []
     if not problem:
         verdict, problem, remedy, bad = of_the_means(judgement, reading)
         if problem and (why := judgement.undecided(reading)):
             return not_applicable(why)
-        layers += [at_fault(mean.tensor, f"{mean.tensor.role}: {words}") for mean, words in bad]
+        layers += [at_fault(mean.tensor, f"its {mean.tensor.role}: {words}") for mean, words in bad]
     notes += _notes_on_means(judgement, reading)
     headline = f"the KL term has weight {found.value:.6g} {found.share}"
     headline += "" if expected is None else f" (expected {expected:.6g})"

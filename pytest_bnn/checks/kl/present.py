@@ -276,7 +276,7 @@ def _wrong_layers(layers: Sequence[BayesianLayer], allowed: float) -> list[Layer
             value = float(layer.kl())
         closed = closed_form([layer])
         if closed.convention(value, allowed) is None and not math.isclose(value, closed.values["sum"], rel_tol=allowed):
-            finding = f"KL {value:.6g}; closed form {closed}"
+            finding = f"its KL is {value:.6g}, and the closed form is {closed}"
             found.append(LayerFinding(path=layer.path, kind=layer.kind, ok=False, finding=finding))
     return found
 

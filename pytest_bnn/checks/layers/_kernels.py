@@ -98,7 +98,8 @@ def _row(path: str, module: nn.Module, names: list[str], added: set[str], parame
     listed = ", ".join(own[:3]) + (f" and {len(own) - 3} more" if len(own) > 3 else "")
     verb, are = ("is", "has") if len(own) == 1 else ("are", "have")
     row.fail(
-        f"{listed} {verb} multiplied with what comes from the input, as a layer's weight is, and {are} no posterior",
+        f"its {listed} {verb} multiplied with what comes from the input, as a layer's weight is, and {are} no "
+        "posterior",
         FUNCTIONAL,
     )
     return row

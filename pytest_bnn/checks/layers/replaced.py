@@ -114,7 +114,7 @@ def _find(subject: Subject, allow: dict[str, str]) -> Finding:
     accepted = acceptances(rows, shared)
     nowhere, idle = unmatched(subject, allow, used)
     notes = [f"`{path}` is shared no more, on purpose: {reason}" for path, reason in shared.items()] + notes
-    notes = [f"`{row.path or row.names[0]}` is {_on_purpose(row)}" for row in rows if row.reason] + notes
+    notes = [f"`{row.path or row.names[0]}` {_on_purpose(row)}" for row in rows if row.reason] + notes
     notes += [f"the pattern {p!r} in allow matches nothing in the model" for p in nowhere]
     notes += [f"the pattern {p!r} in allow matches no deterministic layer" for p in idle]
     if alignment.prefix:
@@ -132,7 +132,7 @@ _EXCUSABLE = (REMEDY, MISSING, FUNCTIONAL, RECURRENT, TIED)
 
 
 def _on_purpose(row: Row) -> str:
-    return f"deterministic on purpose: {row.reason}"
+    return f"is deterministic on purpose: {row.reason}"
 
 
 def _rows(subject: Subject, layers: dict[str, BayesianLayer]) -> list[Row]:
@@ -295,4 +295,4 @@ def _outside(subject: Subject, rows: list[Row], layers: dict[str, BayesianLayer]
 
 
 def _found(row: Row) -> str:
-    return "Bayesian" if row.place in (None, row.path) else f"Bayesian, at {called(row.place)}"
+    return "is Bayesian" if row.place in (None, row.path) else f"is Bayesian, at {called(row.place)}"

@@ -87,7 +87,7 @@ def noise_in_training(subject: Subject, layers: tuple[BayesianLayer, ...], left:
     if still := tuple(layer for layer in wide if layer.path in silent and layer.path in called | at_mu):
         return Training(
             layers=still,
-            finding="no noise in train mode",
+            finding="it has no noise in train mode",
             words="in train mode {} compute with mu, without noise",
             remedy=_DRAW,
             judged=True,
@@ -120,7 +120,7 @@ def _at_the_mean(
         return Training(judged=True)
     return Training(
         layers=tuple(layer for layer in wide if layer.path in at_mu),
-        finding="no noise in the loss",
+        finding="it has no noise in the loss",
         words="in the loss {} compute with mu, in eval and in train mode, and draw noise outside of it",
         remedy="take the data term from a pass of the model as it predicts, with noise; where this is meant, or is the "
         "first step of a schedule that lets noise in, say so: --set loss.data.severity=off",

@@ -238,7 +238,9 @@ def _unrelated(why: str, cosines: list[tuple[PosteriorTensor, float]], aligned: 
         headline=f"the teacher's weights are not in this model: {why}",
         measurements=aligned,
         layers=tuple(
-            at_fault(tensor, f"cosine of mu to the teacher's weight {found:.3f}, as between unrelated weights")
+            at_fault(
+                tensor, f"the cosine of its mu to the teacher's weight is {found:.3f}, as between unrelated weights"
+            )
             for tensor, found in cosines
         ),
         remedy="convert with moped_enable=True so that mu starts at the teacher's weights, and load checkpoints with "

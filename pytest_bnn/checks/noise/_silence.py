@@ -32,7 +32,7 @@ def floor_of(outputs: Tensor, min_spread: float) -> float:
 def not_finite(subject: Subject, passes: int, bad: int) -> Finding:
     """Return the finding of outputs that are NaN or infinite, with the layers that have such parameters."""
     culprits = [
-        LayerFinding(path=tensor.path, kind=layer.kind, ok=False, finding=f"{tensor.role}: {problem}")
+        LayerFinding(path=tensor.path, kind=layer.kind, ok=False, finding=f"its {tensor.role}: {problem}")
         for layer in bayesian_layers(subject.model)
         for tensor in layer.tensors
         for problem in _not_finite_in(tensor)

@@ -116,7 +116,9 @@ def _find(subject: Subject, max_passes: int, budget: Budget) -> Finding:
     known = {path for path, _ in drawing.draws} | drawing.hidden.keys()
     hidden += [(layer.path, "it is not called") for layer in layers if layer.path not in known]
     notes = [f"not judged: {called(path)}: {why}" for path, why in hidden[:3]]
-    notes += [f"and {len(hidden) - 3} more layers"] if len(hidden) > 3 else []
+    if len(hidden) > 3:
+        more = "1 more layer is" if len(hidden) == 4 else f"{len(hidden) - 3} more layers are"
+        notes.append(f"{more} not judged for such reasons")
     left_out = sum(t.left_out for t in drawing.draws.values())
     share = left_out / max(1, sum(t.tensor.count for t in drawing.draws.values()))
     if left_out:

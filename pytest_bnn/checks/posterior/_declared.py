@@ -76,7 +76,9 @@ def _trained(weights: Sequence[Trace]) -> Finding | None:
         threshold=Threshold(
             quantity="weight tensors that moved", observed=len(moved), relation="<=", allowed=len(paired) // 2
         ),
-        layers=tuple(at_fault(t.tensor, f"cosine of mu to the teacher's weight {t.print.cosine:.4f}") for t in moved),
+        layers=tuple(
+            at_fault(t.tensor, f"the cosine of its mu to the teacher's weight is {t.print.cosine:.4f}") for t in moved
+        ),
         remedy="say --stage finetuned, or leave it away; to audit the conversion itself, give the model before its "
         "training",
     )

@@ -121,8 +121,8 @@ def _left(subject: Subject, found: Sequence[Trace]) -> Finding | None:
         layers=tuple(
             at_fault(
                 trace.tensor,
-                f"mu and rho are distributed as the constructor draws them; cosine of mu to the teacher's weight "
-                f"{trace.print.cosine:.3f}",
+                f"its mu and rho are distributed as the constructor draws them; the cosine of mu to the teacher's "
+                f"weight is {trace.print.cosine:.3f}",
             )
             for trace in left
         ),
@@ -148,8 +148,8 @@ def _kept(subject: Subject, found: Sequence[Trace]) -> Finding | None:
                 path=trace.tensor.path,
                 kind=type(trace.tensor.module).__name__,
                 ok=False,
-                finding=f"mu of `{trace.tensor.name}` moved (cosine to the teacher's {trace.print.cosine:.4f}), "
-                f"sigma is {share([trace], of_teacher=True)} times abs(teacher's weight) everywhere",
+                finding=f"the mu of `{trace.tensor.name}` moved (cosine to the teacher's {trace.print.cosine:.4f}), "
+                f"and its sigma is {share([trace], of_teacher=True)} times abs(teacher's weight) everywhere",
             )
             for trace in kept
         ),

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 
+from pytest_bnn.checks._more import between, give_labels, more_labels
 from pytest_bnn.checks._numbers import Numbers, numbers
-from pytest_bnn.checks._predictions import PASSES, more_labels
+from pytest_bnn.checks._predictions import PASSES
 from pytest_bnn.checks.check import check
 from pytest_bnn.checks.finding import Finding, not_applicable
-from pytest_bnn.checks.regression._figures import charts, measurements, shown_end
+from pytest_bnn.checks.regression._figures import charts, measurements
 from pytest_bnn.checks.regression._standard import CHANCE_DISTANCE, Standard
 from pytest_bnn.checks.values import Band, FewPasses, NumbersHead, Positive, Share
 from pytest_bnn.records.evidence import Certainty, Threshold, Verdict
@@ -164,24 +165,26 @@ def _headline(
 ) -> str:
     of = f"({len(found)} labels, {found.mixture.passes} passes, noise by {found.source})"
     if verdict is Verdict.FAIL:
-        whose = ", and so it is with its teacher, from which it is inherited" if inherited else ""
+        whose = "; so it is with the teacher, and the model has inherited it" if inherited else ""
         return f"{_story(own, band, most)} {of}{whose}"
-    ends = f"{shown_end(own.likely.low)} to {shown_end(own.likely.high)}"
+    ends = between(own.likely.low, own.likely.high)
     far = min(1.0, own.likely_apart)
     if verdict is Verdict.PASS:
         return (
-            f"the labels follow the predicted distributions: their spread is {own.likely.best:.3g} times the predicted "
-            f"one, certainly {ends}, and the distance {own.distance:.3g}, certainly at most {far:.3g} {of}"
+            f"the labels follow the predicted distributions: the factor of their spread to the predicted one is "
+            f"{own.likely.best:.3g}, certainly {ends}, and the distance of the distribution functions is "
+            f"{own.distance:.3g}, certainly at most {far:.3g} {of}"
         )
     if verdict is Verdict.WARN:
         return (
             f"{own.far} of {len(found)} labels lie far outside, up to {float(own.z.abs().max()):.3g} predicted "
-            f"standard deviations; the others follow the predictions: their spread is certainly {ends} times the "
-            "predicted one"
+            f"standard deviations; the others follow the predictions: the factor of their spread to the predicted one "
+            f"is certainly {ends}"
         )
     return (
-        f"{len(found)} labels do not decide it: they allow spreads of {ends} times the predicted one, and a distance "
-        f"of up to {far:.3g} where {most:g} is allowed"
+        f"{len(found)} labels are too few to decide: the factor of their spread to the predicted one is {ends}, where "
+        f"{band[0]:g} to {band[1]:g} is allowed, and the distance of the distribution functions is at most {far:.3g}, "
+        f"where {most:g} is allowed"
     )
 
 
@@ -195,7 +198,11 @@ def _story(own: Standard, band: tuple[float, float], most: float) -> str:
     wide = own.surely.outside(*band)
     side = f"the labels lie {abs(own.shift):.3g} predicted standard deviations {'above' if own.shift > 0 else 'below'}"
     if _shifted(own, band):
-        bound = f"; the distance is certainly more than {own.surely_apart:.3g}" if own.surely_apart > most else ""
+        bound = (
+            f"; the distance of the distribution functions is certainly more than {own.surely_apart:.3g}"
+            if own.surely_apart > most
+            else ""
+        )
         return f"the predictions are shifted: on average {side} them{bound}"
     if wide:
         narrow = own.surely.best > 1
@@ -203,12 +210,12 @@ def _story(own: Standard, band: tuple[float, float], most: float) -> str:
         rest = f", and {side} them on average" if own.shift else ""
         return (
             f"the predicted intervals are too {'narrow' if narrow else 'wide'}: the labels' spread is "
-            f"{own.surely.best:.3g} times the predicted one, {bound}{rest}"
+            f"{own.surely.best:.3g} times the predicted one, certainly {bound}{rest}"
         )
     return (
-        "the labels follow distributions of another form than the predicted ones: the distance is "
-        f"{own.distance:.3g}, certainly more than {own.surely_apart:.3g}, and their spread {own.surely.best:.3g} times "
-        "the predicted one"
+        "the labels follow distributions of another form than the predicted ones: the distance of the distribution "
+        f"functions is {own.distance:.3g}, certainly more than {own.surely_apart:.3g}, and the "
+        f"factor of their spread to the predicted one {own.surely.best:.3g}"
     )
 
 
@@ -220,12 +227,7 @@ def _remedy(
     if verdict is Verdict.WARN:
         return "look at these labels for errors; where they are right the noise has heavier tails than a normal one"
     if verdict is Verdict.INCONCLUSIVE:
-        needed = _needed(own, band, most, budget, len(found))
-        return (
-            "give more labels: --evaluation MODULE:FACTORY"
-            if needed is None
-            else f"about {needed} labels like these would decide it: --evaluation MODULE:FACTORY"
-        )
+        return give_labels(_needed(own, band, most, budget, len(found)))
     if _shifted(own, band):
         return (
             "look for what moves all outputs: targets that were centred for the training and not here, a bias that was "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from pytest_bnn.checks._more import give_labels
 from pytest_bnn.checks._numbers import Numbers, numbers, without_the_noise
 from pytest_bnn.checks._paired import Paired
 from pytest_bnn.checks._predictions import PASSES
@@ -96,9 +97,7 @@ def judge(found: Numbers, teacher: Normals, margin: float, budget: Budget, calm:
         Verdict.PASS: "",
         Verdict.FAIL: "see teacher.agreement, noise.spread and regression.coverage: a smaller spread, or more "
         "fine-tuning toward the teacher",
-        Verdict.INCONCLUSIVE: f"about {needed} labels like these would decide it: --evaluation MODULE:FACTORY"
-        if needed
-        else "give more labels: --evaluation MODULE:FACTORY",
+        Verdict.INCONCLUSIVE: give_labels(needed or None),
     }[paired.verdict]
     beside = []
     if calm is not None:

@@ -6,6 +6,7 @@ import math
 
 from torch import Tensor
 
+from pytest_bnn.checks._more import give_labels
 from pytest_bnn.checks._paired import Paired
 from pytest_bnn.checks._predictions import PASSES, Labelled, in_two_looks, labelled, ruled_out
 from pytest_bnn.checks.check import check
@@ -75,9 +76,7 @@ def _judge(found: Labelled, teacher: Tensor, margin: float, budget: Budget) -> F
         Verdict.PASS: "",
         Verdict.FAIL: "see teacher.agreement and noise.spread: a smaller spread, more fine-tuning toward the teacher, "
         "or more passes a prediction",
-        Verdict.INCONCLUSIVE: f"about {needed} labels like these would decide it: --evaluation MODULE:FACTORY"
-        if needed
-        else "give more labels: --evaluation MODULE:FACTORY",
+        Verdict.INCONCLUSIVE: give_labels(needed or None),
     }[paired.verdict]
     return Finding(
         verdict=paired.verdict,

@@ -86,7 +86,7 @@ def _of(name: str, found: Labelled, band: tuple[float, float], budget: Budget) -
         p=_outside(family, ends),
         holds=likely.within(*ends),
         inherited=_is_inherited(found.predicted.teacher, found.labels, family, ends, budget.alpha),
-        words=f"{sure}, temperature {math.exp(family.best):.3g}",
+        words=f"the model is {sure}, with a temperature of {math.exp(family.best):.3g}",
     )
 
 

@@ -192,31 +192,39 @@ def _headline(
     high: float, margin: float, *, inherited: bool,
 ) -> str:  # fmt: skip
     wrong, n = int(own.wrong.sum()), len(own.wrong)
-    said = f"AUROC {own.auroc:.3g} ({wrong} errors among {n})"
+    said = f"the AUROC of the confidence is {own.auroc:.3g} ({wrong} errors among {n} answers)"
+    errors = "1 error is" if wrong == 1 else f"{wrong} errors are"
     if verdict is Verdict.FAIL and surely_below < _CHANCE:
-        whose = ", and so are its teacher's, from which it is inherited" if inherited else ""
+        whose = "; so it is with the teacher, and the model has inherited it" if inherited else ""
         return f"the wrong answers are the confident ones: {said}, certainly at most {surely_below:.3g}{whose}"
     if verdict is Verdict.FAIL and its is not None and own.auroc >= its.auroc:
         return (
-            f"the model makes more errors than its teacher, {wrong} against {int(its.wrong.sum())} among {n}: AUGRC "
-            f"{own.augrc:.3g}, the teacher's {its.augrc:.3g}, worse by {low:.2g} at least; it knows them as well"
+            f"the model makes more errors than its teacher, {wrong} against {int(its.wrong.sum())} among {n}, and "
+            f"knows them as well: its AUGRC is {own.augrc:.3g} and the teacher's {its.augrc:.3g}, certainly worse by "
+            f"at least {low:.2g}"
         )
     if verdict is Verdict.FAIL and its is not None:
         return (
-            f"the model knows its errors less well than its teacher: AUGRC {own.augrc:.3g}, the teacher's "
-            f"{its.augrc:.3g}, worse by {low:.2g} at least"
+            f"the model knows its errors less well than its teacher: its AUGRC is {own.augrc:.3g} and the teacher's "
+            f"{its.augrc:.3g}, certainly worse by at least {low:.2g}"
         )
     if verdict is Verdict.PASS:
-        beside = "" if its is None else f"; AUGRC {own.augrc:.3g}, the teacher's {its.augrc:.3g}, worse by at most "
-        beside += "" if its is None else f"{max(high, 0):.2g}"
+        beside = "" if its is None else (
+            f"; its AUGRC is {own.augrc:.3g} and the teacher's {its.augrc:.3g}, worse by at most {max(high, 0):.2g}"
+        )  # fmt: skip
         return f"wrong answers are less sure than right ones: {said}, certainly at least {likely_above:.3g}{beside}"
     if not own.pairs:
-        return f"{wrong} of {n} answers are wrong: that shows nothing of their order"
+        return (
+            f"{wrong} of {n} answers are wrong, which shows nothing of the order of confident and less confident ones"
+        )
     if likely_above < _CHANCE:
-        return f"{wrong} errors among {n} do not decide it: {said}, certainly at least {likely_above:.3g}"
+        return (
+            f"{errors} too few to decide whether wrong answers are less sure than right ones: {said}, certainly at "
+            f"least {likely_above:.3g}, where one half is chance"
+        )
     return (
-        f"{n} labels do not decide whether the model knows its errors as well as its teacher: the difference of AUGRC "
-        f"is at most {high:.2g}, where {margin:g} is allowed"
+        f"{n} labels are too few to decide whether the model knows its errors as well as its teacher: the difference "
+        f"of AUGRC to the teacher's is at most {high:.2g}, where {margin:g} is allowed"
     )
 
 

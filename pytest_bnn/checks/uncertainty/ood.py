@@ -169,19 +169,30 @@ def _measurements(one: _Set) -> list[Measurement]:
 def _headline(verdict: Verdict, worst: _Set, least: float, count: int, passes: int, *, inherited: bool) -> str:
     if verdict is Verdict.PASS:
         return (
-            f"examples from outside of the task are told by their entropy: AUROC {worst.auroc:.3g} or more on "
-            f"{count} {'set' if count == 1 else 'sets'} ({worst.name}; {passes} passes)"
+            "the predictive entropy tells examples from outside of the task from the model's own: its AUROC is "
+            + (
+                f"{worst.auroc:.3g} on {worst.name}"
+                if count == 1
+                else f"at least {worst.auroc:.3g} on {count} sets, the least of them on {worst.name}"
+            )
+            + f" ({passes} passes)"
         )
     if verdict is Verdict.INCONCLUSIVE:
+        do = "example of {} does" if worst.examples == 1 else "examples of {} do"
         return (
-            f"{worst.examples} examples of {worst.name} do not decide it: AUROC {worst.auroc:.3g}, certainly at least "
-            f"{worst.likely_above:.3g}, where {least:g} is required"
+            f"{worst.examples} {do.format(worst.name)} not decide whether the predictive entropy tells them from the "
+            f"model's own: its AUROC is {worst.auroc:.3g}, certainly at least {worst.likely_above:.3g}, where "
+            f"{least:g} is required"
         )
-    how = "the wrong way round" if worst.auroc < 0.4 else "hardly" if worst.auroc < 0.6 else "too little"
-    whose = f", and neither does the teacher's ({worst.teacher:.3g})" if inherited and worst.teacher is not None else ""
+    tells = f"tells {worst.name} from the model's own examples"
+    how = f"hardly {tells}" if 0.4 <= worst.auroc < 0.6 else f"{tells} "
+    how += "the wrong way round" if worst.auroc < 0.4 else "too little" if worst.auroc >= 0.6 else ""
+    whose = ""
+    if inherited and worst.teacher is not None:
+        whose = f"; so it is with the teacher (AUROC {worst.teacher:.3g}), and the model has inherited it"
     return (
-        f"the entropy tells {worst.name} from the model's own examples {how}: AUROC {worst.auroc:.3g}, certainly at "
-        f"most {worst.surely_below:.3g}{whose}"
+        f"the predictive entropy {how}: its AUROC is {worst.auroc:.3g}, certainly at most {worst.surely_below:.3g}"
+        f"{whose}"
     )
 
 

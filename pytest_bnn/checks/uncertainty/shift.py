@@ -190,8 +190,8 @@ def _judge(found: list[_Trend], least: float, budget: Budget, passes: int) -> Fi
         ),
         remedy=_remedy(verdict, worst),
         notes=tuple(
-            f"{one.series.name} is not judged: errors grow by {100 * (one.errors[-1] - one.errors[0]):.0f} in a "
-            "hundred only"
+            f"The series {one.series.name} is not judged: the share of errors grows by no more than "
+            f"{100 * (one.errors[-1] - one.errors[0]):.0f} % from its first step to its last."
             for one in found
             if not one.harms and not one.grows
         ),
@@ -252,25 +252,31 @@ def _headline(
     if verdict is Verdict.PASS:
         names = ", ".join(one.series.name for one in passing)
         return (
-            f"the entropy grows with {names}: a trend of {worst.trend:.2g} or more, certainly above {least:g} "
-            f"({count} examples, {passes} passes)"
+            f"the predictive entropy grows with {names}: its trend is at least {worst.trend:.2g}, certainly above "
+            f"{least:g} ({count} examples, {passes} passes)"
         )
-    errors = f"errors grow from {worst.errors[0]:.3g} to {worst.errors[-1]:.3g}"
-    entropy = f"the entropy goes from {worst.entropies[0]:.3g} to {worst.entropies[-1]:.3g} nats"
+    errors = f"the share of errors grows from {worst.errors[0]:.3g} to {worst.errors[-1]:.3g}"
+    entropy = f"the mean entropy goes from {worst.entropies[0]:.3g} to {worst.entropies[-1]:.3g} nats"
     if verdict is Verdict.INCONCLUSIVE:
-        return f"{count} examples do not decide it for {name}: {errors}, {entropy}, a trend of {worst.trend:.2g}"
+        return (
+            f"{count} examples are too few to decide whether the entropy grows with {name}: {errors}, {entropy}, and "
+            f"its trend is {worst.trend:.2g}, where {least:g} is required"
+        )
     whose = ""
     if inherited and worst.teacher is not None:
-        whose = f"; so it is with the teacher (trend {worst.teacher:.2g}), from which it is inherited"
-    return f"with {name} {errors}, and the model does not notice: {entropy}, a trend of {worst.trend:.2g}{whose}"
+        whose = f"; so it is with the teacher (a trend of {worst.teacher:.2g}), and the model has inherited it"
+    return (
+        f"with {name} {errors}, and the model does not notice: {entropy}, and its trend is {worst.trend:.2g}, where "
+        f"{least:g} is required{whose}"
+    )
 
 
 def _remedy(verdict: Verdict, worst: _Trend) -> str:
     if verdict is Verdict.PASS:
         return ""
     if verdict is Verdict.INCONCLUSIVE:
-        number = f"about {worst.needed} examples would decide it" if worst.needed else "more examples may decide it"
-        return f"{number}: --data, and --set uncertainty.shift.examples=..."
+        number = f"about {worst.needed} examples, which would decide it" if worst.needed else "more examples"
+        return f"give {number}, with --data, and let them be used with --set uncertainty.shift.examples=..."
     return (
         "see noise.spread for a posterior that has collapsed, and uncertainty.ood; train with such examples, or with a "
         "wider posterior"

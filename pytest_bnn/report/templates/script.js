@@ -146,10 +146,14 @@
     });
   });
 
-  // Closed parts are printed too, in browsers whose styles cannot open them.
+  // What a print needs is printed where it is closed too, in browsers whose styles cannot open it; or all of it.
+  const whole = document.getElementById("print-all");
+  if (whole && /[?&]print=all(?:&|$)/.test(location.search)) whole.checked = true;
+  const signed = [".banner", ".panel", "#claims", ".card:not(.line)", ".card.effect"];
   let closed = [];
   addEventListener("beforeprint", () => {
-    closed = all("details:not([open])");
+    const printed = !whole || whole.checked ? "details" : signed.map((part) => `${part} details`).join(", ");
+    closed = all(printed).filter((part) => !part.open);
     closed.forEach((part) => { part.open = true; });
   });
   addEventListener("afterprint", () => closed.forEach((part) => { part.open = false; }));

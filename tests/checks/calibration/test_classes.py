@@ -49,8 +49,8 @@ def test_a_class_without_labels_is_left_open() -> None:
     labels = following(seldom(logits))
     evidence = measure_calibration_classes(Says(seldom), images=logits, labels=labels)
     assert evidence.verdict is Verdict.WARN, evidence.explain()
-    assert "1500 labels do not decide it for 1 of 5 classes: 3" in evidence.headline
-    assert evidence.remedy == "Give more labels of these classes: --evaluation MODULE:FACTORY."
+    assert "1500 labels are too few to decide how often class 3 of 5 occurs" in evidence.headline
+    assert evidence.remedy == "Give more labels of these classes, with --evaluation MODULE:FACTORY."
     never = Says(lambda x: x.masked_fill(torch.arange(5) == 3, -math.inf))
     assert measure_calibration_classes(never, images=logits, labels=labels).verdict is Verdict.PASS
 

@@ -33,7 +33,9 @@ def test_labels_that_follow_the_predictions_pass(noise: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("factor", "words"), [(4.0, "too sure of itself"), (0.25, "not as sure as it may be")], ids=["times", "divided"]
+    ("factor", "words"),
+    [(4.0, "too sure of itself"), (0.25, "less sure of itself than it may be")],
+    ids=["times", "divided"],
 )
 def test_scores_of_another_scale_fail(factor: float, words: str) -> None:
     """The temperature that would mend it is the factor, the bound is beyond the band, and more passes confirmed it."""
@@ -66,8 +68,8 @@ def test_dense_outputs_count_one_place_of_each_example() -> None:
 def test_few_labels_are_a_warning_that_says_how_many_it_would_take() -> None:
     evidence = judged(scores(60))
     assert evidence.verdict is Verdict.WARN
-    assert "60 labels do not decide it" in evidence.headline
-    assert "labels like these would decide it" in evidence.remedy
+    assert "60 labels are too few to decide" in evidence.headline
+    assert "labels like these, or fewer of which the model is less sure" in evidence.remedy
     assert "--evaluation" in evidence.remedy
     with using(Settings(inconclusive="fail")):
         assert judged(scores(60)).verdict is Verdict.WARN, "the default of everything else"
@@ -77,7 +79,7 @@ def test_where_every_answer_is_right_no_number_is_made_up() -> None:
     logits = scores(200, size=30.0)
     evidence = judged(logits, logits.argmax(1))
     assert evidence.verdict is Verdict.WARN
-    assert "Give more labels, or such as the model is less sure of" in evidence.remedy
+    assert "Give more labels, or fewer of which the model is less sure" in evidence.remedy
 
 
 def test_a_teacher_that_is_as_wrong_is_inherited() -> None:

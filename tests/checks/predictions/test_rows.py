@@ -264,7 +264,7 @@ def test_a_network_that_does_not_take_one_example() -> None:
     """A squeeze() too many: that is said, and no fault of its batches."""
     found = judged(around(lambda n, x: n(x.view(-1, 2, 3).squeeze().flatten(1))), inputs(20, 6))
     assert found.verdict is Verdict.PASS, found.explain()
-    assert any(note.startswith("not judged: batches of 1, of which") for note in found.notes)
+    assert any(note.startswith("Not judged: batches of 1, of which") for note in found.notes)
 
 
 class Cached(nn.Module):
@@ -307,7 +307,7 @@ def test_what_only_the_model_does_fails(name: str) -> None:
     found = measure_predictions_rows(model, teacher=perceptron(), images=images)
     assert found.verdict is Verdict.FAIL, found.explain()
     assert words in found.headline
-    assert "the teacher given does not" in found.notes[0]
+    assert "The teacher given does not" in found.notes[0]
     unknown = measure_predictions_rows(model, images=images)
     assert (unknown.verdict, "--teacher MODULE:FACTORY" in unknown.notes[0]) == (Verdict.WARN, True)
     before = measure_predictions_rows(model, teacher=around(forward), images=images)
@@ -332,7 +332,7 @@ def test_attention_across_the_batch_is_a_choice() -> None:
     assert [layer.path for layer in found.layers] == ["att"]
     settled = judged(teacher, images, allow={"att": "a set of views of one object"})
     assert settled.verdict is Verdict.PASS
-    assert settled.notes[0] == "that is so on purpose: a set of views of one object"
+    assert settled.notes[0] == "That is so on purpose: a set of views of one object."
     assert settled.accepted == (Acceptance(path="att", reason="a set of views of one object"),)
     assert settled.headline.endswith("; accepted: 'a set of views of one object'.")
     assert found.accepted == ()

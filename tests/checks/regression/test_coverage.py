@@ -76,7 +76,7 @@ def test_a_shift() -> None:
 def test_inherited_from_the_teacher() -> None:
     evidence = judged(converted(wider=0.5), teacher=teacher(wider=0.5))
     assert evidence.verdict is Verdict.WARN
-    assert "its teacher, from which it is inherited" in evidence.headline
+    assert "so it is with the teacher, and the model has inherited it" in evidence.headline
     assert judged(converted(wider=0.5), teacher=teacher(wider=2.0)).verdict is Verdict.FAIL
 
 
@@ -188,8 +188,8 @@ def test_few_labels() -> None:
     """They say how many would decide; as many do."""
     few = judged(converted(), INPUTS[:60], LABELS[:60])
     assert few.verdict is Verdict.WARN
-    assert "60 labels do not decide it" in few.headline
-    needed = int(few.remedy.split()[1])
+    assert "60 labels are too few to decide" in few.headline
+    needed = int(few.remedy.split()[2])
     assert 60 < needed < 1000
     assert judged(converted(), *examples(2 * needed, 7)).verdict is Verdict.PASS
 

@@ -73,8 +73,8 @@ def test_too_few_labels_say_how_many() -> None:
     for model in (converted(delta=0.15), converted(shift=0.2)):
         evidence = judged(model, images=INPUTS[:60], labels=LABELS[:60])
         assert evidence.verdict is Verdict.WARN, evidence.headline
-        assert "60 labels do not decide" in evidence.headline
-        assert int(evidence.remedy.split()[1]) > 60
+        assert "60 labels are too few to decide" in evidence.headline
+        assert int(evidence.remedy.split()[2]) > 60
 
 
 class OnlyMean(nn.Module):

@@ -52,7 +52,7 @@ def test_a_model_that_is_worse_fails() -> None:
 def test_too_few_labels_are_a_warning_with_their_number() -> None:
     evidence = judged(Says(lambda x: x / 1.2), Says(), 60)
     assert evidence.verdict is Verdict.WARN, evidence.explain()
-    assert "labels like these would decide it" in evidence.remedy
+    assert "labels like these, which would decide" in evidence.remedy
     assert judged(Says(lambda x: x / 1.2), Says(), 60, margin=0.5).verdict is Verdict.PASS
 
 

@@ -57,8 +57,8 @@ def test_healthy_groups_pass() -> None:
 def test_a_group_of_which_the_model_is_too_sure_is_named() -> None:
     evidence = judged(measure_slices_temperature, Broken(lambda x: 6 * x))
     assert evidence.verdict is Verdict.FAIL, evidence.explain()
-    assert "in 1 of 3 groups: city (400 labels): too sure" in evidence.headline
-    assert [m.note for m in evidence.measurements if "city" in m.name] == ["400 labels; broken"]
+    assert "in 1 of 3 groups: city (400 labels): the model is too sure" in evidence.headline
+    assert [m.note for m in evidence.measurements if "city" in m.name] == ["400 labels; fails"]
     assert evidence["temperature, city"] == pytest.approx(6, rel=0.25)
 
 
@@ -71,13 +71,13 @@ def test_a_group_that_is_worse_than_the_teachers_is_named() -> None:
 def test_what_the_teacher_does_in_the_same_group_is_inherited() -> None:
     evidence = judged(measure_slices_temperature, Broken(lambda x: 6 * x), teacher=Broken(lambda x: 6 * x))
     assert evidence.verdict is Verdict.WARN, evidence.explain()
-    assert "from which it is inherited" in evidence.headline
+    assert "so it is with the teacher in these groups" in evidence.headline
 
 
 def test_small_groups_are_undecided_and_named() -> None:
     evidence = judged(measure_slices_temperature, Broken(), slices=lambda n: "rare" if n < 8 else "usual")
     assert evidence.verdict is Verdict.WARN, evidence.explain()
-    assert "in 1 of 2 groups; the smallest is rare with 8 labels" in evidence.headline
+    assert "in 1 of 2 groups; the smallest of them, rare, has 8 labels" in evidence.headline
     left_out = judged(measure_slices_temperature, Broken(), slices=lambda n: None if n < 8 else "usual")
     assert left_out.verdict is Verdict.PASS, left_out.explain()
 

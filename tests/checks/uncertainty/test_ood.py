@@ -55,7 +55,10 @@ def test_more_uncertainty_outside_passes() -> None:
 def test_a_constant_uncertainty_fails() -> None:
     evidence = judged(Says(constant), unsure())
     assert evidence.verdict is Verdict.FAIL, evidence.explain()
-    assert "The entropy tells outside from the model's own examples hardly: AUROC 0.5," in evidence.headline
+    assert (
+        "The predictive entropy hardly tells outside from the model's own examples: its AUROC is 0.5,"
+        in evidence.headline
+    )
     assert evidence.samples == 64
 
 
@@ -75,14 +78,14 @@ def test_each_set_is_judged_and_the_worst_is_named() -> None:
     assert figure(evidence, "AUROC, far") > 0.9
     inherited = judged(Says(), sets, teacher=Says())
     assert inherited.verdict is Verdict.WARN, inherited.explain()
-    assert "neither does the teacher's" in inherited.headline
+    assert "so it is with the teacher" in inherited.headline
     assert judged(Says(), sets, min_auroc=0.3).verdict is Verdict.PASS
 
 
 def test_few_examples_are_a_warning() -> None:
     evidence = judged(Says(), unsure(12))
     assert evidence.verdict is Verdict.WARN, evidence.explain()
-    assert "12 examples of outside do not decide it" in evidence.headline
+    assert "12 examples of outside do not decide whether" in evidence.headline
     assert "Give more examples of the set" in evidence.remedy
 
 
@@ -117,7 +120,7 @@ def test_copies_are_no_further_examples() -> None:
     outside = scores(1, size=0.1, seed=5).repeat(500, 1)
     evidence = measure_uncertainty_ood(Says(), images=inputs, labels=following(inputs), ood=outside)
     assert evidence.verdict is Verdict.WARN, evidence.explain()
-    assert "1 examples of outside do not decide it" in evidence.headline
+    assert "1 example of outside does not decide whether" in evidence.headline
 
 
 def test_a_model_that_says_nothing_is_not_accused() -> None:

@@ -52,7 +52,7 @@ def test_trends_are_kendalls() -> None:
 def test_an_entropy_that_grows_with_the_errors_passes() -> None:
     evidence = judged(Says(noise=0.05))
     assert evidence.verdict is Verdict.PASS, evidence.explain()
-    assert "The entropy grows with shift" in evidence.headline
+    assert "The predictive entropy grows with shift" in evidence.headline
     errors, entropies = (chart.lines[0].y for chart in evidence.charts)
     assert list(errors) == sorted(errors)
     assert len(entropies) == 1 + len(STEPS)
@@ -95,7 +95,7 @@ def test_a_shift_that_does_not_harm_asks_nothing() -> None:
 def test_too_few_examples_are_a_warning_with_their_number() -> None:
     evidence = judged(Says(), count=12)
     assert evidence.verdict is Verdict.WARN, evidence.explain()
-    assert "examples would decide it" in evidence.remedy
+    assert "examples, which would decide it" in evidence.remedy
 
 
 def test_copies_of_an_example_count_once() -> None:
