@@ -22,10 +22,11 @@ from pytest_bnn.checks.finding import (
     not_applicable,
     raised_remedy,
 )
-from pytest_bnn.errors import PytestBnnError
+from pytest_bnn.errors import PytestBnnError, in_words
 from pytest_bnn.libraries.posterior import KlError
 from pytest_bnn.libraries.registry import lacking
 from pytest_bnn.network.calling import ForwardError
+from pytest_bnn.network.devices import trouble, where
 from pytest_bnn.options import in_force, sources_in_force
 from pytest_bnn.progress import Event, begin
 from pytest_bnn.records.evidence import Evidence, Measurement, Verdict
@@ -171,6 +172,8 @@ def _found(subject: Subject, find: Callable[[Subject], Finding], inside_an_audit
     except (SystemExit, GeneratorExit) as error:
         return _ended(error)
     except Exception as error:
+        if reason := _beyond_the_device(subject, error):
+            return not_applicable(reason)
         return Finding(
             verdict=Verdict.ERROR,
             headline=f"the check itself broke: {type(error).__name__}: {error}",
@@ -184,6 +187,23 @@ def _found(subject: Subject, find: Callable[[Subject], Finding], inside_an_audit
         if recorder_in_force() or not inside_an_audit:
             raise
         return _ended(error)
+
+
+#: What a device cannot do, by `devices.trouble`.
+_BEYOND = {
+    "float64": "the check computes in float64, which {} does not have",
+    "lacks": "the check uses an operation that {} does not have",
+    "mixed": "the check, the model or the loss brings tensors of another device together with those of {}",
+}
+
+
+def _beyond_the_device(subject: Subject, error: Exception) -> str:
+    """Say why a check cannot be computed where the model is; empty on the CPU, and for other errors."""
+    device = where(subject.model)
+    words = _BEYOND.get(trouble(error), "")
+    if device is None or device.type == "cpu" or not words:
+        return ""
+    return f"{words.format(device)} ({in_words(error)}); --device cpu judges the model on the CPU"
 
 
 def _ended(error: BaseException) -> Finding:

@@ -21,13 +21,14 @@ from pytest_bnn.data.digests import take
 from pytest_bnn.data.given import named_series, named_sets
 from pytest_bnn.data.samples import as_tensors, samples_of
 from pytest_bnn.many import modules
+from pytest_bnn.network.devices import where
 from pytest_bnn.network.tree import leaves
 from pytest_bnn.options import Settings
 
 #: Packages whose version may change what an audit finds.
 _PACKAGES = ("pytest-bnn", "torch", "bayesian-torch")
 #: What does not change what an audit finds.
-_WITHOUT_EFFECT = ("threads",)
+_WITHOUT_EFFECT = ("threads", "device")  # where the model is says what device, and of which kind
 
 
 def digests(
@@ -62,6 +63,7 @@ def digests(
         "options": {id: {name: str(value) for name, value in given.items()} for id, given in options.items()},
         "settings": effective,
         "choices": dict(sorted(chosen.items())),
+        "device": getattr(where(parts.model), "type", ""),
     }
     named = [*(name.partition(":")[0] for name in functions(parts.named)), *plugins, *choices.plugins]
     installed = sorted(

@@ -180,6 +180,8 @@ def _stepper(
     choice = in_force().sampler
     if choice == "own":
         return _OwnSteps(model, kl_weight, "chosen")
+    if choice == "native":
+        return _OwnSteps(model, kl_weight, "the native sampler draws passes, and trains nothing")
     if choice == "auto" and steps < LEAST_STEPS:
         return _OwnSteps(model, kl_weight, f"fewer than {LEAST_STEPS} steps")
     from pytest_bnn.sampling.engine.plan import Unsupported

@@ -134,12 +134,12 @@ class Plan:
         return 4 * len(self.layers)
 
 
-def make_plan(calls: Sequence[LayerCall], consumers: Consumers, *, channels_last: bool) -> Plan:
+def make_plan(calls: Sequence[LayerCall], consumers: Consumers | None, *, channels_last: bool) -> Plan:
     """Plan a model from what one pass of its own forward did.
 
     Args:
         calls: What its Bayesian layers did.
-        consumers: What took their outputs.
+        consumers: What took their outputs; where None, no BatchNorm is folded into a layer.
         channels_last: Whether the weights of two-dimensional convolutions are laid out so.
 
     Raises:
@@ -149,7 +149,7 @@ def make_plan(calls: Sequence[LayerCall], consumers: Consumers, *, channels_last
     for call in calls:
         by_layer[id(call.layer.module)].append(call)
     norm_calls: defaultdict[int, int] = defaultdict(int)
-    for modules in consumers.norms.values():
+    for modules in () if consumers is None else consumers.norms.values():
         for module in modules:
             norm_calls[id(module)] += 1
     layers: dict[int, LayerPlan] = {}
@@ -157,7 +157,8 @@ def make_plan(calls: Sequence[LayerCall], consumers: Consumers, *, channels_last
         if not _is_known(group):
             layer = group[0].layer
             raise Unsupported(f"{layer.path or 'the model'} ({type(layer.module).__name__}) computes by its own means")
-        layers[key] = _plan_layer(index, group, _foldable(group, consumers, norm_calls), channels_last)
+        norm = None if consumers is None else _foldable(group, consumers, norm_calls)
+        layers[key] = _plan_layer(index, group, norm, channels_last)
     return Plan(layers)
 
 
