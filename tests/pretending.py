@@ -40,6 +40,8 @@ class Pretended:
         self.device = device
         self.copies = 0
         self.reads = 0
+        #: Whether the function that runs was given a tensor of the device: what it makes itself is there too.
+        self.inside = False
 
 
 def _storage(tensor: Tensor) -> Any:
@@ -90,6 +92,8 @@ class _Operators(TorchDispatchMode):
             if name in ("_local_scalar_dense", "equal", "nonzero", "is_nonzero"):
                 self.seen.reads += 1
         found = func(*args, **kwargs)
+        if not given and self.seen.inside and name not in ("scalar_tensor",):
+            _put(found)
         if there and not (name == "copy_" and not _is_there(args[0])):
             _put(found)
             if self.seen.device.type == "mps" and any(
@@ -119,7 +123,11 @@ class _Calls(TorchFunctionMode):
             return self._to(*args, **kwargs)
         device = kwargs.get("device")
         if device is None:
-            return func(*args, **kwargs)
+            before, self.seen.inside = self.seen.inside, any(map(_is_there, _tensors(args, kwargs)))
+            try:
+                return func(*args, **kwargs)
+            finally:
+                self.seen.inside = before
         device = torch.device(device)
         if device.type not in ("cpu", self.seen.device.type):
             return func(*args, **kwargs)

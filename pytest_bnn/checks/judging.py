@@ -27,6 +27,7 @@ from pytest_bnn.libraries.posterior import KlError
 from pytest_bnn.libraries.registry import lacking
 from pytest_bnn.network.calling import ForwardError
 from pytest_bnn.network.devices import trouble, where
+from pytest_bnn.network.float64 import float64_for
 from pytest_bnn.options import in_force, sources_in_force
 from pytest_bnn.progress import Event, begin
 from pytest_bnn.records.evidence import Evidence, Measurement, Verdict
@@ -67,11 +68,13 @@ def judged(
         word = {"fail": "a failure", "inconclusive": "an undecided claim"}[finding.verdict.value]
         note = f"the severity of {check.id} is warn: {word} counts as a warning"
         finding = replace(finding, verdict=Verdict.WARN, notes=(*finding.notes, note))
+    with float64_for(where(subject.model)):
+        stage = subject.stage
     write = _sentence if check.where.startswith("pytest_bnn.") else str  # others say it as they want it said
     evidence = Evidence(
         id=check.id,
         subject=subject.name,
-        stage=subject.stage,
+        stage=stage,
         verdict=finding.verdict,
         claim=check.claim,
         headline=write(finding.headline),
@@ -133,7 +136,7 @@ def _premise(check: Declaration, subject: Subject, severity: Severity) -> Findin
 
 def _found(subject: Subject, find: Callable[[Subject], Finding], inside_an_audit: bool) -> Finding:
     try:
-        with limited():
+        with limited(), float64_for(where(subject.model)):
             return find(subject)
     except PytestBnnError as error:
         if not inside_an_audit:
