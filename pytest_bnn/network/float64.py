@@ -51,7 +51,9 @@ class _OnTheCpu(TorchFunctionMode):
 
     def _together(self, name: str, args: Any, kwargs: Any) -> Any:
         """Bring tensors of the device and of the CPU to one place: that of what is written to, else the CPU."""
-        written = (name.endswith("_") and not name.startswith("__")) or (name.startswith("__i") and name != "__invert__")
+        written = (name.endswith("_") and not name.startswith("__")) or (
+            name.startswith("__i") and name != "__invert__"
+        )
         if (written or name == "__setitem__") and args and isinstance(args[0], Tensor) and self._is_theirs(args[0]):
             return (args[0], *self._moved(args[1:], self.device)), self._moved(kwargs, self.device)
         return self._moved((args, kwargs), _CPU)

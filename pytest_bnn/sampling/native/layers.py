@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pytest_bnn.libraries.capture import LayerCall
+from pytest_bnn.sampling.engine.consumers import NORMS
 from pytest_bnn.sampling.engine.plan import Drawn, LayerPlan, Unsupported
 from pytest_bnn.sampling.native.philox import Key, normals, signs
 
@@ -128,6 +129,36 @@ class DrawnLayer(nn.Module):
     def _center(self, drawn: Drawn) -> Tensor:
         mean = _cut(drawn, drawn.tensor.mu.detach())
         return mean if drawn.center else torch.zeros_like(mean)
+
+
+class FixedNorm(nn.Module):
+    """Stands in for a BatchNorm in eval mode: it scales and shifts, which vmap takes on every device."""
+
+    def __init__(self, norm: Any) -> None:
+        super().__init__()
+        # Made on the CPU: not every device has float64.
+        mean, variance, weight, bias = (
+            None if value is None else value.detach().cpu().double()
+            for value in (norm.running_mean, norm.running_var, norm.weight, norm.bias)
+        )
+        assert mean is not None
+        assert variance is not None
+        scale = (variance + norm.eps).rsqrt() * (1.0 if weight is None else weight)
+        self.register_buffer("scale", scale.to(norm.running_mean), persistent=False)
+        self.register_buffer("shift", ((0.0 if bias is None else bias) - mean * scale).to(norm.running_mean),
+                             persistent=False)  # fmt: skip
+
+    @staticmethod
+    def of(module: nn.Module) -> FixedNorm | None:
+        """Return what stands in for a module; None where it is no BatchNorm with statistics of its own in eval mode."""
+        fixed = type(module) in NORMS and not module.training and module.running_mean is not None
+        return FixedNorm(module) if fixed and module.running_var is not None else None
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return the input, normalised."""
+        shape = (-1, *[1] * (input.ndim - 2))
+        out: Tensor = torch.addcmul(self.shift.view(shape), input, self.scale.view(shape))  # type: ignore[operator]
+        return out
 
 
 class UncalledLayer(nn.Module):

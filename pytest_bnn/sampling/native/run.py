@@ -14,7 +14,7 @@ from pytest_bnn.network.calling import output_tensor
 from pytest_bnn.progress import drawn
 from pytest_bnn.sampling.engine.plan import Plan
 from pytest_bnn.sampling.engine.replica import replicate
-from pytest_bnn.sampling.native.layers import DrawnLayer, Forward, UncalledLayer
+from pytest_bnn.sampling.native.layers import DrawnLayer, FixedNorm, Forward, UncalledLayer
 from pytest_bnn.sampling.native.philox import key_of
 
 #: Numbers in the largest output of a layer, over the passes that run at once: so many keep a device busy.
@@ -47,6 +47,9 @@ class Native:
         self._layers = [layer for layer in swap.values() if isinstance(layer, DrawnLayer)]
         for other in bayesian_layers(model):
             swap.setdefault(id(other.module), UncalledLayer(other.path))
+        for module in model.modules():
+            if (norm := FixedNorm.of(module)) is not None:
+                swap[id(module)] = norm
         self._network = replicate(model, swap)
         paths = {id(module): path for path, module in self._network.named_modules()}
         self._paths = [paths[id(layer)] for layer in self._layers]
