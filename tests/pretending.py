@@ -79,7 +79,11 @@ class _Operators(TorchDispatchMode):
         there = [tensor for tensor in given if _is_there(tensor)]
         name = func._schema.name.partition("::")[2]
         if there:
-            here = [tensor for tensor in given if not _is_there(tensor) and tensor.dim() and tensor.numel() and not tensor.is_meta]
+            here = [
+                tensor
+                for tensor in given
+                if not _is_there(tensor) and tensor.dim() and tensor.numel() and not tensor.is_meta
+            ]
             if here and name not in _MAY_MIX:
                 raise RuntimeError(
                     "Expected all tensors to be on the same device, but found at least two devices, "

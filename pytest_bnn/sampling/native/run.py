@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Collection, Mapping
 
 import torch
@@ -138,11 +139,13 @@ class Native:
         def one(weights: dict[str, Tensor], index: Tensor) -> Tensor:
             return self._one(weights, index, images, rows)
 
-        found: Tensor = vmap(one, randomness="error")(weights, passes)
+        with warnings.catch_warnings():  # an operator that vmap takes one by one is slower, and as good
+            warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)
+            found: Tensor = vmap(one, randomness="error")(weights, passes)
         return found
 
     def _one(self, weights: dict[str, Tensor], index: Tensor, images: Tensor, rows: Tensor) -> Tensor:
         self._running.start(index, rows)
-        output = output_tensor(functional_call(self._network, weights, (images,)))
+        output = output_tensor(functional_call(self._network, weights, (images,), tie_weights=False))
         self._running.require_same_calls(self._layers)
         return output
