@@ -168,7 +168,6 @@ class _Calls(TorchFunctionMode):
             return tensor
         if _is_there(tensor) == (device.type != "cpu"):
             return tensor if tensor.dtype is dtype and not form else tensor.type(dtype).contiguous(**form)
-        self.seen.copies += 1
         out = torch.empty_like(tensor.detach(), dtype=dtype, **form)
         setattr(_storage(out), _MARK, device.type != "cpu")
         if not tensor.requires_grad:

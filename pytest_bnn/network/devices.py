@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -14,11 +15,13 @@ from torch.nn.parameter import is_lazy
 
 from pytest_bnn.errors import InputError
 
-#: What torch says where tensors of two devices meet, or where a device lacks what it is asked for.
-_MIXED = ("same device", "to be on the same", "should be the same", "tensors to be on", "different devices",
-          "but got cuda", "but got mps", "can't be cast from device", "Attempted to call")  # fmt: skip
-_NO_FLOAT64 = ("float64", "double")
-_LACKS = ("not currently implemented for", "not implemented for", "not currently supported on")
+#: What torch says where tensors of two devices meet; where a convolution's types differ, one of them is the CPU's.
+_MIXED = re.compile(
+    r"tensors? to be on the same device|on the same device as the indexed tensor|Placeholder storage has not been "
+    r"allocated on MPS|is on (?:CPU|cpu), but expected"
+)
+_TYPES = re.compile(r"type \((\S+)\) and (?:weight|bias) type \((\S+)\) should be the same")
+_LACKS = re.compile(r"not (?:currently )?(?:implemented|supported) (?:for|on) (?:the )?'?(?:MPS|CUDA|XPU|Cuda)")
 
 
 def find(name: str, source: str = "the device") -> torch.device:
@@ -116,12 +119,13 @@ def copies(networks: Sequence[nn.Module], device: torch.device) -> list[nn.Modul
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Place:
-    """Where a network holds a tensor, and that tensor as it was."""
+    """Where a network holds a tensor, with that tensor's identity and its memory as it was."""
 
     network: int
     path: str
     kind: Literal["_parameters", "_buffers"]
     name: str
+    key: int
     tensor: Tensor
 
 
@@ -136,25 +140,26 @@ def _sharing(networks: Sequence[nn.Module]) -> list[list[_Place]]:
                     if tensor is None or is_lazy(tensor) or tensor.layout is not torch.strided or not tensor.numel():
                         continue
                     memory = tensor.untyped_storage().data_ptr()
-                    groups.setdefault(memory, []).append(_Place(number, path, kind, name, tensor))
+                    groups.setdefault(memory, []).append(_Place(number, path, kind, name, id(tensor), tensor.detach()))
     return [places for memory, places in groups.items() if memory and len(places) > 1]
 
 
 def _share(groups: list[list[_Place]], networks: Sequence[nn.Module], device: torch.device) -> None:
     """Let tensors share memory as those at the same places did."""
     for places in groups:
-        before = [place.tensor.detach() for place in places]
-        memory = torch.empty(0, dtype=torch.uint8, device=before[0].device)
-        storage = memory.set_(before[0].untyped_storage()).to(device, copy=True).untyped_storage()
+        first = places[0].tensor
+        memory = torch.empty(0, dtype=torch.uint8, device=first.device).set_(first.untyped_storage())
+        storage = memory.to(device, copy=True).untyped_storage()
         made: dict[int, Tensor] = {}
-        for place, tensor in zip(places, before, strict=True):
+        for place in places:
+            tensor = place.tensor
             held: dict[str, Any] = networks[place.network].get_submodule(place.path).__dict__[place.kind]
             at = torch.empty(0, dtype=tensor.dtype, device=device)
             at = at.set_(storage, tensor.storage_offset(), tensor.shape, tensor.stride())
             if place.kind == "_parameters":
                 held[place.name].data = at
             else:
-                held[place.name] = made.setdefault(id(place.tensor), at)
+                held[place.name] = made.setdefault(place.key, at)
 
 
 def trouble(error: BaseException) -> str:
@@ -162,13 +167,15 @@ def trouble(error: BaseException) -> str:
 
     "mixed" is two devices that met; "float64" and "lacks" are what a device cannot do.
     """
+    if not isinstance(error, NotImplementedError | RuntimeError | TypeError):
+        return ""
     text = str(error)
-    if isinstance(error, NotImplementedError | RuntimeError | TypeError):
-        if "MPS" in text and any(word in text for word in _NO_FLOAT64):
-            return "float64"
-        devices = {word for word in ("cuda", "mps", "xpu", "cpu") if word in text.lower()}
-        if any(words in text for words in _MIXED) and len(devices) > 1:
-            return "mixed"
-        if any(words in text for words in _LACKS) and devices & {"cuda", "mps", "xpu"}:
-            return "lacks"
-    return ""
+    if "MPS" in text and "float64" in text:
+        return "float64"
+    types = _TYPES.search(text)
+    apart = types is not None and any(
+        (word in types[1]) != (word in types[2]) for word in ("cuda", "CUDA", "MPS", "mps", "xpu")
+    )
+    if apart or _MIXED.search(text):
+        return "mixed"
+    return "lacks" if _LACKS.search(text) else ""

@@ -13,6 +13,8 @@ from torch.utils import _pytree as pytree
 from pytest_bnn.network.devices import has_float64
 
 _WIDE = (torch.float64, torch.complex128)
+#: What may meet tensors of the device here: exact figures, and what was asked of them. All else stays an error.
+_OURS = (*_WIDE, torch.bool)
 _CPU = torch.device("cpu")
 
 
@@ -45,7 +47,7 @@ class _OnTheCpu(TorchFunctionMode):
             args, kwargs = self._moved((args, kwargs), _CPU)
         elif name == "__getitem__" and self._is_theirs(args[0]):
             pass  # numbers of rows may be on the CPU
-        elif theirs and any(tensor.dim() and tensor.device.type == "cpu" for tensor in given):
+        elif theirs and any(t.dim() and t.dtype in _OURS and t.device.type == "cpu" for t in given):
             args, kwargs = self._together(name, args, kwargs)
         return func(*args, **kwargs)
 
