@@ -12,10 +12,15 @@ from torch import Tensor
 
 from pytest_bnn.sampling.engine import kernels
 from pytest_bnn.sampling.engine.noise import BLOCK, PhiloxNoise, Scratch
-from pytest_bnn.sampling.native.philox import key_of, normals, signs, words
+from pytest_bnn.sampling.native.philox import Key, Layout, key_of, signs, words
 
 ALL = 0xFFFFFFFF
 SEED = 0x1234567890ABCDEF
+
+
+def normals(size: int, stream: int, passes: Tensor, key: Key) -> Tensor:
+    """Draw for a tensor that has others before and behind it."""
+    return Layout.of([(1, 700), (stream, size), (2, 5)], torch.device("cpu")).draw(passes, key)[1]
 
 
 @pytest.mark.parametrize(

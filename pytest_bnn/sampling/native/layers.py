@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from pytest_bnn.libraries.capture import LayerCall
 from pytest_bnn.sampling.engine.consumers import NORMS
 from pytest_bnn.sampling.engine.plan import Drawn, LayerPlan, Unsupported
-from pytest_bnn.sampling.native.philox import Key, normals, signs
+from pytest_bnn.sampling.native.philox import Key, signs
 
 
 class Forward:
@@ -78,18 +78,20 @@ class DrawnLayer(nn.Module):
             for drawn in plan.drawn:
                 self.register_buffer(f"{drawn.tensor.role}{call}", self._center(drawn), persistent=False)
 
-    def drawn(self, passes: Tensor, running: Forward) -> dict[str, Tensor]:
-        """Return what some passes use, ``[passes, ...]`` each, by the names of its buffers; none where it is silent."""
+    def wanted(self, running: Forward) -> list[tuple[str, Drawn, int]]:
+        """Return what a pass draws: the name of a buffer, its tensor and its stream; nothing where it is silent."""
         if running.is_silent(self.plan.layer.path):
-            return {}
-        found = {}
-        for call in range(self.plan.calls):
-            for drawn in self.plan.drawn:
-                stream, spread = drawn.stream + call * running.streams, self.spreads[id(drawn)]
-                noise = _laid_out(normals(drawn.size, stream, passes, running.key), drawn, spread.shape)
-                center = self.get_buffer(f"{drawn.tensor.role}{call}")
-                found[f"{drawn.tensor.role}{call}"] = torch.addcmul(center, spread, noise)
-        return found
+            return []
+        return [
+            (f"{drawn.tensor.role}{call}", drawn, drawn.stream + call * running.streams)
+            for call in range(self.plan.calls)
+            for drawn in self.plan.drawn
+        ]
+
+    def around(self, name: str, drawn: Drawn, noise: Tensor) -> Tensor:
+        """Return the tensors that passes use, ``[passes, ...]``, with standard normal numbers ``[passes, size]``."""
+        spread = self.spreads[id(drawn)]
+        return torch.addcmul(self.get_buffer(name), spread, _laid_out(noise, drawn, spread.shape))
 
     def used(self, calls: Sequence[LayerCall]) -> dict[str, Tensor]:
         """Return what the model's own forward used in some calls, by the names of the buffers."""

@@ -9,6 +9,8 @@ logarithm and circular functions.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TypeAlias
 
 import torch
@@ -53,26 +55,50 @@ def words(counter: tuple[Tensor, Part, Part, Part], key: Key) -> tuple[Tensor, T
     return found[0], found[1], found[2], found[3]
 
 
-def normals(size: int, stream: int, passes: Tensor, key: Key) -> Tensor:
-    """Return standard normal numbers, float32 ``[passes, size]``.
+@dataclass(frozen=True, slots=True, eq=False)
+class Layout:
+    """Which numbers several tensors take: all of them are drawn together, as a device likes it.
 
-    Args:
-        size: How many a pass has.
-        stream: The stream of what they are for.
-        passes: The numbers of the passes, int64 ``[passes]``, on the device where the normal numbers are wanted.
-        key: As in `key_of`.
+    Attributes:
+        first: The first counter of each block, int64 ``[blocks, 1]``.
+        stream: The stream of each block, likewise.
+        places: Where each tensor's numbers begin and end.
     """
-    blocks, count = -(-size // _NUMBERS), len(passes)
-    out = torch.empty(count, blocks, 4, BLOCK, device=passes.device)
-    step = max(1, _AT_ONCE // (BLOCK * max(1, count)))
-    for start in range(0, blocks, step):
-        some = out[:, start : start + step]
-        first = BLOCK * start
-        counters = torch.arange(first, first + BLOCK * some.shape[1], device=passes.device).view(1, -1, BLOCK)
-        drawn = words((counters, stream, passes.view(-1, 1, 1), 0), key)
-        for half in (0, 2):
-            some[:, :, half], some[:, :, half + 1] = _two_normals(drawn[half], drawn[half + 1])
-    return out.view(count, -1)[:, :size]
+
+    first: Tensor
+    stream: Tensor
+    places: tuple[slice, ...]
+
+    @classmethod
+    def of(cls, wanted: Sequence[tuple[int, int]], device: torch.device) -> Layout:
+        """Lay numbers out for tensors, each with its stream and its size."""
+        first, streams, places, start = [], [], [], 0
+        for stream, size in wanted:
+            blocks = -(-size // _NUMBERS)
+            first.append(torch.arange(0, blocks * BLOCK, BLOCK, device=device))
+            streams.append(torch.full((blocks,), stream, dtype=torch.int64, device=device))
+            places.append(slice(start, start + size))
+            start += blocks * _NUMBERS
+        none = torch.zeros(0, dtype=torch.int64, device=device)
+        return cls(torch.cat([none, *first])[:, None], torch.cat([none, *streams])[:, None], tuple(places))
+
+    def draw(self, passes: Tensor, key: Key) -> list[Tensor]:
+        """Return standard normal numbers for each tensor, float32 ``[passes, size]``.
+
+        Args:
+            passes: The numbers of the passes, int64 ``[passes]``, on the layout's device.
+            key: As in `key_of`.
+        """
+        count, lanes = len(passes), torch.arange(BLOCK, device=passes.device)
+        out = torch.empty(count, len(self.first), 4, BLOCK, device=passes.device)
+        step = max(1, _AT_ONCE // (BLOCK * max(1, count)))
+        for start in range(0, len(self.first), step):
+            part = slice(start, start + step)
+            drawn = words((self.first[part] + lanes, self.stream[part], passes.view(-1, 1, 1), 0), key)
+            for half in (0, 2):
+                out[:, part, half], out[:, part, half + 1] = _two_normals(drawn[half], drawn[half + 1])
+        flat = out.view(count, -1)
+        return [flat[:, place] for place in self.places]
 
 
 def _two_normals(radii: Tensor, angles: Tensor) -> tuple[Tensor, Tensor]:

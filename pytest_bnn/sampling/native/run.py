@@ -16,7 +16,7 @@ from pytest_bnn.progress import drawn
 from pytest_bnn.sampling.engine.plan import Plan
 from pytest_bnn.sampling.engine.replica import replicate
 from pytest_bnn.sampling.native.layers import DrawnLayer, FixedNorm, Forward, UncalledLayer
-from pytest_bnn.sampling.native.philox import key_of
+from pytest_bnn.sampling.native.philox import Layout, key_of
 
 #: Numbers in the largest output of a layer, over the passes that run at once: so many keep a device busy.
 _OUTPUTS_AT_ONCE = 8_000_000
@@ -43,6 +43,7 @@ class Native:
         self.vmaps = False
         self.refused = ""
         self._outputs = max(1, outputs)
+        self._layout: tuple[tuple[tuple[int, int], ...], Layout] | None = None
         self._running = Forward(key_of(seed), plan.streams)
         swap: dict[int, nn.Module] = {key: DrawnLayer(self._running, layer) for key, layer in plan.layers.items()}
         self._layers = [layer for layer in swap.values() if isinstance(layer, DrawnLayer)]
@@ -116,7 +117,15 @@ class Native:
         return torch.arange(len(images), device=self.device)
 
     def _draw(self, passes: Tensor) -> dict[str, Tensor]:
-        return self._named([layer.drawn(passes, self._running) for layer in self._layers])
+        wanted = [(layer, *each) for layer in self._layers for each in layer.wanted(self._running)]
+        streams = tuple((stream, of.size) for _, _, of, stream in wanted)
+        if self._layout is None or self._layout[0] != streams:
+            self._layout = streams, Layout.of(streams, self.device)
+        tensors: dict[int, dict[str, Tensor]] = {id(layer): {} for layer in self._layers}
+        noise = self._layout[1].draw(passes, self._running.key)
+        for (layer, name, of, _), numbers in zip(wanted, noise, strict=True):
+            tensors[id(layer)][name] = layer.around(name, of, numbers)
+        return self._named(list(tensors.values()))
 
     def _named(self, tensors: list[dict[str, Tensor]]) -> dict[str, Tensor]:
         return {
