@@ -126,6 +126,8 @@ class _Calls(TorchFunctionMode):
         if func is Tensor.to:
             return self._to(*args, **kwargs)
         device = kwargs.get("device")
+        if func is torch._C._nn._parse_to:
+            return func(*args, **kwargs)
         if device is None:
             before, self.seen.inside = self.seen.inside, any(map(_is_there, _tensors(args, kwargs)))
             try:

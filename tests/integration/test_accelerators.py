@@ -128,6 +128,22 @@ def test_nothing_is_copied_from_pass_to_pass(sampler: str) -> None:
         assert counts[0] == counts[1] <= 2
 
 
+def test_fine_tuning_and_predicting_on_a_device() -> None:
+    """The images go where the model is; the figures of the steps are those of the CPU, to rounding."""
+    found = {}
+    for kind in ("cpu", "mps"):
+        with pretending("mps"):
+            teacher, model = networks()
+            devices.move([teacher, model], torch.device(kind) if kind == "cpu" else torch.device(kind, 0))
+            with using(Settings(sampler="own")):
+                steps = pytest_bnn.finetune(model, teacher, IMAGES, steps=2, batch=8)
+            predicted = pytest_bnn.predict(model, IMAGES, passes=4, sampler="native")
+            assert devices.where(pytest_bnn.convert(teacher)) == devices.where(model)
+            found[kind] = [step.loss for step in steps], predicted.mean
+    assert found["mps"][0] == pytest.approx(found["cpu"][0], rel=1e-5)
+    torch.testing.assert_close(found["mps"][1], found["cpu"][1], rtol=1e-4, atol=1e-5)
+
+
 def test_the_pretended_device_refuses_what_a_device_refuses() -> None:
     """What the tests above rest on."""
     with pretending("mps") as seen:

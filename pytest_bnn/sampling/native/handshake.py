@@ -11,6 +11,7 @@ from pytest_bnn.libraries.capture import capture
 from pytest_bnn.libraries.posterior import BayesianLayer, bayesian_layers
 from pytest_bnn.network.calling import output_tensor
 from pytest_bnn.network.comparing import difference, tolerance
+from pytest_bnn.network.float64 import float64_for
 from pytest_bnn.network.isolation import preserved_random_state
 from pytest_bnn.network.precision import full
 from pytest_bnn.sampling.engine.draws import DrawTests
@@ -41,7 +42,7 @@ def shake_hands(model: nn.Module, images: Tensor, seed: int) -> Native:
     if reason:
         raise Unsupported(reason)
     two = images[:2] if len(images) > 1 else images[:1].repeat(2, *[1] * (images.ndim - 1))
-    with torch.no_grad(), preserved_random_state(), full(images.device):
+    with torch.no_grad(), preserved_random_state(), full(images.device), float64_for(images.device):
         try:
             with undisturbed_passes(model, seed=seed):
                 native = _compare(model, layers, two, seed)
