@@ -16,7 +16,7 @@ from typing import Any, cast
 
 from pytest_bnn.errors import InputError
 from pytest_bnn.presets import DEFAULT, PRESETS, Preset
-from pytest_bnn.reading import band, choice, error_rate, positive, seed, share, some_text, whole
+from pytest_bnn.reading import band, choice, device, error_rate, positive, seed, share, some_text, whole
 from pytest_bnn.records.evidence import Inconclusive
 from pytest_bnn.stats.budget import Budget
 
@@ -59,6 +59,11 @@ class Option:
         if self.switch:
             return {"action": "store_const", "const": "yes", "default": None}
         return {"metavar": self.metavar, "default": None}
+
+    @property
+    def shown(self) -> str:
+        """The default, as ``--help`` shows it."""
+        return str(self.default) if self.default != "" else "none"
 
     @property
     def key(self) -> str:
@@ -178,11 +183,19 @@ OPTIONS = (
     Option(
         name="sampler",
         default="auto",
-        read=choice("auto", "own", "engine"),
-        metavar="auto|own|engine",
-        help="sampler of the Monte-Carlo passes: own runs the model's own forward; engine is the sampling engine, "
-        "and an error where it cannot be used; auto is the engine where it was seen to reproduce the model's own "
-        "passes, and own elsewhere",
+        read=choice("auto", "own", "engine", "native"),
+        metavar="auto|own|engine|native",
+        help="sampler of the Monte-Carlo passes: own runs the model's own forward; engine is the sampling engine of "
+        "the CPU, native the one that runs on any device, and either is an error where it cannot be used; auto is "
+        "engine on the CPU and native elsewhere, where it was seen to reproduce the model's own passes, and own if not",
+    ),
+    Option(
+        name="device",
+        default="",
+        read=device,
+        metavar="auto|cpu|cuda|cuda:N|mps",
+        help="device that models are judged on, auto for an accelerator that is there; without one a model is judged "
+        "where it is",
     ),
 )
 
@@ -206,6 +219,7 @@ class Settings:
     threads: int = 0
     jobs: int = 0
     sampler: str = "auto"
+    device: str = ""
 
 
 _settings: ContextVar[tuple[Settings, Mapping[str, Source]] | None] = ContextVar("pytest_bnn_settings", default=None)

@@ -16,7 +16,7 @@ from pytest_bnn.checks import choices, registry
 from pytest_bnn.errors import PytestBnnError
 from pytest_bnn.gathering import around_tests, outcomes
 from pytest_bnn.items import nodes, requests
-from pytest_bnn.options import OPTIONS, resolve_with_sources
+from pytest_bnn.options import OPTIONS, resolve_with_sources, using
 from pytest_bnn.session import InForce, in_words, is_told_at_the_start, of_session, readable_errors, settle_session
 
 pytest_plugins = (
@@ -58,7 +58,7 @@ def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginMa
     group.addoption("--bnn-update-baseline", action="store_true", default=False, help=gate.UPDATE_HELP)
     parser.addini("bnn_baseline", gate.HELP, default="")
     for option in OPTIONS:
-        text = f"{option.help} (default: {option.default}; ini bnn_{option.key}, environment {option.environment})"
+        text = f"{option.help} (default: {option.shown}; ini bnn_{option.key}, environment {option.environment})"
         group.addoption(f"--bnn-{option.name}", help=text.replace("%", "%%"), **option.argument)
         parser.addini(f"bnn_{option.key}", option.help, default="")
     requests.add_options(group, parser)
@@ -99,6 +99,11 @@ def _settings(config: pytest.Config) -> InForce:
     chosen = choices.from_texts(config.getoption("--bnn-set"), "--bnn-set")
     chosen = choices.from_preset(settings.preset).and_also(project).and_also(chosen)
     choices.require_usable(chosen, finally_=False)
+    if settings.device not in ("", "cpu"):
+        from pytest_bnn.data import placement  # it loads torch
+
+        with using(settings, sources):
+            placement.chosen()
     return InForce(settings, sources, chosen)
 
 

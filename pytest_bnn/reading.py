@@ -56,6 +56,14 @@ def choice(*words: str) -> Callable[[str], str]:
     return read
 
 
+def device(text: str) -> str:
+    """auto, cpu, cuda, cuda:N or mps"""
+    kind, colon, number = text.partition(":")
+    if text not in ("", "auto", "cpu", "cuda", "mps") and not (kind == "cuda" and colon and number.isdecimal()):
+        raise ValueError
+    return text
+
+
 class DrawnSeed(int):
     """A seed that was drawn, not chosen: it is shown, so that the run can be repeated."""
 

@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeAlias, TypedDict, get_args
 import torch
 from torch import Tensor, nn
 
+from pytest_bnn.data import placement
 from pytest_bnn.data.batch import device_of
 from pytest_bnn.data.examples import Examples
 from pytest_bnn.data.factory import Factory
@@ -60,7 +61,8 @@ class Subject(Examples):
     """A model under audit.
 
     Args:
-        model: The Bayesian network. Judged in eval mode; it is never changed.
+        model: The Bayesian network. Judged in eval mode; it is never changed. Where the settings name another device
+            than its own, a copy of it is judged there.
         teacher: The deterministic network that it was converted from.
         images: Inputs that both networks accept: a tensor ``[N, ...]``, several as the network takes them (a tuple, a
             dictionary, any tree of tensors or numpy arrays), or `Samples` (of `pytest_bnn.data.samples`), which may
@@ -121,6 +123,7 @@ class Subject(Examples):
             raise ValueError(f"task must be one of {', '.join(get_args(TaskOption))}, not {task!r}")
         if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
             raise ValueError(f"seed must be a whole number from 0, not {seed!r}")
+        model, teacher = placement.judged(model, teacher)
         super().__init__(model, teacher, images, labels, seed)
         self.loss = loss
         self.factory = factory if factory is None or isinstance(factory, Factory) else Factory(factory)

@@ -16,6 +16,8 @@ from pytest_bnn.checks.noise.spread import contributions
 from pytest_bnn.data.digests import of_state
 from pytest_bnn.data.origin import Origin, of_function
 from pytest_bnn.libraries.posterior import bayesian_layers
+from pytest_bnn.network.devices import where
+from pytest_bnn.network.float64 import float64_for
 from pytest_bnn.records.evidence import Acceptance, Evidence
 from pytest_bnn.records.run import ClassShare, LayerRow, Prediction, SubjectRecord, TrainingStep
 from pytest_bnn.sampling.bank import probabilities, softmax
@@ -44,7 +46,13 @@ def describe(
         evidence: What checks found on it: of it come the layers that are deterministic on purpose.
         origin: Where its parts came from, as far as that is known.
     """
-    origin = origin or Origin()
+    with float64_for(where(subject.model)):
+        return _described(subject, training, evidence, origin or Origin())
+
+
+def _described(
+    subject: Subject, training: Sequence[TrainingStep], evidence: Sequence[Evidence], origin: Origin
+) -> SubjectRecord:
     return SubjectRecord(
         name=subject.name,
         stage=subject.stage,

@@ -13,7 +13,7 @@ from torch import nn
 
 from pytest_bnn.audit.plan import Explicit
 from pytest_bnn.audit.run import Progress, audit_model, subject_of
-from pytest_bnn.data import checkpoints, origin, sources
+from pytest_bnn.data import checkpoints, origin, placement, sources
 from pytest_bnn.data.origin import Origin, files_read
 from pytest_bnn.data.samples import MAX_EXAMPLES, Samples
 from pytest_bnn.errors import InputError, PytestBnnError, in_words
@@ -52,7 +52,7 @@ class Named:
     batch_dim: int = 0
 
     def load(self, called: str = "--{}", seed_parts: bool = False) -> Parts:
-        """Import what is named, and call the factories.
+        """Import what is named, call the factories, and move the networks to the device of the settings.
 
         Args:
             called: How messages call a part, with the part's name in place of the braces.
@@ -85,6 +85,7 @@ class Named:
             ood, shifts = part("ood", sources.load_named, self.ood), part("shifts", sources.load_named, self.shifts)
             slices = part("slices", sources.load_function, self.slices)
             loss = part("loss", sources.load_loss, self.loss)
+        placement.take(model, teacher)
         named = {part: name for part, name in asdict(self).items() if part in _BY_NAME and name is not None}
         return Parts(
             named=self,
@@ -161,6 +162,7 @@ class Parts:
         start = Path.cwd()
         with reading(), files_read() as read:
             made, factory = sources.load_model_and_factory(model, called.format("model"))
+        placement.take(made)
         return replace(
             self,
             named=replace(self.named, model=model),

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import nn
 
 from pytest_bnn.audit.beside import Task, each, side_by_side
@@ -21,6 +22,7 @@ from pytest_bnn.data.given import named_series, named_sets
 from pytest_bnn.data.loss import Loss
 from pytest_bnn.data.origin import Origin
 from pytest_bnn.data.samples import MAX_EXAMPLES, Samples, samples_of
+from pytest_bnn.network.devices import named, where
 from pytest_bnn.options import budget_in_force, in_force, preset_in_force
 from pytest_bnn.progress import Event, Progress, begin, watching
 from pytest_bnn.records.evidence import Evidence
@@ -134,7 +136,10 @@ def audit_model(
     return AuditRun(
         checks=tuple(evidence),
         subjects=(description,),
-        provenance=provenance(seed=subject.seed, duration=time.perf_counter() - start),
+        provenance={
+            **provenance(seed=subject.seed, duration=time.perf_counter() - start),
+            "device": named(where(subject.model) or torch.device("cpu")),
+        },
         changed=changes(),
         cut=cut,
     )

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from pytest_bnn.checks._gradients import Gradients, share_operands
 from pytest_bnn.checks._watching import Backwards, OutputCall, keeping, moved_mu, run_backward
 from pytest_bnn.checks.finding import Finding, LossError, NoCutError, at_fault
-from pytest_bnn.data.batch import Batch, rows_of
+from pytest_bnn.data.batch import Batch, device_of, rows_of
 from pytest_bnn.data.loss import BATCH
+from pytest_bnn.data.placement import advice
 from pytest_bnn.errors import InputError
 from pytest_bnn.libraries import posterior
 from pytest_bnn.libraries.capture import LayerCall
@@ -245,7 +246,8 @@ def loss_of(subject: Subject, *, seed: int | None = None, batch: Any = None) -> 
         posterior.kl(subject.model)
         raise InputError(
             f"the loss {name}(model, batch) raised {type(error).__name__}: {_first_line(error)}",
-            fix="give a function that takes the model and one batch, in the structure of the data"
+            fix=advice(error, device_of(subject.require_images()))
+            or "give a function that takes the model and one batch, in the structure of the data"
             + _about_the_labels(subject, batch)
             + _about_the_size(subject, batch),
         ) from error

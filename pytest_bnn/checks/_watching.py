@@ -80,7 +80,7 @@ def moved_mu(tensors: Sequence[PosteriorTensor], by: float) -> dict[Key, Tensor]
             offset = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
             size = step if step.shape == parameter.shape else step.mean()
             # Through .data: a backward pass that waits outside must not take it for changed.
-            parameter.data.add_((by * size * offset.to(parameter.device)).to(parameter.dtype))
+            parameter.data.add_((by * size * offset.to(parameter.device)).to(parameter))
     for tensor in tensors:
         moved[key_of(tensor)] = tensor.mu.detach().double() - before.pop(key_of(tensor)).double()
     return moved

@@ -22,10 +22,12 @@ from pytest_bnn.checks.finding import (
     not_applicable,
     raised_remedy,
 )
-from pytest_bnn.errors import PytestBnnError
+from pytest_bnn.errors import PytestBnnError, in_words
 from pytest_bnn.libraries.posterior import KlError
 from pytest_bnn.libraries.registry import lacking
 from pytest_bnn.network.calling import ForwardError
+from pytest_bnn.network.devices import trouble, where
+from pytest_bnn.network.float64 import float64_for
 from pytest_bnn.options import in_force, sources_in_force
 from pytest_bnn.progress import Event, begin
 from pytest_bnn.records.evidence import Evidence, Measurement, Verdict
@@ -71,13 +73,15 @@ def judged(
         word = {"fail": "a failure", "inconclusive": "an undecided claim"}[finding.verdict.value]
         note = f"the severity of {check.id} is warn: {word} counts as a warning"
         finding = replace(finding, verdict=Verdict.WARN, notes=(*finding.notes, note))
+    with float64_for(where(subject.model)):
+        stage = subject.stage
     ours = check.where.startswith("pytest_bnn.")  # others say it as they want it said
     write, of_layer = (_sentence, _of_layer) if ours else (str, str)
     notes = finding.notes + _notes(check, subject, finding)
     evidence = Evidence(
         id=check.id,
         subject=subject.name,
-        stage=subject.stage,
+        stage=stage,
         verdict=finding.verdict,
         claim=check.claim,
         headline=write(finding.headline),
@@ -148,7 +152,7 @@ def _premise(check: Declaration, subject: Subject, severity: Severity) -> Findin
 
 def _found(subject: Subject, find: Callable[[Subject], Finding], inside_an_audit: bool) -> Finding:
     try:
-        with limited():
+        with limited(), float64_for(where(subject.model)):
             return find(subject)
     except PytestBnnError as error:
         if not inside_an_audit:
@@ -187,6 +191,8 @@ def _found(subject: Subject, find: Callable[[Subject], Finding], inside_an_audit
     except (SystemExit, GeneratorExit) as error:
         return _ended(error)
     except Exception as error:
+        if reason := _beyond_the_device(subject, error):
+            return not_applicable(reason)
         return Finding(
             verdict=Verdict.ERROR,
             headline=f"the check itself broke: {type(error).__name__}: {error}",
@@ -200,6 +206,23 @@ def _found(subject: Subject, find: Callable[[Subject], Finding], inside_an_audit
         if recorder_in_force() or not inside_an_audit:
             raise
         return _ended(error)
+
+
+#: What a device cannot do, by `devices.trouble`.
+_BEYOND = {
+    "float64": "the check computes in float64, which {} does not have",
+    "lacks": "the check uses an operation that {} does not have",
+    "mixed": "the check, the model or the loss brings tensors of another device together with those of {}",
+}
+
+
+def _beyond_the_device(subject: Subject, error: Exception) -> str:
+    """Say why a check cannot be computed where the model is; empty on the CPU, and for other errors."""
+    device = where(subject.model)
+    words = _BEYOND.get(trouble(error), "")
+    if device is None or device.type == "cpu" or not words:
+        return ""
+    return f"{words.format(device)} ({in_words(error)}); --device cpu judges the model on the CPU"
 
 
 def _ended(error: BaseException) -> Finding:

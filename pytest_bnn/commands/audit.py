@@ -54,6 +54,8 @@ def _audit(given: argparse.Namespace, arguments: list[str]) -> int:
     allow = subjects.allowed(given.allow, "--allow")
     _require_fitting_options(given)
     chosen = choices.from_preset(settings.preset).and_also(_chosen(given, project))
+    if settings.device:
+        _require_device(settings, sources)
     if given.checkpoints:
         return checkpoints.run(given, _work(given, settings, sources, chosen, allow), audit_arguments.REPORT)
     require_writable(given.report)
@@ -109,6 +111,14 @@ def _audit(given: argparse.Namespace, arguments: list[str]) -> int:
     return exit_code_of(run.verdict, inconclusive=settings.inconclusive)
 
 
+def _require_device(settings: Settings, sources: Mapping[str, Source]) -> None:
+    """Refuse a device that is not there before anything is loaded."""
+    from pytest_bnn.data import placement
+
+    with using(settings, sources):
+        placement.chosen()
+
+
 def _take_old_name_of_report(given: argparse.Namespace) -> None:
     """Take ``--output FILE.html``, which named the report before it named a field of the model's output."""
     if given.output is not None and given.output.endswith((".html", ".htm")):
@@ -154,6 +164,7 @@ def _run(
     checks = _checks(given)
     if not (given.model or given.subject):
         from pytest_bnn.conversion import Conversion
+        from pytest_bnn.data import placement
         from pytest_bnn.data.origin import files_read
         from pytest_bnn.example.audit import audit_resnet18
         from pytest_bnn.example.weights import load_teacher
@@ -162,6 +173,7 @@ def _run(
         say("loading the teacher")
         with files_read() as read:
             teacher = load_teacher(settings.weights)
+        placement.take(teacher.model)
         found = audit_resnet18(teacher, conversion, checks=checks, options=options, progress=say, files=read.digests())
         return found, ()
     described = [subjects.from_options(model, vars(given), "--") for model in dict.fromkeys(given.model)]

@@ -91,7 +91,7 @@ def add_to(commands: Commands) -> argparse.ArgumentParser:
     )
     settings = audit.add_argument_group("settings", "also from the environment, as PYTEST_BNN_SEED and so on")
     for option in OPTIONS:
-        text = f"{option.help} (default: {option.default})".replace("%", "%%")
+        text = f"{option.help} (default: {option.shown})".replace("%", "%%")
         settings.add_argument(f"--{option.name}", help=text, **option.argument)
     audit.add_argument(
         "-o",

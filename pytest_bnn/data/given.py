@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from pytest_bnn.data.batch import Batch, Inputs, described, per_example, row_dim, rows_of, taken
+from pytest_bnn.data.batch import Batch, Inputs, described, device_of, per_example, row_dim, rows_of, taken
 from pytest_bnn.data.fitting import fitted
+from pytest_bnn.data.placement import advice
 from pytest_bnn.data.probing import Probed
 from pytest_bnn.data.samples import Samples, as_tensors, require_dense
 from pytest_bnn.errors import InputError
@@ -151,7 +152,7 @@ def batch_for_loss(samples: Samples, probed: Probed, labels: Any, model: nn.Modu
 
     batch = mapped(tree, move)
     if labels is not None:
-        return batch, _beside(labels, samples, tree)
+        return batch, _beside(labels, samples, tree, model)
     if isinstance(batch, Tensor):
         return batch, None
     if is_pair(batch) and len(batch) == 1:
@@ -171,13 +172,16 @@ def labels_in(batch: Any, samples: Samples, probed: Probed) -> Tensor | None:
     return found[0] if len(found) == 1 and isinstance(found[0], Tensor) else None
 
 
-def _beside(labels: Any, samples: Samples, tree: Any) -> Any:
-    """Return copies of the labels of a batch, out of those that were given beside the examples."""
+def _beside(labels: Any, samples: Samples, tree: Any, model: nn.Module) -> Any:
+    """Return copies of the labels of a batch on a model's device, out of those that were given beside the examples."""
     numbers = torch.arange(rows_of(tree, samples.dim))
+
+    def copied(value: Any) -> Any:
+        return value.detach().to(_device(model, value), copy=True) if isinstance(value, Tensor) else value
 
     def take(leaf: Any) -> Any:
         some = taken(leaf, numbers, rows=samples.rows)
-        return mapped(some, lambda value: value.detach().clone() if isinstance(value, Tensor) else value)
+        return mapped(some, copied)
 
     return mapped(labels, take, per_example(samples.rows))
 
@@ -199,9 +203,10 @@ def does_not_accept(role: str, model: nn.Module, images: Inputs, error: ForwardE
             f"the forward of the {role} {type(model).__name__} tried to end the process ({error})",
             fix="remove the call that ends it, such as sys.exit()",
         )
+    cause = error.__cause__ or error
     return InputError(
         f"the {role} {type(model).__name__} does not accept {described(images)} ({error})",
-        fix="give data that fits it: --data MODULE:FACTORY, or images= in Python",
+        fix=advice(cause, device_of(images)) or "give data that fits it: --data MODULE:FACTORY, or images= in Python",
     )
 
 

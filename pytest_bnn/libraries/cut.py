@@ -86,10 +86,10 @@ def cut_operands(
             for tensor in layer.tensors:
                 of_mu = tensor.mu.shape == used.shape and id(tensor.mu_parameter) in behind
                 if of_mu and key_of(tensor) in moved:
-                    value = value - moved[key_of(tensor)].to(value.dtype)
+                    value = value - moved[key_of(tensor)].to(value)
         for tensor in layer.tensors if pushed else ():
             if tensor.mu.shape == used.shape and pushed and key_of(tensor) in pushed:
-                value = value + pushed[key_of(tensor)].to(value.dtype)
+                value = value + pushed[key_of(tensor)].to(value)
         return value.requires_grad_() if value.is_floating_point() else value
 
     layers = bayesian_layers(model)

@@ -21,12 +21,13 @@ from pytest_bnn.data.digests import take
 from pytest_bnn.data.given import named_series, named_sets
 from pytest_bnn.data.samples import as_tensors, samples_of
 from pytest_bnn.many import modules
+from pytest_bnn.network.devices import where
 from pytest_bnn.network.tree import leaves
 from pytest_bnn.options import Settings
 from pytest_bnn.records.made_with import PACKAGES
 
 #: What does not change what an audit finds.
-_WITHOUT_EFFECT = ("threads", "jobs")
+_WITHOUT_EFFECT = ("threads", "jobs", "device")  # where the model is says what device, and of which kind
 
 
 def digests(
@@ -59,6 +60,7 @@ def digests(
         "checks": checks,
         "options": _effective(options, choices),
         "settings": effective,
+        "device": getattr(where(parts.model), "type", ""),
     }
     named = [*(name.partition(":")[0] for name in functions(parts.named)), *plugins, *choices.plugins]
     installed = sorted(

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from pytest_bnn.network.calling import ForwardError
 from pytest_bnn.network.isolation import replaced
 from pytest_bnn.network.meeting import Run, Seat
+from pytest_bnn.network.precision import coarse
 from pytest_bnn.network.tree import tensors
 
 #: What an example's output depends on beside the example.
@@ -265,11 +266,7 @@ def _rounding(network: nn.Module, outputs: Tensor, kinds: set[torch.dtype]) -> f
     weights = [p.dtype for p in network.parameters() if p.is_floating_point()]
     found = {kind for kind in (*kinds, *weights, outputs.dtype) if kind.is_floating_point} or {torch.float32}
     eps = max(torch.finfo(kind).eps for kind in found)
-    if torch.get_float32_matmul_precision() == "medium":
-        return max(eps, torch.finfo(torch.bfloat16).eps)
-    if outputs.is_cuda and (torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32):
-        return max(eps, 2.0**-10)
-    return eps
+    return max(eps, {"bf16": torch.finfo(torch.bfloat16).eps, "tf32": 2.0**-10}.get(coarse(outputs.device), 0.0))
 
 
 @contextmanager

@@ -29,6 +29,9 @@ def differences(before: AuditRun, now: AuditRun, pairs: dict[SubjectKey, Subject
     seeds = before.provenance.get("seed"), now.provenance.get("seed")
     if None not in seeds and seeds[0] != seeds[1]:
         said.append(f"The seed was {seeds[0]}, and is {seeds[1]} now.")
+    devices = before.provenance.get("device"), now.provenance.get("device")
+    if None not in devices and devices[0] != devices[1]:
+        said.append(f"The device was {devices[0]}, and is {devices[1]} now.")
     said += _of_data(before, now, pairs)
     versions = [
         f"{name} {old} (now {new})"

@@ -22,6 +22,7 @@ from pytest_bnn.tasks.task import are_shares
 
 if TYPE_CHECKING:
     from pytest_bnn.sampling.engine.run import Engine
+    from pytest_bnn.sampling.native.run import Native
 
 #: Numbers in the images of one chunk: 64 images of 3x224x224. Bounds the memory of a pass.
 _CHUNK = 64 * 3 * 224 * 224
@@ -31,6 +32,8 @@ KEPT = 256 * 2**20
 
 #: Bytes of outputs that are drawn at once, beyond a single pass.
 BLOCK = 64 * 2**20
+
+_NAMES = {"engine": "the sampling engine", "native": "the native sampler"}
 
 
 def pass_seed(seed: int, index: int) -> int:
@@ -53,16 +56,17 @@ def softmax(outputs: Tensor) -> Tensor:
 class PassBank:
     """The outputs of a model on a set of images, pass after pass: pass k is the same whoever asks first.
 
-    One draw of the weights serves all images of a pass, as in the library, whatever the chunking. The sampling engine
-    draws the passes where it has shown that it repeats the own forward of the model (`pytest_bnn.sampling.engine`);
-    otherwise that forward does (there Flipout's signs repeat from chunk to chunk, which changes no distribution of a
-    single image's outputs).
+    One draw of the weights serves all images of a pass, as in the library, whatever the chunking. On the CPU the
+    sampling engine (`pytest_bnn.sampling.engine`) draws the passes, elsewhere the native sampler
+    (`pytest_bnn.sampling.native`), where it has shown that it repeats the own forward of the model; otherwise that
+    forward does (there Flipout's signs repeat from chunk to chunk, which changes no distribution of a single image's
+    outputs).
 
     Args:
         model: The network.
         images: Inputs ``[N, ...]``, or a batch of other arguments.
         seed: The seed of the passes.
-        sampler: ``"auto"``, ``"own"`` or ``"engine"``; the setting in force when None.
+        sampler: ``"auto"``, ``"own"``, ``"engine"`` or ``"native"``; the setting in force when None.
         like: The bank of the same model on other images; where these have the shape of its own, what draws its passes
             draws these too.
         numbers: Of the outputs for an image, as far as is known: by it the first block has its size.
@@ -81,8 +85,8 @@ class PassBank:
         like: PassBank | None = None,
         numbers: int = 1000,
     ) -> None:
-        if sampler not in (None, "auto", "own", "engine"):
-            raise ValueError(f"sampler must be 'auto', 'own' or 'engine', not {sampler!r}")
+        if sampler not in (None, "auto", "own", "engine", "native"):
+            raise ValueError(f"sampler must be 'auto', 'own', 'engine' or 'native', not {sampler!r}")
         self.model = model
         self.images = images
         self.seed = seed
@@ -92,7 +96,7 @@ class PassBank:
         self._row_bytes = 4 * numbers
         self._kept: list[Tensor] = []
         self._drawn = 0
-        self._engine: Engine | None = None
+        self._engine: Engine | Native | None = None
         self._decided_for: object = None
         self._sampler = ""
 
@@ -173,7 +177,7 @@ class PassBank:
 
         Raises:
             ForwardError: The model raised, or returned something that is no tensor of rows of numbers.
-            InputError: The sampler is ``"engine"``, and the engine cannot be used.
+            InputError: The sampler is ``"engine"`` or ``"native"``, and it cannot be used.
         """
         self.asked += 1
         if rows is not None and torch.equal(rows.cpu(), torch.arange(len(self.images))):
@@ -203,7 +207,7 @@ class PassBank:
         return torch.stack(passes)
 
     def _decide(self) -> None:
-        """Decide whether the engine draws the passes, again where the model has changed."""
+        """Decide what draws the passes, again where the model has changed."""
         choice = self._choice or in_force().sampler
         state = (choice, None if choice == "own" else _state(self.model))
         if state == self._decided_for:
@@ -219,22 +223,34 @@ class PassBank:
         if isinstance(self.images, Batch):
             self._decline("its inputs or outputs are more than one tensor, or it takes them in a way of its own")
             return
-        from pytest_bnn.sampling.engine.handshake import shake_hands
+        name = choice if choice != "auto" else "engine" if self.images.device.type == "cpu" else "native"
         from pytest_bnn.sampling.engine.plan import Unsupported
 
         try:
-            self._engine = shake_hands(self.model, self.images, self.seed)
+            found = _shake_hands(name, self.model, self.images, self.seed)
         except Unsupported as error:
             self._decline(str(error))
         else:
-            warning = f": {self._engine.warning}" if self._engine.warning else ""
-            self._sampler = f"engine ({self._engine.noise}{warning})"
+            warning = f": {found.warning}" if found.warning else ""
+            self._engine, self._sampler = found, f"{name} ({found.noise}{warning})"
 
     def _decline(self, reason: str) -> None:
         self._engine = None
         self._sampler = f"own forward ({reason})"
-        if (self._choice or in_force().sampler) == "engine":
-            raise InputError(f"the sampling engine cannot be used: {reason}", fix="leave the sampler at auto")
+        choice = self._choice or in_force().sampler
+        if choice in _NAMES:
+            raise InputError(f"{_NAMES[choice]} cannot be used: {reason}", fix="leave the sampler at auto")
+
+
+def _shake_hands(name: str, model: nn.Module, images: Tensor, seed: int) -> Engine | Native:
+    """Make a sampler that stands in for a model's own forward, if it may."""
+    if name == "engine":
+        from pytest_bnn.sampling.engine.handshake import shake_hands
+
+        return shake_hands(model, images, seed)
+    from pytest_bnn.sampling.native import handshake
+
+    return handshake.shake_hands(model, images, seed)
 
 
 def _alike(images: Inputs, others: Inputs) -> bool:

@@ -80,7 +80,7 @@ def predict(
         passes: The number of passes.
         seed: The seed of the passes.
         bins: The number of bins of the histogram.
-        sampler: ``"auto"``, ``"own"`` or ``"engine"``; the setting in force when None.
+        sampler: ``"auto"``, ``"own"``, ``"engine"`` or ``"native"``; the setting in force when None.
         progress: Called with the passes done and their number, after every few. What it raises ends the passes.
 
     Raises:

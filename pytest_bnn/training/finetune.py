@@ -14,6 +14,8 @@ from pytest_bnn.data.loss import BATCH, Loss
 from pytest_bnn.errors import InputError
 from pytest_bnn.libraries import posterior
 from pytest_bnn.network.calling import output_tensor
+from pytest_bnn.network.devices import where
+from pytest_bnn.network.float64 import float64_for
 from pytest_bnn.network.isolation import preserved_random_state, seed_everything
 from pytest_bnn.options import in_force
 from pytest_bnn.records.run import TrainingStep
@@ -119,7 +121,7 @@ def finetune(
     Args:
         model: The converted network; it is trained.
         teacher: The deterministic network.
-        images: Training images ``[N, ...]``, batched in a random order.
+        images: Training images ``[N, ...]``, batched in a random order; they go where the model is.
         steps: How many optimizer steps.
         batch: How many images a step takes.
         learning_rate: Adam's learning rate at the first step.
@@ -141,8 +143,9 @@ def finetune(
         raise ValueError("steps and batch must be at least 1, learning_rate above 0, decay in (0, 1]")
     if kl_weight is None:
         kl_weight = 1 / number_of_batches(len(images), batch)
-    trajectory = []
-    with limited(), _modes_of(model, teacher), preserved_random_state():
+    trajectory, device = [], where(model) or images.device
+    images = images.to(device)
+    with limited(), float64_for(device), _modes_of(model, teacher), preserved_random_state():
         seed_everything(seed)
         model.eval()
         teacher.eval()
@@ -183,6 +186,8 @@ def _stepper(
     choice = in_force().sampler
     if choice == "own":
         return _OwnSteps(model, kl_weight, "chosen")
+    if choice == "native":
+        return _OwnSteps(model, kl_weight, "the native sampler draws passes, and trains nothing")
     if choice == "auto" and steps < LEAST_STEPS:
         return _OwnSteps(model, kl_weight, f"fewer than {LEAST_STEPS} steps")
     from pytest_bnn.sampling.engine.plan import Unsupported

@@ -570,7 +570,7 @@ def test_help_lists_every_option_with_its_sources(pytester: pytest.Pytester) -> 
     for option in OPTIONS:
         assert f"--bnn-{option.name}" + ("" if option.switch else f"={option.metavar}") in told
         # argparse breaks long words at their dashes.
-        sources = f"(default: {option.default}; ini bnn_{option.key}, environment {option.environment})"
+        sources = f"(default: {option.shown}; ini bnn_{option.key}, environment {option.environment})"
         assert sources.replace(" ", "") in told.replace(" ", "")
 
 
@@ -604,7 +604,8 @@ WRONG = {
     "alpha": ("0.7", "a number between 0 and 0.5"),
     "beta": ("0", "a number between 0 and 0.5"),
     "population": ("perhaps", "yes or no"),
-    "sampler": ("fast", "auto or own or engine"),
+    "sampler": ("fast", "auto or own or engine or native"),
+    "device": ("gpu", "auto, cpu, cuda, cuda:N or mps"),
     "weights": (" ", "a text that is not empty"),
 }
 

@@ -232,7 +232,7 @@ def nan_images() -> Tensor:
         ({"passes": 2.5}, ValueError, "passes must be a whole number from 1, not 2.5"),
         ({"bins": 0}, ValueError, "bins must be a whole number from 1, not 0"),
         ({"seed": -1}, ValueError, "seed must be a whole number from 0"),
-        ({"sampler": "fast"}, ValueError, "sampler must be 'auto', 'own' or 'engine', not 'fast'"),
+        ({"sampler": "fast"}, ValueError, "sampler must be 'auto', 'own', 'engine' or 'native', not 'fast'"),
         ({"images": None}, TypeError, "images must be a tensor"),
         ({"model": "resnet18"}, TypeError, "model must be a torch.nn.Module"),
         ({"images": images(0)}, InputError, r"shape \[0, 3\]. Give a batch"),

@@ -83,7 +83,7 @@ class DrawTests:
                 for half, signs in enumerate(call.signs):
                     values, name = signs.flatten(), f"{call.layer.path} ({'input' if half == 0 else 'output'})"
                     self._signs[name, number].take(values.float())
-                    self._signs[name, number].heads.append(values[:_HEAD].clone())
+                    self._signs[name, number].heads.append(values[:_HEAD].clone().cpu())
 
     def _take_noise(self, tensor: PosteriorTensor, noise: Tensor, number: int, *, rounded: bool) -> None:
         draws = self._noise[tensor.name, number]
@@ -92,7 +92,7 @@ class DrawTests:
         for rho, mu, part in zip(*(value.flatten().split(_PART) for value in whole), strict=True):
             sigma = tensor.map.into(torch.empty_like(rho), rho)
             values = part / sigma
-            seen, spacing = sigma > _TINY, torch.zeros(1)
+            seen, spacing = sigma > _TINY, torch.zeros(1, device=sigma.device)
             if rounded:
                 spacing = torch.finfo(sigma.dtype).eps * mu.abs()
                 seen &= spacing <= _ROUNDING * sigma
@@ -110,7 +110,7 @@ class DrawTests:
                 self._trouble = self._trouble or f"{tensor.name} is drawn further from mu than {_LARGEST:g} sigma"
             draws.take(values)
             if sum(len(head) for head in heads) < _HEAD:
-                heads.append(values[:_HEAD].clone())
+                heads.append(values[:_HEAD].clone().cpu())
         draws.heads.append(torch.cat(heads)[:_HEAD])
 
     def trouble(self) -> str:

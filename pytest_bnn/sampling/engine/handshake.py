@@ -42,7 +42,7 @@ def shake_hands(model: nn.Module, images: Tensor, seed: int) -> Engine:
         Unsupported: The engine must not be used; the message says why.
     """
     layers = bayesian_layers(model)
-    reason = refusal(model, layers, images)
+    reason = refusal(model, layers, images, torch.device("cpu"))
     if reason:
         raise Unsupported(reason)
     two = images[:2] if len(images) > 1 else images[:1].repeat(2, *[1] * (images.ndim - 1))
@@ -68,14 +68,14 @@ def shake_hands(model: nn.Module, images: Tensor, seed: int) -> Engine:
     raise Unsupported(f"the engine could not repeat its forward ({reasons[-1]})")
 
 
-def refusal(model: nn.Module, layers: Sequence[BayesianLayer], images: Tensor) -> str:
-    """Say why the engine must not even try a model as it is now; empty where it may."""
+def refusal(model: nn.Module, layers: Sequence[BayesianLayer], images: Tensor, device: torch.device) -> str:
+    """Say why a sampler for a device must not even try a model as it is now; empty where it may."""
     if not layers:
         return "nothing in it is Bayesian"
-    if images.device.type != "cpu" or images.dtype is not torch.float32:
+    if images.device != device or images.dtype is not torch.float32:
         return f"the images are {str(images.dtype).removeprefix('torch.')} on {images.device.type}"
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if tensor.device.type != "cpu" or tensor.layout is not torch.strided:
+        if tensor.device != device or tensor.layout is not torch.strided:
             return f"{name} is on {tensor.device.type}, {str(tensor.layout).removeprefix('torch.')}"
         if tensor.is_floating_point() and tensor.dtype is not torch.float32:
             return f"{name} is {str(tensor.dtype).removeprefix('torch.')}"
@@ -95,12 +95,18 @@ def refusal(model: nn.Module, layers: Sequence[BayesianLayer], images: Tensor) -
     return ""
 
 
+def passes_to_repeat(layers: Sequence[BayesianLayer]) -> int:
+    """Return how many passes of a model's own forward are repeated."""
+    weights = sum(layer.weights for layer in layers)
+    return max(_LEAST_PASSES, min(_MOST_PASSES, _ENOUGH_DRAWS // max(1, weights)))
+
+
 def _compare(
     model: nn.Module, layers: Sequence[BayesianLayer], two: Tensor, noise: Noise, *, channels_last: bool
 ) -> tuple[Worker, int]:
     """Let the engine repeat passes of the model's own forward; return its worker, and the images of a chunk."""
     weights = sum(layer.weights for layer in layers)
-    passes = max(_LEAST_PASSES, min(_MOST_PASSES, _ENOUGH_DRAWS // max(1, weights)))
+    passes = passes_to_repeat(layers)
     tests, memory = DrawTests(), torch.empty(weights)
     with capture(model, memory=memory) as calls, Consumers(model, calls) as consumers:
         wanted = output_tensor(model(two))

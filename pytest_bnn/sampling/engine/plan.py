@@ -17,7 +17,6 @@ from pytest_bnn.sampling.engine.consumers import NORMS, Consumers
 from pytest_bnn.sampling.engine.noise import Strided
 from pytest_bnn.sampling.engine.taps import Taps, used_taps
 
-
 #: Weights of a layer beyond which its outputs are computed in parts: four bytes each, twice in each thread.
 PART = 1 << 19
 
@@ -171,12 +170,12 @@ class Plan:
         return 4 * len(self.layers)
 
 
-def make_plan(calls: Sequence[LayerCall], consumers: Consumers, *, channels_last: bool) -> Plan:
+def make_plan(calls: Sequence[LayerCall], consumers: Consumers | None, *, channels_last: bool) -> Plan:
     """Plan a model from what one pass of its own forward did.
 
     Args:
         calls: What its Bayesian layers did.
-        consumers: What took their outputs.
+        consumers: What took their outputs; where None, no BatchNorm is folded into a layer.
         channels_last: Whether the weights of two-dimensional convolutions are laid out so.
 
     Raises:
@@ -192,7 +191,8 @@ def make_plan(calls: Sequence[LayerCall], consumers: Consumers, *, channels_last
         if not _is_known(group):
             layer = group[0].layer
             raise Unsupported(f"{layer.path or 'the model'} ({type(layer.module).__name__}) computes by its own means")
-        layers[key] = _plan_layer(index, group, _foldable(group, consumers, numbers[key]), channels_last)
+        norm = None if consumers is None else _foldable(group, consumers, numbers[key])
+        layers[key] = _plan_layer(index, group, norm, channels_last)
     return Plan(layers)
 
 

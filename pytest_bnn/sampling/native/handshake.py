@@ -1,0 +1,108 @@
+"""May the native sampler stand in for a model's own forward? Only after it has repeated some of its passes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from pytest_bnn.libraries.capture import capture
+from pytest_bnn.libraries.posterior import BayesianLayer, bayesian_layers
+from pytest_bnn.network.calling import output_tensor
+from pytest_bnn.network.comparing import difference, tolerance
+from pytest_bnn.network.float64 import float64_for
+from pytest_bnn.network.isolation import preserved_random_state
+from pytest_bnn.network.precision import full
+from pytest_bnn.sampling.engine.draws import DrawTests
+from pytest_bnn.sampling.engine.handshake import passes_to_repeat, refusal
+from pytest_bnn.sampling.engine.plan import Unsupported, make_plan
+from pytest_bnn.sampling.engine.replica import calls_by_layer
+from pytest_bnn.sampling.native.run import Native
+from pytest_bnn.sampling.own import undisturbed_passes
+
+
+def shake_hands(model: nn.Module, images: Tensor, seed: int) -> Native:
+    """Make a native sampler for a model, once it has shown that it computes what the model's own forward computes.
+
+    It is validated as the engine is (`pytest_bnn.sampling.engine.handshake.shake_hands`): it repeats passes of the own
+    forward with the weights that this really used; these are draws of the posterior; its output for an image does not
+    depend on the images beside it. Passes run at once only where that gives what they give one after the other.
+
+    Args:
+        model: The network, on any device; it is left undisturbed.
+        images: Its inputs, on the same device.
+        seed: The seed of the noise.
+
+    Raises:
+        Unsupported: It must not be used; the message says why.
+    """
+    layers = bayesian_layers(model)
+    reason = refusal(model, layers, images, images.device)
+    if reason:
+        raise Unsupported(reason)
+    two = images[:2] if len(images) > 1 else images[:1].repeat(2, *[1] * (images.ndim - 1))
+    with torch.no_grad(), preserved_random_state(), full(images.device), float64_for(images.device):
+        try:
+            with undisturbed_passes(model, seed=seed):
+                native = _compare(model, layers, two, seed)
+            _require_independent_images(native, two)
+        except Unsupported:
+            raise
+        except Exception as error:
+            raise Unsupported(f"the native sampler could not repeat its forward ({_words(error)})") from error
+        native.refused = _why_not_at_once(native, two)
+        native.vmaps = not native.refused
+    return native
+
+
+def _compare(model: nn.Module, layers: Sequence[BayesianLayer], two: Tensor, seed: int) -> Native:
+    tests = DrawTests()
+    native: Native | None = None
+    for index in range(passes_to_repeat(layers)):
+        images = two[index % 2 :][:1] if index else two
+        with capture(model) as calls:
+            wanted = output_tensor(model(images))
+        if native is None:
+            plan = make_plan(calls, None, channels_last=True)
+            outputs = max((c.output.numel() // len(two) for c in calls if isinstance(c.output, Tensor)), default=1)
+            native = Native(model, plan, seed, outputs, two.device)
+        tests.take(calls)
+        _require_equal(wanted, native.repeat(calls_by_layer(calls), images), "with the weights of its own forward")
+        calls.clear()
+    trouble = tests.trouble()
+    if trouble:
+        raise Unsupported(trouble)
+    assert native is not None
+    return native
+
+
+def _require_equal(wanted: Tensor, found: Tensor, when: str) -> None:
+    gap = difference(wanted, found)
+    if not 0 <= gap <= tolerance(wanted):
+        amount = "shape" if gap < 0 else f"{gap:.2g} of the outputs' scale"
+        raise Unsupported(f"{when} the native sampler's outputs differ by {amount}")
+
+
+def _require_independent_images(native: Native, two: Tensor) -> None:
+    rows = torch.arange(2, device=two.device)
+    together = native.run(range(1), two, rows)[0]
+    apart = torch.cat([native.run(range(1), two[row : row + 1], rows[row : row + 1])[0] for row in range(2)])
+    gap = difference(together, apart)
+    if not 0 <= gap <= tolerance(together):
+        raise Unsupported("its output for an image depends on the images beside it")
+
+
+def _why_not_at_once(native: Native, two: Tensor) -> str:
+    """Say why passes of a network cannot run at once; empty where they can."""
+    try:
+        one, other = native.compared(range(3), two)
+    except Exception as error:
+        return f"torch.func.vmap does not take its forward ({_words(error)})"
+    gap = difference(one, other)
+    return "" if 0 <= gap <= tolerance(one) else f"at once they differ by {gap:.2g} of the outputs' scale"
+
+
+def _words(error: Exception) -> str:
+    line = (str(error).strip().splitlines() or [""])[0][:160]
+    return f"{type(error).__name__}: {line}" if line else type(error).__name__
