@@ -25,7 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 _TENSOR: Any = torch.Tensor
 _MARK = "pretended"
-_DEVICE = Tensor.__base__.__dict__["device"]  # type: ignore[union-attr]
+_DEVICE = Tensor.__base__.__dict__["device"]
 
 #: Operators that take tensors of both places: copies, and numbers of rows on the CPU. Under vmap torch lays running
 #: statistics out where no mode sees it, so that their mark is lost.
@@ -45,7 +45,7 @@ class Pretended:
 
 
 def _storage(tensor: Tensor) -> Any:
-    with torch._C.DisableTorchFunction():  # type: ignore[attr-defined]
+    with torch._C.DisableTorchFunction():
         while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
             tensor = torch._C._functorch.get_unwrapped(tensor)
         return None if tensor.layout is not torch.strided or tensor.is_meta else tensor.untyped_storage()
@@ -70,7 +70,7 @@ class _Operators(TorchDispatchMode):
     """Sees every operator, in backward passes and inside vmap too."""
 
     def __init__(self, seen: Pretended) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.seen = seen
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -145,6 +145,8 @@ class _Calls(TorchFunctionMode):
 
     def _to(self, tensor: Tensor, *args: Any, **kwargs: Any) -> Any:
         copied = kwargs.pop("copy", False)
+        device: Any
+        dtype: Any
         names = ("device", "dtype", "non_blocking", "memory_format")
         if args and isinstance(args[0], Tensor):
             device, dtype = args[0].device, args[0].dtype
@@ -174,7 +176,7 @@ class _Calls(TorchFunctionMode):
         setattr(_storage(out), _MARK, device.type != "cpu")
         if not tensor.requires_grad:
             return out.copy_(tensor) if tensor.numel() else out
-        return _Move.apply(tensor, out)  # type: ignore[no-untyped-call,no-any-return]
+        return _Move.apply(tensor, out)  # type: ignore[no-any-return]
 
 
 class _Move(torch.autograd.Function):
@@ -186,7 +188,7 @@ class _Move(torch.autograd.Function):
         return out.copy_(tensor)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         return gradient.to(device=ctx.like.device, dtype=ctx.like.dtype), None
 
 
@@ -196,7 +198,7 @@ def pretending(kind: str = "cuda") -> Iterator[Pretended]:
     seen = Pretended(torch.device(kind, 0))
 
     def device(tensor: Tensor) -> torch.device:
-        with torch._C.DisableTorchFunction():  # type: ignore[attr-defined]
+        with torch._C.DisableTorchFunction():
             return seen.device if _is_there(tensor) else _DEVICE.__get__(tensor)
 
     there = {

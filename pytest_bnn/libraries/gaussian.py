@@ -207,7 +207,7 @@ class PosteriorTensor:
             leaf = leaf_of(value)
             if leaf is None or leaf is value:
                 return gradient
-            (found,) = torch.autograd.grad(value, leaf, gradient.to(value.dtype), retain_graph=True)
+            (found,) = torch.autograd.grad(value, leaf, gradient.to(value), retain_graph=True)
         return found.double()
 
     def _double(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:

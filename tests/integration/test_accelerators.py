@@ -58,14 +58,14 @@ def loss(model: nn.Module, batch: Any) -> Tensor:
 def audit(device: str, estimator: Any = "Reparameterization", checks: list[str] | None = None) -> AuditRun:
     teacher, model = networks(estimator)
     labels = teacher(IMAGES).argmax(1)
-    everything = {} if checks else {
+    everything: dict[str, Any] = {} if checks else {
         "ood": 3 * IMAGES.flip(0), "shifts": [(IMAGES + 0.1, labels), (IMAGES + 0.3, labels)],
         "slices": lambda number: number % 2, "factory": lambda: networks(estimator)[1],
     }  # fmt: skip
     with using(Settings(device=device, threads=1)):
         found = pytest_bnn.audit_model(
             model, teacher=teacher, data=(IMAGES, labels), loss=loss, checks=checks, **everything
-        )  # type: ignore[arg-type]
+        )
     assert devices.where(model) == devices.where(teacher) == torch.device("cpu")
     return found
 
@@ -77,15 +77,7 @@ def verdicts(run: AuditRun) -> dict[str, tuple[str, str]]:
     }
 
 
-FEW = [
-    "layers.replaced",
-    "noise.varies",
-    "mean.equals_teacher",
-    "kl.present",
-    "kl.loss",
-    "loss.data",
-    "memory.separate",
-]
+FEW = ["layers.replaced", "noise.varies", "mean.equals_teacher", "kl.loss"]
 
 
 @pytest.mark.parametrize("kind", ["cuda", "mps"])
@@ -136,7 +128,7 @@ def test_fine_tuning_and_predicting_on_a_device() -> None:
             teacher, model = networks()
             devices.move([teacher, model], torch.device(kind) if kind == "cpu" else torch.device(kind, 0))
             with using(Settings(sampler="own")):
-                steps = pytest_bnn.finetune(model, teacher, IMAGES, steps=2, batch=8)
+                steps = pytest_bnn.finetune(model, teacher, IMAGES, steps=1, batch=8)
             predicted = pytest_bnn.predict(model, IMAGES, passes=4, sampler="native")
             assert devices.where(pytest_bnn.convert(teacher)) == devices.where(model)
             found[kind] = [step.loss for step in steps], predicted.mean
@@ -171,7 +163,7 @@ class _Watch(TorchDispatchMode):
     """Counts the operators that see two devices."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.seen: list[str] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -189,6 +181,7 @@ def test_passes_on_torchs_own_fake_card(estimator: str) -> None:
     model = networks(estimator)[1]
     with FakeTensorMode() as mode:
         for module in model.modules():
+            held: Any
             for held in (module._parameters, module._buffers):
                 for name, tensor in held.items():
                     if tensor is not None:
