@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from pytest_bnn.checks._numbers import Numbers, numbers, without_the_noise
-from pytest_bnn.checks._paired import Paired
+from pytest_bnn.checks._paired import Paired, Scores
 from pytest_bnn.checks._predictions import PASSES
 from pytest_bnn.checks.check import check
 from pytest_bnn.checks.finding import Finding, not_applicable
@@ -82,11 +82,10 @@ def judge(found: Numbers, teacher: Normals, margin: float, budget: Budget, calm:
         teacher.scaled(found.scale),
         found.labels / found.scale,
     )
+    own, its = mixture.crps(labels), teacher.crps(labels)
     paired = Paired(
         name="CRPS",
-        own=mixture.crps(labels),
-        its=teacher.crps(labels),
-        ranges=ranges_of_difference(mixture, teacher),
+        scores=Scores.of(own, its, ranges_of_difference(mixture, teacher)),
         margin=margin,
         budget=budget,
         unit=_UNIT,
@@ -111,9 +110,9 @@ def judge(found: Numbers, teacher: Normals, margin: float, budget: Budget, calm:
         verdict=paired.verdict,
         headline=paired.headline,
         measurements=(
-            _measured("CRPS", paired.own, f"noise by {found.source}" if found.source else "no noise beside the passes"),
+            _measured("CRPS", own, f"noise by {found.source}" if found.source else "no noise beside the passes"),
             _measured(
-                "CRPS of the teacher", paired.its,
+                "CRPS of the teacher", its,
                 f"noise by {found.teacher_source}" if found.teacher_source else "its absolute error: it has no noise",
             ),
             paired.difference,

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pytest_bnn.checks._predictions import PASSES, Labelled, calibrated, in_two_looks
+from pytest_bnn.checks._labelled import Labelled, calibrated
+from pytest_bnn.checks._predictions import PASSES, in_two_looks
 from pytest_bnn.checks.check import check
 from pytest_bnn.checks.finding import Finding
 from pytest_bnn.checks.values import FewPasses, Positive
