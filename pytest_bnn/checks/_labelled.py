@@ -17,7 +17,6 @@ from pytest_bnn.checks.finding import NotHereError
 from pytest_bnn.data.repeats import repeats
 from pytest_bnn.sampling.mixture import Mixture
 from pytest_bnn.subject import Subject
-from pytest_bnn.tasks.task import Task
 
 _ROUNDED = (
     "{count} of {of} labels are of classes to which the outputs give a probability of exactly 0, and it cannot be told "
@@ -177,7 +176,7 @@ def labelled(subject: Subject, passes: int) -> Labelled:
     judged, where = evaluated(subject)
     found = beside_labels(judged, passes, where)
     require_some(found)
-    require_exact(found, found.predicted.task)
+    require_exact(found, shares=found.predicted.task.shares)
     its = None if found.its is None else Answers.of(found.its.log_shares, found.labels)
     who = require_known(Answers.of(found.own.log_shares, found.labels), its)
     return Labelled(
@@ -208,13 +207,17 @@ def require_some(found: Labels) -> None:
         )
 
 
-def require_exact(found: Labels, task: Task) -> None:
+def require_exact(found: Labels, *, shares: bool) -> None:
     """Refuse labels of a probability that may be 0 for want of digits.
 
+    Args:
+        found: The labels.
+        shares: Whether the outputs are probabilities already.
+
     Raises:
-        NotHereError: The outputs are probabilities already, and some are.
+        NotHereError: They are, and some labels have none.
     """
-    count = found.own.ruled_out if task.shares else 0
+    count = found.own.ruled_out if shares else 0
     if count:
         raise NotHereError(_ROUNDED.format(count=count, of=len(found)))
 

@@ -91,12 +91,12 @@ def _predicted(subject: Subject, passes: int) -> Predicted:
             raise NotHereError(_NOT_FINITE)
         if own is None:
             places = _places(task, block[0], subject.seed)
-            own = _task_of(task, _chosen(task, block, places))
+            own = _read_as(subject)[0] or _task_of(task, _chosen(task, block, places))
         for one in block:
             mixing.take(own.log_probabilities(_chosen(task, one[None], places)[0]))
     teacher = None
     if subject.teacher is not None:
-        teacher = log_shares_of(subject, subject.teacher_output())
+        teacher = log_shares_of(subject, subject.teacher_output(), _read_as(subject)[1])
     mixture = mixing.result()
     known = teacher is not None and teacher.shape == mixture.log_shares.shape
     return Predicted(mixture=mixture, teacher=teacher if known else None, task=own or task)
@@ -192,13 +192,43 @@ def passes_known(subject: Subject) -> int | None:
     return max((int(key) for key in keys), default=None)
 
 
-def log_shares_of(subject: Subject, outputs: Tensor) -> Tensor:
-    """Return the log probabilities ``[N, C]`` in other outputs on all examples, of the decisions of `predicted`."""
-    task = subject.task
-    outputs = judged_field(outputs.detach().cpu(), subject.fields, task.field)
-    chosen = _chosen(task, outputs[None], _places(task, outputs, subject.seed))[0]
-    found = _task_of(task, chosen).log_probabilities(chosen)
+def log_shares_of(subject: Subject, outputs: Tensor, read_as: Task | None = None) -> Tensor:
+    """Return the log probabilities ``[N, C]`` in other outputs on all examples, of the decisions of `predicted`.
+
+    Args:
+        subject: Whose outputs they might be.
+        outputs: Of all examples.
+        read_as: The task of one decision; told from the outputs when None.
+    """
+    chosen = _decisions(subject, outputs)
+    found = (read_as or _task_of(subject.task, chosen)).log_probabilities(chosen)
     return found.double() if found.numel() <= SMALL else found.float()
+
+
+def _decisions(subject: Subject, outputs: Tensor) -> Tensor:
+    outputs = judged_field(outputs.detach().cpu(), subject.fields, subject.task.field)
+    return _chosen(subject.task, outputs[None], _places(subject.task, outputs, subject.seed))[0]
+
+
+def tasks_of(subject: Subject) -> tuple[Task | None, Task | None]:
+    """Return how the outputs of the model and of its teacher are read: as scores, or as probabilities already.
+
+    Raises:
+        NotHereError: As in `predicted`.
+    """
+    its = None if subject.teacher is None else _task_of(subject.task, _decisions(subject, subject.teacher_output()))
+    return predicted(subject, 1).task, its
+
+
+def read_as(subject: Subject, tasks: tuple[Task | None, Task | None]) -> Subject:
+    """Let a subject's outputs be read as those of `tasks_of` another one, however few examples it has; return it."""
+    subject.evaluations["read as"] = tasks
+    return subject
+
+
+def _read_as(subject: Subject) -> tuple[Task | None, Task | None]:
+    known = subject.evaluations.get("read as")
+    return known if isinstance(known, tuple) else (None, None)
 
 
 @contextmanager

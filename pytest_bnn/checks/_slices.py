@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 
 from pytest_bnn.checks._labelled import Labelled, Labels
+from pytest_bnn.checks._tallies import MOST_GROUPS
 from pytest_bnn.checks.finding import Finding, NotHereError
 from pytest_bnn.errors import InputError
 from pytest_bnn.network.isolation import undisturbed
@@ -19,9 +20,6 @@ from pytest_bnn.subject import Subject
 
 #: Groups that evidence shows.
 _SHOWN = 12
-
-#: Groups beyond which a group's name is taken for the number of an example.
-MOST = 200
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +55,7 @@ def groups_of(subject: Subject, found: Labels) -> Mapping[str, Labels]:
     groups = _parts(subject, found) if isinstance(found, Labelled) else found.groups
     if not groups:
         raise NotHereError("--slices gives no group for any example: let it return one for the number of an example")
-    if len(groups) > MOST:
+    if len(groups) > MOST_GROUPS:
         raise NotHereError(
             f"--slices gives {len(groups)} groups for {len(found)} examples: let it return one of a few groups, not "
             "something of each example's own"

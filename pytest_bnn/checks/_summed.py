@@ -15,6 +15,7 @@ from pytest_bnn.checks._labelled import Labels
 from pytest_bnn.checks._paired import Scores
 from pytest_bnn.checks._sides import LEAST
 from pytest_bnn.checks._tallies import SideSums, Tally, odds_points, temperature_points
+from pytest_bnn.errors import InputError
 from pytest_bnn.stats.convex import Convex
 from pytest_bnn.stats.likelihoods import Family
 
@@ -129,10 +130,11 @@ class SummedSide:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Summed:
-    """`Labels` of a tally. ``known`` is as in `Labelled`."""
+    """`Labels` of a tally. ``known`` is as in `Labelled`; ``no_groups`` says why there are no groups."""
 
     tally: Tally
     known: bool = False
+    no_groups: InputError | None = None
 
     def __len__(self) -> int:
         return len(self.tally)
@@ -174,4 +176,6 @@ class Summed:
 
     @property
     def groups(self) -> Mapping[str, Labels]:
+        if self.no_groups is not None:
+            raise self.no_groups
         return {name: Summed(tally=part, known=self.known) for name, part in self.tally.groups.items() if len(part)}

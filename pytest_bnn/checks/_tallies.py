@@ -27,6 +27,9 @@ _BINS, _LARGEST = 512, 32.0
 #: Two leading probabilities that are closer than it may change places by rounding.
 _TIE = 1e-5
 
+#: Groups beyond which a group's name is taken for the number of an example.
+MOST_GROUPS = 200
+
 #: Numbers that are worked on at a time.
 _BLOCK = 1_000_000
 
@@ -192,7 +195,7 @@ def _joined(name: str, one: Any, other: Any) -> Any:
     if name == "largest":
         return numpy.maximum(one, other)
     if name == "groups":
-        names = sorted({*one, *other})
+        names = sorted({*one, *other})[: MOST_GROUPS + 1]
         return {key: reduce(merged, [part[key] for part in (one, other) if key in part]) for key in names}
     if isinstance(one, SideSums):
         return merged(one, other)
