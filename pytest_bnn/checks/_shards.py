@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import pickle
 import sys
 import tempfile
 import threading
+import weakref
 from collections.abc import Mapping
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -178,27 +180,39 @@ class Parcel:
                 "without --jobs and executor=",
             ) from error
         self.digest = hashlib.sha256(packed).hexdigest()
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
         put = getattr(executor, "put", None)
         self.content: Any = packed
         if put is not None:
             self.content = put(packed)
         elif isinstance(executor, ProcessPoolExecutor | ThreadPoolExecutor):
-            self._folder = tempfile.TemporaryDirectory(prefix="pytest-bnn-", ignore_cleanup_errors=True)
-            path = Path(self._folder.name) / "setup"
-            try:
-                path.write_bytes(packed)
-            except OSError as error:
-                raise InputError(
-                    f"the model cannot be written for other processes ({in_words(error)})",
-                    fix=f"make room in {tempfile.gettempdir()}, or set TMPDIR to a folder with room",
-                ) from error
-            self.content = str(path)
+            self.content = _written(packed)
+            weakref.finalize(self, Path(self.content).unlink, missing_ok=True)
 
     @property
     def shared(self) -> tuple[str, Any]:
         """The arguments of `perform` before the job."""
         return self.digest, self.content
+
+
+def _written(packed: bytes) -> str:
+    try:
+        folder = tempfile.gettempdir()
+        handle, path = tempfile.mkstemp(prefix="pytest-bnn-", dir=folder)
+        os.close(handle)
+    except OSError as error:
+        raise InputError(
+            f"there is no folder for what other processes need ({in_words(error)})",
+            fix="set TMPDIR to a folder that can be written to",
+        ) from error
+    try:
+        Path(path).write_bytes(packed)
+    except OSError as error:
+        Path(path).unlink(missing_ok=True)
+        raise InputError(
+            f"the model cannot be written for other processes ({in_words(error)})",
+            fix=f"make room in {folder}, or set TMPDIR to a folder with room",
+        ) from error
+    return path
 
 
 #: What this process has unpacked, by its digest: one parcel at a time.

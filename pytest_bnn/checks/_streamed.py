@@ -202,10 +202,16 @@ class Shards:
             for job in jobs:
                 yield job, _required(judged(*self._here, job))
             return
-        self._parcel = Parcel(self._setup, self._crew.executor)
-        self._side_by_side = InOrder(self._crew, perform, jobs, shared=self._parcel.shared)
+        self._side_by_side = InOrder(self._crew, perform, jobs, shared=self._parcel(self._crew).shared)
         for job, result in self._side_by_side:
             yield job, _required(result)
+
+    def _parcel(self, crew: Crew) -> Parcel:
+        """Return what goes to the workers, which is the same for all passes."""
+        known = self._subject.evaluations.get("parcel")
+        if not isinstance(known, Parcel):
+            known = self._subject.evaluations["parcel"] = Parcel(self._setup, crew.executor)
+        return known
 
     def _again(self, job: Job) -> Result:
         return _required(judged(*self._here, job) if self._crew is None else self._side_by_side.again(job))
