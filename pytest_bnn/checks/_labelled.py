@@ -32,6 +32,10 @@ class Labels(Protocol):
         """How many passes the prediction is the mean of."""
 
     @property
+    def growing(self) -> bool:
+        """Whether they are looked at again and again as more of them come."""
+
+    @property
     def left_out(self) -> int:
         """How many examples were left out: repeated ones, and those whose label is no class of the model's."""
 
@@ -87,6 +91,10 @@ class Labelled:
     @property
     def passes(self) -> int:
         return self.mixture.passes
+
+    @property
+    def growing(self) -> bool:
+        return False
 
     @cached_property
     def own(self) -> Exact:

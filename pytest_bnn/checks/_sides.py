@@ -50,6 +50,10 @@ class Side(Protocol):
     def classes(self) -> list[int]:
         """The classes that occur, or have a probability in some example."""
 
+    @property
+    def tested(self) -> int:
+        """How many classes there are to judge, also those that further examples may bring."""
+
     def brier_at(self, temperature: float) -> float:
         """Return the mean Brier score where the scores are divided by a temperature."""
 
@@ -104,6 +108,10 @@ class Exact:
         return [
             c for c in range(logs.shape[1]) if float(logs[:, c].max()) > math.log(LEAST) or (self.labels == c).any()
         ]
+
+    @property
+    def tested(self) -> int:
+        return len(self.classes)
 
     def brier_at(self, temperature: float) -> float:
         return float(brier_at(temperature, self.log_shares, self.labels).mean())

@@ -72,6 +72,15 @@ def _parts(subject: Subject, found: Labelled) -> dict[str, Labels]:
     return {name: found.part(torch.tensor(rows)) for name, rows in sorted(members.items())}
 
 
+def shared(found: Labels, budget: Budget) -> Budget:
+    """Return the error rates of a look at groups, of which further labels may bring more.
+
+    Where the number of groups grows from one look to the next, those that are there first are tested as if there were
+    fewer: over all looks that adds up to at most ``1 + log(MOST_GROUPS)`` times the rates of one.
+    """
+    return budget.split(math.ceil(1 + math.log(MOST_GROUPS))) if found.growing else budget
+
+
 def names_of(subject: Subject, numbers: Sequence[int]) -> list[str | None]:
     """Return the groups of examples by their numbers; None for those that are in none.
 

@@ -77,6 +77,10 @@ class SummedSide:
         found: list[int] = seen.nonzero().flatten().tolist()
         return found
 
+    @property
+    def tested(self) -> int:
+        return len(self._occurred)
+
     def brier_at(self, temperature: float) -> float:
         """Return the mean Brier score at a temperature, by a line between the two nearest ones that were summed."""
         members, sums = -temperature_points()[1:].log(), torch.from_numpy(self.sums.briers)[1:]
@@ -142,6 +146,10 @@ class Summed:
     @property
     def passes(self) -> int:
         return self.tally.passes
+
+    @property
+    def growing(self) -> bool:
+        return True
 
     @property
     def left_out(self) -> int:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pytest_bnn.data.lazy import Read, Source, Stream, Unreadable, opened
+from pytest_bnn.data.ray_data import RayRows, is_ray_data
 from pytest_bnn.data.samples import MAX_EXAMPLES, Samples
 from pytest_bnn.errors import InputError
 from pytest_bnn.network.tree import tensors
@@ -100,7 +101,7 @@ class LargeData:
                 raise InputError(f"{name} is {value!r}", fix="give a whole number from 1")
         if not 0 <= unreadable <= 1:
             raise InputError(f"the share of unreadable examples is {unreadable!r}", fix="give a number from 0 to 1")
-        made = opened(data, source, dim)
+        made = RayRows(data, source) if is_ray_data(data) else opened(data, source, dim)
         wanted = few if most is None else min(few, most)
         read = _few(made, wanted, seed)
         if read.samples is None:
@@ -129,7 +130,8 @@ class LargeData:
     @property
     def way(self) -> str:
         """Which examples come first, in words."""
-        return "in random order" if isinstance(self.data, Source) else "the first ones of a stream, in its order"
+        stream = getattr(self.data, "way", "the first ones of a stream, in its order")
+        return "in random order" if isinstance(self.data, Source) else stream
 
     def parts(self) -> Iterator[Part]:
         """Part the examples into shards."""

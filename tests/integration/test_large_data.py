@@ -319,3 +319,29 @@ def test_too_many_unreadable_examples_are_one_error_in_the_evidence() -> None:
     assert run.checks[0].verdict is Verdict.ERROR
     assert "cannot be read, more than 0.001 of 400" in run.checks[0].headline
     assert "--unreadable" in run.checks[0].remedy
+
+
+@pytest.mark.filterwarnings("ignore")  # Ray Data's own
+@pytest.mark.nightly("a Ray cluster starts")
+def test_a_data_set_of_ray_data_is_read_by_shards() -> None:
+    ray = pytest.importorskip("ray", reason="runs where the extra pytest-bnn[ray] is installed")
+    ray_data = pytest.importorskip(
+        "ray.data", reason="runs where pandas and pyarrow are installed", exc_type=ImportError
+    )
+    pictures = Pictures(300)
+    rows = [
+        {"image": image.numpy(), "label": int(label), "__key__": f"{number}.jpg"}
+        for number, (image, label) in enumerate(zip(pictures.images, pictures.labels, strict=True))
+    ]
+    rows[7]["image"] = rows[7]["image"] * float("nan")
+    ray.init(num_cpus=2, include_dashboard=False, _node_ip_address="127.0.0.1", log_to_driver=False)
+    try:
+        held_out = ray_data.from_items(rows, override_num_blocks=6)
+        large = LargeData.of(held_out, shard_size=64, few=20, unreadable=0.1)
+        judged = Subject(teacher(), images=large.few, evaluation=large)
+        evidence = measure_calibration_temperature(judged, band=NARROW)
+    finally:
+        ray.shutdown()
+    assert evidence["labels"] == 299
+    assert any("number" in note and "NaN" in note for note in evidence.notes)
+    assert any("blocks in random order" in note for note in evidence.notes)

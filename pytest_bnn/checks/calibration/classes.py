@@ -69,7 +69,7 @@ class _Class:
 
 def _judge(found: Labels, most: float, budget: Budget, names: tuple[str, ...]) -> Finding:
     judged = found.own.classes
-    each = budget.split(len(judged))
+    each = budget.split(found.own.tested)
     rows = [_of(found.own, number, each) for number in judged]
     limit = math.log(most)
     wrong = [row for row in rows if row.surely.outside(-limit, limit)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pytest_bnn.checks._labelled import Labels
 from pytest_bnn.checks._predictions import PASSES, in_two_looks
-from pytest_bnn.checks._slices import Claim, Judged, groups_of, together
+from pytest_bnn.checks._slices import Claim, Judged, groups_of, shared, together
 from pytest_bnn.checks._streamed import on_labels
 from pytest_bnn.checks.check import check
 from pytest_bnn.checks.finding import Finding, not_applicable
@@ -52,7 +52,7 @@ measure_slices_scores, assert_slices_scores = scores.measure, scores.assert_
 def _judge(subject: Subject, found: Labels, margin: float, budget: Budget) -> Finding:
     if found.its is None:
         return not_applicable("the teacher knows other classes than the model: see teacher.agreement, and --teacher")
-    groups = groups_of(subject, found)
+    groups, budget = groups_of(subject, found), shared(found, budget)
     each = budget.split(len(groups))
     claim = Claim(
         figure="difference of the Brier scores",

@@ -7,7 +7,7 @@ import math
 from pytest_bnn.checks._labelled import Labels
 from pytest_bnn.checks._predictions import PASSES, in_two_looks
 from pytest_bnn.checks._sides import Side
-from pytest_bnn.checks._slices import Claim, Judged, chance, groups_of, together
+from pytest_bnn.checks._slices import Claim, Judged, chance, groups_of, shared, together
 from pytest_bnn.checks._streamed import on_labels
 from pytest_bnn.checks.check import check
 from pytest_bnn.checks.finding import Finding
@@ -52,7 +52,7 @@ measure_slices_temperature, assert_slices_temperature = temperature.measure, tem
 
 
 def _judge(subject: Subject, found: Labels, band: tuple[float, float], budget: Budget) -> Finding:
-    groups = groups_of(subject, found)
+    groups, budget = groups_of(subject, found), shared(found, budget)
     each = budget.split(len(groups))
     judged = [_of(name, found, band, each) for name, found in groups.items()]
     hot = min(judged, key=lambda group: group.p).value > 1
