@@ -27,6 +27,7 @@ from pytest_bnn.data.large import LargeData, Part, named
 from pytest_bnn.data.lazy import Source, Unreadable
 from pytest_bnn.errors import InputError
 from pytest_bnn.options import in_force
+from pytest_bnn.progress import so_far
 from pytest_bnn.records.evidence import Measurement, Verdict
 from pytest_bnn.sampling.shards import Crew, InOrder
 from pytest_bnn.subject import Subject
@@ -184,6 +185,7 @@ class Shards:
             digests = numpy.union1d(digests, result.digests)
             number, tried = number + 1, tried + result.tried
             unreadable += result.unreadable
+            so_far(f"{tried:,}{f' of {self._large.total:,}' if self._large.total else ''} examples judged")
             self._large.require_readable(unreadable, tried)
             if result.tally is None:
                 continue
@@ -230,7 +232,8 @@ class Shards:
 
     @cached_property
     def _here(self) -> tuple[Subject, Setup]:
-        return self._subject.evaluated, self._setup
+        # Here what draws the passes is decided already; workers are told which it was.
+        return self._subject.evaluated, replace(self._setup, settings=replace(in_force(), threads=1))
 
     @cached_property
     def _setup(self) -> Setup:

@@ -212,10 +212,10 @@ def test_of_a_stream_the_first_ones_are_judged_and_said_to_be(loader: bool) -> N
     stream: Any = Endless(data(900))
     if loader:
         stream = DataLoader(stream, batch_size=40)
-    evidence = measure_calibration_temperature(subject_on(stream, limit=500, shard=64), band=(0.99, 1.01))
+    evidence = measure_calibration_temperature(subject_on(stream, limit=500, shard=64), band=(0.99, 1.01), max_passes=8)
     assert evidence["examples"] == 500
     assert any("the first ones of a stream" in note for note in evidence.notes)
-    whole = measure_calibration_temperature(subject_on(stream, shard=64), band=(0.99, 1.01))
+    whole = measure_calibration_temperature(subject_on(stream, shard=300), band=(0.99, 1.01), max_passes=8)
     assert whole["examples"] == 900
 
 
@@ -262,3 +262,84 @@ def test_nothing_is_disturbed() -> None:
     assert model.training
     assert torch.equal(state, torch.get_rng_state())
     assert all(torch.equal(one, other) for one, other in zip(before, model.parameters(), strict=True))
+
+
+def test_two_classes_by_one_number_and_by_its_probability() -> None:
+    logits = scores(900, 1, 3.0).double()
+    labels = (torch.rand(900, generator=torch.Generator().manual_seed(1)) < logits[:, 0].sigmoid()).long()
+    for factor, verdict in ((1.0, Verdict.PASS), (5.0, Verdict.FAIL)):
+        for change in (lambda x, f=factor: f * x, lambda x, f=factor: torch.sigmoid(f * x)):
+            large = LargeData.of((logits, labels), shard_size=200)
+            judged = Subject(Says(change), images=logits[:50], evaluation=large, task="binary")
+            evidence = measure_calibration_temperature(judged)
+            assert evidence.verdict is verdict, evidence.explain()
+
+
+def test_one_place_of_each_example_of_dense_outputs() -> None:
+    maps = 2 * torch.randn(900, 3, 2, 2, generator=torch.Generator().manual_seed(0))
+    labels = following(maps.movedim(1, -1).reshape(-1, 3)).reshape(900, 2, 2)
+    for factor, verdict in ((1.0, Verdict.PASS), (5.0, Verdict.FAIL)):
+        large = LargeData.of((maps, labels), shard_size=300)
+        judged = Subject(Says(lambda x, f=factor: f * x), images=maps[:50], evaluation=large, task="dense")
+        evidence = measure_calibration_temperature(judged)
+        assert evidence.verdict is verdict, evidence.explain()
+
+
+def test_a_probability_that_was_rounded_to_0_and_one_that_is_0() -> None:
+    images, labels = data(600)
+    row = int(images.amin(1).argmin())
+    labels[row] = images[row].argmin()
+
+    def rounded(x: Tensor) -> Tensor:
+        shares = (60 * x).softmax(1)
+        return shares.half().to(x.dtype) / shares.half().to(x.dtype).sum(1, keepdim=True)
+
+    evidence = measure_calibration_temperature(subject_on((images, labels), Says(rounded), 100))
+    assert evidence.verdict is Verdict.NOT_APPLICABLE
+    assert "a probability of exactly 0" in evidence.headline
+    masked = Says(lambda x: x.masked_fill(x < -4.0, -torch.inf))
+    said = measure_calibration_temperature(subject_on((images, labels), masked, 100), band=(0.99, 1.01))
+    assert said.verdict is Verdict.FAIL
+    assert "the model gives a probability of 0" in said.headline
+
+
+def test_several_inputs_by_name_are_read_by_shards() -> None:
+    class Two(nn.Module):
+        def forward(self, first: Tensor, second: Tensor) -> Tensor:
+            return first + second
+
+    images, labels = data(500)
+    held_out = {"first": images / 2, "second": images / 2, "labels": labels}
+    few = {name: value[:40] for name, value in held_out.items()}
+    large = LargeData.of(held_out, shard_size=64)
+    judged = Subject(Two(), images=LargeData.of(few).few, evaluation=large)
+    evidence = measure_calibration_temperature(judged, band=(0.99, 1.01))
+    assert evidence["labels"] == evidence["examples"] == 500
+
+
+def test_a_folder_of_images_with_a_file_that_is_none(tmp_path: Any) -> None:
+    torchvision = pytest.importorskip("torchvision")
+    from PIL import Image
+
+    for name in ("dark", "light"):
+        (tmp_path / name).mkdir()
+        for number in range(30):
+            level = (40 if name == "dark" else 200) + number
+            Image.new("L", (8, 8), level).save(tmp_path / name / f"{number}.png")
+    (tmp_path / "dark" / "3.png").write_bytes(b"this is no picture")
+    change = torchvision.transforms.Compose([torchvision.transforms.Grayscale(), torchvision.transforms.ToTensor()])
+    folder = torchvision.datasets.ImageFolder(str(tmp_path), transform=change)
+
+    class Levels(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            level = x.mean((1, 2, 3)) - 0.5
+            return torch.stack([-4 * level, 4 * level], 1)
+
+    large = LargeData.of(folder, shard_size=16, unreadable=0.05)
+    judged = Subject(Levels(), images=large.few, evaluation=large)
+    evidence = measure_calibration_temperature(judged, band=(0.99, 1.01))
+    assert evidence["labels"] == 59
+    assert evidence["examples that cannot be read"] == 1
+    assert any("UnidentifiedImageError" in note for note in evidence.notes)
+    with pytest.raises(InputError, match="cannot be read, more than"):
+        LargeData.of(folder, shard_size=16, unreadable=0)

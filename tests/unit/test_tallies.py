@@ -71,7 +71,9 @@ def test_sums_say_what_the_predictions_say(factor: float, classes: int) -> None:
     assert summed.brier_of_a_pass == pytest.approx(exact.brier_of_a_pass)
 
 
-@pytest.mark.parametrize("count", [60, 3000, 30_000])
+@pytest.mark.parametrize(
+    "count", [60, 3000, pytest.param(30_000, marks=pytest.mark.nightly("every push has a tenth of the labels"))]
+)
 @pytest.mark.parametrize("error_rate", [1e-3, 1e-8])
 def test_intervals_from_sums_hold_the_exact_ones_and_are_hardly_wider(count: int, error_rate: float) -> None:
     exact = labelled(count, factor=1.6)
