@@ -167,10 +167,16 @@ class Parcel:
     """What goes to workers once: a file for processes of this machine, an object of the cluster, or the bytes.
 
     Raises:
-        InputError: The model, its teacher or the data cannot be sent to another process.
+        InputError: The model, its teacher or the data cannot be sent to another process, or the executor forks.
     """
 
     def __init__(self, setup: Setup, executor: Executor) -> None:
+        context = getattr(executor, "_mp_context", None) if isinstance(executor, ProcessPoolExecutor) else None
+        if context is not None and context.get_start_method() == "fork":
+            raise InputError(
+                "the executor forks its processes, in which torch waits for threads that are not there",
+                fix="give it mp_context=multiprocessing.get_context('spawn')",
+            )
         try:
             packed = pickle.dumps((sys.path, pickle.dumps(setup)))
         except Exception as error:

@@ -78,6 +78,15 @@ def on_labels(subject: Subject, passes: int, judge: Callable[[Labels], Finding],
     return finding
 
 
+def on_few(subject: Subject, finding: Finding) -> Finding:
+    """Say of a finding that it is about those examples that memory holds, where there are more."""
+    if subject.large is None or finding.verdict is Verdict.NOT_APPLICABLE:
+        return finding
+    total = subject.large.total
+    note = f"judged on {subject.large.few.rows}{f' of {total}' if total else ''} examples, those that memory holds"
+    return replace(finding, notes=(*finding.notes, note))
+
+
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Look:
     """All shards up to one.

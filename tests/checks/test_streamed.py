@@ -16,10 +16,12 @@ from pytest_bnn.checks import (
     measure_scores_against_teacher,
     measure_slices_scores,
     measure_slices_temperature,
+    measure_uncertainty_errors,
 )
 from pytest_bnn.data.large import LargeData
 from pytest_bnn.errors import InputError
 from pytest_bnn.records.evidence import Evidence, Verdict
+from pytest_bnn.stats.budget import Budget
 from pytest_bnn.subject import Subject
 from tests.checks.predicting import Says, following, scores
 
@@ -343,3 +345,24 @@ def test_a_folder_of_images_with_a_file_that_is_none(tmp_path: Any) -> None:
     assert any("UnidentifiedImageError" in note for note in evidence.notes)
     with pytest.raises(InputError, match="cannot be read, more than"):
         LargeData.of(folder, shard_size=16, unreadable=0)
+
+
+def test_what_memory_holds_is_said_where_it_is_all_that_is_judged() -> None:
+    evidence = measure_uncertainty_errors(subject_on(data(2000), few=300))
+    assert "judged on 300 of 2000 examples, those that memory holds" in evidence.notes
+
+
+@pytest.mark.nightly("a hundred data sets, each with a dozen looks")
+def test_looking_again_and_again_accuses_no_sound_model_more_often_than_it_may() -> None:
+    """At a rate of 5 %, with a band of one temperature, no more than 5 of 100 sound models fail, but for chance."""
+    budget, wrong, apart = Budget(alpha=0.05, beta=0.05), 0, 0
+    for seed in range(100):
+        held_out = data(1500, seed=10 + 2 * seed)
+        found = measure_calibration_temperature(
+            subject_on(held_out, Says(), 50), band=(1 - 1e-9, 1 + 1e-9), budget=budget, max_passes=8
+        )
+        wrong += found.verdict is Verdict.FAIL
+        hot = subject_on(held_out, Says(lambda x: 1.5 * x), 50)
+        apart += measure_calibration_temperature(hot, band=(0.999, 1.001), budget=budget).verdict is Verdict.FAIL
+    assert wrong <= 11
+    assert apart == 100

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import gc
+import multiprocessing
 import os
 import pickle
 import signal
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -226,6 +227,14 @@ def test_a_model_that_cannot_be_sent_is_told_by_what_to_do() -> None:
     judged = Subject(Local(), teacher=teacher(), images=large.few, evaluation=large)
     with pytest.raises(InputError, match=r"cannot be sent to other processes.*without lambda functions"):
         measure_calibration_temperature(judged)
+
+
+def test_a_pool_that_forks_is_refused() -> None:
+    with (
+        ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("fork")) as pool,
+        pytest.raises(InputError, match="the executor forks its processes"),
+    ):
+        measure_calibration_temperature(subject(pool))
 
 
 def test_a_full_disk_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ from torch import Tensor
 from pytest_bnn.checks._numbers import Numbers, numbers, without_the_noise
 from pytest_bnn.checks._paired import Paired, Scores
 from pytest_bnn.checks._predictions import PASSES
+from pytest_bnn.checks._streamed import on_few
 from pytest_bnn.checks.check import check
 from pytest_bnn.checks.finding import Finding, not_applicable
 from pytest_bnn.checks.values import FewPasses, NumbersHead, Positive
@@ -61,7 +62,7 @@ def scores(
     found = numbers(subject, "regression.scores", max_passes, head, noise)
     if found.teacher is None:
         return not_applicable(_OTHER_TEACHER)
-    return judge(found, found.teacher, margin, budget, without_the_noise(subject.evaluated, found))
+    return on_few(subject, judge(found, found.teacher, margin, budget, without_the_noise(subject.evaluated, found)))
 
 
 measure_regression_scores, assert_regression_scores = scores.measure, scores.assert_
