@@ -28,6 +28,19 @@ def share(text: str) -> float:
     return value
 
 
+def part(text: str) -> float:
+    """a number from 0 to 1"""  # noqa: D403
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise ValueError
+    return value
+
+
+def count_or_all(text: str) -> int | str:
+    """a whole number from 1, or all"""  # noqa: D403
+    return text if text == "all" else whole(1)(text)
+
+
 def error_rate(text: str) -> float:
     """a number between 0 and 0.5"""  # noqa: D403
     value = float(text)

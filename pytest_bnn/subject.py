@@ -23,7 +23,9 @@ from pytest_bnn.data.given import (
     require_functions,
     require_weights,
 )
+from pytest_bnn.data.large import LargeData
 from pytest_bnn.data.loss import Loss
+from pytest_bnn.data.samples import Samples
 from pytest_bnn.libraries.alignment import Alignment, Standing, align, standing_of
 from pytest_bnn.libraries.history import Trace, traces
 from pytest_bnn.network.calling import ForwardError
@@ -80,7 +82,7 @@ class Subject(Examples):
         factory: What made the model, a function without arguments. It is called again, where that is quick, by claims
             about what another model of it does.
         evaluation: Labelled examples ``(images, labels)`` on which claims about the predictions are judged, where those
-            in ``images`` are too easy for it; these when None.
+            in ``images`` are too easy for it; these when None. More than memory holds are a `LargeData`.
         ood: Examples that are none of the model's task, or several such sets by name.
         shifts: The examples in ``images``, in the same order, at growing amounts of a shift: a list of such sets, or
             several lists by name.
@@ -140,7 +142,10 @@ class Subject(Examples):
         self._bank: PassBank | None = None
         self._teacher_output: Tensor | None = None
         self._task: Task | None = None
-        self._evaluation, self._ood, self._shifts = evaluation, named_sets(ood, images), named_series(shifts)
+        #: Labelled examples that are judged shard by shard; None where there are none.
+        self.large = evaluation if isinstance(evaluation, LargeData) else None
+        self._evaluation = evaluation if self.large is None else self.large.few
+        self._ood, self._shifts = named_sets(ood, images), named_series(shifts)
         self.slices = slices
         self._beside: dict[tuple[object, ...], Subject] = {}
         self._origin: Subject | None = None
@@ -163,9 +168,15 @@ class Subject(Examples):
         other._take_as(self)
         other._bank = other._teacher_output = None
         other._task = None if self.images is None or labels is not None else self.task
-        other._evaluation, other._ood, other._shifts = None, {}, {}
+        other._evaluation, other._ood, other._shifts, other.large = None, {}, {}, None
         other._beside, other.evaluations = {}, {}
         other._origin = self
+        return other
+
+    def beside(self, samples: Samples, task: Task) -> Subject:
+        """Return the same model and teacher with more examples of the same kind, of which the task is known."""
+        other = self.on(samples)
+        other._task = task
         return other
 
     def _on(self, place: tuple[object, ...], examples: Any) -> Subject:

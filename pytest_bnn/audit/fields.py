@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from pytest_bnn.reading import positive, whole
+from pytest_bnn.reading import count_or_all, part, positive, whole
 
 T = TypeVar("T")
 
@@ -63,7 +63,8 @@ class Field:
         """
         if isinstance(value, bool) or not isinstance(value, str | int | float):
             raise ValueError
-        if isinstance(value, str) == (self.read is not _text):
+        texts, numbers = self.read in (_text, count_or_all), self.read is not _text
+        if not (texts if isinstance(value, str) else numbers):
             raise ValueError
         found = self.read(str(value))
         if self.choices and found not in self.choices:
@@ -100,6 +101,27 @@ PARTS = (
         metavar=_FACTORY,
         help="returns labelled examples on which claims about the predictions are judged, where --data are too easy "
         "for that (default: the data)",
+    ),
+    Field(
+        name="evaluation-images",
+        metavar="N|all",
+        read=count_or_all,
+        help="judge claims about the labels of --evaluation on up to so many of its examples, read shard by shard, "
+        "until each claim is certain (default: on at most as many as --images, held in memory)",
+    ),
+    Field(
+        name="shard-size",
+        metavar="N",
+        read=whole(1),
+        help="number of examples that are read at a time with --evaluation-images (default: as many as hold 2**25 "
+        "numbers, at most 2048)",
+    ),
+    Field(
+        name="unreadable",
+        metavar="P",
+        read=part,
+        help="share of the examples of --evaluation-images that may be unreadable; they are left out, counted and "
+        "named (default: 0.001)",
     ),
     Field(
         name="ood",

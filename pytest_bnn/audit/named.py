@@ -7,13 +7,14 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from torch import nn
 
 from pytest_bnn.audit.plan import Explicit
 from pytest_bnn.audit.run import Progress, audit_model, subject_of
 from pytest_bnn.data import checkpoints, origin, placement, sources
+from pytest_bnn.data.large import UNREADABLE, LargeData, Workers
 from pytest_bnn.data.origin import Origin, files_read
 from pytest_bnn.data.samples import MAX_EXAMPLES, Samples
 from pytest_bnn.errors import InputError, PytestBnnError, in_words
@@ -50,6 +51,9 @@ class Named:
     output: str | None = None
     images: int = MAX_EXAMPLES
     batch_dim: int = 0
+    evaluation_images: int | Literal["all"] | None = None
+    shard_size: int | None = None
+    unreadable: float = UNREADABLE
 
     def load(self, called: str = "--{}", seed_parts: bool = False) -> Parts:
         """Import what is named, call the factories, and move the networks to the device of the settings.
@@ -75,13 +79,33 @@ class Named:
         def examples(name: str, option: str) -> Samples:
             return sources.load_data(name, option, self.images, seed=seed, dim=self.batch_dim)
 
+        def labelled(name: str, option: str) -> Samples | LargeData:
+            if self.evaluation_images is None:
+                return examples(name, option)
+            found = sources.load_named(name, option)
+            return LargeData.of(
+                found, self.evaluation_images, source=f"{option}: {name}", few=self.images, seed=seed,
+                dim=self.batch_dim, shard_size=self.shard_size, unreadable=self.unreadable,
+            )  # fmt: skip
+
+        if self.evaluation_images is None and self.shard_size is not None:
+            raise InputError(
+                f"{called.format('shard-size')} without {called.format('evaluation-images')}",
+                fix=f"say how many examples are judged shard by shard: {called.format('evaluation-images')} N",
+            )
+        if self.evaluation is None and self.evaluation_images is not None:
+            raise InputError(
+                f"{called.format('evaluation-images')} without {called.format('evaluation')}",
+                fix=f"name the labelled examples with {called.format('evaluation')} MODULE:FACTORY",
+            )
+
         with files_read() as of_model:
             made = part("model", sources.load_model_and_factory, self.model)
         assert made is not None
         model, factory = made
         with files_read() as beside:
             teacher = part("teacher", sources.load_model, self.teacher)
-            data, evaluation = part("data", examples, self.data), part("evaluation", examples, self.evaluation)
+            data, evaluation = part("data", examples, self.data), part("evaluation", labelled, self.evaluation)
             ood, shifts = part("ood", sources.load_named, self.ood), part("shifts", sources.load_named, self.shifts)
             slices = part("slices", sources.load_function, self.slices)
             loss = part("loss", sources.load_loss, self.loss)
@@ -121,7 +145,7 @@ class Parts:
     factory: Factory | None
     teacher: nn.Module | None
     data: Samples | None
-    evaluation: Samples | None
+    evaluation: Samples | LargeData | None
     ood: Any
     shifts: Any
     slices: Callable[[int], object] | None
@@ -179,6 +203,7 @@ class Parts:
         checks: Iterable[str] | None = None,
         options: Explicit | None = None,
         progress: Progress | None = None,
+        executor: Workers = None,
     ) -> AuditRun:
         """Run every applicable check.
 
@@ -187,6 +212,7 @@ class Parts:
             checks: As in `audit_model`.
             options: As in `audit_model`.
             progress: As in `audit_model`.
+            executor: As in `audit_model`.
         """
         return audit_model(
             self.model,
@@ -194,6 +220,7 @@ class Parts:
             options=options,
             progress=progress,
             origin=self.origin,
+            executor=executor,
             **self._beside(name),
         )
 

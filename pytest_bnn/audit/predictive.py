@@ -10,7 +10,8 @@ from torch import Tensor
 
 from pytest_bnn.audit.pictures import class_name, thumbnail
 from pytest_bnn.audit.scoring import scores
-from pytest_bnn.checks._predictions import Labelled, Predicted, labelled, passes_known, predicted
+from pytest_bnn.checks._labelled import Labelled, labelled
+from pytest_bnn.checks._predictions import Predicted, passes_known, predicted
 from pytest_bnn.checks.finding import NotHereError
 from pytest_bnn.errors import InputError
 from pytest_bnn.network.calling import ForwardError

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import Any
+from concurrent.futures import Executor
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -16,12 +17,15 @@ from pytest_bnn.audit.known import Known, Place, known_of, learn
 from pytest_bnn.audit.plan import Explicit, Step, Thresholds, left_out, merged, plan
 from pytest_bnn.audit.provenance import provenance
 from pytest_bnn.checks import choices, registry
+from pytest_bnn.checks._streamed import dismiss
 from pytest_bnn.checks.changed import changes
 from pytest_bnn.checks.declaration import Declaration
 from pytest_bnn.data.given import named_series, named_sets
+from pytest_bnn.data.large import UNREADABLE, LargeData, Workers
 from pytest_bnn.data.loss import Loss
 from pytest_bnn.data.origin import Origin
 from pytest_bnn.data.samples import MAX_EXAMPLES, Samples, samples_of
+from pytest_bnn.errors import InputError
 from pytest_bnn.network.devices import named, where
 from pytest_bnn.options import budget_in_force, in_force, preset_in_force
 from pytest_bnn.progress import Event, Progress, begin, watching
@@ -63,6 +67,10 @@ def audit_model(
     shifts: Any = None,
     slices: Callable[[int], object] | None = None,
     origin: Origin | None = None,
+    max_evaluation: int | Literal["all"] | None = None,
+    shard_size: int | None = None,
+    unreadable: float = UNREADABLE,
+    executor: Workers = None,
 ) -> AuditRun:
     """Run every applicable check on a model, which is judged as it is and never changed.
 
@@ -97,6 +105,12 @@ def audit_model(
             have, or several lists by name.
         slices: Returns the group of an example by its number in the data; see `Subject`.
         origin: Where the parts came from and which files were read for them, for the report.
+        max_evaluation: Judge claims about the labels of ``evaluation`` on up to so many examples, or on ``"all"``,
+            read shard by shard until each claim is certain; on at most ``max_images``, held in memory, when None.
+        shard_size: The examples of a shard; when None, as many as hold 2**25 numbers, at most 2,048.
+        unreadable: The share of these examples that may be unreadable; they are left out, counted and named.
+        executor: What judges shards side by side: any `concurrent.futures.Executor`, or a function that makes one,
+            which is called again where its workers die; this process when None.
 
     Raises:
         InputError: An argument cannot be used: data that neither network accepts, unknown check ids.
@@ -123,11 +137,18 @@ def audit_model(
         ood=ood,
         shifts=shifts,
         slices=slices,
+        max_evaluation=max_evaluation,
+        shard_size=shard_size,
+        unreadable=unreadable,
+        executor=executor,
     )
-    with side_by_side(len(steps)):
-        evidence = run_steps(subject, steps, progress)
-        with limited():
-            description = describe(subject, training, evidence, origin)
+    try:
+        with side_by_side(0 if isinstance(executor, Executor) else len(steps)):  # its threads are lost in a fork
+            evidence = run_steps(subject, steps, progress)
+            with limited():
+                description = describe(subject, training, evidence, origin)
+    finally:
+        dismiss(subject)
     record(description)
     words = preset_in_force().words if checks is None else ""
     cut = (words,) if words else left_out([step.id for step in steps])
@@ -164,6 +185,10 @@ def subject_of(
     ood: Any = None,
     shifts: Any = None,
     slices: Callable[[int], object] | None = None,
+    max_evaluation: int | Literal["all"] | None = None,
+    shard_size: int | None = None,
+    unreadable: float = UNREADABLE,
+    executor: Workers = None,
 ) -> Subject:
     """Return what an audit judges: a model with its examples, which are taken here and tried.
 
@@ -182,11 +207,25 @@ def subject_of(
             return None
         return samples_of(examples, limit=most, seed=chosen_seed, dim=batch_dim)
 
+    def labelled(examples: Any) -> Samples | LargeData | None:
+        if isinstance(examples, LargeData):
+            return examples if executor is None else examples.by(executor)
+        if max_evaluation is None:
+            if shard_size is not None:
+                raise InputError("shard_size without max_evaluation", fix="say how many examples are judged by shards")
+            return taken(examples)
+        if examples is None:
+            raise InputError("max_evaluation without evaluation", fix="give the labelled examples as evaluation=")
+        return LargeData.of(
+            examples, max_evaluation, few=most, seed=chosen_seed, dim=batch_dim, shard_size=shard_size,
+            unreadable=unreadable, workers=executor,
+        )  # fmt: skip
+
     subject = Subject(
         model,
         teacher=teacher,
         images=taken(data),
-        evaluation=taken(evaluation),
+        evaluation=labelled(evaluation),
         ood={name: taken(one) for name, one in named_sets(ood, data).items()} or None,
         shifts={name: [taken(step) for step in steps] for name, steps in named_series(shifts).items()} or None,
         slices=slices,
@@ -262,7 +301,8 @@ def run_steps(subject: Subject, steps: Iterable[Step], progress: Progress | None
             found[number] = check.judge(subject, step.options, step.budget, severity=step.severity)
             return found[number], known_of(subject, told)
 
-        return Task(judge, here=step.id not in CHECK_IDS)
+        # Others' checks may count on this process, and workers of large data are this one's.
+        return Task(judge, here=step.id not in CHECK_IDS or (subject.large is not None and check.declaration.of_data))
 
     def take(number: int, value: tuple[Evidence, Known]) -> None:
         found[number], known = value

@@ -9,8 +9,9 @@ from contextlib import suppress
 import torch
 from torch import Tensor
 
-from pytest_bnn.checks._predictions import Labelled, log_shares_of, ruled_out
-from pytest_bnn.checks.scores.against_teacher import brier, brier_at
+from pytest_bnn.checks._labelled import Labelled
+from pytest_bnn.checks._predictions import log_shares_of
+from pytest_bnn.checks._sides import brier, brier_at, ruled_out
 from pytest_bnn.errors import PytestBnnError
 from pytest_bnn.network.calling import ForwardError
 from pytest_bnn.network.comparing import difference, tolerance

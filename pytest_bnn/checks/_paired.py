@@ -9,29 +9,78 @@ from torch import Tensor
 
 from pytest_bnn.records.evidence import Certainty, Measurement, Threshold, Verdict
 from pytest_bnn.stats.budget import Budget
-from pytest_bnn.stats.intervals import hoeffding_radius
+from pytest_bnn.stats.intervals import chance_at_any_time, hoeffding_radius_of, radius_at_any_time
 
 
-@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scores:
+    """The scores of a model and of its teacher on the same examples, of which more is worse.
+
+    Attributes:
+        count: Of the examples.
+        own: The mean of the model's.
+        its: The mean of the teacher's.
+        gap: The mean difference; above 0 the model is worse.
+        squares: Sum over the examples of the square of how far their difference can go by the label alone.
+        at_any_time: Whether the number of examples may depend on what the labels of the first ones were.
+
+    Source: Hoeffding 1963, theorem 2; `pytest_bnn.stats.intervals.radius_at_any_time`.
+    """
+
+    count: int
+    own: float
+    its: float
+    gap: float
+    squares: float
+    at_any_time: bool = False
+
+    @classmethod
+    def of(cls, own: Tensor, its: Tensor, ranges: Tensor) -> Scores:
+        """Take scores example by example, ``[N]``.
+
+        Args:
+            own: The model's.
+            its: The teacher's.
+            ranges: How far each difference can go by the label alone; fixed before it is seen.
+        """
+        return cls(
+            count=len(own),
+            own=float(own.mean()),
+            its=float(its.mean()),
+            gap=float((own - its).mean()),
+            squares=float(ranges.double().square().sum()),
+        )
+
+    def radius(self, error_rate: float) -> float:
+        """Return by how much the mean difference exceeds what it is in the mean over labels, but for an error rate."""
+        if self.at_any_time:
+            return radius_at_any_time(self.squares, self.count, error_rate)
+        return hoeffding_radius_of(self.squares, self.count, error_rate)
+
+    def chance(self, margin: float) -> float:
+        """Return the chance of scores like these, or worse, where the model is worse by a margin at most."""
+        beyond = (self.gap - margin) * self.count
+        if beyond <= 0:
+            return 1.0
+        if self.at_any_time:
+            return chance_at_any_time(beyond, self.squares)
+        return math.exp(-2 * beyond**2 / self.squares) if self.squares else 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Paired:
-    """Scores of a model beside its teacher's, of which more is worse.
+    """Whether the scores of a model are as good as its teacher's.
 
     Attributes:
         name: Of the score, in the singular.
-        own: The model's, ``[N]``.
-        its: The teacher's, ``[N]``.
-        ranges: How far each difference can go by the label alone, ``[N]``; fixed before it is seen.
+        scores: Of both.
         margin: How much worse the mean may be.
         budget: Error rates.
         unit: Of the scores, in words; empty for none.
-
-    Source: Hoeffding 1963, theorem 2.
     """
 
     name: str
-    own: Tensor
-    its: Tensor
-    ranges: Tensor
+    scores: Scores
     margin: float
     budget: Budget
     unit: str = ""
@@ -39,17 +88,17 @@ class Paired:
     @property
     def gap(self) -> float:
         """The mean difference; above 0 the model is worse."""
-        return float((self.own - self.its).mean())
+        return self.scores.gap
 
     @property
     def low(self) -> float:
         """What the difference is at least, at alpha."""
-        return self.gap - hoeffding_radius(self.ranges, self.budget.alpha)
+        return self.gap - self.scores.radius(self.budget.alpha)
 
     @property
     def high(self) -> float:
         """What the difference is at most, at beta."""
-        return self.gap + hoeffding_radius(self.ranges, self.budget.beta)
+        return self.gap + self.scores.radius(self.budget.beta)
 
     @property
     def verdict(self) -> Verdict:
@@ -59,8 +108,7 @@ class Paired:
 
     @property
     def headline(self) -> str:
-        count = len(self.own)
-        own, its = float(self.own.mean()), float(self.its.mean())
+        count, own, its = self.scores.count, self.scores.own, self.scores.its
         unit = f" {self.unit}" if self.unit else ""
         said = f"its {self.name} is {own:.3g}{unit} and the teacher's {its:.3g} ({count} labels)"
         if self.verdict is Verdict.PASS:
@@ -74,7 +122,7 @@ class Paired:
     def needed(self, error_rate: float) -> int | None:
         """Return about how many labels like these would decide it at an error rate; None for no number."""
         apart = self.margin - self.gap
-        return math.ceil(len(self.own) * (hoeffding_radius(self.ranges, error_rate) / apart) ** 2) if apart else None
+        return math.ceil(self.scores.count * (self.scores.radius(error_rate) / apart) ** 2) if apart else None
 
     @property
     def difference(self) -> Measurement:

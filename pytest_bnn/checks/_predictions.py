@@ -1,4 +1,4 @@
-"""What a subject predicts: the mixture of its passes over classes, its teacher's answer, and labels beside them."""
+"""What a subject predicts: the mixture of its passes over classes, and its teacher's answer."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from pytest_bnn.checks._knowing import who_knows
+from pytest_bnn.checks._knowing import Answers, require_known
 from pytest_bnn.checks.finding import Finding, NotHereError
 from pytest_bnn.data.repeats import repeats
 from pytest_bnn.errors import InputError
@@ -34,12 +34,7 @@ _NO_CLASSES = (
     "the claim is about the probabilities of classes, and the task is regression: say --task classification where the "
     "outputs are scores of classes (binary where one number is), or --output NAME where another output has them"
 )
-_NO_LABELS = "the labels are no class for each decision: let {whose} return (images, class indices [{shape}])"
 _PRESUMED = "{why}, which is no more than presumed: give labels, the loss, --task or --output"
-_ROUNDED = (
-    "{count} of {of} labels are of classes to which the outputs give a probability of exactly 0, and it cannot be told "
-    "from rounding: let the network return the scores before its softmax or sigmoid, or name that output with --output"
-)
 _NOT_FINITE = "outputs are NaN or infinite in some passes: see noise.varies; load or train the weights again"
 
 
@@ -61,28 +56,6 @@ class Predicted:
     def presumed(self) -> str:
         """Why no model may fail on these: that they are about classes is a presumption; empty where it is known."""
         return "" if self.task.proven else _PRESUMED.format(why=self.task.why)
-
-
-@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
-class Labelled:
-    """`Predicted` beside the classes ``[N]`` that occurred, each example once; ``rows`` are their numbers.
-
-    ``rows`` are the numbers of the examples; ``known`` says whether the model, and not only its teacher, is right more
-    often than by chance.
-    """
-
-    predicted: Predicted
-    labels: Tensor
-    rows: Tensor
-    left_out: int
-    known: bool
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    @property
-    def mixture(self) -> Mixture:
-        return self.predicted.mixture
 
 
 def predicted(subject: Subject, passes: int) -> Predicted:
@@ -118,12 +91,12 @@ def _predicted(subject: Subject, passes: int) -> Predicted:
             raise NotHereError(_NOT_FINITE)
         if own is None:
             places = _places(task, block[0], subject.seed)
-            own = _task_of(task, _chosen(task, block, places))
+            own = _read_as(subject)[0] or _task_of(task, _chosen(task, block, places))
         for one in block:
             mixing.take(own.log_probabilities(_chosen(task, one[None], places)[0]))
     teacher = None
     if subject.teacher is not None:
-        teacher = log_shares_of(subject, subject.teacher_output())
+        teacher = log_shares_of(subject, subject.teacher_output(), _read_as(subject)[1])
     mixture = mixing.result()
     known = teacher is not None and teacher.shape == mixture.log_shares.shape
     return Predicted(mixture=mixture, teacher=teacher if known else None, task=own or task)
@@ -172,53 +145,6 @@ def evaluated(subject: Subject) -> tuple[Subject, str]:
     return judged, where
 
 
-def labelled(subject: Subject, passes: int) -> Labelled:
-    """Return the predictions beside the labels of the examples on which claims about the truth are judged.
-
-    Each distinct example counts once, and labels that are no class of the model's not at all.
-
-    Raises:
-        NotHereError: There are no labels of classes, or nobody knows these better than by chance.
-    """
-    judged, where = evaluated(subject)
-    task = judged.task
-    given = judged.labels_of(task.field)
-    if given is None:
-        whose = where or "--data or --evaluation"
-        raise NotHereError(
-            f"the claim is about the truth, and no labels were given: let {whose} return (images, labels)"
-            + ("; those of --data are not of these examples" if where else ""),
-            ("labels",),
-        )
-    with naming(where):
-        found = predicted(judged, passes)
-    if found.presumed:
-        raise NotHereError(found.presumed)
-    labels = _classes(judged, given, task)
-    if labels is None:
-        whose, shape = where or "--data", "[N, ...]" if task.kind == "dense" else "[N]"
-        raise NotHereError(
-            f"the labels are no class for each decision: let {whose} return (images, class indices {shape}), as whole "
-            "numbers"
-        )
-    kept = repeats(judged.require_images()).first
-    classes = found.mixture.log_shares.shape[1]
-    kept = kept[(labels[kept] >= 0) & (labels[kept] < classes)]
-    if not len(kept):
-        raise NotHereError(
-            "no label is a class of the model: give class indices from 0, with --data, --evaluation or labels="
-        )
-    left_out = len(labels) - len(kept)
-    _require_exact(found, labels[kept], kept)
-    return Labelled(
-        predicted=part_of(found, kept),
-        labels=labels[kept],
-        rows=kept,
-        left_out=left_out,
-        known=_known(found, labels, kept),
-    )
-
-
 def part_of(found: Predicted, rows: Tensor) -> Predicted:
     """Return the predictions for some of the examples."""
     if torch.equal(rows, torch.arange(len(found.mixture.squares))):
@@ -229,13 +155,15 @@ def part_of(found: Predicted, rows: Tensor) -> Predicted:
 
 def _known_classes(subject: Subject, passes: int) -> Tensor | None:
     given = subject.labels_of(subject.task.field)
-    labels = None if given is None else _classes(subject, given, subject.task)
+    labels = None if given is None else classes_of(subject, given, subject.task)
     if labels is None:
         return None
     found = predicted(subject, passes)
     if bool((labels < 0).any()) or bool((labels >= found.mixture.log_shares.shape[1]).any()):
         return None
-    _known(found, labels, repeats(subject.require_images()).first)
+    rows = repeats(subject.require_images()).first
+    teacher = None if found.teacher is None else Answers.of(found.teacher[rows], labels[rows])
+    require_known(Answers.of(found.mixture.log_shares[rows], labels[rows]), teacher)
     return labels
 
 
@@ -258,34 +186,49 @@ def learned_classes(subject: Subject, passes: int) -> Tensor | None:
     return labels
 
 
-def calibrated(subject: Subject, passes: int) -> Labelled:
-    """Return `labelled` predictions of a model that knows the labels, so that it can be rightly sure of them.
-
-    Raises:
-        NotHereError: As `labelled` does, and where the teacher knows the labels and the model does not.
-    """
-    found = labelled(subject, passes)
-    if not found.known:
-        raise NotHereError(
-            "the model is right on the labels no more often than by chance, and its teacher is: that is no matter of "
-            "how sure it is, see teacher.agreement and scores.against_teacher"
-        )
-    return found
-
-
 def passes_known(subject: Subject) -> int | None:
     """Return of how many passes the predictions are known already, the most there are; None where none are."""
     keys = [key.removeprefix("predicted ") for key, kept in subject.evaluations.items() if isinstance(kept, Predicted)]
     return max((int(key) for key in keys), default=None)
 
 
-def log_shares_of(subject: Subject, outputs: Tensor) -> Tensor:
-    """Return the log probabilities ``[N, C]`` in other outputs on all examples, of the decisions of `predicted`."""
-    task = subject.task
-    outputs = judged_field(outputs.detach().cpu(), subject.fields, task.field)
-    chosen = _chosen(task, outputs[None], _places(task, outputs, subject.seed))[0]
-    found = _task_of(task, chosen).log_probabilities(chosen)
+def log_shares_of(subject: Subject, outputs: Tensor, read_as: Task | None = None) -> Tensor:
+    """Return the log probabilities ``[N, C]`` in other outputs on all examples, of the decisions of `predicted`.
+
+    Args:
+        subject: Whose outputs they might be.
+        outputs: Of all examples.
+        read_as: The task of one decision; told from the outputs when None.
+    """
+    chosen = _decisions(subject, outputs)
+    found = (read_as or _task_of(subject.task, chosen)).log_probabilities(chosen)
     return found.double() if found.numel() <= SMALL else found.float()
+
+
+def _decisions(subject: Subject, outputs: Tensor) -> Tensor:
+    outputs = judged_field(outputs.detach().cpu(), subject.fields, subject.task.field)
+    return _chosen(subject.task, outputs[None], _places(subject.task, outputs, subject.seed))[0]
+
+
+def tasks_of(subject: Subject) -> tuple[Task | None, Task | None]:
+    """Return how the outputs of the model and of its teacher are read: as scores, or as probabilities already.
+
+    Raises:
+        NotHereError: As in `predicted`.
+    """
+    its = None if subject.teacher is None else _task_of(subject.task, _decisions(subject, subject.teacher_output()))
+    return predicted(subject, 1).task, its
+
+
+def read_as(subject: Subject, tasks: tuple[Task | None, Task | None]) -> Subject:
+    """Let a subject's outputs be read as those of `tasks_of` another one, however few examples it has; return it."""
+    subject.evaluations["read as"] = tasks
+    return subject
+
+
+def _read_as(subject: Subject) -> tuple[Task | None, Task | None]:
+    known = subject.evaluations.get("read as")
+    return known if isinstance(known, tuple) else (None, None)
 
 
 @contextmanager
@@ -301,7 +244,7 @@ def naming(option: str) -> Iterator[None]:
         raise InputError(f"{option}: {why}", fix=fix) from error
 
 
-def _classes(subject: Subject, given: object, task: Task) -> Tensor | None:
+def classes_of(subject: Subject, given: object, task: Task) -> Tensor | None:
     rows = len(subject.require_images())
     if task.kind != "dense":
         return class_labels(given, rows)
@@ -316,34 +259,6 @@ def _classes(subject: Subject, given: object, task: Task) -> Tensor | None:
     if places is None or flat.shape[1] <= int(places.max()):
         return None
     return flat[torch.arange(rows), places].long()
-
-
-def ruled_out(log_shares: Tensor, labels: Tensor) -> int:
-    """Return how many labels are of classes that have no probability at all."""
-    return int(torch.isneginf(log_shares.gather(1, labels[:, None])).sum())
-
-
-def _require_exact(found: Predicted, labels: Tensor, kept: Tensor) -> None:
-    """Refuse labels of a probability that may be 0 for want of digits."""
-    count = ruled_out(found.mixture.log_shares[kept], labels) if found.task.shares else 0
-    if count:
-        raise NotHereError(_ROUNDED.format(count=count, of=len(kept)))
-
-
-def _known(found: Predicted, labels: Tensor, kept: Tensor) -> bool:
-    """Say whether the model knows the labels, and refuse those that neither it nor its teacher does.
-
-    What is not known cannot be known rightly sure.
-    """
-    teacher = None if found.teacher is None else found.teacher[kept]
-    who = who_knows(found.mixture.log_shares[kept], teacher, labels[kept])
-    if who is None:
-        raise NotHereError(
-            "neither the model nor its teacher is right on the labels more often than by chance, so that there is "
-            "nothing learned to be sure of: see data.sane, and give labels that the model was trained for (--data, "
-            "--evaluation)"
-        )
-    return who == "model"
 
 
 def in_two_looks(judge: Callable[[int], Finding], passes: int, first: int = FIRST) -> Finding:

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor
 
-from pytest_bnn.checks._predictions import Labelled, part_of
+from pytest_bnn.checks._labelled import Labelled, Labels
+from pytest_bnn.checks._tallies import MOST_GROUPS
 from pytest_bnn.checks.finding import Finding, NotHereError
 from pytest_bnn.errors import InputError
 from pytest_bnn.network.isolation import undisturbed
@@ -20,9 +20,6 @@ from pytest_bnn.subject import Subject
 
 #: Groups that evidence shows.
 _SHOWN = 12
-
-#: Groups beyond which a group's name is taken for the number of an example.
-_MOST = 200
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,42 +45,67 @@ class Judged:
     words: str
 
 
-def groups_of(subject: Subject, found: Labelled) -> dict[str, Labelled]:
+def groups_of(subject: Subject, found: Labels) -> Mapping[str, Labels]:
     """Return the labelled predictions of each group, by name.
 
     Raises:
         NotHereError: It gives no groups, one for each example, or the labels.
         InputError: It raises.
     """
-    slices = subject.slices
-    assert slices is not None
-    numbers = subject.evaluated.places[found.rows].tolist()
-    members: dict[str, list[int]] = {}
-    with undisturbed(subject.model, seed=subject.seed):
-        for row, number in enumerate(numbers):
-            group = _group(slices, number)
-            if group is not None:
-                members.setdefault(group, []).append(row)
-    if not members:
+    groups = _parts(subject, found) if isinstance(found, Labelled) else found.groups
+    if not groups:
         raise NotHereError("--slices gives no group for any example: let it return one for the number of an example")
-    if len(members) > _MOST:
+    if len(groups) > MOST_GROUPS:
         raise NotHereError(
-            f"--slices gives {len(members)} groups for {len(numbers)} examples: let it return one of a few groups, not "
+            f"--slices gives {len(groups)} groups for {len(found)} examples: let it return one of a few groups, not "
             "something of each example's own"
         )
-    _require_free_of_labels(found, members)
-    return {name: _part(found, torch.tensor(rows)) for name, rows in sorted(members.items())}
+    _require_free_of_labels(found, groups)
+    return groups
 
 
-def _require_free_of_labels(found: Labelled, members: Mapping[str, list[int]]) -> None:
+def _parts(subject: Subject, found: Labelled) -> dict[str, Labels]:
+    members: dict[str, list[int]] = {}
+    for row, group in enumerate(names_of(subject, subject.evaluated.places[found.rows].tolist())):
+        if group is not None:
+            members.setdefault(group, []).append(row)
+    return {name: found.part(torch.tensor(rows)) for name, rows in sorted(members.items())}
+
+
+def shared(found: Labels, budget: Budget) -> Budget:
+    """Return the error rates of a look at groups, of which further labels may bring more.
+
+    Where the number of groups grows from one look to the next, those that are there first are tested as if there were
+    fewer: over all looks that adds up to at most ``1 + log(MOST_GROUPS)`` times the rates of one.
+    """
+    return budget.split(math.ceil(1 + math.log(MOST_GROUPS))) if found.growing else budget
+
+
+def names_of(subject: Subject, numbers: Sequence[int]) -> list[str | None]:
+    """Return the groups of examples by their numbers; None for those that are in none.
+
+    Raises:
+        InputError: The user's function raises.
+    """
+    assert subject.slices is not None
+    with undisturbed(subject.model, seed=subject.seed):
+        return [_group(subject.slices, number) for number in numbers]
+
+
+def _require_free_of_labels(found: Labels, groups: Mapping[str, Labels]) -> None:
     """Refuse groups that are the labels: which they are has to be fixed before a label is seen."""
-    several = [rows for rows in members.values() if len(rows) > 1]
-    alone = all(len(found.labels[rows].unique()) == 1 for rows in several)
-    if alone and several and len(found.labels.unique()) > 1:
+    several = [group for group in groups.values() if len(group) > 1]
+    alone = all(_kinds(group) == 1 for group in several)
+    if alone and several and _kinds(found) > 1:
         raise NotHereError(
             "the groups of --slices are chosen by the label, where no prediction can follow the labels of a group: let "
             "it return something that is known without them; for single classes see calibration.classes"
         )
+
+
+def _kinds(found: Labels) -> int:
+    """Return how many classes occur."""
+    return sum(found.own.occurred(number) > 0 for number in found.own.classes)
 
 
 def _group(slices: Callable[[int], object], number: int) -> str | None:
@@ -95,16 +117,6 @@ def _group(slices: Callable[[int], object], number: int) -> str | None:
             f"--slices raised {type(error).__name__} for example {number}: {error}",
             fix="let it take the number of an example in the data, from 0, and return its group, or None",
         ) from error
-
-
-def _part(found: Labelled, rows: Tensor) -> Labelled:
-    return Labelled(
-        predicted=part_of(found.predicted, rows),
-        labels=found.labels[rows],
-        rows=found.rows[rows],
-        left_out=0,
-        known=found.known,
-    )
 
 
 def failing(groups: Sequence[Judged], error_rate: float) -> list[Judged]:

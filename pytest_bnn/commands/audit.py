@@ -13,7 +13,7 @@ from pytest_bnn.audit import subjects
 from pytest_bnn.audit.fields import PARTS
 from pytest_bnn.checks import choices, own, registry
 from pytest_bnn.checks.choices import choosing
-from pytest_bnn.commands import audit_arguments, checkpoints, ci, held, several, terminal
+from pytest_bnn.commands import audit_arguments, checkpoints, ci, held, several, terminal, workers
 from pytest_bnn.commands.command import USAGE, exit_code_of, reader_may_leave
 from pytest_bnn.errors import InputError
 from pytest_bnn.options import OPTIONS, Settings, Source, resolve_with_sources, using
@@ -178,7 +178,8 @@ def _run(
         return found, ()
     described = [subjects.from_options(model, vars(given), "--") for model in dict.fromkeys(given.model)]
     described += subjects.chosen(subjects.from_project(Path.cwd()), given.subject, "--subject") if given.subject else ()
-    return several.audited(described, checks, options, say)
+    with workers.of(given) as executor:
+        return several.audited(described, checks, options, say, executor)
 
 
 def _checks(given: argparse.Namespace) -> list[str] | None:

@@ -52,10 +52,14 @@ def require_fitting(given: argparse.Namespace) -> None:
                     f"--{option} with --checkpoints", fix=f"give --{option} to the audit of one checkpoint"
                 )
         return
+    if given.ray_address is not None and given.engine != "ray":
+        raise InputError("--ray-address without --engine ray", fix="give both, or neither")
     for name in ("engine", "ray_address"):
-        if getattr(given, name) is not None:
+        if given.evaluation_images is None and not given.subject and getattr(given, name) is not None:
             option = name.replace("_", "-")
-            raise InputError(f"--{option} without --checkpoints", fix="name the checkpoints that are audited by it")
+            raise InputError(
+                f"--{option} without --checkpoints or --evaluation-images", fix="name what is audited by it"
+            )
 
 
 def run(given: argparse.Namespace, work: Work, default_report: str) -> int:

@@ -15,11 +15,12 @@ if TYPE_CHECKING:
     from pytest_bnn.audit.plan import Explicit
     from pytest_bnn.audit.subjects import Described
     from pytest_bnn.commands.watching import Say
+    from pytest_bnn.data.large import Workers
     from pytest_bnn.records.run import AuditRun
 
 
 def audited(
-    described: Sequence[Described], checks: Sequence[str] | None, options: Explicit, say: Say
+    described: Sequence[Described], checks: Sequence[str] | None, options: Explicit, say: Say, executor: Workers = None
 ) -> tuple[AuditRun, tuple[str, ...]]:
     """Audit networks one after the other, each with its own error rates.
 
@@ -45,7 +46,7 @@ def audited(
                 else:
                     parts = named.load(one.called)
                 judged = parts.with_state(one.checkpoint) if one.checkpoint else parts
-                found = judged.audit(name=one.name, checks=checks, options=options, progress=say)
+                found = judged.audit(name=one.name, checks=checks, options=options, progress=say, executor=executor)
         except InputError as error:
             if len(described) == 1:
                 raise

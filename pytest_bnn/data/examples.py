@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from pytest_bnn.data.batch import Batch, Inputs
 from pytest_bnn.data.digests import of_examples
 from pytest_bnn.data.fitting import fitted
-from pytest_bnn.data.given import batch_for_loss, given_samples, labels_in, require_finite_inputs
+from pytest_bnn.data.given import batch_for_loss, given_samples, is_pair, labels_in, require_finite_inputs
 from pytest_bnn.data.loss import BATCH
 from pytest_bnn.data.probing import Probed, probe
 from pytest_bnn.data.samples import Samples
@@ -45,17 +45,22 @@ class Examples:
         self._inputs: Inputs | None = None
 
     def _take_as(self, others: Examples) -> None:
-        """Take over how the networks take other examples, where these are a tensor of the same kind without labels."""
-        known, samples = others._probed, self._samples
-        if known is None or samples is None or self._labels is not None:
+        """Take over how the networks take other examples, where these are of one kind: a tensor, or with labels."""
+        known, samples, before = others._probed, self._samples, others._samples
+        if known is None or samples is None or before is None or self._labels is not None:
             return
-        mine, its = samples.item, known.inputs
-        if not isinstance(mine, Tensor) or not isinstance(its, Tensor) or samples.dim != 0 or known.rowless:
+        item, its = samples.item, known.inputs
+        labels = None
+        if is_pair(item) and is_pair(before.item) and len(item) == len(before.item) == 2:
+            if its is not before.item[0] or known.labels is not before.item[1] or not isinstance(item[1], Tensor):
+                return
+            item, labels = item
+        if not isinstance(item, Tensor) or not isinstance(its, Tensor) or samples.dim != 0 or known.rowless:
             return
-        if mine.shape[1:] == its.shape[1:] and mine.dtype == its.dtype:
-            require_finite_inputs(mine)
-            self._probed = replace(known, inputs=mine, labels=None)
-            self._inputs = fitted(mine, self.model)
+        if item.shape[1:] == its.shape[1:] and item.dtype == its.dtype:
+            require_finite_inputs(item)
+            self._probed = replace(known, inputs=item, labels=labels)
+            self._inputs = fitted(item, self.model)
 
     @property
     def probed(self) -> Probed | None:
@@ -83,6 +88,12 @@ class Examples:
     def places(self) -> Tensor:
         """The number of each example in the user's data."""
         return torch.arange(0) if self._samples is None else self._samples.places
+
+    def few(self, count: int) -> Samples:
+        """Return the first of the examples, as they were given."""
+        assert self._samples is not None
+        rows = min(count, self._samples.rows)
+        return replace(self._samples, item=self._samples.take(rows), rows=rows, places=self._samples.places[:rows])
 
     def data_sha256(self) -> str:
         """Return the digest of the examples as they were given, with their labels; empty where there are none."""

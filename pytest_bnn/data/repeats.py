@@ -61,6 +61,23 @@ class Repeats:
 
 def repeats(inputs: Inputs) -> Repeats:
     """Compare examples with each other, to the bit; inputs that no example has of its own are left out."""
+    digests = digests_of(inputs)
+    if digests is None:
+        rows = len(inputs)
+        return Repeats(rows, torch.arange(rows), torch.ones(rows, dtype=torch.long))
+    known: dict[bytes, int] = {}
+    first: list[int] = []
+    numbers: list[int] = []
+    for row, digest in enumerate(digests):
+        place = known.setdefault(digest, len(known))
+        if place == len(first):
+            first.append(row)
+        numbers.append(place)
+    return Repeats(len(inputs), torch.tensor(first), torch.bincount(torch.tensor(numbers), minlength=len(first)))
+
+
+def digests_of(inputs: Inputs) -> list[bytes] | None:
+    """Return the digest of each example, of 16 bytes; None where no input has a row for each of them."""
     rows = len(inputs)
     dim = inputs.dim if isinstance(inputs, Batch) else 0
     columns = []
@@ -68,17 +85,12 @@ def repeats(inputs: Inputs) -> Repeats:
         where = row_dim(tensor, rows=rows, dim=dim)
         if where is not None:
             columns.append(tensor.detach().movedim(where, 0).reshape(rows, -1).cpu().contiguous())
-    known: dict[bytes, int] = {}
-    first: list[int] = []
-    numbers: list[int] = []
-    for row in range(rows if columns else 0):
+    if not columns:
+        return None
+    found = []
+    for row in range(rows):
         digest = hashlib.blake2b(digest_size=16)
         for column in columns:
             digest.update(column[row].view(torch.uint8).numpy().tobytes())
-        place = known.setdefault(digest.digest(), len(known))
-        if place == len(first):
-            first.append(row)
-        numbers.append(place)
-    if not columns:
-        return Repeats(rows, torch.arange(rows), torch.ones(rows, dtype=torch.long))
-    return Repeats(rows, torch.tensor(first), torch.bincount(torch.tensor(numbers), minlength=len(first)))
+        found.append(digest.digest())
+    return found

@@ -118,6 +118,15 @@ class RayExecutor(Executor):
         self._ray = ray
         self._remote: dict[Callable[..., Any], Any] = {}
 
+    @property
+    def workers(self) -> int:
+        """How many cores the cluster has."""
+        return max(1, int(self._ray.cluster_resources().get("CPU", 1)))
+
+    def put(self, content: bytes) -> Any:
+        """Put bytes into the cluster's memory, once for all tasks that are given what this returns."""
+        return self._ray.put(content)
+
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """Start ``fn`` on the cluster, on one core."""
         if fn not in self._remote:

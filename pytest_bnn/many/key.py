@@ -19,6 +19,7 @@ from pytest_bnn.checks import registry
 from pytest_bnn.checks.choices import Choices
 from pytest_bnn.data.digests import take
 from pytest_bnn.data.given import named_series, named_sets
+from pytest_bnn.data.large import LargeData
 from pytest_bnn.data.samples import as_tensors, samples_of
 from pytest_bnn.many import modules
 from pytest_bnn.network.devices import where
@@ -120,6 +121,9 @@ def _examples(parts: Parts, seed: int) -> list[str]:
     """Return the digests of all examples that are judged on, read as an audit reads them."""
 
     def taken(name: str, examples: Any) -> str:
+        if isinstance(examples, LargeData):  # all of it is read shard by shard, for as long as it takes
+            few = examples.few
+            return f"{name} {of_tree([few.item, few.places])} {examples.total} {examples.shard_size}"
         samples = samples_of(examples, name, parts.named.images, seed=seed, dim=parts.named.batch_dim)
         return f"{name} {of_tree([samples.item, samples.places])}"
 

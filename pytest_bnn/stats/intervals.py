@@ -97,7 +97,41 @@ def hoeffding_radius(ranges: Tensor, error_rate: float) -> float:
 
     Source: Hoeffding 1963, "Probability inequalities for sums of bounded random variables", theorem 2.
     """
-    return math.sqrt(-math.log(error_rate) * float(ranges.double().square().sum()) / 2) / len(ranges)
+    return hoeffding_radius_of(float(ranges.double().square().sum()), len(ranges), error_rate)
+
+
+def hoeffding_radius_of(squares: float, count: int, error_rate: float) -> float:
+    """Return `hoeffding_radius` for the sum of the squares of ``count`` ranges."""
+    return math.sqrt(-math.log(error_rate) * squares / 2) / count
+
+
+#: What the bounds at any time are mixed of: good for sums of squared ranges from 1e-6 to 1e7, to within a tenth.
+_RATES = tuple(2.0**power for power in range(-12, 17))
+
+
+def radius_at_any_time(squares: float, count: int, error_rate: float) -> float:
+    """Return `hoeffding_radius`, which holds for all numbers of variables together: one may stop when one likes.
+
+    Args:
+        squares: Sum of the squares of the ranges so far; each is known before its variable is seen.
+        count: How many variables there are so far.
+        error_rate: Of one side, at all times together.
+
+    Source: Howard, Ramdas, McAuliffe and Sekhon 2020, "Time-uniform Chernoff bounds via nonnegative supermartingales":
+    a line for each of some rates, all of them together by Bonferroni.
+    """
+    reach = math.log(len(_RATES) / error_rate)
+    return min(reach / rate + rate * squares / 8 for rate in _RATES) / count
+
+
+def chance_at_any_time(beyond: float, squares: float) -> float:
+    """Return the chance that a sum of variables ever exceeds its expectation so far, at most.
+
+    Args:
+        beyond: By how much it does.
+        squares: As in `radius_at_any_time`.
+    """
+    return min(1.0, len(_RATES) * math.exp(min(rate * (rate * squares / 8 - beyond) for rate in _RATES)))
 
 
 def distance_radius(count: int, error_rate: float) -> float:

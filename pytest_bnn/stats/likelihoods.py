@@ -71,25 +71,28 @@ class Family:
         log_mixture: Log of the mean likelihood of those that were mixed.
         members: Those, ``[M]``.
         found: Their log likelihoods, ``[M]``.
+        at_most: An upper bound of it, where it is a guess between the members that were mixed; itself when None.
     """
 
     log_likelihood: LogLikelihood
     log_mixture: float
     members: Tensor
     found: Tensor
+    at_most: LogLikelihood | None = None
 
     @classmethod
-    def of(cls, log_likelihood: LogLikelihood, prior: float = PRIOR) -> Family:
+    def of(cls, log_likelihood: LogLikelihood, prior: float = PRIOR, *, at_most: LogLikelihood | None = None) -> Family:
         """Mix the members by a normal prior around 0.
 
         Args:
             log_likelihood: Of members; it has one maximum, and falls on both sides of it.
             prior: The prior's standard deviation.
+            at_most: An upper bound of it, with one maximum too, by which members are rejected.
         """
-        members = torch.linspace(-_REACH * prior, _REACH * prior, _MEMBERS, dtype=torch.float64)
+        members = mixed(prior)
         weights = torch.log_softmax(-(members / prior).square() / 2, 0)
         found = _outward(log_likelihood, members)
-        return cls(log_likelihood, float(torch.logsumexp(found + weights, 0)), members, found)
+        return cls(log_likelihood, float(torch.logsumexp(found + weights, 0)), members, found, at_most)
 
     @cached_property
     def best(self) -> float:
@@ -98,7 +101,7 @@ class Family:
 
     def log_evidence(self, member: float = 0.0) -> float:
         """Return the log of the martingale against a member: ``log(1 / error_rate)`` or more rejects it."""
-        return self.log_mixture - float(self.log_likelihood(torch.tensor([member], dtype=torch.float64)))
+        return self.log_mixture - self._at_most(member)
 
     def interval(self, error_rate: float) -> Interval:
         """Return all members that are not rejected: it holds the one that labels follow but for ``error_rate``."""
@@ -120,10 +123,18 @@ class Family:
         )
 
     def _above(self, member: float, least: float) -> float:
-        return float(self.log_likelihood(torch.tensor([member], dtype=torch.float64))) - least
+        return self._at_most(member) - least
+
+    def _at_most(self, member: float) -> float:
+        return float((self.at_most or self.log_likelihood)(torch.tensor([member], dtype=torch.float64)))
 
     def _rejects(self, member: float, least: float) -> bool:
         return self._above(member, least) <= 0
+
+
+def mixed(prior: float = PRIOR) -> Tensor:
+    """Return the members of a mixture, ``[M]``, by the standard deviation of its normal prior."""
+    return torch.linspace(-_REACH * prior, _REACH * prior, _MEMBERS, dtype=torch.float64)
 
 
 def _outward(log_likelihood: LogLikelihood, members: Tensor) -> Tensor:

@@ -18,7 +18,8 @@ from pytest_bnn.audit.description import describe
 from pytest_bnn.audit.predictive import MISTAKES, predictive
 from pytest_bnn.audit.run import audit_model
 from pytest_bnn.checks import registry
-from pytest_bnn.checks._predictions import labelled, predicted
+from pytest_bnn.checks._labelled import labelled
+from pytest_bnn.checks._predictions import predicted
 from pytest_bnn.checks.check import check
 from pytest_bnn.checks.finding import Finding
 from pytest_bnn.conversion import convert

@@ -6,31 +6,21 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-
+from pytest_bnn.checks._labelled import Labels
 from pytest_bnn.checks._more import give_labels, more_labels
-from pytest_bnn.checks._predictions import (
-    PASSES,
-    Labelled,
-    calibrated,
-    in_two_looks,
-)
+from pytest_bnn.checks._predictions import PASSES, in_two_looks
+from pytest_bnn.checks._sides import Side
+from pytest_bnn.checks._streamed import on_labels
 from pytest_bnn.checks.check import check
 from pytest_bnn.checks.finding import Finding
 from pytest_bnn.checks.values import FewPasses, Positive
 from pytest_bnn.records.evidence import Certainty, Measurement, Threshold, Verdict
 from pytest_bnn.stats.budget import Budget
-from pytest_bnn.stats.likelihoods import Interval, odds
+from pytest_bnn.stats.likelihoods import Interval
 from pytest_bnn.subject import Subject
 
 #: Up to so many times the odds that were predicted.
 MOST = 10.0
-
-#: Classes of a probability below it in every example say nothing, and are left out.
-_LEAST = 1e-12
-
-#: In the place of the log of 0: a label of a class that was ruled out counts as one of all but no chance.
-_FLOOR = -700.0
 
 
 @check(
@@ -58,10 +48,10 @@ def classes(subject: Subject, *, most: Positive = MOST, max_passes: FewPasses = 
     Source: `pytest_bnn.stats.likelihoods`.
     """
 
-    def look(passes: int) -> Finding:
-        return _judge(calibrated(subject, passes), max(most, 1 / most), budget, subject.class_names)
+    def judge(found: Labels) -> Finding:
+        return _judge(found, max(most, 1 / most), budget, subject.class_names)
 
-    return in_two_looks(look, max_passes)
+    return in_two_looks(lambda passes: on_labels(subject, passes, judge), max_passes)
 
 
 measure_calibration_classes, assert_calibration_classes = classes.measure, classes.assert_
@@ -78,19 +68,15 @@ class _Class:
     likely: Interval
 
 
-def _judge(found: Labelled, most: float, budget: Budget, names: tuple[str, ...]) -> Finding:
-    logs = found.mixture.log_shares
-    judged = [
-        c for c in range(logs.shape[1]) if float(logs[:, c].max()) > math.log(_LEAST) or (found.labels == c).any()
-    ]
-    each = budget.split(len(judged))
-    sides = _Sides(logs)
-    rows = [_of(found, sides.of(number), number, each) for number in judged]
+def _judge(found: Labels, most: float, budget: Budget, names: tuple[str, ...]) -> Finding:
+    judged = found.own.classes
+    each = budget.split(found.own.tested)
+    rows = [_of(found.own, number, each) for number in judged]
     limit = math.log(most)
     wrong = [row for row in rows if row.surely.outside(-limit, limit)]
     open_ = [row for row in rows if not row.likely.within(-limit, limit)]
-    teacher = found.predicted.teacher
-    inherited = bool(wrong) and teacher is not None and all(_inherited(found, row, each, limit) for row in wrong)
+    its = found.its
+    inherited = bool(wrong) and its is not None and all(_inherited(its, row, each, limit) for row in wrong)
     verdict = Verdict.FAIL if wrong else Verdict.INCONCLUSIVE if open_ else Verdict.PASS
     worst = max(wrong or rows, key=lambda row: abs(row.surely.best))
     bound = min(abs(worst.surely.low), abs(worst.surely.high)) if wrong else max(_reach(row) for row in rows)
@@ -113,7 +99,7 @@ def _judge(found: Labelled, most: float, budget: Budget, names: tuple[str, ...])
             allowed=most,
         ),
         remedy=_remedy(found, wrong, open_, limit),
-        samples=found.mixture.passes,
+        samples=found.passes,
         certainty=Certainty(
             alpha=budget.alpha,
             beta=budget.beta,
@@ -124,38 +110,19 @@ def _judge(found: Labelled, most: float, budget: Budget, names: tuple[str, ...])
     )
 
 
-def _of(found: Labelled, sides: torch.Tensor, number: int, budget: Budget) -> _Class:
-    happened = found.labels == number
-    family = odds(sides, happened)
+def _of(side: Side, number: int, budget: Budget) -> _Class:
+    family = side.odds(number)
     return _Class(
         number=number,
-        labels=int(happened.sum()),
-        predicted=float(found.mixture.log_shares[:, number].double().exp().sum()),
+        labels=side.occurred(number),
+        predicted=side.predicted(number),
         surely=family.interval(budget.alpha),
         likely=family.interval(budget.beta),
     )
 
 
-class _Sides:
-    """Log probabilities that it is another class, and that it is this one, ``[N, 2]``, class by class."""
-
-    def __init__(self, log_shares: torch.Tensor) -> None:
-        self._logs = log_shares
-        self._leading = log_shares.argmax(1)
-        # What is left beside a leading class is summed: one less a number next to 1 has no digits.
-        others = log_shares.scatter(1, self._leading[:, None], -math.inf)
-        self._rest = torch.logsumexp(others, 1).double()
-
-    def of(self, number: int) -> torch.Tensor:
-        own = self._logs[:, number].double()
-        others = torch.where(self._leading == number, self._rest, torch.log1p(-own.exp()))
-        return torch.stack([others, own], 1).clamp_min(_FLOOR)
-
-
-def _inherited(found: Labelled, row: _Class, budget: Budget, limit: float) -> bool:
-    assert found.predicted.teacher is not None
-    sides = _Sides(found.predicted.teacher).of(row.number)
-    own = odds(sides, found.labels == row.number).interval(budget.alpha)
+def _inherited(its: Side, row: _Class, budget: Budget, limit: float) -> bool:
+    own = its.odds(row.number).interval(budget.alpha)
     return own.outside(-limit, limit) and (own.best > 0) == (row.surely.best > 0)
 
 
@@ -164,7 +131,7 @@ def _reach(row: _Class) -> float:
 
 
 def _headline(
-    found: Labelled, rows: list[_Class], wrong: list[_Class], open_: list[_Class], names: tuple[str, ...], *,
+    found: Labels, rows: list[_Class], wrong: list[_Class], open_: list[_Class], names: tuple[str, ...], *,
     inherited: bool,
 ) -> str:  # fmt: skip
     if wrong:
@@ -186,11 +153,11 @@ def _headline(
     worst = max(rows, key=_reach)
     return (
         f"all {len(rows)} classes occur as often as they are predicted: their odds are off by a factor of "
-        f"at most {math.exp(_reach(worst)):.3g} ({len(found)} labels, {found.mixture.passes} passes)"
+        f"at most {math.exp(_reach(worst)):.3g} ({len(found)} labels, {found.passes} passes)"
     )
 
 
-def _remedy(found: Labelled, wrong: list[_Class], open_: list[_Class], limit: float) -> str:
+def _remedy(found: Labels, wrong: list[_Class], open_: list[_Class], limit: float) -> str:
     if wrong:
         return (
             "look at the examples of this class: labels that were exchanged, a column of the head that was not loaded, "

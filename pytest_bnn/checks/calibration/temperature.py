@@ -4,21 +4,16 @@ from __future__ import annotations
 
 import math
 
+from pytest_bnn.checks._labelled import Labels
 from pytest_bnn.checks._more import between, give_labels, more_labels
-from pytest_bnn.checks._predictions import (
-    PASSES,
-    Labelled,
-    calibrated,
-    in_two_looks,
-    ruled_out,
-)
+from pytest_bnn.checks._predictions import PASSES, in_two_looks
+from pytest_bnn.checks._streamed import on_labels
 from pytest_bnn.checks.check import check
 from pytest_bnn.checks.finding import Finding
 from pytest_bnn.checks.values import Band, FewPasses
 from pytest_bnn.records.evidence import Certainty, Measurement, Threshold, Verdict
 from pytest_bnn.stats.budget import Budget
 from pytest_bnn.stats.likelihoods import Interval
-from pytest_bnn.stats.likelihoods import temperature as family_of
 from pytest_bnn.subject import Subject
 
 BAND = (0.5, 2.0)
@@ -52,11 +47,9 @@ def temperature(subject: Subject, *, band: Band = BAND, max_passes: FewPasses = 
 
     Source: `pytest_bnn.stats.likelihoods`; Guo et al. 2017, "On calibration of modern neural networks".
     """
-
-    def look(passes: int) -> Finding:
-        return _judge(calibrated(subject, passes), band, budget)
-
-    return in_two_looks(look, max_passes)
+    return in_two_looks(
+        lambda passes: on_labels(subject, passes, lambda found: _judge(found, band, budget)), max_passes
+    )
 
 
 measure_calibration_temperature, assert_calibration_temperature = temperature.measure, temperature.assert_
@@ -66,19 +59,18 @@ measure_calibration_temperature, assert_calibration_temperature = temperature.me
 _SEEN = "where the training has seen these examples, give others with --evaluation; otherwise "
 
 
-def _judge(found: Labelled, band: tuple[float, float], budget: Budget) -> Finding:
-    if impossible := ruled_out(found.mixture.log_shares, found.labels):
-        teacher = found.predicted.teacher
-        inherited = teacher is not None and ruled_out(teacher, found.labels) >= impossible
+def _judge(found: Labels, band: tuple[float, float], budget: Budget) -> Finding:
+    if impossible := found.own.ruled_out:
+        inherited = found.its is not None and found.its.ruled_out >= impossible
         return Finding(
             verdict=Verdict.WARN if inherited else Verdict.FAIL,
             headline=f"{impossible} of {len(found)} labels are of classes to which the model gives a probability of 0"
             + ("; so does the teacher, and the model has inherited it" if inherited else ""),
             threshold=Threshold(quantity="labels that are ruled out", observed=impossible, relation="==", allowed=0),
             remedy="look for scores of minus infinity: a mask that leaves out classes which occur",
-            samples=found.mixture.passes,
+            samples=found.passes,
         )
-    family = family_of(found.mixture.log_shares, found.labels)
+    family = found.own.temperature
     surely, likely = (family.interval(rate).mapped(_exp) for rate in (budget.alpha, budget.beta))
     verdict = Verdict.INCONCLUSIVE
     if surely.outside(*band):
@@ -87,8 +79,6 @@ def _judge(found: Labelled, band: tuple[float, float], budget: Budget) -> Findin
         verdict = Verdict.PASS
     shown = surely if verdict is Verdict.FAIL else likely
     inherited = verdict is Verdict.FAIL and _inherited(found, surely, band, budget)
-    confidence = float(found.mixture.log_shares.amax(1).exp().mean())
-    right = float((found.mixture.log_shares.argmax(1) == found.labels).double().mean())
     return Finding(
         verdict=Verdict.WARN if inherited else verdict,
         headline=_headline(found, verdict, surely, likely, band, inherited=inherited),
@@ -96,8 +86,8 @@ def _judge(found: Labelled, band: tuple[float, float], budget: Budget) -> Findin
             Measurement(name="temperature", value=shown.best, note="at which the labels are likeliest"),
             Measurement(name="temperature, lowest", value=_shown(shown.low)),
             Measurement(name="temperature, highest", value=_shown(shown.high)),
-            Measurement(name="mean confidence", value=confidence),
-            Measurement(name="accuracy", value=right),
+            Measurement(name="mean confidence", value=found.own.confidence),
+            Measurement(name="accuracy", value=found.own.accuracy),
             Measurement(name="labels", value=len(found)),
             *([Measurement(name="examples left out", value=found.left_out)] if found.left_out else []),
         ),
@@ -109,7 +99,7 @@ def _judge(found: Labelled, band: tuple[float, float], budget: Budget) -> Findin
             other_end=band[0] if shown.best > 1 else band[1],
         ),
         remedy=_remedy(found, verdict, likely, band),
-        samples=found.mixture.passes,
+        samples=found.passes,
         certainty=Certainty(
             alpha=budget.alpha,
             beta=budget.beta,
@@ -120,21 +110,21 @@ def _judge(found: Labelled, band: tuple[float, float], budget: Budget) -> Findin
     )
 
 
-def _inherited(found: Labelled, surely: Interval, band: tuple[float, float], budget: Budget) -> bool:
+def _inherited(found: Labels, surely: Interval, band: tuple[float, float], budget: Budget) -> bool:
     """Say whether the teacher is outside of the band too, on the same side, and the model no further than it may be."""
-    if found.predicted.teacher is None:
+    if found.its is None:
         return False
-    if ruled_out(found.predicted.teacher, found.labels):
+    if found.its.ruled_out:
         return surely.best > 1
-    teacher = family_of(found.predicted.teacher, found.labels).interval(budget.alpha).mapped(_exp)
+    teacher = found.its.temperature.interval(budget.alpha).mapped(_exp)
     meets = teacher.low <= surely.high and surely.low <= teacher.high
     return teacher.outside(*band) and (teacher.best > 1) == (surely.best > 1) and meets
 
 
 def _headline(
-    found: Labelled, verdict: Verdict, surely: Interval, likely: Interval, band: tuple[float, float], *, inherited: bool
+    found: Labels, verdict: Verdict, surely: Interval, likely: Interval, band: tuple[float, float], *, inherited: bool
 ) -> str:
-    of = f"({len(found)} labels, {found.mixture.passes} passes)"
+    of = f"({len(found)} labels, {found.passes} passes)"
     if verdict is Verdict.FAIL:
         sure = "too sure of itself" if surely.best > 1 else "less sure of itself than it may be"
         bound = f"at least {surely.low:.3g}" if surely.best > 1 else f"at most {surely.high:.3g}"
@@ -155,7 +145,7 @@ def _headline(
     )
 
 
-def _remedy(found: Labelled, verdict: Verdict, likely: Interval, band: tuple[float, float]) -> str:
+def _remedy(found: Labels, verdict: Verdict, likely: Interval, band: tuple[float, float]) -> str:
     if verdict is Verdict.PASS:
         return ""
     if verdict is Verdict.FAIL:

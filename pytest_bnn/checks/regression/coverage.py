@@ -7,6 +7,7 @@ import math
 from pytest_bnn.checks._more import between, give_labels, more_labels
 from pytest_bnn.checks._numbers import Numbers, numbers
 from pytest_bnn.checks._predictions import PASSES
+from pytest_bnn.checks._streamed import on_few
 from pytest_bnn.checks.check import check
 from pytest_bnn.checks.finding import Finding, not_applicable
 from pytest_bnn.checks.regression._figures import charts, measurements
@@ -85,7 +86,7 @@ def coverage(
     most = int(counts.argmax())
     if int(counts[most]) > max(2, _ATOM * len(found)):
         return not_applicable(_ATOMS.format(count=int(counts[most]), of=len(found), value=float(values[most]) + 0.0))
-    return judge(found, band, max_distance, budget)
+    return on_few(subject, judge(found, band, max_distance, budget))
 
 
 measure_regression_coverage, assert_regression_coverage = coverage.measure, coverage.assert_

@@ -6,8 +6,9 @@ from torch import Tensor
 
 from pytest_bnn.checks._more import give_labels
 from pytest_bnn.checks._numbers import Numbers, numbers, without_the_noise
-from pytest_bnn.checks._paired import Paired
+from pytest_bnn.checks._paired import Paired, Scores
 from pytest_bnn.checks._predictions import PASSES
+from pytest_bnn.checks._streamed import on_few
 from pytest_bnn.checks.check import check
 from pytest_bnn.checks.finding import Finding, not_applicable
 from pytest_bnn.checks.values import FewPasses, NumbersHead, Positive
@@ -62,7 +63,7 @@ def scores(
     found = numbers(subject, "regression.scores", max_passes, head, noise)
     if found.teacher is None:
         return not_applicable(_OTHER_TEACHER)
-    return judge(found, found.teacher, margin, budget, without_the_noise(subject.evaluated, found))
+    return on_few(subject, judge(found, found.teacher, margin, budget, without_the_noise(subject.evaluated, found)))
 
 
 measure_regression_scores, assert_regression_scores = scores.measure, scores.assert_
@@ -83,11 +84,10 @@ def judge(found: Numbers, teacher: Normals, margin: float, budget: Budget, calm:
         teacher.scaled(found.scale),
         found.labels / found.scale,
     )
+    own, its = mixture.crps(labels), teacher.crps(labels)
     paired = Paired(
         name="CRPS",
-        own=mixture.crps(labels),
-        its=teacher.crps(labels),
-        ranges=ranges_of_difference(mixture, teacher),
+        scores=Scores.of(own, its, ranges_of_difference(mixture, teacher)),
         margin=margin,
         budget=budget,
         unit=_UNIT,
@@ -110,9 +110,9 @@ def judge(found: Numbers, teacher: Normals, margin: float, budget: Budget, calm:
         verdict=paired.verdict,
         headline=paired.headline,
         measurements=(
-            _measured("CRPS", paired.own, f"noise by {found.source}" if found.source else "no noise beside the passes"),
+            _measured("CRPS", own, f"noise by {found.source}" if found.source else "no noise beside the passes"),
             _measured(
-                "CRPS of the teacher", paired.its,
+                "CRPS of the teacher", its,
                 f"noise by {found.teacher_source}" if found.teacher_source else "its absolute error: it has no noise",
             ),
             paired.difference,

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import math
 
-from torch import Tensor
-
+from pytest_bnn.checks._labelled import Labels
 from pytest_bnn.checks._more import give_labels
 from pytest_bnn.checks._paired import Paired
-from pytest_bnn.checks._predictions import PASSES, Labelled, in_two_looks, labelled, ruled_out
+from pytest_bnn.checks._predictions import PASSES, in_two_looks
+from pytest_bnn.checks._sides import Side
+from pytest_bnn.checks._streamed import on_labels
 from pytest_bnn.checks.check import check
 from pytest_bnn.checks.finding import Finding, NotHereError
 from pytest_bnn.checks.values import FewPasses, Positive
 from pytest_bnn.records.evidence import Measurement, Verdict
-from pytest_bnn.sampling.mixture import by_rows, scored
 from pytest_bnn.stats.budget import Budget
-from pytest_bnn.stats.likelihoods import temperature
 from pytest_bnn.subject import Subject
 
 #: Of Brier scores, which lie in [0, 2].
@@ -48,29 +47,20 @@ def against_teacher(
 
     Source: Hoeffding 1963, theorem 2; Ferro 2014 for the fair score.
     """
-
-    def look(passes: int) -> Finding:
-        found = labelled(subject, passes)
-        if found.predicted.teacher is None:
-            raise NotHereError("the teacher knows other classes than the model: see teacher.agreement, and --teacher")
-        return _judge(found, found.predicted.teacher, margin, budget)
-
-    return in_two_looks(look, max_passes)
+    return in_two_looks(
+        lambda passes: on_labels(subject, passes, lambda found: _judge(found, margin, budget), calibrated=False),
+        max_passes,
+    )
 
 
 measure_scores_against_teacher, assert_scores_against_teacher = against_teacher.measure, against_teacher.assert_
 
 
-def _judge(found: Labelled, teacher: Tensor, margin: float, budget: Budget) -> Finding:
-    mixture, labels = found.mixture, found.labels
-    paired = Paired(
-        name="Brier score",
-        own=mixture.brier(labels),
-        its=brier(teacher, labels),
-        ranges=ranges_of(mixture.log_shares, teacher),
-        margin=margin,
-        budget=budget,
-    )
+def _judge(found: Labels, margin: float, budget: Budget) -> Finding:
+    scores, its = found.scores, found.its
+    if scores is None or its is None:
+        raise NotHereError("the teacher knows other classes than the model: see teacher.agreement, and --teacher")
+    paired = Paired(name="Brier score", scores=scores, margin=margin, budget=budget)
     needed = paired.needed(budget.beta) if paired.gap < margin else None
     remedy = {
         Verdict.PASS: "",
@@ -82,61 +72,33 @@ def _judge(found: Labelled, teacher: Tensor, margin: float, budget: Budget) -> F
         verdict=paired.verdict,
         headline=paired.headline,
         measurements=(
-            Measurement(name="Brier score", value=float(paired.own.mean()), note="of the mean prediction"),
-            Measurement(name="Brier score of the teacher", value=float(paired.its.mean())),
+            Measurement(name="Brier score", value=scores.own, note="of the mean prediction"),
+            Measurement(name="Brier score of the teacher", value=scores.its),
             paired.difference,
-            Measurement(name="Brier score of one pass", value=_of_one_pass(found)),
-            *_scores("", mixture.log_shares, labels),
-            *_scores(" of the teacher", teacher, labels),
+            Measurement(name="Brier score of one pass", value=found.brier_of_a_pass),
+            *_scores("", found.own),
+            *_scores(" of the teacher", its),
             Measurement(name="labels", value=len(found)),
         ),
         threshold=paired.threshold("difference of the Brier scores"),
         remedy=remedy,
-        samples=mixture.passes,
+        samples=found.passes,
         certainty=paired.certainty(
             "difference of the mean Brier scores on these examples, over the labels that they may have"
         ),
     )
 
 
-def brier(log_shares: Tensor, labels: Tensor) -> Tensor:
-    """Return the Brier score of each example, ``[N]``, in [0, 2]."""
-    return by_rows(lambda logs, y: scored(logs.exp(), y), log_shares, labels)
-
-
-def brier_at(temperature: float, log_shares: Tensor, labels: Tensor) -> Tensor:
-    """Return the Brier score of each example where the scores are divided by a temperature, ``[N]``, in [0, 2]."""
-    return by_rows(lambda logs, y: scored((logs / temperature).softmax(1), y), log_shares, labels)
-
-
-def ranges_of(one: Tensor, other: Tensor) -> Tensor:
-    """Return how far the difference of the Brier scores can go, by the label alone, ``[N]``, of log probabilities."""
-
-    def of(mine: Tensor, its: Tensor) -> Tensor:
-        gaps = mine.exp() - its.exp()
-        return 2 * (gaps.amax(1) - gaps.amin(1))
-
-    return by_rows(of, one, other)
-
-
-def _of_one_pass(found: Labelled) -> float:
-    shares = found.mixture.log_shares.gather(1, found.labels[:, None])[:, 0].double().exp()
-    return float((found.mixture.squares - 2 * shares + 1).mean())
-
-
-def _scores(whose: str, log_shares: Tensor, labels: Tensor) -> list[Measurement]:
-    right = float((log_shares.argmax(1) == labels).double().mean())
-    accuracy = Measurement(name=f"accuracy{whose}", value=right)
-    if count := ruled_out(log_shares, labels):
+def _scores(whose: str, side: Side) -> list[Measurement]:
+    accuracy = Measurement(name=f"accuracy{whose}", value=side.accuracy)
+    if count := side.ruled_out:
         return [accuracy, Measurement(name=f"labels of a probability of 0{whose}", value=count)]
-    own = log_shares.gather(1, labels[:, None])[:, 0].double()
-    best = math.exp(temperature(log_shares, labels).best)
-    cooled = brier_at(best, log_shares, labels)
+    best = math.exp(side.temperature.best)
     return [
         accuracy,
-        Measurement(name=f"negative log likelihood{whose}", value=-float(own.mean()), unit="nats"),
+        Measurement(name=f"negative log likelihood{whose}", value=-side.log_likelihood, unit="nats"),
         Measurement(
-            name=f"Brier score{whose} at its best temperature", value=float(cooled.mean()),
+            name=f"Brier score{whose} at its best temperature", value=side.brier_at(best),
             note=f"temperature {best:.3g}",
         ),
     ]  # fmt: skip

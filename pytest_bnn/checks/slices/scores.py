@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import math
-
-from pytest_bnn.checks._predictions import PASSES, Labelled, in_two_looks, labelled
-from pytest_bnn.checks._slices import Claim, Judged, groups_of, together
+from pytest_bnn.checks._labelled import Labels
+from pytest_bnn.checks._predictions import PASSES, in_two_looks
+from pytest_bnn.checks._slices import Claim, Judged, groups_of, shared, together
+from pytest_bnn.checks._streamed import on_labels
 from pytest_bnn.checks.check import check
 from pytest_bnn.checks.finding import Finding, not_applicable
-from pytest_bnn.checks.scores.against_teacher import brier, ranges_of
 from pytest_bnn.checks.values import FewPasses, Positive
 from pytest_bnn.stats.budget import Budget
-from pytest_bnn.stats.intervals import hoeffding_radius
 from pytest_bnn.subject import Subject
 
 #: Of Brier scores, which lie in [0, 2]; wider than for all examples, since groups are smaller.
@@ -40,16 +38,21 @@ def scores(subject: Subject, *, margin: Positive = MARGIN, max_passes: FewPasses
 
     Source: as ``scores.against_teacher``; Holm 1979.
     """
-    return in_two_looks(lambda passes: _judge(subject, labelled(subject, passes), margin, budget), max_passes)
+    return in_two_looks(
+        lambda passes: on_labels(
+            subject, passes, lambda found: _judge(subject, found, margin, budget), calibrated=False
+        ),
+        max_passes,
+    )
 
 
 measure_slices_scores, assert_slices_scores = scores.measure, scores.assert_
 
 
-def _judge(subject: Subject, found: Labelled, margin: float, budget: Budget) -> Finding:
-    if found.predicted.teacher is None:
+def _judge(subject: Subject, found: Labels, margin: float, budget: Budget) -> Finding:
+    if found.its is None:
         return not_applicable("the teacher knows other classes than the model: see teacher.agreement, and --teacher")
-    groups = groups_of(subject, found)
+    groups, budget = groups_of(subject, found), shared(found, budget)
     each = budget.split(len(groups))
     claim = Claim(
         figure="difference of the Brier scores",
@@ -60,25 +63,18 @@ def _judge(subject: Subject, found: Labelled, margin: float, budget: Budget) -> 
         remedy="look at the examples of the groups beside teacher.agreement: fine-tune toward the teacher on examples "
         "like these, or make the spread smaller",
     )
-    return together(
-        [_of(name, found, margin, each) for name, found in groups.items()], claim, budget, found.mixture.passes
-    )
+    return together([_of(name, found, margin, each) for name, found in groups.items()], claim, budget, found.passes)
 
 
-def _of(name: str, found: Labelled, margin: float, budget: Budget) -> Judged:
-    teacher = found.predicted.teacher
-    assert teacher is not None
-    gap = float((found.mixture.brier(found.labels) - brier(teacher, found.labels)).mean())
-    fixed = ranges_of(found.mixture.log_shares, teacher)
-    beyond = gap - margin
-    squares = float(fixed.double().square().sum())
-    p = 1.0 if beyond <= 0 else math.exp(-2 * (beyond * len(found)) ** 2 / squares) if squares else 0.0
+def _of(name: str, found: Labels, margin: float, budget: Budget) -> Judged:
+    scores = found.scores
+    assert scores is not None
     return Judged(
         name=name,
         labels=len(found),
-        value=gap,
-        p=p,
-        holds=gap + hoeffding_radius(fixed, budget.beta) <= margin,
+        value=scores.gap,
+        p=scores.chance(margin),
+        holds=scores.gap + scores.radius(budget.beta) <= margin,
         inherited=False,
-        words=f"its Brier score is worse by {gap:.3g}",
+        words=f"its Brier score is worse by {scores.gap:.3g}",
     )

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import math
 
-from torch import Tensor
-
-from pytest_bnn.checks._predictions import PASSES, Labelled, calibrated, in_two_looks, ruled_out
-from pytest_bnn.checks._slices import Claim, Judged, chance, groups_of, together
+from pytest_bnn.checks._labelled import Labels
+from pytest_bnn.checks._predictions import PASSES, in_two_looks
+from pytest_bnn.checks._sides import Side
+from pytest_bnn.checks._slices import Claim, Judged, chance, groups_of, shared, together
+from pytest_bnn.checks._streamed import on_labels
 from pytest_bnn.checks.check import check
 from pytest_bnn.checks.finding import Finding
 from pytest_bnn.checks.values import Band, FewPasses
 from pytest_bnn.stats.budget import Budget
 from pytest_bnn.stats.likelihoods import Family
-from pytest_bnn.stats.likelihoods import temperature as family_of
 from pytest_bnn.subject import Subject
 
 BAND = (0.4, 2.5)
@@ -43,14 +43,16 @@ def temperature(subject: Subject, *, band: Band = BAND, max_passes: FewPasses = 
 
     Source: as ``calibration.temperature``; Holm 1979.
     """
-    return in_two_looks(lambda passes: _judge(subject, calibrated(subject, passes), band, budget), max_passes)
+    return in_two_looks(
+        lambda passes: on_labels(subject, passes, lambda found: _judge(subject, found, band, budget)), max_passes
+    )
 
 
 measure_slices_temperature, assert_slices_temperature = temperature.measure, temperature.assert_
 
 
-def _judge(subject: Subject, found: Labelled, band: tuple[float, float], budget: Budget) -> Finding:
-    groups = groups_of(subject, found)
+def _judge(subject: Subject, found: Labels, band: tuple[float, float], budget: Budget) -> Finding:
+    groups, budget = groups_of(subject, found), shared(found, budget)
     each = budget.split(len(groups))
     judged = [_of(name, found, band, each) for name, found in groups.items()]
     hot = min(judged, key=lambda group: group.p).value > 1
@@ -64,18 +66,17 @@ def _judge(subject: Subject, found: Labelled, band: tuple[float, float], budget:
         remedy="look at the examples of the groups: labels that are wrong there, inputs that were prepared in another "
         "way, or a kind of example that the training had too little of; a temperature for all does not mend it",
     )
-    return together(judged, claim, budget, found.mixture.passes)
+    return together(judged, claim, budget, found.passes)
 
 
-def _of(name: str, found: Labelled, band: tuple[float, float], budget: Budget) -> Judged:
-    if count := ruled_out(found.mixture.log_shares, found.labels):
+def _of(name: str, found: Labels, band: tuple[float, float], budget: Budget) -> Judged:
+    if count := found.own.ruled_out:
         words = f"{count} labels are of classes to which the model gives a probability of 0"
-        teacher = found.predicted.teacher
-        inherited = teacher is not None and ruled_out(teacher, found.labels) >= count
+        inherited = found.its is not None and found.its.ruled_out >= count
         return Judged(
             name=name, labels=len(found), value=math.inf, p=0.0, holds=False, inherited=inherited, words=words
         )  # fmt: skip
-    family = family_of(found.mixture.log_shares, found.labels)
+    family = found.own.temperature
     likely = family.interval(budget.beta)
     ends = (math.log(band[0]), math.log(band[1]))
     sure = "too sure" if family.best > 0 else "not sure enough"
@@ -85,7 +86,7 @@ def _of(name: str, found: Labelled, band: tuple[float, float], budget: Budget) -
         value=math.exp(family.best),
         p=_outside(family, ends),
         holds=likely.within(*ends),
-        inherited=_is_inherited(found.predicted.teacher, found.labels, family, ends, budget.alpha),
+        inherited=_is_inherited(found.its, family, ends, budget.alpha),
         words=f"the model is {sure}, with a temperature of {math.exp(family.best):.3g}",
     )
 
@@ -97,10 +98,7 @@ def _outside(family: Family, ends: tuple[float, float]) -> float:
     return chance(family.log_evidence(ends[0] if family.best < ends[0] else ends[1]))
 
 
-def _is_inherited(
-    teacher: Tensor | None, labels: Tensor, own: Family, ends: tuple[float, float], error_rate: float
-) -> bool:
-    if teacher is None or ruled_out(teacher, labels):
+def _is_inherited(its: Side | None, own: Family, ends: tuple[float, float], error_rate: float) -> bool:
+    if its is None or its.ruled_out:
         return False
-    its = family_of(teacher, labels)
-    return _outside(its, ends) <= error_rate and (its.best > 0) == (own.best > 0)
+    return _outside(its.temperature, ends) <= error_rate and (its.temperature.best > 0) == (own.best > 0)

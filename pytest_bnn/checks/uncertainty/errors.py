@@ -8,7 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pytest_bnn.checks._predictions import PASSES, Labelled, calibrated, in_two_looks
+from pytest_bnn.checks._labelled import Labelled, calibrated
+from pytest_bnn.checks._predictions import PASSES, in_two_looks
+from pytest_bnn.checks._streamed import on_few
 from pytest_bnn.checks.check import check
 from pytest_bnn.checks.finding import Finding
 from pytest_bnn.checks.values import FewPasses, Positive
@@ -56,7 +58,8 @@ def errors(subject: Subject, *, margin: Positive = MARGIN, max_passes: FewPasses
     Source: Traub et al. 2024, "Overcoming common flaws in the evaluation of selective classification systems", for
     AUGRC; Hoeffding 1963, theorem 2 and section 5b, for the bounds.
     """
-    return in_two_looks(lambda passes: _judge(calibrated(subject, passes), margin, budget), max_passes)
+    found = in_two_looks(lambda passes: _judge(calibrated(subject, passes), margin, budget), max_passes)
+    return on_few(subject, found)
 
 
 measure_uncertainty_errors, assert_uncertainty_errors = errors.measure, errors.assert_

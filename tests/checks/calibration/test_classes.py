@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pytest_bnn.checks import measure_calibration_classes
-from pytest_bnn.checks.calibration.classes import _Sides
+from pytest_bnn.checks._sides import Against
 from pytest_bnn.records.evidence import Verdict
 from tests.checks.predicting import Says, following, scores
 
@@ -67,4 +67,4 @@ def test_what_is_left_beside_a_class_is_that_of_exact_sums() -> None:
     for number in range(3):
         others = [c for c in range(3) if c != number]
         exact = torch.stack([torch.logsumexp(logs[:, others], 1), logs[:, number]], 1)
-        torch.testing.assert_close(_Sides(logs).of(number), exact, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(Against(logs).of(number), exact, rtol=1e-9, atol=1e-12)

@@ -1,0 +1,195 @@
+"""Data sets of which more examples are judged than memory holds: parted into shards that are read one by one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from pytest_bnn.data.lazy import Read, Source, Stream, Unreadable, opened
+from pytest_bnn.data.ray_data import RayRows, is_ray_data
+from pytest_bnn.data.samples import MAX_EXAMPLES, Samples
+from pytest_bnn.errors import InputError
+from pytest_bnn.network.tree import tensors
+
+#: Numbers in the examples of a shard (128 MiB of floats), and the most examples of one.
+_NUMBERS, _ROWS = 2**25, 2048
+
+#: The share of the examples that may be unreadable.
+UNREADABLE = 0.001
+
+#: Unreadable examples that are named.
+NAMED = 3
+
+Workers = Executor | Callable[[], Executor] | None
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Part:
+    """The examples of one shard: their numbers in a source that is read elsewhere, or what was read here."""
+
+    number: int
+    places: tuple[int, ...] = ()
+    read: Read | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class LargeData:
+    """Labelled examples that are judged shard by shard. Use `LargeData.of` to make one.
+
+    Attributes:
+        data: Where they are read.
+        few: Some of them, held in memory, for what is not judged shard by shard.
+        limit: The most that are judged; all when None.
+        shard_size: How many examples a shard has.
+        unreadable: Those among the few that could not be read.
+        share: How many of them may be unreadable.
+        seed: Of the order in which they are judged.
+        workers: What judges shards side by side: an executor, or what makes one; this process when None.
+    """
+
+    data: Source | Stream
+    few: Samples
+    limit: int | None
+    shard_size: int
+    unreadable: tuple[Unreadable, ...]
+    share: float
+    seed: int
+    workers: Workers = None
+
+    @classmethod
+    def of(
+        cls,
+        data: Any,
+        limit: int | Literal["all"] = "all",
+        *,
+        source: str = "evaluation",
+        few: int = MAX_EXAMPLES,
+        seed: int = 0,
+        dim: int = 0,
+        shard_size: int | None = None,
+        unreadable: float = UNREADABLE,
+        workers: Workers = None,
+    ) -> LargeData:
+        """Open a data set; a few examples are read.
+
+        The order is random, from the seed, so that the first ones are a random subset. Those of a stream come in its
+        own order.
+
+        Args:
+            data: In a form that `pytest_bnn.data.samples.samples_of` takes; memory-mapped arrays stay in their file.
+            limit: The most examples that are judged.
+            source: How messages call it.
+            few: How many are held in memory.
+            seed: Of the order.
+            dim: The dimension that counts the examples.
+            shard_size: How many examples are read at a time; when None, as many as hold 2**25 numbers, at most 2,048.
+            unreadable: The share of the examples that may be unreadable.
+            workers: As in the class.
+
+        Raises:
+            InputError: It cannot be read, or is empty.
+        """
+        most = None if limit == "all" else limit
+        for name, value in (("the number of examples", most), ("the shard size", shard_size)):
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+                raise InputError(f"{name} is {value!r}", fix="give a whole number from 1")
+        if not 0 <= unreadable <= 1:
+            raise InputError(f"the share of unreadable examples is {unreadable!r}", fix="give a number from 0 to 1")
+        made = RayRows(data, source) if is_ray_data(data) else opened(data, source, dim)
+        wanted = few if most is None else min(few, most)
+        read = _few(made, wanted, seed)
+        if read.samples is None:
+            why = f": {read.unreadable[0]}" if read.unreadable else ""
+            raise InputError(f"{source} gave no example that can be read{why}", fix="give at least one image")
+        numbers = sum(tensor.numel() for tensor in tensors(read.samples.item)) // read.samples.rows
+        size = shard_size or max(1, min(_ROWS, _NUMBERS // max(1, numbers)))
+        found = cls(
+            data=made, few=read.samples, limit=most, shard_size=size, unreadable=read.unreadable, share=unreadable,
+            seed=seed, workers=workers,
+        )  # fmt: skip
+        found.require_readable(list(read.unreadable), read.samples.rows + len(read.unreadable))
+        return found
+
+    def by(self, workers: Workers) -> LargeData:
+        """Return the same examples, judged by others."""
+        return replace(self, workers=workers)
+
+    @property
+    def total(self) -> int | None:
+        """How many examples there are to judge; None where a stream does not tell."""
+        if not isinstance(self.data, Source):
+            return self.limit
+        return len(self.data) if self.limit is None else min(self.limit, len(self.data))
+
+    @property
+    def way(self) -> str:
+        """Which examples come first, in words."""
+        stream = getattr(self.data, "way", "the first ones of a stream, in its order")
+        return "in random order" if isinstance(self.data, Source) else stream
+
+    def parts(self) -> Iterator[Part]:
+        """Part the examples into shards."""
+        if isinstance(self.data, Source):
+            order = _order(len(self.data), self.seed)[: self.limit]
+            for number, places in enumerate(order.split(self.shard_size)):
+                chosen = tuple(places.sort().values.tolist())
+                here = None if self.data.travels else self.data.read(chosen, self.seed + number)
+                yield Part(number=number, places=chosen, read=here)
+            return
+        left = self.limit
+        for number, read in enumerate(self.data.parts(self.shard_size, self.seed)):
+            taken = read if left is None else _cut(read, left)
+            yield Part(number=number, read=taken)
+            left = None if left is None else left - (taken.samples.rows if taken.samples else 0)
+            if left is not None and left <= 0:
+                return
+
+    def require_readable(self, unreadable: list[Unreadable], seen: int) -> None:
+        """Refuse data of which too much cannot be read.
+
+        Args:
+            unreadable: What could not be read so far.
+            seen: How many examples were tried so far.
+
+        Raises:
+            InputError: More than the share of all examples; of a stream, of those so far.
+        """
+        of = self.total if isinstance(self.data, Source) and self.total else seen
+        if len(unreadable) > math.ceil(self.share * of):
+            raise InputError(
+                f"{len(unreadable)} of {seen} examples cannot be read, more than {self.share:g} of {of}: "
+                + named(unreadable),
+                fix="mend or leave out these examples, or allow a larger share of them: --unreadable SHARE",
+            )
+
+
+def named(unreadable: list[Unreadable]) -> str:
+    """Name the first ones of some examples that cannot be read."""
+    more = f" and {len(unreadable) - NAMED} more" if len(unreadable) > NAMED else ""
+    return ", ".join(map(str, unreadable[:NAMED])) + more
+
+
+def _few(data: Source | Stream, count: int, seed: int) -> Read:
+    if isinstance(data, Source):
+        places = _order(len(data), seed)[:count].sort().values
+        return data.read(places.tolist(), seed) if len(places) else Read(samples=None)
+    return next(data.parts(count, seed), Read(samples=None))
+
+
+def _order(count: int, seed: int) -> Tensor:
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+
+
+def _cut(read: Read, most: int) -> Read:
+    if read.samples is None or read.samples.rows <= most:
+        return read
+    samples = Samples(
+        item=read.samples.take(most), rows=most, dim=read.samples.dim, places=read.samples.places[:most]
+    )  # fmt: skip
+    return replace(read, samples=samples)

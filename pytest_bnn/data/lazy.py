@@ -1,0 +1,283 @@
+"""Examples that are read when they are needed: some of them by their number, or the next ones of a stream."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import numpy
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, RandomSampler, SequentialSampler
+
+from pytest_bnn.data.batch import per_example, rows_of, taken
+from pytest_bnn.data.joining import ItemError, as_tensors, at, checked, item_of, joined, length_of, require_labels
+from pytest_bnn.data.samples import Samples, own_generators_kept, require_dense
+from pytest_bnn.errors import InputError, in_words
+from pytest_bnn.network.isolation import preserved_random_state, seed_everything
+from pytest_bnn.network.tree import kind, mapped
+
+#: Characters of an error of the user's data in a message.
+_LONGEST = 200
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unreadable:
+    """An example that could not be read: its number in the data, and why."""
+
+    place: int
+    why: str
+
+    def __str__(self) -> str:
+        return f"number {self.place} ({self.why})"
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Read:
+    """Examples that were read.
+
+    Attributes:
+        samples: Those that could be read; None where none could.
+        unreadable: The others.
+    """
+
+    samples: Samples | None
+    unreadable: tuple[Unreadable, ...] = ()
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Examples that are read by their number."""
+
+    @property
+    def travels(self) -> bool:
+        """Whether a worker reads them by itself; else they are read here and sent to it."""
+
+    def __len__(self) -> int:
+        """Return how many there are."""
+
+    def read(self, places: Sequence[int], seed: int) -> Read:
+        """Read some of them, from where the random generators start at ``seed``."""
+
+
+class Stream(Protocol):
+    """Examples that are read one after the other."""
+
+    def parts(self, size: int, seed: int) -> Iterator[Read]:
+        """Read all of them from the start, ``size`` at a time; fewer at the end."""
+
+
+class Held:
+    """`Source` of tensors or arrays, which may lie in a file that is mapped into memory."""
+
+    travels = False
+
+    def __init__(self, tree: Any, source: str, dim: int) -> None:
+        self._tree, self._dim = mapped(tree, _view), dim
+        require_dense(self._tree, source)
+        try:
+            self._rows = rows_of(self._tree, dim)
+        except ValueError as error:
+            raise InputError(
+                f"{source} gave {kind(tree)} without examples", fix="give (images, labels), or a Dataset of such"
+            ) from error
+
+    def __len__(self) -> int:
+        return self._rows
+
+    def read(self, places: Sequence[int], seed: int) -> Read:
+        """Read some of them; ``seed`` changes nothing."""
+        del seed
+        numbers = torch.as_tensor(places, dtype=torch.long)
+        stop = per_example(self._rows)
+
+        def take(leaf: Any) -> Any:
+            return taken(leaf, numbers, rows=self._rows, dim=self._dim)
+
+        some = as_tensors(mapped(self._tree, take, stop))
+        return Read(samples=Samples(item=some, rows=len(places), dim=self._dim, places=numbers))
+
+
+class Indexed:
+    """`Source` of a data set whose items are had by their number."""
+
+    travels = True
+
+    def __init__(self, data: Any, source: str, dim: int, collate: Any = None, batch: int = 1) -> None:
+        self._data, self._source, self._dim, self._collate, self._batch = data, source, dim, collate, batch
+
+    def __len__(self) -> int:
+        return length_of(self._data) or 0
+
+    def read(self, places: Sequence[int], seed: int) -> Read:
+        """Read some of them; an item that raises, or holds NaN or infinity, is unreadable."""
+        items, numbers, unreadable = [], [], []
+        with preserved_random_state(), own_generators_kept(self._data):
+            seed_everything(seed)
+            for place in places:
+                try:
+                    item = at(self._data, place)
+                except ItemError as error:
+                    cause = error.__cause__
+                    assert cause is not None
+                    unreadable.append(Unreadable(place=place, why=_short(cause)))
+                    continue
+                if why := not_finite(item):
+                    unreadable.append(Unreadable(place=place, why=why))
+                    continue
+                items.append(item)
+                numbers.append(place)
+            batches = _batches(items, self._collate, self._batch, self._source)
+        samples = None
+        if batches:
+            item = joined(batches, f"{self._source} gave {kind(self._data)} with", self._dim)
+            require_dense(item, self._source)
+            samples = Samples(item=item, rows=len(numbers), dim=self._dim, places=torch.tensor(numbers))
+        return Read(samples=samples, unreadable=tuple(unreadable))
+
+
+class Flow:
+    """`Stream` of a loader that shuffles or draws by itself, or of a data set without a length."""
+
+    def __init__(self, data: Any, source: str, dim: int) -> None:
+        self._data, self._source, self._dim = data, source, dim
+
+    def parts(self, size: int, seed: int) -> Iterator[Read]:
+        """Read all of them; an item that raises or holds NaN is unreadable, as long as the stream goes on behind it."""
+        held: list[Any] = []
+        unreadable: list[Unreadable] = []
+        place = told = 0
+        with preserved_random_state(), own_generators_kept(self._data):
+            seed_everything(seed)
+            items = iter(self._data)
+        while True:
+            with preserved_random_state():
+                seed_everything(seed + place)
+                try:
+                    item = next(items)
+                except StopIteration:
+                    break
+                except (Exception, SystemExit) as error:
+                    self._require_going_on(items, place, error)
+                    unreadable.append(Unreadable(place=place, why=_short(error)))
+                    place += 1
+                    continue
+            if why := "" if isinstance(self._data, DataLoader) else not_finite(item):
+                unreadable.append(Unreadable(place=place, why=why))
+                place += 1
+                continue
+            rows, batch = self._batch(item)
+            held.append((batch, torch.arange(place, place + rows)))
+            place += rows
+            while sum(len(numbers) for _, numbers in held) >= size:
+                part, held = self._cut(held, size)
+                yield Read(samples=part, unreadable=tuple(unreadable[told:]))
+                told = len(unreadable)
+        if held or unreadable[told:]:
+            last = self._cut(held, size)[0] if held else None
+            yield Read(samples=last, unreadable=tuple(unreadable[told:]))
+
+    def _require_going_on(self, items: Any, place: int, error: BaseException) -> None:
+        """Refuse a stream that ends where it raises, or of which more than one example is lost by it."""
+        if isinstance(items, Generator) or isinstance(self._data, DataLoader):
+            raise InputError(
+                f"{self._source}: the stream raised {_short(error)} at example {place} or soon after it",
+                fix="let it leave out what it cannot read, or give a Dataset with a length, of which items that cannot "
+                "be read are left out and counted",
+            ) from error
+
+    def _batch(self, item: Any) -> tuple[int, Any]:
+        batch = as_tensors(checked(item)) if isinstance(self._data, DataLoader) else _item(item, self._source)
+        return rows_of(batch, self._dim), batch
+
+    def _cut(self, held: list[Any], size: int) -> tuple[Samples, list[Any]]:
+        """Return the first examples, and the rest."""
+        item = joined([batch for batch, _ in held], f"{self._source} gave {kind(self._data)} with", self._dim)
+        numbers = torch.cat([places for _, places in held])
+        rows = len(numbers)
+
+        def some(chosen: Tensor) -> Any:
+            return mapped(item, lambda leaf: taken(leaf, chosen, rows=rows, dim=self._dim), per_example(rows))
+
+        first, rest = torch.arange(min(size, rows)), torch.arange(min(size, rows), rows)
+        samples = Samples(item=some(first), rows=len(first), dim=self._dim, places=numbers[first])
+        return samples, [(some(rest), numbers[rest])] if len(rest) else []
+
+
+def opened(data: Any, source: str, dim: int) -> Source | Stream:
+    """Return examples that are read when they are needed; nothing is read yet.
+
+    Args:
+        data: What users hand over; see `pytest_bnn.data.samples.samples_of`.
+        source: How messages call it.
+        dim: The dimension that counts the examples.
+
+    Raises:
+        InputError: It is something else.
+    """
+    if isinstance(data, Samples):
+        return Held(data.item, source, data.dim)
+    if isinstance(data, DataLoader):
+        if length_of(data.dataset) is not None and data.batch_size is not None and _draws_each_once(data.sampler):
+            return Indexed(data.dataset, source, dim, data.collate_fn, data.batch_size)
+        return Flow(data, source, dim)
+    if isinstance(data, Dataset):
+        return Flow(data, source, dim) if length_of(data) is None else Indexed(data, source, dim)
+    return Held(data, source, dim)
+
+
+def _draws_each_once(sampler: Any) -> bool:
+    if isinstance(sampler, RandomSampler):
+        return not sampler.replacement and sampler.num_samples == length_of(sampler.data_source)
+    return isinstance(sampler, SequentialSampler)
+
+
+def not_finite(item: Any) -> str:
+    """Say that an image holds NaN or infinity; empty where it does not, or is not a single tensor."""
+    image = item[0] if isinstance(item, tuple | list) and len(item) in (1, 2) else item
+    image = image if isinstance(image, Tensor) else torch.as_tensor(image) if isinstance(image, numpy.ndarray) else None
+    if image is None or not image.is_floating_point() or bool(torch.isfinite(image).all()):
+        return ""
+    return "it holds NaN or infinity"
+
+
+def _batches(items: list[Any], collate: Any, size: int, source: str) -> list[Any]:
+    if collate is None:
+        return [_item(item, source) for item in items]
+    try:
+        return [as_tensors(checked(collate(items[at : at + size]))) for at in range(0, len(items), size)]
+    except (Exception, SystemExit) as error:
+        raise _no_batch(source, error) from error
+
+
+def _item(item: Any, source: str) -> Any:
+    try:
+        require_labels(item)
+        return item_of(item)
+    except (Exception, SystemExit) as error:
+        raise _no_batch(source, error) from error
+
+
+def _no_batch(source: str, error: BaseException) -> InputError:
+    told = f"{error}" if isinstance(error, TypeError) else in_words(error)
+    return InputError(
+        f"{source} gave items from which no batch can be made ({told})",
+        fix="give (images, labels) as tensors, a Dataset of (image tensor, label), or a DataLoader",
+    )
+
+
+def _short(error: BaseException) -> str:
+    text = " ".join(in_words(error).split())
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ..."
+
+
+def _view(leaf: Any) -> Any:
+    """Return an array of numbers as a tensor of the same memory, which is only read; all else as it is."""
+    if not isinstance(leaf, numpy.ndarray) or leaf.dtype.kind not in "biufc":
+        return leaf
+    native = leaf if leaf.dtype.isnative else leaf.astype(leaf.dtype.newbyteorder("="))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # it may not be written to, and is not
+        return torch.from_numpy(numpy.asarray(native))

@@ -1,0 +1,359 @@
+"""Large data on one model: the same sums whoever judges the shards, and whoever dies."""
+
+from __future__ import annotations
+
+import gc
+import multiprocessing
+import os
+import pickle
+import signal
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager, suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from pytest_bnn import audit_model, cli, convert
+from pytest_bnn.checks import _shards, measure_calibration_temperature
+from pytest_bnn.checks._streamed import _shards_of
+from pytest_bnn.data.large import LargeData
+from pytest_bnn.errors import InputError
+from pytest_bnn.many.engines import processes
+from pytest_bnn.records.evidence import Verdict
+from pytest_bnn.records.run import AuditRun
+from pytest_bnn.sampling.shards import Crew, InOrder
+from pytest_bnn.subject import Subject
+
+NIGHTLY = "a process imports torch; every push has an executor that passes everything through pickle"
+
+#: Undecided, so that all examples are looked at.
+NARROW = (0.995, 1.005)
+
+
+def teacher() -> nn.Module:
+    torch.manual_seed(0)
+    conv = nn.Conv2d(1, 4, 3)
+    return nn.Sequential(conv, nn.ReLU(), nn.Flatten(), nn.Linear(4 * 6 * 6, 4)).eval()
+
+
+class Pictures(Dataset[tuple[Tensor, int]]):
+    """Random images whose labels follow the teacher; ``bad`` cannot be read, and ``deadly`` ends the process.
+
+    A deadly one does so while there is a file of that name, which it removes unless it is to end the next one too.
+    """
+
+    def __init__(self, count: int, bad: tuple[int, ...] = (), deadly: str = "", often: bool = False) -> None:
+        self.images = 2 * torch.randn(count, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+        with torch.no_grad():
+            shares = (4 * teacher()(self.images)).softmax(1)
+        self.labels = torch.multinomial(shares, 1, generator=torch.Generator().manual_seed(2))[:, 0]
+        self.bad, self.deadly, self.often = bad, deadly, often
+        self.here = os.getpid()
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, place: int) -> tuple[Tensor, int]:
+        if place in self.bad:
+            raise OSError("broken file")
+        if place == 70 and self.deadly and Path(self.deadly).exists() and os.getpid() != self.here:
+            if not self.often:
+                Path(self.deadly).unlink()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return self.images[place], int(self.labels[place])
+
+
+def subject(workers: Any = None, shard: int = 32, pictures: Pictures | None = None, count: int = 200) -> Subject:
+    large = LargeData.of(
+        pictures or Pictures(count, bad=(11,)), shard_size=shard, workers=workers, unreadable=0.01, few=20
+    )
+    return Subject(convert(teacher(), moped_delta=0.1), teacher=teacher(), images=large.few, evaluation=large)
+
+
+def sums(judged: Subject, passes: int = 3) -> list[bytes]:
+    """Return what each look at the shards saw, as bytes."""
+    assert judged.large is not None
+    shards = _shards_of(judged, passes, judged.large)
+    return [pickle.dumps((look.tally, look.tried, look.unreadable)) for look in shards.looks()]
+
+
+class Inline(Executor):
+    """Does everything at once, and passes it through pickle as another process would."""
+
+    workers = 2
+
+    def __init__(self) -> None:
+        self.sizes: list[int] = []
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        packed = pickle.dumps((fn, args))
+        self.sizes.append(len(packed))
+        do, given = pickle.loads(packed)
+        future: Future[Any] = Future()
+        future.set_result(pickle.loads(pickle.dumps(do(*given))))
+        return future
+
+
+def test_an_executor_gives_the_same_bytes_as_this_process() -> None:
+    here = sums(subject())
+    assert len(here) == 6, "of seven shards, 1, 2, 3, 4, 6 and all"
+    assert sums(subject(Inline())) == here
+    with ThreadPoolExecutor(2) as pool:
+        assert sums(subject(pool)) == here
+
+
+@pytest.mark.nightly(NIGHTLY)
+@pytest.mark.parametrize("workers", [1, 2, 4])
+def test_processes_give_the_same_bytes(workers: int) -> None:
+    judged = subject(partial(processes, workers))
+    assert sums(judged) == sums(subject())
+    assert sums(subject(shard=1, count=40)) == sums(subject(partial(processes, workers), shard=1, count=40))
+
+
+@pytest.mark.nightly(NIGHTLY)
+def test_a_killed_process_loses_nothing_and_counts_nothing_twice(tmp_path: Path) -> None:
+    flag = tmp_path / "deadly"
+    flag.touch()
+    judged = subject(partial(processes, 2), pictures=Pictures(200, deadly=str(flag)))
+    assert sums(judged) == sums(subject(pictures=Pictures(200)))
+    assert not flag.exists()
+
+
+@pytest.mark.nightly(NIGHTLY)
+def test_a_shard_that_ends_two_processes_is_named(tmp_path: Path) -> None:
+    flag = tmp_path / "deadly"
+    flag.touch()
+    judged = subject(partial(processes, 2), pictures=Pictures(200, deadly=str(flag), often=True))
+    with pytest.raises(InputError, match=r"the process that had shard \d of the examples was ended twice"):
+        measure_calibration_temperature(judged, band=NARROW)
+
+
+@pytest.mark.nightly("a Ray cluster starts")
+def test_ray_gives_the_same_bytes_also_where_a_task_is_killed(tmp_path: Path) -> None:
+    pytest.importorskip("ray", reason="runs where the extra pytest-bnn[ray] is installed")
+    from pytest_bnn.many.engines import ray_cluster
+
+    flag = tmp_path / "deadly"
+    flag.touch()
+    with ray_cluster(workers=2) as executor:
+        assert sums(subject(executor, pictures=Pictures(200, deadly=str(flag)))) == sums(
+            subject(pictures=Pictures(200))
+        )
+    assert not flag.exists()
+
+
+class Breaking(Executor):
+    """Breaks at the task with a number, as often as it is told; each stands for a pool that was made anew."""
+
+    workers = 2
+    made = 0
+
+    def __init__(self, at: int, left: list[int]) -> None:
+        self.at, self.left, self.broken = at, left, False
+        type(self).made += 1
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        if args[-1] == self.at and self.left[0]:
+            self.left[0] -= 1
+            self.broken = True
+        if self.broken:
+            future.set_exception(BrokenProcessPool("a child process terminated abruptly"))
+        else:
+            future.set_result(fn(*args))
+        return future
+
+
+def _square(task: int) -> int:
+    return task * task
+
+
+def test_tasks_of_a_broken_pool_are_done_again_one_by_one() -> None:
+    left = [1]
+    crew = Crew(partial(Breaking, 3, left))
+    assert [result for _, result in InOrder(crew, _square, iter(range(8)))] == [n * n for n in range(8)]
+    assert left == [0]
+    with pytest.raises(InputError, match="the process that had 3 was ended twice"):
+        list(InOrder(Crew(partial(Breaking, 3, [2])), _square, iter(range(8))))
+    with pytest.raises(InputError, match="the process that had 3 was ended while it worked"):
+        list(InOrder(Crew(Breaking(3, [1])), _square, iter(range(8))))
+
+
+def test_no_more_tasks_are_under_way_than_twice_the_workers() -> None:
+    sent = []
+
+    def tasks() -> Iterator[int]:
+        for number in range(1000):
+            sent.append(number)
+            yield number
+
+    results = iter(InOrder(Crew(Inline()), _square, tasks()))
+    assert next(results) == (0, 0)
+    assert len(sent) == 4
+
+
+def test_the_model_goes_to_workers_once_and_no_prediction_comes_back() -> None:
+    with ThreadPoolExecutor(1) as pool:
+        judged = subject(pool)
+        sums(judged)
+        parcel = judged.evaluations["parcel"]
+        sums(judged, 4)
+        assert judged.evaluations["parcel"] is parcel
+        assert isinstance(parcel, _shards.Parcel)
+        path = Path(parcel.content)
+        assert path.exists(), "a file for workers of this machine"
+    judged.evaluations.clear()
+    del parcel
+    gc.collect()
+    assert not path.exists()
+    inline = Inline()
+    sums(subject(inline, shard=8, count=120))
+    assert max(inline.sizes) - min(inline.sizes) < 2000
+
+
+def test_a_model_that_cannot_be_sent_is_told_by_what_to_do() -> None:
+    class Local(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return teacher()(x)
+
+    large = LargeData.of(Pictures(100), workers=Inline(), few=20)
+    judged = Subject(Local(), teacher=teacher(), images=large.few, evaluation=large)
+    with pytest.raises(InputError, match=r"cannot be sent to other processes.*without lambda functions"):
+        measure_calibration_temperature(judged)
+
+
+def test_a_pool_that_forks_is_refused() -> None:
+    with (
+        ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("fork")) as pool,
+        pytest.raises(InputError, match="the executor forks its processes"),
+    ):
+        measure_calibration_temperature(subject(pool))
+
+
+def test_a_full_disk_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: Path, data: bytes) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(_shards.Path, "write_bytes", full)
+    with ThreadPoolExecutor(1) as pool, pytest.raises(InputError, match=r"No space left on device.*TMPDIR"):
+        measure_calibration_temperature(subject(pool))
+
+
+def test_what_was_judged_before_an_interrupt_is_still_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A claim that is asked again goes on behind the last look; no shard is judged twice."""
+    judged = subject(pictures=(pictures := Pictures(200)))
+    looks = _shards_of(judged, 3, judged.large).looks()  # type: ignore[arg-type]
+    first = next(looks)
+    next(looks)
+    looks.close()
+
+    def gone(self: Pictures, place: int) -> Any:
+        raise AssertionError("it is read again")
+
+    monkeypatch.setattr(type(pictures), "__getitem__", gone)
+    again = _shards_of(judged, 3, judged.large).looks()  # type: ignore[arg-type]
+    assert next(again) is first
+
+
+@contextmanager
+def inside(folder: Path) -> Iterator[None]:
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(before)
+
+
+NET = """
+import torch
+from torch.utils.data import Dataset
+from pytest_bnn import convert
+from tests.integration.test_large_data import Pictures, teacher
+
+def bayesian():
+    return convert(teacher(), moped_delta=0.1)
+
+def data():
+    return Pictures(60).images
+
+def held_out():
+    return Pictures(3000, bad=(5, 6))
+"""
+
+
+def test_the_command_line_and_python_judge_large_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "big_net.py").write_text(NET)
+    parts = {"model": "bayesian", "teacher": "teacher", "data": "data", "evaluation": "held_out"}
+    options = ["audit", "--checks", "calibration.temperature,scores.against_teacher"]
+    options += [f"--{part}=big_net:{name}" for part, name in parts.items()]
+    with inside(tmp_path):
+        code = cli.main([*options, "--evaluation-images", "2000", "--shard-size", "500", "--unreadable", "0.01",
+                         "--samples", "8"])  # fmt: skip
+        assert code in (0, 1)
+        run = AuditRun.from_json(Path("audit.json").read_text(encoding="utf-8"))
+        for evidence in run.checks:
+            assert evidence["examples"] <= 2000, evidence.explain()  # type: ignore[operator]
+            assert any(note.startswith("judged on") and "of 2000 examples" in note for note in evidence.notes)
+        capsys.readouterr()
+        for wrong, words in (
+            (["--shard-size", "5"], "--shard-size without --evaluation-images"),
+            (["--evaluation-images", "some"], "'some' is not a whole number from 1, or all"),
+            (["--jobs", "2"], "--jobs without --checkpoints or --evaluation-images"),
+        ):
+            with suppress(SystemExit):
+                assert cli.main([*options, *wrong]) == 4
+            assert words in capsys.readouterr().err
+    found = audit_model(
+        convert(teacher(), moped_delta=0.1), teacher=teacher(), data=Pictures(60).images, evaluation=Pictures(2500),
+        checks=["calibration.temperature"], max_evaluation="all", shard_size=1000, executor=Inline(),
+        options={"calibration.temperature": {"max_passes": 8}},
+    )  # fmt: skip
+    assert "of 2500 examples" in found.checks[0].notes[-1]
+    with pytest.raises(InputError, match="max_evaluation without evaluation"):
+        audit_model(convert(teacher()), data=Pictures(60).images, max_evaluation="all")
+
+
+def test_too_many_unreadable_examples_are_one_error_in_the_evidence() -> None:
+    run = audit_model(
+        convert(teacher(), moped_delta=0.1), teacher=teacher(), data=Pictures(60).images,
+        evaluation=LargeData.of(Pictures(400, bad=tuple(range(100, 120))), few=5, shard_size=64),
+        checks=["calibration.temperature"],
+    )  # fmt: skip
+    assert run.checks[0].verdict is Verdict.ERROR
+    assert "cannot be read, more than 0.001 of 400" in run.checks[0].headline
+    assert "--unreadable" in run.checks[0].remedy
+
+
+@pytest.mark.filterwarnings("ignore")  # Ray Data's own
+@pytest.mark.nightly("a Ray cluster starts")
+def test_a_data_set_of_ray_data_is_read_by_shards() -> None:
+    ray = pytest.importorskip("ray", reason="runs where the extra pytest-bnn[ray] is installed")
+    ray_data = pytest.importorskip(
+        "ray.data", reason="runs where pandas and pyarrow are installed", exc_type=ImportError
+    )
+    pictures = Pictures(300)
+    rows = [
+        {"image": image.numpy(), "label": int(label), "__key__": f"{number}.jpg"}
+        for number, (image, label) in enumerate(zip(pictures.images, pictures.labels, strict=True))
+    ]
+    rows[7]["image"] = rows[7]["image"] * float("nan")
+    ray.init(num_cpus=2, include_dashboard=False, _node_ip_address="127.0.0.1", log_to_driver=False)
+    try:
+        held_out = ray_data.from_items(rows, override_num_blocks=6)
+        large = LargeData.of(held_out, shard_size=64, few=20, unreadable=0.1)
+        judged = Subject(teacher(), images=large.few, evaluation=large)
+        last = list(_shards_of(judged, 3, large).looks())[-1]
+        evidence = measure_calibration_temperature(judged)
+    finally:
+        ray.shutdown()
+    assert (last.tried, len(last.tally)) == (300, 299)
+    assert "NaN" in last.unreadable[0].why
+    assert any("blocks in random order" in note for note in evidence.notes)
