@@ -143,7 +143,7 @@ def audit_model(
         executor=executor,
     )
     try:
-        with side_by_side(0 if isinstance(executor, Executor) else len(steps)):  # its threads are lost in a fork
+        with side_by_side(_parts(subject, steps)):
             evidence = run_steps(subject, steps, progress)
             with limited():
                 description = describe(subject, training, evidence, origin)
@@ -311,12 +311,18 @@ def run_steps(subject: Subject, steps: Iterable[Step], progress: Progress | None
     tasks = [task(number, step) for number, step in enumerate(steps)]
 
     try:
-        with watching(progress), held_back(), side_by_side(len(steps)):
+        with watching(progress), held_back(), side_by_side(_parts(subject, steps)):
             each(tasks, first_here=_drawing(steps), begin=begin_step, take=take)
     finally:
         for number in sorted(found):
             record(found[number])
     return explain([found[number] for number in range(len(steps))])
+
+
+def _parts(subject: Subject, steps: Sequence[Step]) -> int:
+    """Return into how many parts an audit may be shared: the threads of an executor would be lost in a fork."""
+    by_executor = subject.large is not None and isinstance(subject.large.workers, Executor)
+    return 1 if by_executor else len(steps)
 
 
 def _drawing(steps: Sequence[Step]) -> list[int]:
