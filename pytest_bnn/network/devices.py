@@ -79,12 +79,6 @@ def has_float64(device: torch.device) -> bool:
     return device.type != "mps"
 
 
-def exact(tensor: Tensor) -> Tensor:
-    """Return a tensor detached and in float64: on its device, or on the CPU where that has no float64."""
-    tensor = tensor.detach()
-    return (tensor if has_float64(tensor.device) else tensor.cpu()).double()
-
-
 def is_on(network: nn.Module, device: torch.device) -> bool:
     """Return whether all of a network is on a device."""
     return all(tensor.device == device for tensor in (*network.parameters(), *network.buffers()))

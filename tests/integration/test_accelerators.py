@@ -80,7 +80,10 @@ def verdicts(run: AuditRun) -> dict[str, tuple[str, str]]:
 FEW = ["layers.replaced", "noise.varies", "mean.equals_teacher", "kl.loss"]
 
 
-@pytest.mark.parametrize("kind", ["cuda", "mps"])
+@pytest.mark.parametrize(
+    "kind",
+    [pytest.param("cuda", marks=pytest.mark.nightly("the other device refuses all that it does, and more")), "mps"],
+)
 def test_verdicts_are_those_of_the_cpu(kind: str) -> None:
     """On a device that refuses tensors of the CPU, and on one without float64."""
     wanted = audit("cpu", checks=FEW)
