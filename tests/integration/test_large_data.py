@@ -371,5 +371,5 @@ def test_sums_that_may_not_be_written_to_are_read(recwarn: pytest.WarningsRecord
             return future
 
     evidence = measure_calibration_temperature(subject(Frozen(), shard=100), max_passes=8)
-    assert evidence["examples"] == 100
+    assert evidence["examples"] == 200
     assert not [warning for warning in recwarn if "not writable" in str(warning.message)]
