@@ -24,6 +24,7 @@ class SummedSide:
     """`Side` of sums: what one network says of ``count`` labelled examples.
 
     Likelihoods are known at some members of a family. In between, members are rejected by an upper bound of theirs.
+    Arrays are copied: those that come from Ray's store may not be written to.
     """
 
     def __init__(self, sums: SideSums, occurred: Tensor) -> None:
@@ -53,8 +54,8 @@ class SummedSide:
     def temperature(self) -> Family:
         logs = Convex(
             points=temperature_points(),
-            values=torch.from_numpy(self.sums.logs),
-            slopes=torch.from_numpy(self.sums.log_slopes),
+            values=torch.tensor(self.sums.logs),
+            slopes=torch.tensor(self.sums.log_slopes),
         )
         own = self.sums.own
 
@@ -73,7 +74,7 @@ class SummedSide:
 
     @property
     def classes(self) -> list[int]:
-        seen = (torch.from_numpy(self.sums.largest) > math.log(LEAST)) | (self._occurred > 0)
+        seen = (torch.tensor(self.sums.largest) > math.log(LEAST)) | (self._occurred > 0)
         found: list[int] = seen.nonzero().flatten().tolist()
         return found
 
@@ -83,7 +84,7 @@ class SummedSide:
 
     def brier_at(self, temperature: float) -> float:
         """Return the mean Brier score at a temperature, by a line between the two nearest ones that were summed."""
-        members, sums = -temperature_points()[1:].log(), torch.from_numpy(self.sums.briers)[1:]
+        members, sums = -temperature_points()[1:].log(), torch.tensor(self.sums.briers)[1:]
         members, sums = members.flip(0), sums.flip(0)
         at = min(max(math.log(temperature), float(members[0])), float(members[-1]))
         left = min(int(torch.searchsorted(members, at, right=True)) - 1, len(members) - 2)
@@ -99,8 +100,8 @@ class SummedSide:
     def odds(self, number: int) -> Family:
         sums = Convex(
             points=odds_points(),
-            values=torch.from_numpy(self.sums.unlikely[number]),
-            slopes=torch.from_numpy(self.sums.odds_slopes[number]),
+            values=torch.tensor(self.sums.unlikely[number]),
+            slopes=torch.tensor(self.sums.odds_slopes[number]),
         )
         count, own = self.occurred(number), float(self.sums.logits[number])
 
@@ -117,7 +118,7 @@ class SummedSide:
         """How its answers meet the labels."""
         return Answers(
             occurred=self._occurred,
-            said=torch.from_numpy(self.sums.said),
+            said=torch.tensor(self.sums.said),
             right=self.sums.right,
             ordered=self._ordered,
         )
@@ -125,7 +126,7 @@ class SummedSide:
     @property
     def _ordered(self) -> float | None:
         """The chance that one of the second of two classes comes after one of the first; in one bin none does."""
-        first, second = torch.from_numpy(self.sums.ordered).double()
+        first, second = torch.tensor(self.sums.ordered).double()
         if not len(first) or not float(first.sum() * second.sum()):
             return None
         below = first.cumsum(0) - first
@@ -157,12 +158,12 @@ class Summed:
 
     @cached_property
     def own(self) -> SummedSide:
-        return SummedSide(self.tally.own, torch.from_numpy(self.tally.occurred))
+        return SummedSide(self.tally.own, torch.tensor(self.tally.occurred))
 
     @cached_property
     def its(self) -> SummedSide | None:
         its = self.tally.its
-        return None if its is None else SummedSide(its, torch.from_numpy(self.tally.occurred))
+        return None if its is None else SummedSide(its, torch.tensor(self.tally.occurred))
 
     @property
     def scores(self) -> Scores | None:

@@ -357,3 +357,19 @@ def test_a_data_set_of_ray_data_is_read_by_shards() -> None:
     assert (last.tried, len(last.tally)) == (300, 299)
     assert "NaN" in last.unreadable[0].why
     assert any("blocks in random order" in note for note in evidence.notes)
+
+
+def test_sums_that_may_not_be_written_to_are_read(recwarn: pytest.WarningsRecorder) -> None:
+    """Ray's object store gives such arrays."""
+
+    class Frozen(Inline):
+        def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+            future = super().submit(fn, *args, **kwargs)
+            tally = future.result().tally
+            for array in (tally.occurred, tally.own.logs, tally.own.largest, tally.own.unlikely):
+                array.flags.writeable = False
+            return future
+
+    evidence = measure_calibration_temperature(subject(Frozen(), shard=100), max_passes=8)
+    assert evidence["examples"] == 200
+    assert not [warning for warning in recwarn if "not writable" in str(warning.message)]
