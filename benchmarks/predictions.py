@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from pytest_bnn import checks
-from pytest_bnn.checks.scores.against_teacher import brier, ranges_of
+from pytest_bnn.checks._sides import brier, ranges_of
 from pytest_bnn.records.evidence import Evidence, Verdict
 from pytest_bnn.stats.intervals import hoeffding_radius, pairs_bounds
 from pytest_bnn.stats.likelihoods import Family, odds, scale, temperature

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -282,7 +283,7 @@ def test_one_place_of_each_example_of_dense_outputs() -> None:
     labels = following(maps.movedim(1, -1).reshape(-1, 3)).reshape(900, 2, 2)
     for factor, verdict in ((1.0, Verdict.PASS), (5.0, Verdict.FAIL)):
         large = LargeData.of((maps, labels), shard_size=300)
-        judged = Subject(Says(lambda x, f=factor: f * x), images=maps[:50], evaluation=large, task="dense")
+        judged = Subject(Says(partial(torch.mul, factor)), images=maps[:50], evaluation=large, task="dense")
         evidence = measure_calibration_temperature(judged)
         assert evidence.verdict is verdict, evidence.explain()
 

@@ -23,6 +23,7 @@ from pytest_bnn.checks import (
     measure_loss_data,
     measure_memory_separate,
 )
+from pytest_bnn.checks._gradients import Gradients
 from pytest_bnn.checks._objective import Evaluation
 from pytest_bnn.checks.gradient._identity import Row, beyond_rounding
 from pytest_bnn.errors import InputError
@@ -446,7 +447,7 @@ def test_terms_that_cancel_are_rounded_at_their_own_size() -> None:
     exact = torch.ones_like(tensor.mu, dtype=torch.float64)
 
     def found(gradient: Tensor) -> Evaluation:
-        return Evaluation(gradients={key_of(tensor): (gradient, gradient)})
+        return Evaluation(gradients=Gradients({key_of(tensor): (gradient, gradient)}))
 
     def row(off: float) -> Row:
         return Row(tensor, off, 1e-5, 1.0, 1.0, lost=False, missing=False, of="mu", size=float(exact.norm()))

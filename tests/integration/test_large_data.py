@@ -221,7 +221,8 @@ def test_the_model_goes_to_workers_once_and_no_prediction_comes_back() -> None:
 def test_a_model_that_cannot_be_sent_is_told_by_what_to_do() -> None:
     class Local(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
-            return teacher()(x)
+            answers: Tensor = teacher()(x)
+            return answers
 
     large = LargeData.of(Pictures(100), workers=Inline(), few=20)
     judged = Subject(Local(), teacher=teacher(), images=large.few, evaluation=large)
@@ -241,7 +242,7 @@ def test_a_full_disk_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     def full(self: Path, data: bytes) -> int:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(_shards.Path, "write_bytes", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
     with ThreadPoolExecutor(1) as pool, pytest.raises(InputError, match=r"No space left on device.*TMPDIR"):
         measure_calibration_temperature(subject(pool))
 
@@ -252,7 +253,7 @@ def test_what_was_judged_before_an_interrupt_is_still_there(monkeypatch: pytest.
     looks = _shards_of(judged, 3, judged.large).looks()  # type: ignore[arg-type]
     first = next(looks)
     next(looks)
-    looks.close()
+    looks.close()  # type: ignore[attr-defined]
 
     def gone(self: Pictures, place: int) -> Any:
         raise AssertionError("it is read again")
