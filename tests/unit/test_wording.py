@@ -82,9 +82,9 @@ def networks() -> dict[str, nn.Module]:
         teacher = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 3)).eval()
     made = {name: convert(teacher) for name in ("sound", "broken", "forgotten", "silent", "shared")}
     made["broken"].get_parameter("0.rho_weight").data[0, 0] = math.nan
-    made["forgotten"][2] = teacher[2]
+    made["forgotten"][2] = teacher[2]  # type: ignore[operator]
     made["silent"].get_parameter("0.rho_weight").data.fill_(-40)
-    made["shared"][2].prior_weight_mu = made["shared"][2].mu_weight.data  # type: ignore[operator,index]
+    made["shared"][2].prior_weight_mu = made["shared"][2].mu_weight.data  # type: ignore[index]
     return {"teacher": teacher, **made}
 
 

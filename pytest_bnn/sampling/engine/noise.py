@@ -73,7 +73,10 @@ class Noise(Protocol):
     """A source of noise. Numbers depend on the seed, ``stream``, ``index`` and the place alone."""
 
     name: str
-    step: int | None
+
+    @property
+    def step(self) -> int | None:
+        """What ``place`` must be a multiple of; None where it must be 0."""
 
     def draw(
         self,
@@ -108,7 +111,7 @@ class PhiloxNoise:
     """
 
     name = "Philox4x32-10, compiled"
-    step = 4 * BLOCK
+    step: int | None = 4 * BLOCK
 
     def __init__(self, seed: int) -> None:
         import numba
@@ -162,7 +165,7 @@ class TorchNoise:
     """torch's generator, seeded for each pass and stream: slower, for machines without numba."""
 
     name = "torch's generator"
-    step = None
+    step: int | None = None
 
     def __init__(self, seed: int) -> None:
         self._seed = seed

@@ -20,6 +20,10 @@ from pytest_bnn.sampling.engine.taps import Taps, used_taps
 #: Weights of a layer beyond which its outputs are computed in parts: four bytes each, twice in each thread.
 PART = 1 << 19
 
+#: Weights of a tensor beyond which its mean stays where it is, in the model's layout: reading it from there takes a few
+#: percent of a pass, and few networks have many such tensors.
+STAYS = 1 << 21
+
 #: Output channels of a part are a multiple of it, which the machine's vectors are long.
 _ROWS = 32
 
@@ -64,7 +68,7 @@ class Drawn:
 
     @property
     def mean(self) -> Tensor | Strided | None:
-        """Mu, scaled and shifted; None for a perturbation. Mu itself where it lies, wherever that can be."""
+        """Mu, scaled and shifted; None for a perturbation. Of a large tensor it stays where mu lies."""
         return self._mean
 
     def lay_out(self, spread: Tensor) -> None:
@@ -76,9 +80,10 @@ class Drawn:
         if self.scale is None and self.shift is None and mu.is_contiguous(memory_format=self.memory_format):
             self._mean = mu
             return
-        as_pixels = self.memory_format is torch.channels_last
-        strided = Strided.of(mu, self.scale, channels_last=as_pixels) if self.shift is None and mu.ndim > 1 else None
-        self._mean = strided or self.folded(self.tensor.mu)
+        if self.size > STAYS and self.shift is None and mu.ndim > 1:
+            self._mean = Strided.of(mu, self.scale, channels_last=self.memory_format is torch.channels_last)
+        if self._mean is None:
+            self._mean = self.folded(self.tensor.mu)
 
     def rows(self, rows: slice) -> tuple[Tensor | Strided | None, Tensor]:
         """Return mean and spread of some rows."""
