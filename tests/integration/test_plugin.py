@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import jsonschema
 import pytest
@@ -18,7 +15,8 @@ import pytest
 from pytest_bnn.checks import registry
 from pytest_bnn.options import OPTIONS, Option
 from pytest_bnn.records.run import json_schema
-from tests.integration import warm
+from tests.integration import sessions
+from tests.integration.sessions import Session
 
 CONFTEST = '''
 import pytest
@@ -226,31 +224,10 @@ def test_fine_tuned(resnet18_bnn_finetuned, resnet18_bnn, resnet18_teacher):
 """
 
 
-@dataclass(frozen=True)
-class Session:
-    """What a session of pytest in a user's project left behind."""
-
-    code: int
-    text: str
-    folder: Path
-
-    @property
-    def audit(self) -> Any:
-        return json.loads((self.folder / "out/audit.json").read_text(encoding="utf-8"))
-
-    @property
-    def checks(self) -> list[tuple[str, str, str]]:
-        return [(check["subject"], check["id"], check["verdict"]) for check in self.audit["checks"]]
-
-
 def session(folder: Path, files: Mapping[str, str], *arguments: str) -> Session:
     """Run pytest in a process of its own, warnings being errors."""
-    arguments = ("-W", "error::pytest.PytestWarning", "-p", "no:cacheprovider", "--strict-markers", *arguments)
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, text in files.items():
-        (folder / name).write_text(text, encoding="utf-8")
-    done = warm.python("-m", "pytest", *arguments, cwd=folder, env={**os.environ, "COLUMNS": "200"})
-    return Session(done.returncode, done.stdout + done.stderr, folder)
+    options = ("-W", "error::pytest.PytestWarning", "-p", "no:cacheprovider", "--strict-markers", *arguments)
+    return sessions.run(folder, files, *options)
 
 
 @pytest.fixture(scope="module")

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shlex
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pytest_bnn.checks import registry
-from tests.integration import warm
+from tests.integration import sessions, warm
+from tests.integration.sessions import Session
 
 #: A check as the plugin sees it, without a network.
 CLAIMS = """
@@ -231,41 +230,16 @@ FAILED = [
 ]  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Session:
-    """What a session of pytest left behind."""
-
-    code: int
-    text: str
-    folder: Path
-
-    @property
-    def audit(self) -> Any:
-        return json.loads((self.folder / "out/audit.json").read_text(encoding="utf-8"))
-
-    @property
-    def outcomes(self) -> dict[str, tuple[str, str]]:
-        return {one["test"]: (one["outcome"], one["reason"]) for one in self.audit["session"]["tests"]}
-
-
 def session(
     folder: Path, files: Mapping[str, str], *arguments: str, environment: Mapping[str, str] | None = None
 ) -> Session:
-    for name, text in {"claims.py": CLAIMS, **files}.items():
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-    environment = {**os.environ, "COLUMNS": "200", **(environment or {})}
-    done = warm.python(
-        "-m", "pytest", "-p", "no:cacheprovider", "--bnn-report=out/audit.html", *arguments, cwd=folder, env=environment
-    )
-    return Session(done.returncode, done.stdout + done.stderr, folder)
+    options = ("-p", "no:cacheprovider", "--bnn-report=out/audit.html", *arguments)
+    return sessions.run(folder, {"claims.py": CLAIMS, **files}, *options, environment=environment)
 
 
 def here(pytester: pytest.Pytester, files: Mapping[str, str], *arguments: str) -> Session:
     """Run a session in this process, which has imported what takes its time."""
-    for name, text in {"claims.py": CLAIMS, **files}.items():
-        (pytester.path / name).write_text(text, encoding="utf-8")
+    sessions.write(pytester.path, {"claims.py": CLAIMS, **files})
     with registry.kept():
         found = pytester.runpytest_inprocess(
             "-p", "no:cacheprovider", "--bnn-report=out/audit.html", *arguments, no_reraise_ctrlc=True

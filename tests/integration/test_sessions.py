@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.test_plugin import Session, session
+from tests.integration.sessions import Session
+from tests.integration.test_plugin import session
 
 TESTS = """
 import net

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import re
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import jsonschema
 import pytest
@@ -26,7 +24,8 @@ from pytest_bnn.items import wording
 from pytest_bnn.records.charts import PredictionSummary
 from pytest_bnn.records.recorder import Recorder, recording
 from pytest_bnn.records.run import SubjectRecord, json_schema
-from tests.integration import warm
+from tests.integration import sessions, warm
+from tests.integration.sessions import Session
 
 SMALL = """
 import pathlib
@@ -93,38 +92,10 @@ checks."layers.replaced".severity = "error"
 FAST = "layers or tensors or start or present"
 
 
-@dataclass(frozen=True)
-class Session:
-    """What a session of pytest in a user's folder said and left."""
-
-    code: int
-    text: str
-    folder: Path
-
-    @property
-    def audit(self) -> Any:
-        return json.loads((self.folder / "audit.json").read_text(encoding="utf-8"))
-
-    @property
-    def made(self) -> int:
-        calls = self.folder / "calls.txt"
-        return len(calls.read_text(encoding="utf-8").splitlines()) if calls.exists() else 0
-
-    def outcomes(self, subject: str) -> dict[str, str]:
-        """The outcome of each item, of a verbose session."""
-        return dict(re.findall(rf"^(?:\[gw\d\].*?(?=PASSED|FAILED|SKIPPED|ERROR))?{re.escape(subject)}::(\S+) ([A-Z]+)",
-                               self.text, re.M))  # fmt: skip
-
-
 def session(folder: Path, *arguments: str, files: Mapping[str, str] | None = None) -> Session:
-    """Run pytest in a process of its own."""
-    for name, text in {"small.py": SMALL, **(files or {})}.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(text, encoding="utf-8")
-    command = "import sys, pytest; sys.path.remove(''); sys.exit(pytest.main())"  # as `pytest` is, not `python -m`
+    """Run pytest on a small network, warnings being errors."""
     options = ("-W", "error::pytest.PytestWarning", "--strict-markers", *arguments)
-    done = warm.python("-c", command, *options, cwd=folder, env={**os.environ, "COLUMNS": "200"})
-    return Session(done.returncode, done.stdout + done.stderr, folder)
+    return sessions.run(folder, {"small.py": SMALL, **(files or {})}, *options, report="audit.json", command=True)
 
 
 def test_a_network_that_is_only_named(tmp_path: Path) -> None:
@@ -134,7 +105,7 @@ def test_a_network_that_is_only_named(tmp_path: Path) -> None:
         "--bnn-report=audit.html", "-k", f"{FAST} or varies or kl.loss",
     )  # fmt: skip
     assert found.code == pytest.ExitCode.TESTS_FAILED, found.text
-    outcomes = found.outcomes("small:half")
+    outcomes = found.items("small:half")
     assert outcomes == {
         "layers.replaced": "FAILED", "teacher.tensors": "PASSED", "posterior.start": "PASSED",
         "kl.present": "PASSED", "noise.varies": "PASSED", "kl.loss": "SKIPPED",
@@ -225,8 +196,8 @@ def test_all_of_none_is_a_mistake(tmp_path: Path) -> None:
 def test_tables_have_options_of_their_own(tmp_path: Path) -> None:
     """A subject's table goes before the project's, and the command line before both; a warning is a passed item."""
     found = session(tmp_path, "pyproject.toml", "-k", "layers", "-v", files={"pyproject.toml": TABLES})
-    assert found.outcomes("pyproject.toml::half") == {"layers.replaced": "FAILED"}, found.text
-    assert found.outcomes("pyproject.toml::small") == {"layers.replaced": "PASSED"}
+    assert found.items("pyproject.toml::half") == {"layers.replaced": "FAILED"}, found.text
+    assert found.items("pyproject.toml::small") == {"layers.replaced": "PASSED"}
     assert '= "REASON" } in its table.\n' in found.text
     lenient = session(tmp_path, "pyproject.toml::half", "-k", "layers", "--bnn-set=layers.replaced.severity=warn")
     assert lenient.code == 0, lenient.text
@@ -244,7 +215,7 @@ def test_a_failed_check_is_run_again_by_last_failed(tmp_path: Path) -> None:
     assert [check["id"] for check in first.audit["checks"]] == ["layers.replaced"]
     assert [subject["name"] for subject in first.audit["subjects"]] == ["small:half"]
     again = session(tmp_path, "small:half", "--bnn-teacher=small:teacher", "--lf", "-v", "-m", "bnn")
-    assert again.outcomes("small:half") == {"layers.replaced": "FAILED"}
+    assert again.items("small:half") == {"layers.replaced": "FAILED"}
 
 
 def test_a_preset_leaves_out_items(tmp_path: Path) -> None:
@@ -253,13 +224,13 @@ def test_a_preset_leaves_out_items(tmp_path: Path) -> None:
     found = session(tmp_path, "pyproject.toml", "pyproject.toml::small::noise.fresh", "--bnn-preset=smoke", "-v", "-k",
                     f"{FAST} or rows or fresh", "--bnn-report=audit.html",
                     files={"pyproject.toml": table})  # fmt: skip
-    assert "predictions.rows" in found.outcomes("pyproject.toml::half"), found.text
-    assert {"noise.fresh", "predictions.rows"}.isdisjoint(found.outcomes("pyproject.toml::small"))
+    assert "predictions.rows" in found.items("pyproject.toml::half"), found.text
+    assert {"noise.fresh", "predictions.rows"}.isdisjoint(found.items("pyproject.toml::small"))
     assert "not the whole audit: the preset smoke judges" in found.text
     (words,) = (cut for cut in found.audit["cut"] if cut.startswith("the preset smoke judges"))
     assert words.endswith("(pyproject.toml::small, pyproject.toml::half)")
     alone = session(tmp_path, "pyproject.toml::small::noise.fresh", "--bnn-preset=smoke", "-v")
-    assert alone.outcomes("pyproject.toml::small") == {"noise.fresh": "PASSED"}, alone.text
+    assert alone.items("pyproject.toml::small") == {"noise.fresh": "PASSED"}, alone.text
     assert "not the whole audit" not in alone.text
 
 
@@ -338,7 +309,7 @@ checkpoints = ["?.pt"]
     files = {"pyproject.toml": table, "a.pt": "", "b.pt": "", "c.pt": "", "conftest.py": save}
     found = session(tmp_path, "pyproject.toml::net", "-k", "mean", "-v", "--bnn-report=audit.html", files=files)
     for name, outcome in (("a", "PASSED"), ("b", "FAILED"), ("c", "ERROR")):
-        assert found.outcomes(f"pyproject.toml::net@{name}.pt") == {"mean.equals_teacher": outcome}, found.text
+        assert found.items(f"pyproject.toml::net@{name}.pt") == {"mean.equals_teacher": outcome}, found.text
     assert "it lacks 0.rho_weight" in found.text
     assert [subject["name"] for subject in found.audit["subjects"]] == ["net@a.pt", "net@b.pt"]
 
