@@ -22,7 +22,7 @@ PART = 1 << 19
 
 #: Weights of a tensor beyond which its mean stays where it is, in the model's layout: reading it from there takes a few
 #: percent of a pass, and few networks have many such tensors.
-STAYS = 1 << 21
+STAYS = 1 << 20
 
 #: Output channels of a part are a multiple of it, which the machine's vectors are long.
 _ROWS = 32
