@@ -219,7 +219,7 @@ def test_a_gradient_of_0_that_the_network_explains_is_no_fault() -> None:
 
     found = measure_loss_data(model, teacher=network, loss=with_kl(term), **given())
     assert found.verdict is Verdict.PASS, found.explain()
-    assert "no data come to `unused`" in found.explain()
+    assert "No data come to `unused`" in found.explain()
 
 
 def test_blank_inputs_say_nothing() -> None:

@@ -749,7 +749,7 @@ class WithOwnSum(nn.Module):
 def test_a_models_own_sum_is_what_is_judged() -> None:
     found = measure_kl_present(WithOwnSum())
     assert found.verdict is Verdict.PASS, found.explain()
-    assert "the model's own kl_loss() was judged" in found.explain()
+    assert "The model's own kl_loss() was judged" in found.explain()
     assert measure_kl_present(WithOwnSum(0.5)).verdict is Verdict.FAIL
 
 
