@@ -214,15 +214,6 @@ class Subject(Examples):
         """This subject, under (), and those on other examples that were asked for so far, by which these are."""
         return {(): self, **self._beside}
 
-    def example_set(self, which: tuple[object, ...]) -> Subject:
-        """Return the subject on its own or on other examples, as `example_sets` calls them."""
-        if which == ("evaluation",):
-            return self.evaluated
-        if which and which not in self._beside:
-            name = str(which[1])
-            return self.outside[name] if which[0] == "ood" else self.shifted[name][int(str(which[2]))]
-        return self._beside[which] if which else self
-
     @property
     def stage(self) -> Stage:
         """What the model is: as told, or found by `libraries.alignment.standing_of`."""

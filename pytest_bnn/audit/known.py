@@ -47,6 +47,19 @@ def learn(subject: Subject, known: Known) -> None:
     if known.drawn:
         subject.bank.count_drawn(known.drawn)
     for place, found in known.found.items():
-        one = subject.example_set(place)
+        one = _at(subject, place)
         for name, value in found.items():
             one.evaluations.setdefault(name, value)
+
+
+def _at(subject: Subject, place: Place) -> Subject:
+    """Return the subject on its own examples or on others, which are taken where nobody has asked for them yet."""
+    if place not in subject.example_sets:
+        match place[0]:
+            case "ood":
+                subject.outside  # noqa: B018  asking makes them
+            case "shift":
+                subject.shifted  # noqa: B018
+            case _:
+                subject.evaluated  # noqa: B018
+    return subject.example_sets[place]

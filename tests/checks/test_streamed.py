@@ -350,7 +350,7 @@ def test_a_folder_of_images_with_a_file_that_is_none(tmp_path: Any) -> None:
 
 def test_what_memory_holds_is_said_where_it_is_all_that_is_judged() -> None:
     evidence = measure_uncertainty_errors(subject_on(data(2000), few=300))
-    assert "judged on 300 of 2000 examples, those that memory holds" in evidence.notes
+    assert "Judged on 300 of 2000 examples, those that memory holds." in evidence.notes
 
 
 @pytest.mark.nightly("a hundred data sets, each with a dozen looks")

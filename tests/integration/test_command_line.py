@@ -344,7 +344,7 @@ def test_failed_claim(run: Run) -> None:
     """Exit code 1, and the terminal explains."""
     said = run("audit", "--model", "own_net:partly", "--teacher", "own_net:teacher", "--checks", "layers.replaced")
     assert said.code == exits.FAILED
-    for words in ("0 (Conv2d): is still nn.Conv2d", "fix:", "verdict: fail"):
+    for words in ("0 (Conv2d): It is still nn.Conv2d", "fix:", "verdict: fail"):
         assert words in said.out
     assert read()["verdict"] == "fail"
 

@@ -227,8 +227,8 @@ def test_every_setting_is_documented(option: object) -> None:
 
     assert isinstance(option, Option)
     configuration = row("configuration", f"`--{option.name}`")
-    for word in (f"--bnn-{option.name}", f"bnn_{option.key}", option.environment, str(option.default)):
-        assert f"`{word}`" in configuration
+    for word in (f"--bnn-{option.name}", f"bnn_{option.key}", option.environment, str(option.default) or "none"):
+        assert f"`{word}`" in configuration or f"| {word} |" in configuration
     (audit,) = re.findall(rf"^\| `--{option.name}[ `].*$", page("command-line"), re.M)
     assert str(option.default) in audit.split("|")[-2]
     assert f"--bnn-{option.name}" in page("command-line")

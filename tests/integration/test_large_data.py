@@ -302,12 +302,12 @@ def test_the_command_line_and_python_judge_large_data(tmp_path: Path, capsys: py
         run = AuditRun.from_json(Path("audit.json").read_text(encoding="utf-8"))
         for evidence in run.checks:
             assert evidence["examples"] <= 2000, evidence.explain()  # type: ignore[operator]
-            assert any(note.startswith("judged on") and "of 2000 examples" in note for note in evidence.notes)
+            assert any(note.startswith("Judged on") and "of 2000 examples" in note for note in evidence.notes)
         capsys.readouterr()
         for wrong, words in (
             (["--shard-size", "5"], "--shard-size without --evaluation-images"),
             (["--evaluation-images", "some"], "'some' is not a whole number from 1, or all"),
-            (["--jobs", "2"], "--jobs without --checkpoints or --evaluation-images"),
+            (["--engine", "ray"], "--engine without --checkpoints or --evaluation-images"),
         ):
             with suppress(SystemExit):
                 assert cli.main([*options, *wrong]) == 4

@@ -82,7 +82,7 @@ def test_the_command_spells_every_setting(prefix: str, tmp_path: Path, monkeypat
     values = {
         "weights": "a b.pt", "type": "Flipout", "delta": "0.3", "samples": "64", "seed": "random",
         "min_agreement": "0.7", "spread": "", "alpha": "1e-5", "beta": "0.01", "population": "yes",
-        "inconclusive": "warn", "threads": "2", "sampler": "own", "device": "cpu",
+        "inconclusive": "warn", "threads": "2", "jobs": "3", "sampler": "own", "device": "cpu",
         "preset": "smoke",
     }  # fmt: skip
     assert set(values) == {option.key for option in OPTIONS}

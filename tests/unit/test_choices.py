@@ -326,7 +326,7 @@ def test_severity(severity: str) -> None:
                 pytest_bnn.assert_layers_replaced(network)
         else:
             pytest_bnn.assert_layers_replaced(network)
-            assert f"the severity of layers.replaced is {severity}" in found.explain()
+            assert f"severity of layers.replaced is {severity}" in found.explain()
 
 
 def test_the_settings_reach_a_plain_assert() -> None:
