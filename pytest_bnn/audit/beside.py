@@ -97,7 +97,9 @@ def elsewhere(do: Callable[[], T], *, received: Callable[[T], None]) -> Iterator
     def work(send: Callable[[T], None]) -> None:
         if places.take(lambda: False):
             with unwatched():
-                send(do())
+                value = do()
+            places.leave()  # it may take a while until somebody receives
+            send(value)
 
     with Fork[T](work) as fork:
         yield Elsewhere(do, fork, received)

@@ -26,6 +26,9 @@ from typing import Any, Generic, Self, TypeVar
 
 import torch
 
+if sys.platform != "win32":
+    import fcntl
+
 T = TypeVar("T")
 
 #: Seconds between two looks whether a place has become free.
@@ -34,6 +37,9 @@ _WAIT = 0.02
 #: Seconds after which a fork that has used no processor time is given up: it may wait for a lock of a thread that this
 #: process had and the fork has not.
 STUCK = 60.0
+
+#: Bytes that a fork may have sent before anybody receives them.
+_ROOM = 2**20
 
 _PR_SET_PDEATHSIG = 1
 
@@ -68,6 +74,8 @@ class Fork(Generic[T]):
     def __init__(self, work: Callable[[Callable[[T], None]], None]) -> None:
         context = multiprocessing.get_context("fork")
         self._mine, theirs = context.Pipe(duplex=False)
+        with contextlib.suppress(OSError):  # it goes on while nobody receives
+            fcntl.fcntl(theirs.fileno(), fcntl.F_SETPIPE_SZ, _ROOM)
         self._process = context.Process(target=_run, args=(work, theirs, os.getpid()))
         with warnings.catch_warnings():  # Python 3.12 warns of threads, of which the fork knows nothing
             warnings.simplefilter("ignore", DeprecationWarning)
@@ -182,9 +190,7 @@ class Places(_Marks):
     """So many places at work, of which each process may hold one; a process that ends leaves its place."""
 
     def take(self, until: Callable[[], bool]) -> bool:
-        """Wait for a place and take it, which this process keeps; return False where ``until`` came true before."""
-        import fcntl
-
+        """Wait for a place and take it; return False where ``until`` came true before."""
         while not until():
             for place in range(self.count):
                 with contextlib.suppress(BlockingIOError, PermissionError):
@@ -193,14 +199,16 @@ class Places(_Marks):
             time.sleep(_WAIT)
         return False
 
+    def leave(self) -> None:
+        """Leave the place of this process to others."""
+        fcntl.lockf(self._file, fcntl.LOCK_UN)
+
 
 class Claims(_Marks):
     """Numbers from 0, each of which one process alone can claim."""
 
     def claim(self, number: int) -> bool:
         """Claim a number; return whether nobody had."""
-        import fcntl
-
         fcntl.lockf(self._file, fcntl.LOCK_EX, 1, number)  # a process that is killed leaves it
         try:
             free = os.pread(self._file.fileno(), 1, number) == b"\0"

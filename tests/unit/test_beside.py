@@ -187,6 +187,20 @@ def test_elsewhere_gives_what_it_does_and_hands_over_what_came_from_a_fork() -> 
     assert len(received) == 1, "what is done here is known here"
 
 
+def test_a_place_is_free_when_its_work_is_done() -> None:
+    """Whether or not somebody has received the result, which may be larger than what a pipe holds."""
+
+    def slow() -> int:
+        time.sleep(0.1)
+        return os.getpid()
+
+    with using(Settings(jobs=2)), side_by_side(2), elsewhere(lambda: bytes(2**22), received=ignore) as other:
+        time.sleep(0.5)
+        found = each([Task(slow) for _ in range(6)], begin=ignore, take=ignore)
+        assert other.result() == bytes(2**22)
+    assert len(set(found.values())) == 2
+
+
 def test_evidence_is_recorded_once_and_in_order() -> None:
     """Whatever finishes first: a report does not depend on it."""
     model, teacher, data = net()
