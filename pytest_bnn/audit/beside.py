@@ -112,10 +112,12 @@ class Task(Generic[T]):
     Attributes:
         do: Does it, and returns a plain value.
         here: Whether it can be done in this process alone.
+        long: Whether it takes longer than most: the sooner it begins, the less others wait for it in the end.
     """
 
     do: Callable[[], T]
     here: bool = False
+    long: bool = False
 
 
 def each(
@@ -160,7 +162,7 @@ def _shared(
     take: Callable[[int, T], None],
     places: Places,
 ) -> None:
-    others = [number for number in range(len(tasks)) if number not in first_here]
+    others = sorted((n for n in range(len(tasks)) if n not in first_here), key=lambda n: not tasks[n].long)
     here, elsewhere = [*first_here, *others], [*others, *reversed([*first_here])]
     forkable = [number for number in elsewhere if not tasks[number].here]
     at_work = set[int]()

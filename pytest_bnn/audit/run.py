@@ -302,7 +302,8 @@ def run_steps(subject: Subject, steps: Iterable[Step], progress: Progress | None
             return found[number], known_of(subject, told)
 
         # Others' checks may count on this process, and workers of large data are this one's.
-        return Task(judge, here=step.id not in CHECK_IDS or (subject.large is not None and check.declaration.of_data))
+        here = step.id not in CHECK_IDS or (subject.large is not None and check.declaration.of_data)
+        return Task(judge, here=here, long="loss" in check.declaration.needs)  # a gradient takes several passes' time
 
     def take(number: int, value: tuple[Evidence, Known]) -> None:
         found[number], known = value
