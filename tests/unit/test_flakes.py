@@ -99,7 +99,7 @@ def test_what_depends_on_the_order_is_found_and_can_be_repeated(
 @pytest.mark.parametrize(
     "variable",
     [
-        "CI",
+        pytest.param("CI", marks=pytest.mark.nightly("three runs of a suite of its own")),
         pytest.param("ANYTHING", marks=pytest.mark.nightly("three runs; every push has them where they are hardest")),
     ],
 )
