@@ -51,13 +51,14 @@ class LostError(Exception):
 def possible() -> bool:
     """Return whether this process can be forked without risk.
 
-    That is on Linux, from the main thread, where no accelerator is in use and no debugger or tracer looks on, and not
-    in a process that may have no children.
+    That is on Linux, from the main thread, where no accelerator is in use, torch's compiler has no workers, no debugger
+    or tracer looks on, and not in a process that may have no children.
     """
     return (
         sys.platform == "linux"
         and threading.current_thread() is threading.main_thread()
         and not torch.cuda.is_initialized()
+        and "torch._inductor.async_compile" not in sys.modules
         and sys.gettrace() is None
         and not multiprocessing.current_process().daemon
     )

@@ -120,3 +120,11 @@ def test_tour_with_the_command_line(tour: Path) -> None:
     done = run(f"{command} -o shell.html", tour)
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.search(r"verdict: (pass|warn)", done.stdout), "a few examples of chance decide nothing of predictions"
+
+
+def test_every_link_leads_to_a_file() -> None:
+    """The page of the package index and of the repository is the README."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    targets = re.findall(r"\]\((?!https?:|#)([^)#]+)", text)
+    assert len(targets) > 10
+    assert [target for target in targets if not (ROOT / target).exists()] == []
