@@ -20,11 +20,12 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from pytest_bnn.checks import _kept
 from pytest_bnn.checks._labelled import Labelled, beside_labels
 from pytest_bnn.checks._predictions import read_as
 from pytest_bnn.checks._tallies import Tally
 from pytest_bnn.checks.finding import NotHereError
-from pytest_bnn.data.large import Part
+from pytest_bnn.data.large import Kept, Part
 from pytest_bnn.data.lazy import Source, Unreadable
 from pytest_bnn.data.repeats import digests_of
 from pytest_bnn.data.samples import Samples
@@ -54,6 +55,7 @@ class Setup:
     order_seed: int
     settings: Settings
     source: Source | None
+    kept: Kept | None = None
 
     def subject(self) -> Subject:
         """Return the subject, on the few examples."""
@@ -139,17 +141,29 @@ def _judged(base: Subject, setup: Setup, job: Job) -> Result | Refused:
     tried = len(read.unreadable) + (0 if read.samples is None else read.samples.rows)
     if read.samples is None:
         return Result(tally=None, tried=tried, unreadable=read.unreadable, digests=numpy.zeros(0, numpy.uint64))
-    shard = read_as(base.beside(read.samples, setup.task), setup.tasks)
+    file = None
+    if setup.kept is not None:
+        file = _kept.path_of(setup.kept, read.samples, job.passes, job.groups, job.known)
+    found = None if file is None else _kept.load(file)
+    if found is None:
+        found = _found(base, setup, job, read.samples)
+        if file is not None:
+            _kept.save(file, found)
+    return Result(
+        tally=found.tally, tried=tried, unreadable=read.unreadable, digests=found.digests, shares=found.shares
+    )
+
+
+def _found(base: Subject, setup: Setup, job: Job, samples: Samples) -> _kept.Found:
+    shard = read_as(base.beside(samples, setup.task), setup.tasks)
     found = beside_labels(shard, job.passes, WHERE)
     digests = digests_of(shard.require_images())
     numbers = [int.from_bytes(one[:8], "little") for one in digests or ()]
     if job.known and numbers:
         new = torch.tensor([numbers[row] not in job.known for row in found.rows.tolist()], dtype=torch.bool)
         found = replace(found.part(new.nonzero().flatten()), left_out=found.left_out + int((~new).sum()))
-    return Result(
-        tally=Tally.of(found, _grouped(found, read.samples, job.groups)),
-        tried=tried,
-        unreadable=read.unreadable,
+    return _kept.Found(
+        tally=Tally.of(found, _grouped(found, samples, job.groups)),
         digests=numpy.array([numbers[row] for row in found.rows.tolist()] if numbers else [], numpy.uint64),
         shares=found.predicted.task.shares,
     )

@@ -259,6 +259,7 @@ class Shards:
             order_seed=self._large.seed,
             settings=replace(in_force(), sampler=sampler, threads=1),
             source=self._large.data if isinstance(self._large.data, Source) and self._large.data.travels else None,
+            kept=self._large.kept,
         )
 
 

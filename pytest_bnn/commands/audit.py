@@ -75,7 +75,7 @@ def _audit(given: argparse.Namespace, arguments: list[str]) -> int:
 
         options = shorthands(given.kl_weight, given.num_batches, allow, given.num_data)
         with contextlib.chdir(Path.cwd()):  # a factory may go elsewhere, and paths are of the folder of the start
-            run, left_out = _run(given, settings, options, say)
+            run, left_out = _run(given, settings, options, say, output)
         say("writing the report")
         own = subjects.own_choices(folder, given.subject) if given.subject else ()
         repeat = repeating(["pytest-bnn", "audit"], arguments[1:], prefix="--", own=own)
@@ -159,7 +159,7 @@ def _require_fitting_options(given: argparse.Namespace) -> None:
 
 
 def _run(
-    given: argparse.Namespace, settings: Settings, options: Explicit, say: Say
+    given: argparse.Namespace, settings: Settings, options: Explicit, say: Say, report: Path
 ) -> tuple[AuditRun, tuple[str, ...]]:
     checks = _checks(given)
     if not (given.model or given.subject):
@@ -179,7 +179,7 @@ def _run(
     described = [subjects.from_options(model, vars(given), "--") for model in dict.fromkeys(given.model)]
     described += subjects.chosen(subjects.from_project(Path.cwd()), given.subject, "--subject") if given.subject else ()
     with workers.of(given) as executor:
-        return several.audited(described, checks, options, say, executor)
+        return several.audited(described, checks, options, say, report, executor)
 
 
 def _checks(given: argparse.Namespace) -> list[str] | None:

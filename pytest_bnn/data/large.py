@@ -29,6 +29,14 @@ NAMED = 3
 Workers = Executor | Callable[[], Executor] | None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kept:
+    """Where what was found of each shard is kept, and a digest of all that it depends on beside the examples."""
+
+    folder: str
+    key: str
+
+
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Part:
     """The examples of one shard: their numbers in a source that is read elsewhere, or what was read here."""
@@ -51,6 +59,7 @@ class LargeData:
         share: How many of them may be unreadable.
         seed: Of the order in which they are judged.
         workers: What judges shards side by side: an executor, or what makes one; this process when None.
+        kept: Where what was found of each shard is kept, so that it is not judged again; nowhere when None.
     """
 
     data: Source | Stream
@@ -61,6 +70,7 @@ class LargeData:
     share: float
     seed: int
     workers: Workers = None
+    kept: Kept | None = None
 
     @classmethod
     def of(
@@ -115,6 +125,10 @@ class LargeData:
         )  # fmt: skip
         found.require_readable(list(read.unreadable), read.samples.rows + len(read.unreadable))
         return found
+
+    def keeping(self, kept: Kept) -> LargeData:
+        """Return the same examples; what is found of their shards is kept."""
+        return replace(self, kept=kept)
 
     def by(self, workers: Workers) -> LargeData:
         """Return the same examples, judged by others."""
