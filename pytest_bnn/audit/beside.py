@@ -63,7 +63,7 @@ def side_by_side(parts: int) -> Iterator[None]:
 
 
 class Elsewhere(Generic[T]):
-    """Something that a fork does meanwhile, where there is a place for it; `elsewhere` makes one."""
+    """Something that a fork does meanwhile, or that is done; `elsewhere` makes one."""
 
     def __init__(self, do: Callable[[], T], fork: Fork[T] | None, received: Callable[[T], None]) -> None:
         self._do, self._fork, self._received = do, fork, received
@@ -83,7 +83,7 @@ class Elsewhere(Generic[T]):
 
 @contextmanager
 def elsewhere(do: Callable[[], T], *, received: Callable[[T], None]) -> Iterator[Elsewhere[T]]:
-    """Begin something in a fork, which is ended at the end of the block.
+    """Begin something in a fork, which is ended at the end of the block; where there are none, do it at once.
 
     Args:
         do: Does it, and returns a plain value.
@@ -91,7 +91,8 @@ def elsewhere(do: Callable[[], T], *, received: Callable[[T], None]) -> Iterator
     """
     places = _places.get()
     if places is None or not places.count:
-        yield Elsewhere(do, None, received)
+        done = do()
+        yield Elsewhere(lambda: done, None, received)
         return
 
     def work(send: Callable[[T], None]) -> None:

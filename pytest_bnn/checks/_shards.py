@@ -183,7 +183,7 @@ class Parcel:
             raise InputError(
                 f"the model, its teacher or the data cannot be sent to other processes ({in_words(error)})",
                 fix="define their classes in a module, without lambda functions; or judge them in this process: "
-                "without --jobs and executor=",
+                "with --jobs 1, or without executor=",
             ) from error
         self.digest = hashlib.sha256(packed).hexdigest()
         put = getattr(executor, "put", None)

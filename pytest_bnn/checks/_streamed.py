@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy
+from numpy.typing import NDArray
 
 from pytest_bnn.checks._knowing import require_known
 from pytest_bnn.checks._labelled import (
@@ -68,6 +69,8 @@ def on_labels(subject: Subject, passes: int, judge: Callable[[Labels], Finding],
         except NotHereError as error:
             finding = error
             continue
+        if finding.verdict is Verdict.NOT_APPLICABLE:  # whatever the examples are
+            break
         finding = _told(finding, look, subject.large)
         if finding.verdict is not Verdict.INCONCLUSIVE:
             break
@@ -141,8 +144,22 @@ def _told(finding: Finding, look: Look, large: LargeData) -> Finding:
     return replace(finding, measurements=(*finding.measurements, *more), notes=(*finding.notes, *notes))
 
 
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class _Sum:
+    """The shards that are judged so far: `Look` of them, with the digests of the examples that count."""
+
+    tally: Tally | None = None
+    shards: int = 0
+    tried: int = 0
+    unreadable: tuple[Unreadable, ...] = ()
+    shares: bool = False
+    digests: NDArray[numpy.uint64]
+
+
 class Shards:
     """The shards of a subject's labelled examples, by so many passes; read as far as somebody asks for.
+
+    What was judged is kept, whatever ends the reading: who asks again goes on behind it.
 
     Args:
         subject: Whose examples they are.
@@ -154,6 +171,7 @@ class Shards:
     def __init__(self, subject: Subject, passes: int, large: LargeData, crew: Crew | None) -> None:
         self._subject, self._passes, self._large, self._crew = subject, passes, large, crew
         self._known: list[Look] = []
+        self._sum = _Sum(digests=numpy.zeros(0, numpy.uint64))
         self._more = self._merging()
         self._error: Exception | None = None
         self._no_groups: InputError | None = None
@@ -166,49 +184,63 @@ class Shards:
                     raise self._error
                 try:
                     look = next(self._more, None)
-                except (InputError, NotHereError) as error:
-                    self._error = error
+                except BaseException as error:  # an interrupt, too, which is no reason not to go on later
+                    if isinstance(error, InputError | NotHereError):
+                        self._error = error
+                    self._more = self._merging()
                     raise
                 if look is None:
                     return
                 self._known.append(look)
             yield self._known[number]
 
-    def _merging(self) -> Iterator[Look]:
-        tally: Tally | None = None
-        unreadable: list[Unreadable] = []
-        digests = numpy.zeros(0, numpy.uint64)
-        number = tried = looked = 0
-        due, shares = 1, False
+    def close(self) -> None:
+        """End the reading, and take back what workers have not begun."""
+        self._more.close()
 
-        def look() -> Look:
-            assert tally is not None
-            return Look(tally=tally, shards=number, tried=tried, unreadable=tuple(unreadable), shares=shares,
-                        no_groups=self._no_groups, last=tried == self._large.total)  # fmt: skip
-
-        for job, first in self._results():
-            result, repeated = first, numpy.isin(first.digests, digests)
+    def _merging(self) -> Generator[Look, None, None]:
+        """Yield looks at the shards behind those that are judged; what is judged changes at once or not at all."""
+        due = self._next_due()
+        for job, first in self._results(self._sum.shards):
+            before, result = self._sum, first
+            repeated = numpy.isin(first.digests, before.digests)
             if repeated.any():  # an example counts once: here it counts no more
                 known = frozenset(int(one) for one in first.digests[repeated])
                 result = self._again(replace(job, known=known))
-            digests = numpy.union1d(digests, result.digests)
-            number, tried = number + 1, tried + result.tried
-            unreadable += result.unreadable
-            so_far(f"{tried:,}{f' of {self._large.total:,}' if self._large.total else ''} examples judged")
-            self._large.require_readable(unreadable, tried)
-            if result.tally is None:
-                continue
-            tally = result.tally if tally is None else merged(tally, result.tally)
-            shares = shares or result.shares
-            if number >= due or tried == self._large.total:
-                due, looked = max(number + 1, int(number * _GROWTH)), number
-                yield look()
-        if tally is not None and looked < number:
-            yield look()
+            self._sum = now = _Sum(
+                tally=_together(before.tally, result.tally),
+                shards=before.shards + 1,
+                tried=before.tried + result.tried,
+                unreadable=(*before.unreadable, *result.unreadable),
+                shares=before.shares or result.shares,
+                digests=numpy.union1d(before.digests, result.digests),
+            )
+            so_far(f"{now.tried:,}{f' of {self._large.total:,}' if self._large.total else ''} examples judged")
+            self._large.require_readable(list(now.unreadable), now.tried)
+            if result.tally is not None and (now.shards >= due or now.tried == self._large.total):
+                yield self._look(last=now.tried == self._large.total)
+                due = self._next_due()
+        if self._sum.tally is not None and self._sum.shards > self._looked:
+            yield self._look(last=True)
 
-    def _results(self) -> Iterator[tuple[Job, Result]]:
-        """Yield the shards in their order, whoever judges them."""
-        jobs = (self._job(part) for part in self._large.parts())
+    @property
+    def _looked(self) -> int:
+        """How many shards the last look was at."""
+        return self._known[-1].shards if self._known else 0
+
+    def _next_due(self) -> int:
+        """Return how many shards the next look is at, at the least."""
+        return max(self._looked + 1, int(self._looked * _GROWTH))
+
+    def _look(self, *, last: bool) -> Look:
+        now = self._sum
+        assert now.tally is not None
+        return Look(tally=now.tally, shards=now.shards, tried=now.tried, unreadable=now.unreadable, shares=now.shares,
+                    no_groups=self._no_groups, last=last)  # fmt: skip
+
+    def _results(self, judged_before: int) -> Iterator[tuple[Job, Result]]:
+        """Yield the shards behind the first ones, in their order, whoever judges them."""
+        jobs = (self._job(part) for part in itertools.islice(self._large.parts(), judged_before, None))
         if self._crew is None:
             for job in jobs:
                 yield job, _required(judged(*self._here, job))
@@ -248,7 +280,7 @@ class Shards:
     def _setup(self) -> Setup:
         base, _ = evaluated(self._subject)
         tasks = tasks_of(base)
-        sampler = "engine" if base.bank.sampler.startswith("engine") else "own"
+        sampler = next((name for name in ("engine", "native") if base.bank.sampler.startswith(name)), "own")
         return Setup(
             model=base.model,
             teacher=base.teacher,
@@ -260,6 +292,10 @@ class Shards:
             settings=replace(in_force(), sampler=sampler, threads=1),
             source=self._large.data if isinstance(self._large.data, Source) and self._large.data.travels else None,
         )
+
+
+def _together(one: Tally | None, other: Tally | None) -> Tally | None:
+    return other if one is None else one if other is None else merged(one, other)
 
 
 def _required(result: Result | Refused) -> Result:
@@ -278,7 +314,9 @@ def _shards_of(subject: Subject, passes: int, large: LargeData) -> Shards:
 
 
 def dismiss(subject: Subject) -> None:
-    """Let the workers of a subject go."""
-    crew = subject.evaluations.get("crew")
-    if isinstance(crew, Crew):
-        crew.close()
+    """Let the workers of a subject go, and what it reads; who asks for its shards again begins anew."""
+    for kind in (Shards, Crew, Parcel):
+        for key in [key for key, kept in subject.evaluations.items() if isinstance(kept, kind)]:
+            kept = subject.evaluations.pop(key)
+            if isinstance(kept, Shards | Crew):
+                kept.close()

@@ -36,14 +36,23 @@ class Processes(ProcessPoolExecutor):
         with _uninterrupted(), _without_script():
             return super().submit(fn, *args, **kwargs)
 
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """End the processes; at once where nobody waits for what they do."""
+        if cancel_futures and not wait:
+            self._end()
+        super().shutdown(wait, cancel_futures=cancel_futures)
+
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if kind is not None:  # nobody waits for what they do
-            for process in list((self._processes or {}).values()):
-                process.terminate()
+            self._end()
             self.shutdown(wait=True, cancel_futures=True)
         super().__exit__(kind, error, trace)
+
+    def _end(self) -> None:
+        for process in list((self._processes or {}).values()):
+            process.terminate()
 
 
 def processes(workers: int) -> Processes:

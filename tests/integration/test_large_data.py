@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import gc
 import multiprocessing
 import os
 import pickle
 import signal
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -21,11 +23,14 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from pytest_bnn import audit_model, cli, convert
+from pytest_bnn.audit import beside
 from pytest_bnn.checks import _shards, measure_calibration_temperature
-from pytest_bnn.checks._streamed import _shards_of
+from pytest_bnn.checks._streamed import Shards, _shards_of, dismiss
+from pytest_bnn.commands import workers
 from pytest_bnn.data.large import LargeData
 from pytest_bnn.errors import InputError
 from pytest_bnn.many.engines import processes
+from pytest_bnn.options import Settings, using
 from pytest_bnn.records.evidence import Verdict
 from pytest_bnn.records.run import AuditRun
 from pytest_bnn.sampling.shards import Crew, InOrder
@@ -261,6 +266,90 @@ def test_what_was_judged_before_an_interrupt_is_still_there(monkeypatch: pytest.
     monkeypatch.setattr(type(pictures), "__getitem__", gone)
     again = _shards_of(judged, 3, judged.large).looks()  # type: ignore[arg-type]
     assert next(again) is first
+
+
+class Interrupted(Pictures):
+    """Interrupts once who reads an example of the third shard."""
+
+    left = 1
+
+    def __getitem__(self, place: int) -> tuple[Tensor, int]:
+        third = torch.randperm(200, generator=torch.Generator().manual_seed(0))[64:96].tolist()
+        if self.left and place == third[7]:
+            self.left = 0
+            raise KeyboardInterrupt
+        return super().__getitem__(place)
+
+
+def test_an_interrupt_in_the_middle_of_a_shard_loses_no_shard_and_counts_none_twice() -> None:
+    whole = sums(subject(pictures=Pictures(200)))
+    judged = subject(pictures=Interrupted(200))
+    with pytest.raises(KeyboardInterrupt):
+        sums(judged)
+    assert sums(judged) == whole
+    assert len(whole) > 3
+
+
+def test_what_an_audit_has_opened_is_closed_behind_it() -> None:
+    with ThreadPoolExecutor(1) as pool:
+        judged = subject(pool)
+        shards = _shards_of(judged, 3, judged.large)  # type: ignore[arg-type]
+        first = next(iter(shards.looks()))
+        parcel = judged.evaluations["parcel"]
+        assert isinstance(parcel, _shards.Parcel)
+        path = Path(parcel.content)
+        del parcel, shards
+        dismiss(judged)
+        assert not path.exists()
+        assert pickle.dumps(first.tally) == pickle.dumps(next(_shards_of(judged, 3, judged.large).looks()).tally)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("sampler", ["engine", "native", "own"])
+def test_workers_draw_by_the_sampler_of_this_process(sampler: str) -> None:
+    with using(Settings(sampler=sampler)):
+        here, there = sums(subject(count=60)), subject(Inline(), count=60)
+        assert sums(there) == here
+    shards = there.evaluations["shards 3"]
+    assert isinstance(shards, Shards)
+    assert shards._setup.settings.sampler == sampler
+
+
+def test_no_thread_works_while_this_one_goes_on() -> None:
+    """They share its random state."""
+    running: list[int] = []
+
+    def task(number: int) -> int:
+        running.append(number)
+        time.sleep(0.01)
+        running.remove(number)
+        return number
+
+    with ThreadPoolExecutor(2) as pool:
+        for number, result in InOrder(Crew(pool), task, iter(range(6))):
+            time.sleep(0.005)
+            assert (number, running) == (result, [])
+
+
+@pytest.mark.nightly("a process is started")
+def test_processes_that_nobody_waits_for_are_ended() -> None:
+    pool = processes(1)
+    pool.submit(time.sleep, 600)
+    workers = list(pool._processes.values())
+    pool.shutdown(wait=False, cancel_futures=True)
+    for worker in workers:
+        worker.join(30)
+        assert worker.exitcode is not None
+
+
+@pytest.mark.parametrize(("asked", "wanted"), [(3, (3,)), (1, None), (0, None)])
+def test_jobs_that_are_asked_for_need_no_fork(
+    asked: int, wanted: tuple[int] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on macOS and Windows, or under a debugger."""
+    monkeypatch.setattr(beside, "possible", lambda: False)
+    given = argparse.Namespace(engine=None, evaluation_images="all", subject=[])
+    with using(Settings(jobs=asked)), workers.of(given) as found:
+        assert (found if wanted is None else found.args) == wanted  # type: ignore[union-attr]
 
 
 @contextmanager

@@ -187,6 +187,15 @@ def test_elsewhere_gives_what_it_does_and_hands_over_what_came_from_a_fork() -> 
     assert len(received) == 1, "what is done here is known here"
 
 
+def test_what_no_fork_does_is_done_first() -> None:
+    """As if it stood before the block: reports and progress tell the first subject first."""
+    order: list[str] = []
+    with using(Settings(jobs=1)), side_by_side(2), elsewhere(lambda: order.append("first"), received=ignore) as other:
+        order.append("second")
+    other.result()
+    assert order == ["first", "second"]
+
+
 def test_a_place_is_free_when_its_work_is_done() -> None:
     """Whether or not somebody has received the result, which may be larger than what a pipe holds."""
 
