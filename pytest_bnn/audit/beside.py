@@ -102,7 +102,12 @@ def elsewhere(do: Callable[[], T], *, received: Callable[[T], None]) -> Iterator
             places.leave()  # it may take a while until somebody receives
             send(value)
 
-    with Fork[T](work) as fork:
+    try:
+        fork = Fork[T](work)
+    except LostError:
+        yield Elsewhere(do, None, received)
+        return
+    with fork:
         yield Elsewhere(do, fork, received)
 
 
@@ -184,7 +189,13 @@ def _shared(
 
     with Claims(len(tasks)) as claims, ExitStack() as stack:
         count = min(places.count, len(forkable))
-        forks = [stack.enter_context(Fork[tuple[int, T]](help_)) for _ in range(count)]
+        forks: list[Fork[tuple[int, T]]] = []
+        for _ in range(count):
+            try:
+                fork = Fork[tuple[int, T]](help_)
+            except LostError:
+                break  # there are as many as could be made
+            forks.append(stack.enter_context(fork))
         for number in here:
             if claims.claim(number):
                 do(number, here, 1 + len(at_work))

@@ -44,7 +44,7 @@ _PR_SET_PDEATHSIG = 1
 
 
 class LostError(Exception):
-    """A fork ended, or raised, before it had sent what it was asked for."""
+    """A fork could not be made, or ended or raised before it had sent what it was asked for."""
 
 
 def possible() -> bool:
@@ -69,18 +69,27 @@ class Fork(Generic[T]):
     Args:
         work: Is called in the fork, with a function that sends a value to this process. What it prints is sent too,
             and shown when it is received.
+
+    Raises:
+        LostError: The system has no room for another process.
     """
 
     def __init__(self, work: Callable[[Callable[[T], None]], None]) -> None:
         context = multiprocessing.get_context("fork")
-        self._mine, theirs = context.Pipe(duplex=False)
-        with contextlib.suppress(OSError):  # it goes on while nobody receives
-            fcntl.fcntl(theirs.fileno(), fcntl.F_SETPIPE_SZ, _ROOM)
-        self._process = context.Process(target=_run, args=(work, theirs, os.getpid()))
-        with warnings.catch_warnings():  # Python 3.12 warns of threads, of which the fork knows nothing
-            warnings.simplefilter("ignore", DeprecationWarning)
-            self._process.start()
-        theirs.close()
+        with contextlib.ExitStack() as unless_it_starts:
+            try:
+                self._mine, theirs = context.Pipe(duplex=False)
+                unless_it_starts.callback(self._mine.close)
+                with theirs, warnings.catch_warnings():
+                    # Python 3.12 warns of threads, of which the fork knows nothing.
+                    warnings.simplefilter("ignore", DeprecationWarning)
+                    with contextlib.suppress(OSError):  # it goes on while nobody receives
+                        fcntl.fcntl(theirs.fileno(), fcntl.F_SETPIPE_SZ, _ROOM)
+                    self._process = context.Process(target=_run, args=(work, theirs, os.getpid()))
+                    self._process.start()
+            except OSError as error:
+                raise LostError from error
+            unless_it_starts.pop_all()
         self.ended = False
 
     def __enter__(self) -> Fork[T]:

@@ -301,9 +301,12 @@ def run_steps(subject: Subject, steps: Iterable[Step], progress: Progress | None
             found[number] = check.judge(subject, step.options, step.budget, severity=step.severity)
             return found[number], known_of(subject, told)
 
-        # Others' checks may count on this process, and workers of large data are this one's.
-        here = step.id not in CHECK_IDS or (subject.large is not None and check.declaration.of_data)
-        return Task(judge, here=here, long="loss" in check.declaration.needs)  # a gradient takes several passes' time
+        # Others' checks may count on this process, and slices on what is open here; workers of large data are its own.
+        needs = check.declaration.needs
+        here = (
+            step.id not in CHECK_IDS or "slices" in needs or (subject.large is not None and check.declaration.of_data)
+        )
+        return Task(judge, here=here, long="loss" in needs)  # a gradient takes several passes' time
 
     def take(number: int, value: tuple[Evidence, Known]) -> None:
         found[number], known = value

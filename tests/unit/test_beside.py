@@ -110,6 +110,33 @@ def test_a_lost_fork_loses_nothing() -> None:
     assert set(doing(*[deadly] * 5).values()) == {"done"}
 
 
+def test_where_no_process_can_be_made_all_is_done_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A container may have so many and no more; nothing is left open."""
+
+    def no_room() -> int:
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(os, "fork", no_room)
+    assert set(doing(*[os.getpid] * 4).values()) == {os.getpid()}
+    with using(Settings(jobs=2)), side_by_side(2), elsewhere(os.getpid, received=ignore) as other:
+        assert other.result() == os.getpid()
+
+
+def test_groups_are_read_where_what_they_read_is_open() -> None:
+    """Two processes would move each other's place in a file."""
+    model, teacher, data = net()
+    asked: set[int] = set()
+
+    def group(number: int) -> str:
+        asked.add(number)
+        return str(number % 2)
+
+    checks = ("layers.replaced", "memory.separate", "noise.varies", "slices.temperature", "slices.scores")
+    with using(Settings(jobs=4, samples=8)):
+        audit_model(model, teacher=teacher, data=data, checks=checks, slices=group)
+    assert asked == set(range(24))
+
+
 def test_what_is_raised_is_raised_here() -> None:
     """An error in a fork becomes the error that it is without forks."""
 
