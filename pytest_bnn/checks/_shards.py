@@ -163,11 +163,16 @@ def _grouped(found: Labelled, samples: Samples, groups: Mapping[int, str]) -> di
     return {name: found.part(torch.tensor(rows)) for name, rows in sorted(members.items())}
 
 
+class StaysHereError(InputError):
+    """The model, its teacher or the data cannot be sent to another process."""
+
+
 class Parcel:
     """What goes to workers once: a file for processes of this machine, an object of the cluster, or the bytes.
 
     Raises:
-        InputError: The model, its teacher or the data cannot be sent to another process, or the executor forks.
+        StaysHereError: What every shard needs cannot be sent.
+        InputError: The executor forks, or there is no room for a file.
     """
 
     def __init__(self, setup: Setup, executor: Executor) -> None:
@@ -180,7 +185,7 @@ class Parcel:
         try:
             packed = pickle.dumps((sys.path, pickle.dumps(setup)))
         except Exception as error:
-            raise InputError(
+            raise StaysHereError(
                 f"the model, its teacher or the data cannot be sent to other processes ({in_words(error)})",
                 fix="define their classes in a module, without lambda functions; or judge them in this process: "
                 "with --jobs 1, or without executor=",

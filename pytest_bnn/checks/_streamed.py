@@ -19,7 +19,7 @@ from pytest_bnn.checks._labelled import (
     require_some,
 )
 from pytest_bnn.checks._predictions import evaluated, tasks_of
-from pytest_bnn.checks._shards import WHERE, Job, Parcel, Refused, Result, Setup, judged, perform
+from pytest_bnn.checks._shards import WHERE, Job, Parcel, Refused, Result, Setup, StaysHereError, judged, perform
 from pytest_bnn.checks._slices import names_of
 from pytest_bnn.checks._summed import Summed
 from pytest_bnn.checks._tallies import Tally, merged
@@ -101,6 +101,7 @@ class Look:
         unreadable: Those that could not be read.
         shares: Whether the outputs are probabilities already.
         no_groups: What the user's ``slices`` raised, where it did.
+        stays_here: Why this process judged them though others could have helped; empty where they did.
         last: Whether there are no more.
     """
 
@@ -110,6 +111,7 @@ class Look:
     unreadable: tuple[Unreadable, ...]
     shares: bool
     no_groups: InputError | None
+    stays_here: str
     last: bool
 
 
@@ -132,6 +134,8 @@ def _told(finding: Finding, look: Look, large: LargeData) -> Finding:
     shards = f"{look.shards} shard{'s' if look.shards > 1 else ''} of {large.shard_size}"
     notes = [f"judged on {look.tried}{of} examples, {large.way}, in {shards}{enough}"]
     more = [Measurement(name="examples", value=look.tried, note=f"{of.strip()}; {shards}".removeprefix("; "))]
+    if look.stays_here:
+        notes.append(f"this process alone judged them: {look.stays_here}")
     if look.unreadable:
         more.append(Measurement(name="examples that cannot be read", value=len(look.unreadable)))
         notes.append(f"examples that cannot be read were left out: {named(list(look.unreadable))}")
@@ -175,6 +179,7 @@ class Shards:
         self._more = self._merging()
         self._error: Exception | None = None
         self._no_groups: InputError | None = None
+        self._stays_here = ""
 
     def looks(self) -> Iterator[Look]:
         """Yield what the first shards say, those that are known first; what is asked for later is the same again."""
@@ -236,24 +241,31 @@ class Shards:
         now = self._sum
         assert now.tally is not None
         return Look(tally=now.tally, shards=now.shards, tried=now.tried, unreadable=now.unreadable, shares=now.shares,
-                    no_groups=self._no_groups, last=last)  # fmt: skip
+                    no_groups=self._no_groups, stays_here=self._stays_here, last=last)  # fmt: skip
 
     def _results(self, judged_before: int) -> Iterator[tuple[Job, Result]]:
         """Yield the shards behind the first ones, in their order, whoever judges them."""
         jobs = (self._job(part) for part in itertools.islice(self._large.parts(), judged_before, None))
-        if self._crew is None:
+        parcel = None if self._crew is None else self._parcel(self._crew)
+        if self._crew is None or parcel is None:
             for job in jobs:
                 yield job, _required(judged(*self._here, job))
             return
-        self._side_by_side = InOrder(self._crew, perform, jobs, shared=self._parcel(self._crew).shared)
+        self._side_by_side = InOrder(self._crew, perform, jobs, shared=parcel.shared)
         for job, result in self._side_by_side:
             yield job, _required(result)
 
-    def _parcel(self, crew: Crew) -> Parcel:
-        """Return what goes to the workers, which is the same for all passes."""
+    def _parcel(self, crew: Crew) -> Parcel | None:
+        """Return what goes to the workers, the same for all passes; None where nothing can, and nobody asked for it."""
         known = self._subject.evaluations.get("parcel")
         if not isinstance(known, Parcel):
-            known = self._subject.evaluations["parcel"] = Parcel(self._setup, crew.executor)
+            try:
+                known = self._subject.evaluations["parcel"] = Parcel(self._setup, crew.executor)
+            except StaysHereError as error:
+                if in_force().jobs or not crew.renewable:
+                    raise
+                self._crew, self._stays_here = None, error.problem
+                return None
         return known
 
     def _again(self, job: Job) -> Result:

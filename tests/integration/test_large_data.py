@@ -235,6 +235,26 @@ def test_a_model_that_cannot_be_sent_is_told_by_what_to_do() -> None:
         measure_calibration_temperature(judged)
 
 
+class Lambda(Pictures):
+    """Has a function of no name, as transforms often have."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__(count)
+        self.change = lambda image: image
+
+
+def test_what_cannot_be_sent_is_judged_here_where_nobody_asked_for_processes() -> None:
+    """By default there are as many as there are free cores; a sound network must not be an error for that."""
+    workers = partial(processes, 2)
+    told = measure_calibration_temperature(subject(workers, pictures=Lambda(100)), band=NARROW, max_passes=3)
+    here = measure_calibration_temperature(subject(pictures=Lambda(100)), band=NARROW, max_passes=3)
+    assert told.measurements == here.measurements
+    (more,) = set(told.notes) - set(here.notes)
+    assert more.startswith("This process alone judged them: the model, its teacher or the data cannot be sent to other")
+    with using(Settings(jobs=2)), pytest.raises(InputError, match="cannot be sent to other processes"):
+        measure_calibration_temperature(subject(workers, pictures=Lambda(100)))
+
+
 def test_a_pool_that_forks_is_refused() -> None:
     with (
         ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("fork")) as pool,
