@@ -23,7 +23,7 @@ from pytest_bnn.checks._shards import WHERE, Job, Parcel, Refused, Result, Setup
 from pytest_bnn.checks._slices import names_of
 from pytest_bnn.checks._summed import Summed
 from pytest_bnn.checks._tallies import Tally, merged
-from pytest_bnn.checks.finding import Finding, NotHereError
+from pytest_bnn.checks.finding import Finding, NeverHereError, NotHereError
 from pytest_bnn.data.large import LargeData, Part, named
 from pytest_bnn.data.lazy import Source, Unreadable
 from pytest_bnn.errors import InputError
@@ -68,6 +68,8 @@ def on_labels(subject: Subject, passes: int, judge: Callable[[Labels], Finding],
             finding = judge(_usable(look, number, calibrated=calibrated))
         except NotHereError as error:
             finding = error
+            if isinstance(error, NeverHereError):
+                break
             continue
         if finding.verdict is Verdict.NOT_APPLICABLE:  # whatever the examples are
             break

@@ -303,6 +303,16 @@ class Counted(Dataset[tuple[Tensor, Tensor]]):
         return self.held_out[0][place], self.held_out[1][place]
 
 
+def test_of_groups_that_are_too_many_no_more_is_read() -> None:
+    """Further examples bring further groups."""
+    held_out = Counted(data(900))
+    judged = subject_on(held_out, few=20, shard=250, slices=str)
+    told = measure_slices_temperature(judged)
+    assert told.verdict is Verdict.NOT_APPLICABLE
+    assert "one of a few groups" in told.headline
+    assert held_out.read == 20 + 250
+
+
 def test_of_a_teacher_of_other_classes_a_single_shard_is_read() -> None:
     """More examples do not change it."""
     held_out = Counted(data(600))
