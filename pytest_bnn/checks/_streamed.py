@@ -40,7 +40,14 @@ _FEW = 4
 _GROWTH = 1.5
 
 
-def on_labels(subject: Subject, passes: int, judge: Callable[[Labels], Finding], *, calibrated: bool = True) -> Finding:
+def on_labels(
+    subject: Subject,
+    passes: int,
+    judge: Callable[[Labels], Finding],
+    *,
+    calibrated: bool = True,
+    by_group: bool = False,
+) -> Finding:
     """Judge a claim about labels.
 
     Where there are more examples than memory holds, it is judged again and again on a growing number of them, until it
@@ -51,6 +58,7 @@ def on_labels(subject: Subject, passes: int, judge: Callable[[Labels], Finding],
         passes: Of the model.
         judge: Judges the claim on labels.
         calibrated: Whether the claim is about a model that knows the labels.
+        by_group: Whether it is about each group of the examples, so that it holds when all of them were seen.
 
     Raises:
         NotHereError: There are no labels of classes, or nobody knows these better than by chance.
@@ -74,7 +82,8 @@ def on_labels(subject: Subject, passes: int, judge: Callable[[Labels], Finding],
         if finding.verdict is Verdict.NOT_APPLICABLE:  # whatever the examples are
             break
         finding = _told(finding, look, subject.large)
-        if finding.verdict is not Verdict.INCONCLUSIVE:
+        waits = by_group and finding.verdict is Verdict.PASS and not look.last and shards.has_more_groups(look)
+        if finding.verdict is not Verdict.INCONCLUSIVE and not waits:
             break
     if finding is None:
         raise InputError(f"{WHERE} gave no example that can be read", fix="give at least one image")
@@ -200,6 +209,17 @@ class Shards:
                     return
                 self._known.append(look)
             yield self._known[number]
+
+    def has_more_groups(self, look: Look) -> bool:
+        """Return whether examples behind a look are of groups that it has none of; those of a stream are not known."""
+        places = self._large.places()
+        if places is None:
+            return False
+        known = self._subject.evaluations.get("groups of all")
+        if not isinstance(known, frozenset):
+            known = frozenset(name for name in names_of(self._subject, places.tolist()) if name is not None)
+            self._subject.evaluations["groups of all"] = known
+        return not known <= look.tally.groups.keys()
 
     def close(self) -> None:
         """End the reading, and take back what workers have not begun."""

@@ -303,6 +303,24 @@ class Counted(Dataset[tuple[Tensor, Tensor]]):
         return self.held_out[0][place], self.held_out[1][place]
 
 
+def test_claims_about_groups_hold_when_all_groups_were_seen() -> None:
+    """Of 2,000 examples eight are of a group of which the first shard has none, and they do not decide it."""
+    held_out = data(2000)
+    order = torch.randperm(2000, generator=torch.Generator().manual_seed(0)).tolist()
+    rare = frozenset(order[900:908])
+    rows = torch.tensor(sorted(rare))
+    held_out[1][rows] = (held_out[0][rows].argmax(1) + 1) % 5
+    for measure in (measure_slices_temperature, measure_slices_scores):
+        first = measure(
+            subject_on(held_out, shard=800, slices=lambda place: "many"), budget=Budget(alpha=1e-3, beta=1e-3)
+        )
+        assert (first.verdict, first["examples"]) == (Verdict.PASS, 800)
+        groups = lambda place: "rare" if place in rare else "many"  # noqa: E731
+        told = measure(subject_on(held_out, shard=800, slices=groups), budget=Budget(alpha=1e-3, beta=1e-3))
+        assert told.verdict is not Verdict.PASS
+        assert "2 groups" in told.headline
+
+
 def test_of_groups_that_are_too_many_no_more_is_read() -> None:
     """Further examples bring further groups."""
     held_out = Counted(data(900))
