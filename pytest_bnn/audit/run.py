@@ -17,7 +17,7 @@ from pytest_bnn.audit.known import Known, Place, known_of, learn
 from pytest_bnn.audit.plan import Explicit, Step, Thresholds, left_out, merged, plan
 from pytest_bnn.audit.provenance import provenance
 from pytest_bnn.checks import choices, registry
-from pytest_bnn.checks._streamed import dismiss
+from pytest_bnn.checks._looks import dismiss
 from pytest_bnn.checks.changed import changes
 from pytest_bnn.checks.declaration import Declaration
 from pytest_bnn.data.given import named_series, named_sets

@@ -25,7 +25,7 @@ from torch.utils.data import Dataset
 from pytest_bnn import audit_model, cli, convert
 from pytest_bnn.audit import beside
 from pytest_bnn.checks import _shards, measure_calibration_temperature
-from pytest_bnn.checks._streamed import Shards, _shards_of, dismiss
+from pytest_bnn.checks._looks import Shards, dismiss, shards_of
 from pytest_bnn.commands import workers
 from pytest_bnn.data.large import LargeData
 from pytest_bnn.errors import InputError
@@ -85,7 +85,7 @@ def subject(workers: Any = None, shard: int = 32, pictures: Pictures | None = No
 def sums(judged: Subject, passes: int = 3) -> list[bytes]:
     """Return what each look at the shards saw, as bytes."""
     assert judged.large is not None
-    shards = _shards_of(judged, passes, judged.large)
+    shards = shards_of(judged, passes, judged.large)
     return [pickle.dumps((look.tally, look.tried, look.unreadable)) for look in shards.looks()]
 
 
@@ -275,7 +275,7 @@ def test_a_full_disk_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_was_judged_before_an_interrupt_is_still_there(monkeypatch: pytest.MonkeyPatch) -> None:
     """A claim that is asked again goes on behind the last look; no shard is judged twice."""
     judged = subject(pictures=(pictures := Pictures(200)))
-    looks = _shards_of(judged, 3, judged.large).looks()  # type: ignore[arg-type]
+    looks = shards_of(judged, 3, judged.large).looks()  # type: ignore[arg-type]
     first = next(looks)
     next(looks)
     looks.close()  # type: ignore[attr-defined]
@@ -284,7 +284,7 @@ def test_what_was_judged_before_an_interrupt_is_still_there(monkeypatch: pytest.
         raise AssertionError("it is read again")
 
     monkeypatch.setattr(type(pictures), "__getitem__", gone)
-    again = _shards_of(judged, 3, judged.large).looks()  # type: ignore[arg-type]
+    again = shards_of(judged, 3, judged.large).looks()  # type: ignore[arg-type]
     assert next(again) is first
 
 
@@ -313,7 +313,7 @@ def test_an_interrupt_in_the_middle_of_a_shard_loses_no_shard_and_counts_none_tw
 def test_what_an_audit_has_opened_is_closed_behind_it() -> None:
     with ThreadPoolExecutor(1) as pool:
         judged = subject(pool)
-        shards = _shards_of(judged, 3, judged.large)  # type: ignore[arg-type]
+        shards = shards_of(judged, 3, judged.large)  # type: ignore[arg-type]
         first = next(iter(shards.looks()))
         parcel = judged.evaluations["parcel"]
         assert isinstance(parcel, _shards.Parcel)
@@ -321,7 +321,7 @@ def test_what_an_audit_has_opened_is_closed_behind_it() -> None:
         del parcel, shards
         dismiss(judged)
         assert not path.exists()
-        assert pickle.dumps(first.tally) == pickle.dumps(next(_shards_of(judged, 3, judged.large).looks()).tally)  # type: ignore[arg-type]
+        assert pickle.dumps(first.tally) == pickle.dumps(next(shards_of(judged, 3, judged.large).looks()).tally)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("sampler", ["engine", "native", "own"])
@@ -460,7 +460,7 @@ def test_a_data_set_of_ray_data_is_read_by_shards() -> None:
         held_out = ray_data.from_items(rows, override_num_blocks=6)
         large = LargeData.of(held_out, shard_size=64, few=20, unreadable=0.1)
         judged = Subject(teacher(), images=large.few, evaluation=large)
-        last = list(_shards_of(judged, 3, large).looks())[-1]
+        last = list(shards_of(judged, 3, large).looks())[-1]
         evidence = measure_calibration_temperature(judged)
     finally:
         ray.shutdown()
