@@ -211,8 +211,9 @@ def subject_of(
         if isinstance(examples, LargeData):
             return examples if executor is None else examples.by(executor)
         if max_evaluation is None:
-            if shard_size is not None:
-                raise InputError("shard_size without max_evaluation", fix="say how many examples are judged by shards")
+            if shard_size is not None or unreadable != UNREADABLE:
+                name = "unreadable" if shard_size is None else "shard_size"
+                raise InputError(f"{name} without max_evaluation", fix="say how many examples are judged by shards")
             return taken(examples)
         if examples is None:
             raise InputError("max_evaluation without evaluation", fix="give the labelled examples as evaluation=")

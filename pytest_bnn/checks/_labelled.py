@@ -69,10 +69,10 @@ class Labels(Protocol):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Labelled:
-    """`Predicted` beside the classes ``[N]`` that occurred, each example once; ``rows`` are their numbers.
+    """`Predicted` beside the classes ``[N]`` that occurred, each example once.
 
-    ``rows`` are the numbers of the examples; ``known`` says whether the model, and not only its teacher, is right more
-    often than by chance.
+    ``rows`` are the numbers of the examples, as in the predictions; ``known`` says whether the model, and not only its
+    teacher, is right more often than by chance.
     """
 
     predicted: Predicted

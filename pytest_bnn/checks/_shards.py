@@ -64,9 +64,10 @@ class Setup:
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Job:
-    """One shard. ``groups`` are those of its examples by their numbers; those of a digest in ``known`` count no more.
+    """One shard.
 
-    ``known`` are digests of earlier shards' examples.
+    ``groups`` are those of its examples, by their numbers. Examples of a digest in ``known`` were in earlier
+    shards, and do not count again.
     """
 
     part: Part
@@ -80,10 +81,10 @@ class Job:
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Result:
-    """A shard's tally, None where no example could be read; ``digests`` are of those that count, ``shares`` as in Task.
+    """What became of a shard.
 
     Attributes:
-        tally: Of it.
+        tally: Of its examples; None where none could be read.
         tried: How many examples it has, readable or not.
         unreadable: Those that could not be read.
         digests: Of the examples that count, in their order.

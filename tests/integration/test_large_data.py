@@ -415,6 +415,7 @@ def test_the_command_line_and_python_judge_large_data(tmp_path: Path, capsys: py
         capsys.readouterr()
         for wrong, words in (
             (["--shard-size", "5"], "--shard-size without --evaluation-images"),
+            (["--unreadable", "0.5"], "--unreadable without --evaluation-images"),
             (["--evaluation-images", "some"], "'some' is not a whole number from 1, or all"),
             (["--engine", "ray"], "--engine without --checkpoints or --evaluation-images"),
         ):
@@ -429,6 +430,13 @@ def test_the_command_line_and_python_judge_large_data(tmp_path: Path, capsys: py
     assert "of 2500 examples" in found.checks[0].notes[-1]
     with pytest.raises(InputError, match="max_evaluation without evaluation"):
         audit_model(convert(teacher()), data=Pictures(60).images, max_evaluation="all")
+
+
+@pytest.mark.parametrize("given", [{"shard_size": 5}, {"unreadable": 0.5}])
+def test_what_is_said_of_shards_is_not_passed_over(given: dict[str, Any]) -> None:
+    """Where there are none it would change nothing."""
+    with pytest.raises(InputError, match=f"{next(iter(given))} without max_evaluation"):
+        audit_model(convert(teacher()), data=Pictures(20), evaluation=Pictures(20), checks=["data.sane"], **given)
 
 
 def test_too_many_unreadable_examples_are_one_error_in_the_evidence() -> None:
