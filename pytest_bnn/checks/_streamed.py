@@ -63,7 +63,10 @@ def on_labels(
         if finding.verdict is not Verdict.INCONCLUSIVE and not waits:
             break
     if finding is None:
-        raise InputError(f"{WHERE} gave no example that can be read", fix="give at least one image")
+        raise InputError(
+            f"{WHERE} gave examples once, and none when it was read again",
+            fix="let its __iter__ begin anew each time that it is called",
+        )
     if isinstance(finding, NotHereError):
         raise finding
     return finding

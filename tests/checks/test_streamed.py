@@ -236,6 +236,21 @@ def test_a_stream_that_breaks_off_is_refused() -> None:
         measure_calibration_temperature(subject_on(Torn(), few=20, shard=64), band=(0.99, 1.01))
 
 
+class Once(IterableDataset[tuple[Tensor, Tensor]]):
+    """Is spent when it was read."""
+
+    def __init__(self) -> None:
+        self.items = iter(Endless(data(30)))
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return self.items
+
+
+def test_a_stream_that_can_be_read_once_is_refused() -> None:
+    with pytest.raises(InputError, match=r"none when it was read again.*__iter__ begin anew"):
+        measure_calibration_temperature(subject_on(Once(), few=40, shard=64))
+
+
 class Failing(IterableDataset[tuple[Tensor, Tensor]]):
     """Gives some examples, and then raises whenever it is asked for the next one."""
 
