@@ -30,6 +30,7 @@ from pytest_bnn.data.repeats import digests_of
 from pytest_bnn.data.samples import Samples
 from pytest_bnn.errors import InputError, PytestBnnError, in_words
 from pytest_bnn.options import Settings, using
+from pytest_bnn.sampling.shards import require_no_forks
 from pytest_bnn.sampling.threads import limited
 from pytest_bnn.subject import Subject
 from pytest_bnn.tasks.task import Task
@@ -177,12 +178,7 @@ class Parcel:
     """
 
     def __init__(self, setup: Setup, executor: Executor) -> None:
-        context = getattr(executor, "_mp_context", None) if isinstance(executor, ProcessPoolExecutor) else None
-        if context is not None and context.get_start_method() == "fork":
-            raise InputError(
-                "the executor forks its processes, in which torch waits for threads that are not there",
-                fix="give it mp_context=multiprocessing.get_context('spawn')",
-            )
+        require_no_forks(executor)
         try:
             packed = pickle.dumps((sys.path, pickle.dumps(setup)))
         except Exception as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import BrokenExecutor, Executor, Future, ThreadPoolExecutor
+from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from typing import Any, Generic, TypeVar
 
 from pytest_bnn.errors import InputError, in_words
@@ -132,6 +132,20 @@ class InOrder(Generic[T, R]):
         return InputError(
             f"the process that had {self._name(task)} was ended {often} ({in_words(error)})",
             fix="give it more memory, or less to do at a time: --shard-size N, --jobs N",
+        )
+
+
+def require_no_forks(executor: Executor) -> None:
+    """Refuse an executor whose processes would wait for ever.
+
+    Raises:
+        InputError: It forks this process.
+    """
+    context = getattr(executor, "_mp_context", None) if isinstance(executor, ProcessPoolExecutor) else None
+    if context is not None and context.get_start_method() == "fork":
+        raise InputError(
+            "the executor forks its processes, in which torch waits for threads that are not there",
+            fix="give it mp_context=multiprocessing.get_context('spawn'), or leave it out",
         )
 
 
