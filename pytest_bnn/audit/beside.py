@@ -63,7 +63,7 @@ def side_by_side(parts: int) -> Iterator[None]:
 
 
 class Elsewhere(Generic[T]):
-    """Something that a fork does meanwhile, where there is a place for it; `elsewhere` makes one."""
+    """Something that a fork does meanwhile, or that is done; `elsewhere` makes one."""
 
     def __init__(self, do: Callable[[], T], fork: Fork[T] | None, received: Callable[[T], None]) -> None:
         self._do, self._fork, self._received = do, fork, received
@@ -83,7 +83,7 @@ class Elsewhere(Generic[T]):
 
 @contextmanager
 def elsewhere(do: Callable[[], T], *, received: Callable[[T], None]) -> Iterator[Elsewhere[T]]:
-    """Begin something in a fork, which is ended at the end of the block.
+    """Begin something in a fork, which is ended at the end of the block; where there are none, do it at once.
 
     Args:
         do: Does it, and returns a plain value.
@@ -91,7 +91,8 @@ def elsewhere(do: Callable[[], T], *, received: Callable[[T], None]) -> Iterator
     """
     places = _places.get()
     if places is None or not places.count:
-        yield Elsewhere(do, None, received)
+        done = do()
+        yield Elsewhere(lambda: done, None, received)
         return
 
     def work(send: Callable[[T], None]) -> None:
@@ -101,7 +102,12 @@ def elsewhere(do: Callable[[], T], *, received: Callable[[T], None]) -> Iterator
             places.leave()  # it may take a while until somebody receives
             send(value)
 
-    with Fork[T](work) as fork:
+    try:
+        fork = Fork[T](work)
+    except LostError:
+        yield Elsewhere(do, None, received)
+        return
+    with fork:
         yield Elsewhere(do, fork, received)
 
 
@@ -183,7 +189,13 @@ def _shared(
 
     with Claims(len(tasks)) as claims, ExitStack() as stack:
         count = min(places.count, len(forkable))
-        forks = [stack.enter_context(Fork[tuple[int, T]](help_)) for _ in range(count)]
+        forks: list[Fork[tuple[int, T]]] = []
+        for _ in range(count):
+            try:
+                fork = Fork[tuple[int, T]](help_)
+            except LostError:
+                break  # there are as many as could be made
+            forks.append(stack.enter_context(fork))
         for number in here:
             if claims.claim(number):
                 do(number, here, 1 + len(at_work))

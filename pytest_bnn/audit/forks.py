@@ -14,7 +14,6 @@ import os
 import pickle
 import signal
 import sys
-import tempfile
 import threading
 import time
 import warnings
@@ -45,7 +44,7 @@ _PR_SET_PDEATHSIG = 1
 
 
 class LostError(Exception):
-    """A fork ended, or raised, before it had sent what it was asked for."""
+    """A fork could not be made, or ended or raised before it had sent what it was asked for."""
 
 
 def possible() -> bool:
@@ -70,18 +69,27 @@ class Fork(Generic[T]):
     Args:
         work: Is called in the fork, with a function that sends a value to this process. What it prints is sent too,
             and shown when it is received.
+
+    Raises:
+        LostError: The system has no room for another process.
     """
 
     def __init__(self, work: Callable[[Callable[[T], None]], None]) -> None:
         context = multiprocessing.get_context("fork")
-        self._mine, theirs = context.Pipe(duplex=False)
-        with contextlib.suppress(OSError):  # it goes on while nobody receives
-            fcntl.fcntl(theirs.fileno(), fcntl.F_SETPIPE_SZ, _ROOM)
-        self._process = context.Process(target=_run, args=(work, theirs, os.getpid()))
-        with warnings.catch_warnings():  # Python 3.12 warns of threads, of which the fork knows nothing
-            warnings.simplefilter("ignore", DeprecationWarning)
-            self._process.start()
-        theirs.close()
+        with contextlib.ExitStack() as unless_it_starts:
+            try:
+                self._mine, theirs = context.Pipe(duplex=False)
+                unless_it_starts.callback(self._mine.close)
+                with theirs, warnings.catch_warnings():
+                    # Python 3.12 warns of threads, of which the fork knows nothing.
+                    warnings.simplefilter("ignore", DeprecationWarning)
+                    with contextlib.suppress(OSError):  # it goes on while nobody receives
+                        fcntl.fcntl(theirs.fileno(), fcntl.F_SETPIPE_SZ, _ROOM)
+                    self._process = context.Process(target=_run, args=(work, theirs, os.getpid()))
+                    self._process.start()
+            except OSError as error:
+                raise LostError from error
+            unless_it_starts.pop_all()
         self.ended = False
 
     def __enter__(self) -> Fork[T]:
@@ -173,18 +181,18 @@ def _run(work: Callable[[Callable[[Any], None]], None], pipe: Connection, parent
 
 
 class _Marks:
-    """A file that forks share, with a byte for each of so many numbers; processes lock single bytes of it."""
+    """A file in memory that forks share, with a byte for each of so many numbers; processes lock single bytes of it."""
 
     def __init__(self, count: int) -> None:
         self.count = count
-        self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115  closed at the end of the block
-        self._file.write(bytes(count))
+        self._file = os.memfd_create("pytest-bnn")  # a full disk is no matter of it
+        os.write(self._file, bytes(count))
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
+        os.close(self._file)
 
 
 class Places(_Marks):
@@ -212,13 +220,13 @@ class Claims(_Marks):
         """Claim a number; return whether nobody had."""
         fcntl.lockf(self._file, fcntl.LOCK_EX, 1, number)  # a process that is killed leaves it
         try:
-            free = os.pread(self._file.fileno(), 1, number) == b"\0"
+            free = os.pread(self._file, 1, number) == b"\0"
             if free:
-                os.pwrite(self._file.fileno(), b"\1", number)
+                os.pwrite(self._file, b"\1", number)
             return free
         finally:
             fcntl.lockf(self._file, fcntl.LOCK_UN, 1, number)
 
     def left(self) -> bool:
         """Return whether some number is not claimed."""
-        return 0 in os.pread(self._file.fileno(), self.count, 0)
+        return 0 in os.pread(self._file, self.count, 0)

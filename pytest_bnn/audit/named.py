@@ -88,9 +88,11 @@ class Named:
                 dim=self.batch_dim, shard_size=self.shard_size, unreadable=self.unreadable,
             )  # fmt: skip
 
-        if self.evaluation_images is None and self.shard_size is not None:
+        said = {"shard-size": self.shard_size is not None, "unreadable": self.unreadable != UNREADABLE}
+        alone = [name for name, given in said.items() if given and self.evaluation_images is None]
+        if alone:
             raise InputError(
-                f"{called.format('shard-size')} without {called.format('evaluation-images')}",
+                f"{called.format(alone[0])} without {called.format('evaluation-images')}",
                 fix=f"say how many examples are judged shard by shard: {called.format('evaluation-images')} N",
             )
         if self.evaluation is None and self.evaluation_images is not None:

@@ -17,7 +17,7 @@ from pytest_bnn.audit.known import Known, Place, known_of, learn
 from pytest_bnn.audit.plan import Explicit, Step, Thresholds, left_out, merged, plan
 from pytest_bnn.audit.provenance import provenance
 from pytest_bnn.checks import choices, registry
-from pytest_bnn.checks._streamed import dismiss
+from pytest_bnn.checks._looks import dismiss
 from pytest_bnn.checks.changed import changes
 from pytest_bnn.checks.declaration import Declaration
 from pytest_bnn.data.given import named_series, named_sets
@@ -211,8 +211,9 @@ def subject_of(
         if isinstance(examples, LargeData):
             return examples if executor is None else examples.by(executor)
         if max_evaluation is None:
-            if shard_size is not None:
-                raise InputError("shard_size without max_evaluation", fix="say how many examples are judged by shards")
+            if shard_size is not None or unreadable != UNREADABLE:
+                name = "unreadable" if shard_size is None else "shard_size"
+                raise InputError(f"{name} without max_evaluation", fix="say how many examples are judged by shards")
             return taken(examples)
         if examples is None:
             raise InputError("max_evaluation without evaluation", fix="give the labelled examples as evaluation=")
@@ -301,9 +302,12 @@ def run_steps(subject: Subject, steps: Iterable[Step], progress: Progress | None
             found[number] = check.judge(subject, step.options, step.budget, severity=step.severity)
             return found[number], known_of(subject, told)
 
-        # Others' checks may count on this process, and workers of large data are this one's.
-        here = step.id not in CHECK_IDS or (subject.large is not None and check.declaration.of_data)
-        return Task(judge, here=here, long="loss" in check.declaration.needs)  # a gradient takes several passes' time
+        # Others' checks may count on this process, and slices on what is open here; workers of large data are its own.
+        needs = check.declaration.needs
+        here = (
+            step.id not in CHECK_IDS or "slices" in needs or (subject.large is not None and check.declaration.of_data)
+        )
+        return Task(judge, here=here, long="loss" in needs)  # a gradient takes several passes' time
 
     def take(number: int, value: tuple[Evidence, Known]) -> None:
         found[number], known = value

@@ -13,7 +13,7 @@ from pytest_bnn.checks._knowing import Answers, require_known
 from pytest_bnn.checks._paired import Scores
 from pytest_bnn.checks._predictions import Predicted, classes_of, evaluated, naming, part_of, predicted
 from pytest_bnn.checks._sides import Exact, Side, ranges_of
-from pytest_bnn.checks.finding import NotHereError
+from pytest_bnn.checks.finding import NeverHereError, NotHereError
 from pytest_bnn.data.repeats import repeats
 from pytest_bnn.sampling.mixture import Mixture
 from pytest_bnn.subject import Subject
@@ -69,10 +69,10 @@ class Labels(Protocol):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Labelled:
-    """`Predicted` beside the classes ``[N]`` that occurred, each example once; ``rows`` are their numbers.
+    """`Predicted` beside the classes ``[N]`` that occurred, each example once.
 
-    ``rows`` are the numbers of the examples; ``known`` says whether the model, and not only its teacher, is right more
-    often than by chance.
+    ``rows`` are the numbers of the examples, as in the predictions; ``known`` says whether the model, and not only its
+    teacher, is right more often than by chance.
     """
 
     predicted: Predicted
@@ -223,11 +223,11 @@ def require_exact(found: Labels, *, shares: bool) -> None:
         shares: Whether the outputs are probabilities already.
 
     Raises:
-        NotHereError: They are, and some labels have none.
+        NeverHereError: They are, and some labels have none.
     """
     count = found.own.ruled_out if shares else 0
     if count:
-        raise NotHereError(_ROUNDED.format(count=count, of=len(found)))
+        raise NeverHereError(_ROUNDED.format(count=count, of=len(found)))
 
 
 def require_model_knows(found: Labels) -> None:

@@ -31,6 +31,7 @@ from pytest_bnn.data.repeats import digests_of
 from pytest_bnn.data.samples import Samples
 from pytest_bnn.errors import InputError, PytestBnnError, in_words
 from pytest_bnn.options import Settings, using
+from pytest_bnn.sampling.shards import require_no_forks
 from pytest_bnn.sampling.threads import limited
 from pytest_bnn.subject import Subject
 from pytest_bnn.tasks.task import Task
@@ -66,9 +67,10 @@ class Setup:
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Job:
-    """One shard. ``groups`` are those of its examples by their numbers; those of a digest in ``known`` count no more.
+    """One shard.
 
-    ``known`` are digests of earlier shards' examples.
+    ``groups`` are those of its examples, by their numbers. Examples of a digest in ``known`` were in earlier
+    shards, and do not count again.
     """
 
     part: Part
@@ -82,10 +84,10 @@ class Job:
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Result:
-    """A shard's tally, None where no example could be read; ``digests`` are of those that count, ``shares`` as in Task.
+    """What became of a shard.
 
     Attributes:
-        tally: Of it.
+        tally: Of its examples; None where none could be read.
         tried: How many examples it has, readable or not.
         unreadable: Those that could not be read.
         digests: Of the examples that count, in their order.
@@ -177,27 +179,27 @@ def _grouped(found: Labelled, samples: Samples, groups: Mapping[int, str]) -> di
     return {name: found.part(torch.tensor(rows)) for name, rows in sorted(members.items())}
 
 
+class StaysHereError(InputError):
+    """The model, its teacher or the data cannot be sent to another process."""
+
+
 class Parcel:
     """What goes to workers once: a file for processes of this machine, an object of the cluster, or the bytes.
 
     Raises:
-        InputError: The model, its teacher or the data cannot be sent to another process, or the executor forks.
+        StaysHereError: What every shard needs cannot be sent.
+        InputError: The executor forks, or there is no room for a file.
     """
 
     def __init__(self, setup: Setup, executor: Executor) -> None:
-        context = getattr(executor, "_mp_context", None) if isinstance(executor, ProcessPoolExecutor) else None
-        if context is not None and context.get_start_method() == "fork":
-            raise InputError(
-                "the executor forks its processes, in which torch waits for threads that are not there",
-                fix="give it mp_context=multiprocessing.get_context('spawn')",
-            )
+        require_no_forks(executor)
         try:
             packed = pickle.dumps((sys.path, pickle.dumps(setup)))
         except Exception as error:
-            raise InputError(
+            raise StaysHereError(
                 f"the model, its teacher or the data cannot be sent to other processes ({in_words(error)})",
                 fix="define their classes in a module, without lambda functions; or judge them in this process: "
-                "without --jobs and executor=",
+                "with --jobs 1, or without executor=",
             ) from error
         self.digest = hashlib.sha256(packed).hexdigest()
         put = getattr(executor, "put", None)

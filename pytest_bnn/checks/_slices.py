@@ -11,7 +11,7 @@ import torch
 
 from pytest_bnn.checks._labelled import Labelled, Labels
 from pytest_bnn.checks._tallies import MOST_GROUPS
-from pytest_bnn.checks.finding import Finding, NotHereError
+from pytest_bnn.checks.finding import Finding, NeverHereError, NotHereError
 from pytest_bnn.errors import InputError
 from pytest_bnn.network.isolation import undisturbed
 from pytest_bnn.records.evidence import Certainty, Measurement, Threshold, Verdict
@@ -49,14 +49,15 @@ def groups_of(subject: Subject, found: Labels) -> Mapping[str, Labels]:
     """Return the labelled predictions of each group, by name.
 
     Raises:
-        NotHereError: It gives no groups, one for each example, or the labels.
+        NotHereError: It gives no groups, or the labels.
+        NeverHereError: It gives one for each example.
         InputError: It raises.
     """
     groups = _parts(subject, found) if isinstance(found, Labelled) else found.groups
     if not groups:
         raise NotHereError("--slices gives no group for any example: let it return one for the number of an example")
     if len(groups) > MOST_GROUPS:
-        raise NotHereError(
+        raise NeverHereError(
             f"--slices gives {len(groups)} groups for {len(found)} examples: let it return one of a few groups, not "
             "something of each example's own"
         )

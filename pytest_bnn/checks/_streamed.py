@@ -2,44 +2,29 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from functools import cached_property
-
-import numpy
+from collections.abc import Callable
+from dataclasses import replace
 
 from pytest_bnn.checks._knowing import require_known
-from pytest_bnn.checks._labelled import (
-    Labels,
-    labelled,
-    require_exact,
-    require_model_knows,
-    require_some,
-)
-from pytest_bnn.checks._predictions import evaluated, tasks_of
-from pytest_bnn.checks._shards import WHERE, Job, Parcel, Refused, Result, Setup, judged, perform
-from pytest_bnn.checks._slices import names_of
+from pytest_bnn.checks._labelled import Labels, labelled, require_exact, require_model_knows, require_some
+from pytest_bnn.checks._looks import Look, shards_of
+from pytest_bnn.checks._shards import WHERE
 from pytest_bnn.checks._summed import Summed
-from pytest_bnn.checks._tallies import Tally, merged
-from pytest_bnn.checks.finding import Finding, NotHereError
-from pytest_bnn.data.large import LargeData, Part, named
-from pytest_bnn.data.lazy import Source, Unreadable
+from pytest_bnn.checks.finding import Finding, NeverHereError, NotHereError
+from pytest_bnn.data.large import LargeData, named
 from pytest_bnn.errors import InputError
-from pytest_bnn.options import in_force
-from pytest_bnn.progress import so_far
 from pytest_bnn.records.evidence import Measurement, Verdict
-from pytest_bnn.sampling.shards import Crew, InOrder
 from pytest_bnn.subject import Subject
 
-#: Examples by which workers find out how the networks take them.
-_FEW = 4
 
-#: Between looks at the labels there are so many times as many shards.
-_GROWTH = 1.5
-
-
-def on_labels(subject: Subject, passes: int, judge: Callable[[Labels], Finding], *, calibrated: bool = True) -> Finding:
+def on_labels(
+    subject: Subject,
+    passes: int,
+    judge: Callable[[Labels], Finding],
+    *,
+    calibrated: bool = True,
+    by_group: bool = False,
+) -> Finding:
     """Judge a claim about labels.
 
     Where there are more examples than memory holds, it is judged again and again on a growing number of them, until it
@@ -50,6 +35,7 @@ def on_labels(subject: Subject, passes: int, judge: Callable[[Labels], Finding],
         passes: Of the model.
         judge: Judges the claim on labels.
         calibrated: Whether the claim is about a model that knows the labels.
+        by_group: Whether it is about each group of the examples, so that it holds when all of them were seen.
 
     Raises:
         NotHereError: There are no labels of classes, or nobody knows these better than by chance.
@@ -60,19 +46,27 @@ def on_labels(subject: Subject, passes: int, judge: Callable[[Labels], Finding],
         if calibrated:
             require_model_knows(found)
         return judge(found)
-    shards = _shards_of(subject, passes, subject.large)
+    shards = shards_of(subject, passes, subject.large)
     finding: Finding | NotHereError | None = None
     for number, look in enumerate(shards.looks(), 1):
         try:
             finding = judge(_usable(look, number, calibrated=calibrated))
         except NotHereError as error:
             finding = error
+            if isinstance(error, NeverHereError):
+                break
             continue
+        if finding.verdict is Verdict.NOT_APPLICABLE:  # whatever the examples are
+            break
         finding = _told(finding, look, subject.large)
-        if finding.verdict is not Verdict.INCONCLUSIVE:
+        waits = by_group and finding.verdict is Verdict.PASS and not look.last and shards.has_more_groups(look)
+        if finding.verdict is not Verdict.INCONCLUSIVE and not waits:
             break
     if finding is None:
-        raise InputError(f"{WHERE} gave no example that can be read", fix="give at least one image")
+        raise InputError(
+            f"{WHERE} gave examples once, and none when it was read again",
+            fix="let its __iter__ begin anew each time that it is called",
+        )
     if isinstance(finding, NotHereError):
         raise finding
     return finding
@@ -85,29 +79,6 @@ def on_few(subject: Subject, finding: Finding) -> Finding:
     total = subject.large.total
     note = f"judged on {subject.large.few.rows}{f' of {total}' if total else ''} examples, those that memory holds"
     return replace(finding, notes=(*finding.notes, note))
-
-
-@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
-class Look:
-    """All shards up to one.
-
-    Attributes:
-        tally: Of them together.
-        shards: How many there are.
-        tried: How many examples they have.
-        unreadable: Those that could not be read.
-        shares: Whether the outputs are probabilities already.
-        no_groups: What the user's ``slices`` raised, where it did.
-        last: Whether there are no more.
-    """
-
-    tally: Tally
-    shards: int
-    tried: int
-    unreadable: tuple[Unreadable, ...]
-    shares: bool
-    no_groups: InputError | None
-    last: bool
 
 
 def _usable(look: Look, number: int, *, calibrated: bool) -> Summed:
@@ -129,6 +100,8 @@ def _told(finding: Finding, look: Look, large: LargeData) -> Finding:
     shards = f"{look.shards} shard{'s' if look.shards > 1 else ''} of {large.shard_size}"
     notes = [f"judged on {look.tried}{of} examples, {large.way}, in {shards}{enough}"]
     more = [Measurement(name="examples", value=look.tried, note=f"{of.strip()}; {shards}".removeprefix("; "))]
+    if look.stays_here:
+        notes.append(f"this process alone judged them: {look.stays_here}")
     if look.unreadable:
         more.append(Measurement(name="examples that cannot be read", value=len(look.unreadable)))
         notes.append(f"examples that cannot be read were left out: {named(list(look.unreadable))}")
@@ -139,147 +112,3 @@ def _told(finding: Finding, look: Look, large: LargeData) -> Finding:
             )
         )  # fmt: skip
     return replace(finding, measurements=(*finding.measurements, *more), notes=(*finding.notes, *notes))
-
-
-class Shards:
-    """The shards of a subject's labelled examples, by so many passes; read as far as somebody asks for.
-
-    Args:
-        subject: Whose examples they are.
-        passes: Of the model.
-        large: The examples.
-        crew: Who judges them; this process when None.
-    """
-
-    def __init__(self, subject: Subject, passes: int, large: LargeData, crew: Crew | None) -> None:
-        self._subject, self._passes, self._large, self._crew = subject, passes, large, crew
-        self._known: list[Look] = []
-        self._more = self._merging()
-        self._error: Exception | None = None
-        self._no_groups: InputError | None = None
-
-    def looks(self) -> Iterator[Look]:
-        """Yield what the first shards say, those that are known first; what is asked for later is the same again."""
-        for number in itertools.count():
-            if number == len(self._known):
-                if self._error is not None:
-                    raise self._error
-                try:
-                    look = next(self._more, None)
-                except (InputError, NotHereError) as error:
-                    self._error = error
-                    raise
-                if look is None:
-                    return
-                self._known.append(look)
-            yield self._known[number]
-
-    def _merging(self) -> Iterator[Look]:
-        tally: Tally | None = None
-        unreadable: list[Unreadable] = []
-        digests = numpy.zeros(0, numpy.uint64)
-        number = tried = looked = 0
-        due, shares = 1, False
-
-        def look() -> Look:
-            assert tally is not None
-            return Look(tally=tally, shards=number, tried=tried, unreadable=tuple(unreadable), shares=shares,
-                        no_groups=self._no_groups, last=tried == self._large.total)  # fmt: skip
-
-        for job, first in self._results():
-            result, repeated = first, numpy.isin(first.digests, digests)
-            if repeated.any():  # an example counts once: here it counts no more
-                known = frozenset(int(one) for one in first.digests[repeated])
-                result = self._again(replace(job, known=known))
-            digests = numpy.union1d(digests, result.digests)
-            number, tried = number + 1, tried + result.tried
-            unreadable += result.unreadable
-            so_far(f"{tried:,}{f' of {self._large.total:,}' if self._large.total else ''} examples judged")
-            self._large.require_readable(unreadable, tried)
-            if result.tally is None:
-                continue
-            tally = result.tally if tally is None else merged(tally, result.tally)
-            shares = shares or result.shares
-            if number >= due or tried == self._large.total:
-                due, looked = max(number + 1, int(number * _GROWTH)), number
-                yield look()
-        if tally is not None and looked < number:
-            yield look()
-
-    def _results(self) -> Iterator[tuple[Job, Result]]:
-        """Yield the shards in their order, whoever judges them."""
-        jobs = (self._job(part) for part in self._large.parts())
-        if self._crew is None:
-            for job in jobs:
-                yield job, _required(judged(*self._here, job))
-            return
-        self._side_by_side = InOrder(self._crew, perform, jobs, shared=self._parcel(self._crew).shared)
-        for job, result in self._side_by_side:
-            yield job, _required(result)
-
-    def _parcel(self, crew: Crew) -> Parcel:
-        """Return what goes to the workers, which is the same for all passes."""
-        known = self._subject.evaluations.get("parcel")
-        if not isinstance(known, Parcel):
-            known = self._subject.evaluations["parcel"] = Parcel(self._setup, crew.executor)
-        return known
-
-    def _again(self, job: Job) -> Result:
-        return _required(judged(*self._here, job) if self._crew is None else self._side_by_side.again(job))
-
-    def _job(self, part: Part) -> Job:
-        places = part.places or (part.read.samples.places.tolist() if part.read and part.read.samples else ())
-        groups: dict[int, str] = {}
-        if self._subject.slices is not None and self._no_groups is None:
-            try:
-                names = names_of(self._subject, places)
-            except InputError as error:
-                self._no_groups = error
-            else:
-                groups = {place: name for place, name in zip(places, names, strict=True) if name is not None}
-        return Job(part=part, passes=self._passes, groups=groups)
-
-    @cached_property
-    def _here(self) -> tuple[Subject, Setup]:
-        # Here what draws the passes is decided already; workers are told which it was.
-        return self._subject.evaluated, replace(self._setup, settings=replace(in_force(), threads=1))
-
-    @cached_property
-    def _setup(self) -> Setup:
-        base, _ = evaluated(self._subject)
-        tasks = tasks_of(base)
-        sampler = "engine" if base.bank.sampler.startswith("engine") else "own"
-        return Setup(
-            model=base.model,
-            teacher=base.teacher,
-            few=base.few(_FEW),
-            task=base.task,
-            tasks=tasks,
-            seed=base.seed,
-            order_seed=self._large.seed,
-            settings=replace(in_force(), sampler=sampler, threads=1),
-            source=self._large.data if isinstance(self._large.data, Source) and self._large.data.travels else None,
-            kept=self._large.kept,
-        )
-
-
-def _required(result: Result | Refused) -> Result:
-    if isinstance(result, Refused):
-        raise result.error()
-    return result
-
-
-def _shards_of(subject: Subject, passes: int, large: LargeData) -> Shards:
-    known = subject.evaluations.get(f"shards {passes}")
-    if not isinstance(known, Shards):
-        crew = subject.evaluations.setdefault("crew", None if large.workers is None else Crew(large.workers))
-        known = Shards(subject, passes, large, crew if isinstance(crew, Crew) else None)
-        subject.evaluations[f"shards {passes}"] = known
-    return known
-
-
-def dismiss(subject: Subject) -> None:
-    """Let the workers of a subject go."""
-    crew = subject.evaluations.get("crew")
-    if isinstance(crew, Crew):
-        crew.close()

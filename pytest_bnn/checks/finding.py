@@ -39,6 +39,10 @@ class NotHereError(Exception):
         self.missing = missing
 
 
+class NeverHereError(NotHereError):
+    """Why a claim cannot be judged here, however many more examples there are."""
+
+
 class NoCutError(Exception):
     """The training loss works, and not where the drawn weights are cut off, so that a claim is not applicable."""
 

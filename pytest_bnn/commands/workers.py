@@ -33,5 +33,5 @@ def of(given: argparse.Namespace) -> Iterator[Workers]:
     from pytest_bnn.audit.beside import jobs
     from pytest_bnn.many.engines import processes
 
-    count = jobs()
+    count = in_force().jobs or jobs()  # they are no forks, which are not possible everywhere
     yield partial(processes, count) if count > 1 else None

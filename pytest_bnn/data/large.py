@@ -147,11 +147,14 @@ class LargeData:
         stream = getattr(self.data, "way", "the first ones of a stream, in its order")
         return "in random order" if isinstance(self.data, Source) else stream
 
+    def places(self) -> Tensor | None:
+        """Return the numbers of the examples in the order in which they are judged; None of a stream."""
+        return self._order_of(self.data) if isinstance(self.data, Source) else None
+
     def parts(self) -> Iterator[Part]:
         """Part the examples into shards."""
         if isinstance(self.data, Source):
-            order = _order(len(self.data), self.seed)[: self.limit]
-            for number, places in enumerate(order.split(self.shard_size)):
+            for number, places in enumerate(self._order_of(self.data).split(self.shard_size)):
                 chosen = tuple(places.sort().values.tolist())
                 here = None if self.data.travels else self.data.read(chosen, self.seed + number)
                 yield Part(number=number, places=chosen, read=here)
@@ -163,6 +166,9 @@ class LargeData:
             left = None if left is None else left - (taken.samples.rows if taken.samples else 0)
             if left is not None and left <= 0:
                 return
+
+    def _order_of(self, source: Source) -> Tensor:
+        return _order(len(source), self.seed)[: self.limit]
 
     def require_readable(self, unreadable: list[Unreadable], seen: int) -> None:
         """Refuse data of which too much cannot be read.

@@ -153,6 +153,7 @@ class Flow:
             seed_everything(seed)
             items = iter(self._data)
         while True:
+            item, why = None, ""
             with preserved_random_state():
                 seed_everything(seed + place)
                 try:
@@ -161,12 +162,15 @@ class Flow:
                     break
                 except (Exception, SystemExit) as error:
                     self._require_going_on(items, place, error)
-                    unreadable.append(Unreadable(place=place, why=_short(error)))
-                    place += 1
-                    continue
-            if why := "" if isinstance(self._data, DataLoader) else not_finite(item):
+                    why = _short(error)
+            if not why and not isinstance(self._data, DataLoader):
+                why = not_finite(item)
+            if why:
                 unreadable.append(Unreadable(place=place, why=why))
                 place += 1
+                if len(unreadable) - told >= size:  # it may raise for ever
+                    yield Read(samples=None, unreadable=tuple(unreadable[told:]))
+                    told = len(unreadable)
                 continue
             rows, batch = self._batch(item)
             held.append((batch, torch.arange(place, place + rows)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -37,24 +37,29 @@ class RayRows:
 
     def parts(self, size: int, seed: int) -> Iterator[Read]:
         """Read all of them; examples whose image holds NaN or infinity are unreadable."""
+        batches: Iterator[Mapping[str, Any]] | None = None
         place = 0
-        with _in_order():
+        while True:
             try:
-                batches = self._data.randomize_block_order(seed=seed).iter_batches(
-                    batch_size=size, batch_format="numpy", local_shuffle_buffer_size=_BUFFER * size,
-                    local_shuffle_seed=seed,
-                )  # fmt: skip
-                for batch in batches:
-                    item, rows = self._item(batch)
-                    yield _checked(item, rows, place)
-                    place += rows
-            except (InputError, GeneratorExit):
-                raise
+                with _in_order():  # not longer: between two batches others go on
+                    batches = iter(self._batches(size, seed)) if batches is None else batches
+                    batch = next(batches, None)
             except Exception as error:
                 raise InputError(
                     f"{self._source}: Ray Data raised {in_words(error)} behind example {place}",
                     fix="leave out what cannot be read there, such as with max_errored_blocks in its DataContext",
                 ) from error
+            if batch is None:
+                return
+            item, rows = self._item(batch)
+            yield _checked(item, rows, place)
+            place += rows
+
+    def _batches(self, size: int, seed: int) -> Iterable[Mapping[str, Any]]:
+        found: Iterable[Mapping[str, Any]] = self._data.randomize_block_order(seed=seed).iter_batches(
+            batch_size=size, batch_format="numpy", local_shuffle_buffer_size=_BUFFER * size, local_shuffle_seed=seed
+        )
+        return found
 
     def _item(self, batch: Mapping[str, Any]) -> tuple[Any, int]:
         columns = {name: numpy.asarray(values) for name, values in batch.items()}

@@ -16,6 +16,7 @@ from types import ModuleType, TracebackType
 from typing import Any, ParamSpec, TypeVar
 
 from pytest_bnn.errors import InputError
+from pytest_bnn.sampling.shards import require_no_forks
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -36,14 +37,23 @@ class Processes(ProcessPoolExecutor):
         with _uninterrupted(), _without_script():
             return super().submit(fn, *args, **kwargs)
 
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """End the processes; at once where nobody waits for what they do."""
+        if cancel_futures and not wait:
+            self._end()
+        super().shutdown(wait, cancel_futures=cancel_futures)
+
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if kind is not None:  # nobody waits for what they do
-            for process in list((self._processes or {}).values()):
-                process.terminate()
+            self._end()
             self.shutdown(wait=True, cancel_futures=True)
         super().__exit__(kind, error, trace)
+
+    def _end(self) -> None:
+        for process in list((self._processes or {}).values()):
+            process.terminate()
 
 
 def processes(workers: int) -> Processes:
@@ -62,12 +72,8 @@ def require_usable(executor: Executor | None) -> None:
             "the script that starts processes is run by each of them again, and comes to its audit of many checkpoints",
             fix="put what the script does under if __name__ == '__main__':",
         )
-    context = getattr(executor, "_mp_context", None) if isinstance(executor, ProcessPoolExecutor) else None
-    if context is not None and context.get_start_method() == "fork":
-        raise InputError(
-            "the executor forks its processes, in which torch waits for threads that are not there",
-            fix="give it mp_context=multiprocessing.get_context('spawn'), or leave it out and give jobs=N",
-        )
+    if executor is not None:
+        require_no_forks(executor)
 
 
 def started() -> None:

@@ -25,10 +25,10 @@ from pytest_bnn.many import modules
 from pytest_bnn.network.devices import where
 from pytest_bnn.network.tree import leaves
 from pytest_bnn.options import Settings
-from pytest_bnn.records.made_with import PACKAGES
+from pytest_bnn.records.made_with import PACKAGES, WITHOUT_EFFECT
 
 #: What does not change what an audit finds.
-_WITHOUT_EFFECT = ("threads", "jobs", "device")  # where the model is says what device, and of which kind
+_WITHOUT_EFFECT = (*WITHOUT_EFFECT, "device")  # where the model is says what device, and of which kind
 
 
 def digests(

@@ -109,6 +109,7 @@ def perform(work: Work, job: Job, threads: int = 0) -> str:
         job: The checkpoint.
         threads: As in `Settings`, for this process; 0 leaves it as it is in ``work``.
     """
+    work = replace(work, setting_sources=_without_jobs(work))
     if threads:
         work = replace(work, settings=replace(work.settings, threads=threads, jobs=1))
     try:
@@ -217,4 +218,11 @@ def _digests(work: Work, parts: Parts) -> dict[str, str]:
 
 
 def _threadless(work: Work) -> Work:
-    return replace(work, settings=replace(work.settings, threads=0, jobs=0))
+    return replace(
+        work, settings=replace(work.settings, threads=0, jobs=0), setting_sources=_without_jobs(work)
+    )  # fmt: skip
+
+
+def _without_jobs(work: Work) -> dict[str, Source]:
+    """Return the sources of settings without how many processes audit a series, of which no audit has to tell."""
+    return {name: source for name, source in work.setting_sources.items() if name != "jobs"}

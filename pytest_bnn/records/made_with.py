@@ -14,6 +14,8 @@ from pytest_bnn.records.run import AuditRun
 PARTS = ("settings", "data", "teacher", "modules", "versions")
 #: Packages whose version may change what an audit finds.
 PACKAGES = ("pytest-bnn", "torch", "bayesian-torch")
+#: Settings that say who works, and change nothing of what is found.
+WITHOUT_EFFECT = ("threads", "jobs")
 #: As many hexadecimal digits of a digest are shown.
 _SHOWN = 12
 #: As many models are named that differ from most.
@@ -53,7 +55,8 @@ def made_with(run: AuditRun, data: str = "") -> dict[str, str]:
     """
     found = {name: run.provenance.get(f"audit {name}", "") for name in PARTS}
     if not any(found.values()):
-        settings = [[(one.name, one.value) for one in run.changed], run.cut, run.provenance.get("seed")]
+        changed = [(one.name, one.value) for one in run.changed if one.name not in WITHOUT_EFFECT]
+        settings = [changed, run.cut, run.provenance.get("seed")]
         versions = {name: run.provenance[name] for name in PACKAGES if name in run.provenance}
         found = {"settings": _of(settings), "data": data, "versions": _of(versions) if versions else ""}
     return {name: digest[:_SHOWN] for name, digest in found.items() if digest}

@@ -39,14 +39,19 @@ def free() -> int:
     before, measured = _known[-1]
     if now.at - before.at < _LEAST:
         if measured is not None:
-            return max(1, usable() - measured)
+            return _beside(measured)
         time.sleep(_LEAST - (now.at - before.at))
         now = _look() or now
     if measured is None or now.at - before.at >= _LASTS:
         elsewhere = max(0.0, (now.busy - before.busy) - (now.own - before.own)) / (now.at - before.at)
         measured = round(elsewhere)
         _known[-1] = (now, measured)
-    return max(1, usable() - measured)
+    return _beside(measured)
+
+
+def _beside(busy: int) -> int:
+    """Return how many cores are free beside so many busy ones: others may run where a quota lets this process not."""
+    return max(1, min(usable(), len(_allowed()) - busy))
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,7 +44,8 @@ def unwritten(model: nn.Module) -> list[Tensor]:
 def unwritten_by_loss(loss: Callable[..., Any], *models: nn.Module | None) -> list[Tensor]:
     """Return the parameters and priors of models that a loss's evaluation, with its gradient, does not write to.
 
-    None where the loss is no function of this package, such as `distillation_loss`: another one may take steps.
+    They are known where the loss is a function of this package, such as `distillation_loss`; of another one, which may
+    take steps, the list is empty.
     """
     if str(getattr(loss, "__module__", "")).partition(".")[0] != "pytest_bnn" or not isinstance(loss, FunctionType):
         return []

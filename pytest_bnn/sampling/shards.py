@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import BrokenExecutor, Executor, Future
+from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from typing import Any, Generic, TypeVar
 
 from pytest_bnn.errors import InputError, in_words
@@ -51,8 +51,8 @@ class InOrder(Generic[T, R]):
     """The results of tasks, in their order: whoever was done first, and whoever died.
 
     At most twice as many tasks as workers are under way; further ones are taken from ``tasks`` when results are asked
-    for. Where a worker dies, those under way are done again, one by one; the one at which a worker dies again is to
-    blame.
+    for. Of threads one task is: they share the random state of this one, which goes on with each result. Where a worker
+    dies, those under way are done again, one by one; the one at which a worker dies again is to blame.
 
     Args:
         crew: Who does them.
@@ -96,7 +96,9 @@ class InOrder(Generic[T, R]):
     def _fill(self) -> None:
         if any(future is None for _, future in self._under_way):  # suspects are done one by one
             return
-        while len(self._under_way) < 2 * workers_of(self._crew.executor):
+        executor = self._crew.executor
+        most = 1 if isinstance(executor, ThreadPoolExecutor) else 2 * workers_of(executor)
+        while len(self._under_way) < most:
             task = next(self._tasks, None)
             if task is None:
                 return
@@ -122,7 +124,7 @@ class InOrder(Generic[T, R]):
         except Exception as error:
             raise InputError(
                 f"the executor lost {self._name(task)} ({in_words(error)})",
-                fix="see what its workers say; without --jobs and executor= it is done in this process",
+                fix="see what its workers say; with --jobs 1, and without executor=, it is done in this process",
             ) from error
 
     def _lost(self, task: T, error: BaseException) -> InputError:
@@ -130,6 +132,20 @@ class InOrder(Generic[T, R]):
         return InputError(
             f"the process that had {self._name(task)} was ended {often} ({in_words(error)})",
             fix="give it more memory, or less to do at a time: --shard-size N, --jobs N",
+        )
+
+
+def require_no_forks(executor: Executor) -> None:
+    """Refuse an executor whose processes would wait for ever.
+
+    Raises:
+        InputError: It forks this process.
+    """
+    context = getattr(executor, "_mp_context", None) if isinstance(executor, ProcessPoolExecutor) else None
+    if context is not None and context.get_start_method() == "fork":
+        raise InputError(
+            "the executor forks its processes, in which torch waits for threads that are not there",
+            fix="give it mp_context=multiprocessing.get_context('spawn'), or leave it out",
         )
 
 

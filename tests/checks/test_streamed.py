@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,6 +22,7 @@ from pytest_bnn.checks import (
     measure_uncertainty_errors,
 )
 from pytest_bnn.data.large import LargeData
+from pytest_bnn.data.ray_data import RayRows
 from pytest_bnn.errors import InputError
 from pytest_bnn.records.evidence import Evidence, Verdict
 from pytest_bnn.stats.budget import Budget
@@ -231,6 +234,128 @@ class Torn(IterableDataset[tuple[Tensor, Tensor]]):
 def test_a_stream_that_breaks_off_is_refused() -> None:
     with pytest.raises(InputError, match="the stream raised OSError: the file ends here at example 100"):
         measure_calibration_temperature(subject_on(Torn(), few=20, shard=64), band=(0.99, 1.01))
+
+
+class Once(IterableDataset[tuple[Tensor, Tensor]]):
+    """Is spent when it was read."""
+
+    def __init__(self) -> None:
+        self.items = iter(Endless(data(30)))
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return self.items
+
+
+def test_a_stream_that_can_be_read_once_is_refused() -> None:
+    with pytest.raises(InputError, match=r"none when it was read again.*__iter__ begin anew"):
+        measure_calibration_temperature(subject_on(Once(), few=40, shard=64))
+
+
+class Failing(IterableDataset[tuple[Tensor, Tensor]]):
+    """Gives some examples, and then raises whenever it is asked for the next one."""
+
+    def __init__(self, good: int) -> None:
+        self.good = good
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        self.items = iter(Endless(data(self.good))) if self.good else iter(())
+        return self
+
+    def __next__(self) -> tuple[Tensor, Tensor]:
+        found = next(self.items, None)
+        if found is None:
+            raise OSError("no route to host")
+        return found
+
+
+def test_a_stream_that_raises_for_ever_ends() -> None:
+    with pytest.raises(InputError, match=r"no example that can be read: number 0 .OSError: no route to host"):
+        subject_on(Failing(0), few=20, shard=64)
+    with pytest.raises(InputError, match=r"examples cannot be read, more than 0.001"):
+        measure_calibration_temperature(subject_on(Failing(100), few=20, shard=64), band=(0.99, 1.01))
+
+
+class Blocks:
+    """Stands for a data set of Ray Data."""
+
+    def randomize_block_order(self, seed: int) -> Blocks:
+        return self
+
+    def iter_batches(self, batch_size: int, **_: Any) -> Iterator[dict[str, Any]]:
+        images, labels = data(90)
+        for some in torch.arange(90).split(batch_size):
+            assert ORDERED.execution_options.preserve_order
+            yield {"image": images[some].numpy(), "label": labels[some].numpy()}
+
+
+ORDERED = SimpleNamespace(execution_options=SimpleNamespace(preserve_order=False))
+
+
+def test_ray_data_is_told_to_keep_an_order_only_while_it_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who stops in the middle of it leaves nothing behind, also where two read at once."""
+    context = SimpleNamespace(get_current=lambda: ORDERED)
+    monkeypatch.setitem(sys.modules, "ray.data", SimpleNamespace(DataContext=context))
+    one, other = (RayRows(Blocks(), "evaluation").parts(40, 0) for _ in range(2))
+    for part in (one, other, one):
+        read = next(part)
+        assert read.samples is not None
+        assert read.samples.rows == 40
+        assert not ORDERED.execution_options.preserve_order
+    assert [read.samples.places.tolist() for read in one if read.samples] == [[*range(80, 90)]]
+
+
+class Counted(Dataset[tuple[Tensor, Tensor]]):
+    """Counts what is read."""
+
+    def __init__(self, held_out: tuple[Tensor, Tensor]) -> None:
+        self.held_out, self.read = held_out, 0
+
+    def __len__(self) -> int:
+        return len(self.held_out[0])
+
+    def __getitem__(self, place: int) -> tuple[Tensor, Tensor]:
+        self.read += 1
+        return self.held_out[0][place], self.held_out[1][place]
+
+
+def test_claims_about_groups_hold_when_all_groups_were_seen() -> None:
+    """Of 2,000 examples eight are of a group of which the first shard has none, and they do not decide it."""
+    held_out = data(2000)
+    order = torch.randperm(2000, generator=torch.Generator().manual_seed(0)).tolist()
+    rare = frozenset(order[900:908])
+    rows = torch.tensor(sorted(rare))
+    held_out[1][rows] = (held_out[0][rows].argmax(1) + 1) % 5
+    for measure in (measure_slices_temperature, measure_slices_scores):
+        first = measure(
+            subject_on(held_out, shard=800, slices=lambda place: "many"), budget=Budget(alpha=1e-3, beta=1e-3)
+        )
+        assert (first.verdict, first["examples"]) == (Verdict.PASS, 800)
+        groups = lambda place: "rare" if place in rare else "many"  # noqa: E731
+        told = measure(subject_on(held_out, shard=800, slices=groups), budget=Budget(alpha=1e-3, beta=1e-3))
+        assert told.verdict is not Verdict.PASS
+        assert "2 groups" in told.headline
+
+
+def test_of_groups_that_are_too_many_no_more_is_read() -> None:
+    """Further examples bring further groups."""
+    held_out = Counted(data(900))
+    judged = subject_on(held_out, few=20, shard=250, slices=str)
+    told = measure_slices_temperature(judged)
+    assert told.verdict is Verdict.NOT_APPLICABLE
+    assert "one of a few groups" in told.headline
+    assert held_out.read == 20 + 250
+
+
+def test_of_a_teacher_of_other_classes_a_single_shard_is_read() -> None:
+    """More examples do not change it."""
+    held_out = Counted(data(600))
+    large = LargeData.of(held_out, few=20, shard_size=64)
+    teacher = Says(lambda x: torch.cat([x, x[:, :2] - 9], 1))
+    judged = Subject(Says(noise=0.2), teacher=teacher, images=scores(40, seed=9), evaluation=large)
+    told = measure_scores_against_teacher(judged)
+    assert told.verdict is Verdict.NOT_APPLICABLE
+    assert "other classes" in told.headline
+    assert held_out.read == 20 + 64
 
 
 def test_a_loader_and_arrays_in_a_file_are_read_by_number(tmp_path: Any) -> None:

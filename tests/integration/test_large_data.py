@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import gc
 import multiprocessing
 import os
 import pickle
 import signal
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -21,11 +23,14 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from pytest_bnn import audit_model, cli, convert
+from pytest_bnn.audit import beside
 from pytest_bnn.checks import _shards, measure_calibration_temperature
-from pytest_bnn.checks._streamed import _shards_of
+from pytest_bnn.checks._looks import Shards, dismiss, shards_of
+from pytest_bnn.commands import workers
 from pytest_bnn.data.large import LargeData
 from pytest_bnn.errors import InputError
 from pytest_bnn.many.engines import processes
+from pytest_bnn.options import Settings, using
 from pytest_bnn.records.evidence import Verdict
 from pytest_bnn.records.run import AuditRun
 from pytest_bnn.sampling.shards import Crew, InOrder
@@ -80,7 +85,7 @@ def subject(workers: Any = None, shard: int = 32, pictures: Pictures | None = No
 def sums(judged: Subject, passes: int = 3) -> list[bytes]:
     """Return what each look at the shards saw, as bytes."""
     assert judged.large is not None
-    shards = _shards_of(judged, passes, judged.large)
+    shards = shards_of(judged, passes, judged.large)
     return [pickle.dumps((look.tally, look.tried, look.unreadable)) for look in shards.looks()]
 
 
@@ -230,6 +235,26 @@ def test_a_model_that_cannot_be_sent_is_told_by_what_to_do() -> None:
         measure_calibration_temperature(judged)
 
 
+class Lambda(Pictures):
+    """Has a function of no name, as transforms often have."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__(count)
+        self.change = lambda image: image
+
+
+def test_what_cannot_be_sent_is_judged_here_where_nobody_asked_for_processes() -> None:
+    """By default there are as many as there are free cores; a sound network must not be an error for that."""
+    workers = partial(processes, 2)
+    told = measure_calibration_temperature(subject(workers, pictures=Lambda(100)), band=NARROW, max_passes=3)
+    here = measure_calibration_temperature(subject(pictures=Lambda(100)), band=NARROW, max_passes=3)
+    assert told.measurements == here.measurements
+    (more,) = set(told.notes) - set(here.notes)
+    assert more.startswith("This process alone judged them: the model, its teacher or the data cannot be sent to other")
+    with using(Settings(jobs=2)), pytest.raises(InputError, match="cannot be sent to other processes"):
+        measure_calibration_temperature(subject(workers, pictures=Lambda(100)))
+
+
 def test_a_pool_that_forks_is_refused() -> None:
     with (
         ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("fork")) as pool,
@@ -250,7 +275,7 @@ def test_a_full_disk_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_was_judged_before_an_interrupt_is_still_there(monkeypatch: pytest.MonkeyPatch) -> None:
     """A claim that is asked again goes on behind the last look; no shard is judged twice."""
     judged = subject(pictures=(pictures := Pictures(200)))
-    looks = _shards_of(judged, 3, judged.large).looks()  # type: ignore[arg-type]
+    looks = shards_of(judged, 3, judged.large).looks()  # type: ignore[arg-type]
     first = next(looks)
     next(looks)
     looks.close()  # type: ignore[attr-defined]
@@ -259,8 +284,92 @@ def test_what_was_judged_before_an_interrupt_is_still_there(monkeypatch: pytest.
         raise AssertionError("it is read again")
 
     monkeypatch.setattr(type(pictures), "__getitem__", gone)
-    again = _shards_of(judged, 3, judged.large).looks()  # type: ignore[arg-type]
+    again = shards_of(judged, 3, judged.large).looks()  # type: ignore[arg-type]
     assert next(again) is first
+
+
+class Interrupted(Pictures):
+    """Interrupts once who reads an example of the third shard."""
+
+    left = 1
+
+    def __getitem__(self, place: int) -> tuple[Tensor, int]:
+        third = torch.randperm(200, generator=torch.Generator().manual_seed(0))[64:96].tolist()
+        if self.left and place == third[7]:
+            self.left = 0
+            raise KeyboardInterrupt
+        return super().__getitem__(place)
+
+
+def test_an_interrupt_in_the_middle_of_a_shard_loses_no_shard_and_counts_none_twice() -> None:
+    whole = sums(subject(pictures=Pictures(200)))
+    judged = subject(pictures=Interrupted(200))
+    with pytest.raises(KeyboardInterrupt):
+        sums(judged)
+    assert sums(judged) == whole
+    assert len(whole) > 3
+
+
+def test_what_an_audit_has_opened_is_closed_behind_it() -> None:
+    with ThreadPoolExecutor(1) as pool:
+        judged = subject(pool)
+        shards = shards_of(judged, 3, judged.large)  # type: ignore[arg-type]
+        first = next(iter(shards.looks()))
+        parcel = judged.evaluations["parcel"]
+        assert isinstance(parcel, _shards.Parcel)
+        path = Path(parcel.content)
+        del parcel, shards
+        dismiss(judged)
+        assert not path.exists()
+        assert pickle.dumps(first.tally) == pickle.dumps(next(shards_of(judged, 3, judged.large).looks()).tally)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("sampler", ["engine", "native", "own"])
+def test_workers_draw_by_the_sampler_of_this_process(sampler: str) -> None:
+    with using(Settings(sampler=sampler)):
+        here, there = sums(subject(count=60)), subject(Inline(), count=60)
+        assert sums(there) == here
+    shards = there.evaluations["shards 3"]
+    assert isinstance(shards, Shards)
+    assert shards._setup.settings.sampler == sampler
+
+
+def test_no_thread_works_while_this_one_goes_on() -> None:
+    """They share its random state."""
+    running: list[int] = []
+
+    def task(number: int) -> int:
+        running.append(number)
+        time.sleep(0.01)
+        running.remove(number)
+        return number
+
+    with ThreadPoolExecutor(2) as pool:
+        for number, result in InOrder(Crew(pool), task, iter(range(6))):
+            time.sleep(0.005)
+            assert (number, running) == (result, [])
+
+
+@pytest.mark.nightly("a process is started")
+def test_processes_that_nobody_waits_for_are_ended() -> None:
+    pool = processes(1)
+    pool.submit(time.sleep, 600)
+    workers = list(pool._processes.values())
+    pool.shutdown(wait=False, cancel_futures=True)
+    for worker in workers:
+        worker.join(30)
+        assert worker.exitcode is not None
+
+
+@pytest.mark.parametrize(("asked", "wanted"), [(3, (3,)), (1, None), (0, None)])
+def test_jobs_that_are_asked_for_need_no_fork(
+    asked: int, wanted: tuple[int] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on macOS and Windows, or under a debugger."""
+    monkeypatch.setattr(beside, "possible", lambda: False)
+    given = argparse.Namespace(engine=None, evaluation_images="all", subject=[])
+    with using(Settings(jobs=asked)), workers.of(given) as found:
+        assert (found if wanted is None else found.args) == wanted  # type: ignore[union-attr]
 
 
 @contextmanager
@@ -306,6 +415,7 @@ def test_the_command_line_and_python_judge_large_data(tmp_path: Path, capsys: py
         capsys.readouterr()
         for wrong, words in (
             (["--shard-size", "5"], "--shard-size without --evaluation-images"),
+            (["--unreadable", "0.5"], "--unreadable without --evaluation-images"),
             (["--evaluation-images", "some"], "'some' is not a whole number from 1, or all"),
             (["--engine", "ray"], "--engine without --checkpoints or --evaluation-images"),
         ):
@@ -320,6 +430,13 @@ def test_the_command_line_and_python_judge_large_data(tmp_path: Path, capsys: py
     assert "of 2500 examples" in found.checks[0].notes[-1]
     with pytest.raises(InputError, match="max_evaluation without evaluation"):
         audit_model(convert(teacher()), data=Pictures(60).images, max_evaluation="all")
+
+
+@pytest.mark.parametrize("given", [{"shard_size": 5}, {"unreadable": 0.5}])
+def test_what_is_said_of_shards_is_not_passed_over(given: dict[str, Any]) -> None:
+    """Where there are none it would change nothing."""
+    with pytest.raises(InputError, match=f"{next(iter(given))} without max_evaluation"):
+        audit_model(convert(teacher()), data=Pictures(20), evaluation=Pictures(20), checks=["data.sane"], **given)
 
 
 def test_too_many_unreadable_examples_are_one_error_in_the_evidence() -> None:
@@ -351,7 +468,7 @@ def test_a_data_set_of_ray_data_is_read_by_shards() -> None:
         held_out = ray_data.from_items(rows, override_num_blocks=6)
         large = LargeData.of(held_out, shard_size=64, few=20, unreadable=0.1)
         judged = Subject(teacher(), images=large.few, evaluation=large)
-        last = list(_shards_of(judged, 3, large).looks())[-1]
+        last = list(shards_of(judged, 3, large).looks())[-1]
         evidence = measure_calibration_temperature(judged)
     finally:
         ray.shutdown()

@@ -32,7 +32,7 @@ from pytest_bnn.errors import InputError, WeightsError, WriteError
 from pytest_bnn.many import engines
 from pytest_bnn.many.series import audit_series
 from pytest_bnn.many.work import Job, Work, forget, jobs_of, perform
-from pytest_bnn.options import Settings
+from pytest_bnn.options import Level, Settings, Source
 from pytest_bnn.records.collection import Collection, collect
 from pytest_bnn.records.run import AuditRun
 from pytest_bnn.report import files as on_disk
@@ -204,6 +204,17 @@ def test_executors_and_parts_give_the_same(folder: Path) -> None:
     tables = [collect((path.name, "", run) for path, run in found) for found in (serial, threaded, parts)]
     assert all(table == tables[0] for table in tables)
     assert len({row.sha256 for row in tables[0].rows}) == 3
+
+
+def test_how_many_processes_audit_a_series_is_no_change_of_an_audit(folder: Path) -> None:
+    """Else an audit by two of them would not be that of one."""
+    files, work = [save("0.safetensors")], shared(folder)
+    said = {"jobs": Source(Level.COMMAND_LINE, "--jobs"), "samples": Source(Level.COMMAND_LINE, "--samples")}
+    two = replace(work, settings=replace(work.settings, jobs=2, samples=9), setting_sources=said)
+    ((path, run),) = audited(two, files, "two")
+    assert [change.name for change in run.changed] == ["samples"]
+    one = replace(two, settings=replace(two.settings, jobs=0), setting_sources={"samples": said["samples"]})
+    require_same(audited(one, files, "one"), [(path, run)])
 
 
 OWN = """

@@ -110,6 +110,33 @@ def test_a_lost_fork_loses_nothing() -> None:
     assert set(doing(*[deadly] * 5).values()) == {"done"}
 
 
+def test_where_no_process_can_be_made_all_is_done_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A container may have so many and no more; nothing is left open."""
+
+    def no_room() -> int:
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(os, "fork", no_room)
+    assert set(doing(*[os.getpid] * 4).values()) == {os.getpid()}
+    with using(Settings(jobs=2)), side_by_side(2), elsewhere(os.getpid, received=ignore) as other:
+        assert other.result() == os.getpid()
+
+
+def test_groups_are_read_where_what_they_read_is_open() -> None:
+    """Two processes would move each other's place in a file."""
+    model, teacher, data = net()
+    asked: set[int] = set()
+
+    def group(number: int) -> str:
+        asked.add(number)
+        return str(number % 2)
+
+    checks = ("layers.replaced", "memory.separate", "noise.varies", "slices.temperature", "slices.scores")
+    with using(Settings(jobs=4, samples=8)):
+        audit_model(model, teacher=teacher, data=data, checks=checks, slices=group)
+    assert asked == set(range(24))
+
+
 def test_what_is_raised_is_raised_here() -> None:
     """An error in a fork becomes the error that it is without forks."""
 
@@ -185,6 +212,15 @@ def test_elsewhere_gives_what_it_does_and_hands_over_what_came_from_a_fork() -> 
     with using(Settings(jobs=1)), side_by_side(2), elsewhere(os.getpid, received=received.append) as other:
         assert other.result() == os.getpid()
     assert len(received) == 1, "what is done here is known here"
+
+
+def test_what_no_fork_does_is_done_first() -> None:
+    """As if it stood before the block: reports and progress tell the first subject first."""
+    order: list[str] = []
+    with using(Settings(jobs=1)), side_by_side(2), elsewhere(lambda: order.append("first"), received=ignore) as other:
+        order.append("second")
+    other.result()
+    assert order == ["first", "second"]
 
 
 def test_a_place_is_free_when_its_work_is_done() -> None:

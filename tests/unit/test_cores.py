@@ -54,6 +54,17 @@ def test_cores_that_others_keep_busy_are_not_free(
     assert cores.free() == wanted
 
 
+@pytest.mark.parametrize(("busy", "wanted"), [(0.0, 3), (5.0, 3), (6.0, 2), (8.0, 1)])
+def test_what_others_use_beside_a_quota_takes_nothing_of_it(
+    busy: float, wanted: int, eight: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A container with 3 cores of a machine of 8 has them all while 5 are busy for others."""
+    monkeypatch.setattr(cores, "_quota", lambda: 3.0)
+    monkeypatch.setattr(cores, "_known", [(cores._Use(at=0.0, busy=0.0, own=0.0), None)])
+    monkeypatch.setattr(cores, "_look", lambda: cores._Use(at=10.0, busy=10 * busy, own=0.0))
+    assert cores.free() == wanted
+
+
 def test_it_is_looked_at_again_later(eight: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not at every question, and not for good."""
     looks = iter(cores._Use(at=at, busy=busy, own=0.0) for at, busy in ((1.0, 3.0), (2.0, 10.0), (9.0, 3.0)))

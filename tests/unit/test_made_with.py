@@ -92,6 +92,13 @@ def test_audits_that_were_made_one_by_one() -> None:
     assert index.tone(of(plain, run("b", data=digest("e"), torch="2.6", seed="0"))) is Standing.PASS
 
 
+def test_how_many_processes_audited_makes_no_difference() -> None:
+    changed = Change(name="jobs", value="2", default="0", source="--jobs")
+    rows = of(run("a", seed="0"), replace(run("b", seed="0"), changed=(changed,))).rows
+    assert rows[0].made_with["settings"] == rows[1].made_with["settings"]
+    assert differing(rows) == []
+
+
 def test_a_series_and_an_audit_beside_it() -> None:
     """Their digests are of different things, and not held against each other."""
     found = of(part("a"), part("b"), run("alone", data=digest("the same")))

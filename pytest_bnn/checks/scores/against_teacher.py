@@ -11,7 +11,7 @@ from pytest_bnn.checks._predictions import PASSES, in_two_looks
 from pytest_bnn.checks._sides import Side
 from pytest_bnn.checks._streamed import on_labels
 from pytest_bnn.checks.check import check
-from pytest_bnn.checks.finding import Finding, NotHereError
+from pytest_bnn.checks.finding import Finding, not_applicable
 from pytest_bnn.checks.values import FewPasses, Positive
 from pytest_bnn.records.evidence import Measurement, Verdict
 from pytest_bnn.stats.budget import Budget
@@ -59,7 +59,7 @@ measure_scores_against_teacher, assert_scores_against_teacher = against_teacher.
 def _judge(found: Labels, margin: float, budget: Budget) -> Finding:
     scores, its = found.scores, found.its
     if scores is None or its is None:
-        raise NotHereError("the teacher knows other classes than the model: see teacher.agreement, and --teacher")
+        return not_applicable("the teacher knows other classes than the model: see teacher.agreement, and --teacher")
     paired = Paired(name="Brier score", scores=scores, margin=margin, budget=budget)
     needed = paired.needed(budget.beta) if paired.gap < margin else None
     remedy = {

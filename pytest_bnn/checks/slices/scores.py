@@ -40,7 +40,7 @@ def scores(subject: Subject, *, margin: Positive = MARGIN, max_passes: FewPasses
     """
     return in_two_looks(
         lambda passes: on_labels(
-            subject, passes, lambda found: _judge(subject, found, margin, budget), calibrated=False
+            subject, passes, lambda found: _judge(subject, found, margin, budget), calibrated=False, by_group=True
         ),
         max_passes,
     )

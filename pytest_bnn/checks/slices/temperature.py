@@ -44,7 +44,8 @@ def temperature(subject: Subject, *, band: Band = BAND, max_passes: FewPasses = 
     Source: as ``calibration.temperature``; Holm 1979.
     """
     return in_two_looks(
-        lambda passes: on_labels(subject, passes, lambda found: _judge(subject, found, band, budget)), max_passes
+        lambda passes: on_labels(subject, passes, lambda found: _judge(subject, found, band, budget), by_group=True),
+        max_passes,
     )
 
 
