@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from pytest_bnn.data.batch import Batch, Inputs
 from pytest_bnn.errors import InputError
@@ -292,5 +293,16 @@ def _state(model: nn.Module) -> tuple[object, ...]:
         found.append((id(module), module.training, hooks))
         for name, tensor in (*module._parameters.items(), *module._buffers.items()):
             if tensor is not None and not name.startswith("eps_"):
-                found.append((id(tensor), tensor._version))
+                found.append((id(tensor), tensor._version, _written(tensor)))
     return tuple(found)
+
+
+def _written(tensor: Tensor) -> int | None:
+    """Return the sum of a tensor's words, in which writing to its ``.data`` shows; None off the CPU.
+
+    Such a write leaves the version as it was, and a sampler holds some tensors in a layout of its own and others not.
+    """
+    summed = tensor.dtype is torch.float32 and tensor.device.type == "cpu" and tensor.layout is torch.strided
+    if not summed or is_lazy(tensor):
+        return None
+    return int(tensor.detach().view(torch.int32).sum(dtype=torch.int32))
