@@ -34,6 +34,14 @@ KEPT = 256 * 2**20
 #: Bytes of outputs that are drawn at once, beyond a single pass.
 BLOCK = 64 * 2**20
 
+#: Whole numbers of a dtype's size.
+_WORDS = {
+    torch.float16: torch.int16,
+    torch.bfloat16: torch.int16,
+    torch.float32: torch.int32,
+    torch.float64: torch.int64,
+}
+
 _NAMES = {"engine": "the sampling engine", "native": "the native sampler"}
 
 
@@ -96,6 +104,7 @@ class PassBank:
         self._like = like if like is not None and _alike(images, like.images) else None
         self._row_bytes = 4 * numbers
         self._kept: list[Tensor] = []
+        self._kept_of: tuple[int | None, ...] = ()
         self._drawn = 0
         self._engine: Engine | Native | None = None
         self._decided_for: object = None
@@ -140,6 +149,7 @@ class PassBank:
         return self._blocks(start, stop, rows)
 
     def _blocks(self, start: int, stop: int, rows: Tensor | None) -> Iterator[Tensor]:
+        self._forget_another_model()
         place, tell = 0, drawn()
         for block in [*self._kept]:
             part = block[max(start - place, 0) : max(stop - place, 0)]
@@ -155,6 +165,12 @@ class PassBank:
                 self._keep(start, block)
             start += len(block)
             yield block
+
+    def _forget_another_model(self) -> None:
+        """Let go of what is kept where the model's parameters are others now: passes must not be of two models."""
+        now = tuple(_written(parameter) for parameter in self.model.parameters())
+        if now != self._kept_of:
+            self._kept, self._kept_of = [], now
 
     def _keep(self, start: int, block: Tensor) -> None:
         """Keep as many passes on all images as fit, where they follow those that are kept."""
@@ -302,7 +318,7 @@ def _written(tensor: Tensor) -> int | None:
 
     Such a write leaves the version as it was, and a sampler holds some tensors in a layout of its own and others not.
     """
-    summed = tensor.dtype is torch.float32 and tensor.device.type == "cpu" and tensor.layout is torch.strided
-    if not summed or is_lazy(tensor):
+    words = _WORDS.get(tensor.dtype)
+    if words is None or tensor.device.type != "cpu" or tensor.layout is not torch.strided or is_lazy(tensor):
         return None
-    return int(tensor.detach().view(torch.int32).sum(dtype=torch.int32))
+    return int(tensor.detach().view(words).sum(dtype=words))
