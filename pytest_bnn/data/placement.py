@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 
@@ -36,7 +38,7 @@ def take(*networks: nn.Module | None) -> None:
     try:
         devices.move(away, device)
     except Exception as error:
-        raise _stuck("moving the networks", device, error) from error
+        raise _stuck("moving the networks", away, device, error) from error
 
 
 def judged(model: nn.Module, teacher: nn.Module | None) -> tuple[nn.Module, nn.Module | None]:
@@ -54,14 +56,21 @@ def judged(model: nn.Module, teacher: nn.Module | None) -> tuple[nn.Module, nn.M
     try:
         copies = devices.copies(away, device)
     except Exception as error:
-        raise _stuck("copying the model", device, error) from error
+        raise _stuck("copying the model", away, device, error) from error
     of = {id(one): copied for one, copied in zip(away, copies, strict=True)}
     return of.get(id(model), model), None if teacher is None else of.get(id(teacher), teacher)
 
 
-def _stuck(doing: str, device: torch.device, error: Exception) -> InputError:
+def _stuck(doing: str, networks: Sequence[nn.Module], device: torch.device, error: Exception) -> InputError:
+    for network in networks:
+        for name, tensor in (*network.named_parameters(), *network.named_buffers()):
+            if tensor.is_meta:
+                return InputError(
+                    f"{name} of {type(network).__name__} is on the meta device, without numbers",
+                    fix="load its weights before the audit",
+                )
     return InputError(
-        f"{doing} to {device} raised {in_words(error)}",
+        f"{doing} to {device} raised {in_words(error).rstrip('.')}",
         fix=f"let the network be made there, or move it with model.to('{device}') before it is judged",
     )
 

@@ -127,6 +127,17 @@ def preserved_random_state() -> Iterator[None]:
             torch.cuda.set_rng_state_all(cuda)
 
 
+def random_state() -> tuple[object, ...]:
+    """Return the state of the generators of `preserved_random_state`: two are equal where nothing was drawn between."""
+    numpy = sys.modules.get("numpy")
+    numpy_state = () if numpy is None else numpy.random.get_state()
+    of_numpy = [part.tobytes() if hasattr(part, "tobytes") else part for part in numpy_state]
+    tensors = [torch.get_rng_state()]
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        tensors += torch.cuda.get_rng_state_all()
+    return random.getstate(), *of_numpy, *(state.numpy().tobytes() for state in tensors)
+
+
 def seed_everything(seed: int) -> None:
     """Seed the global generators of Python, numpy and torch; call it inside `preserved_random_state`."""
     random.seed(seed)

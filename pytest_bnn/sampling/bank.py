@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from pytest_bnn.data.batch import Batch, Inputs
 from pytest_bnn.errors import InputError
@@ -32,6 +33,14 @@ KEPT = 256 * 2**20
 
 #: Bytes of outputs that are drawn at once, beyond a single pass.
 BLOCK = 64 * 2**20
+
+#: Whole numbers of a dtype's size.
+_WORDS = {
+    torch.float16: torch.int16,
+    torch.bfloat16: torch.int16,
+    torch.float32: torch.int32,
+    torch.float64: torch.int64,
+}
 
 _NAMES = {"engine": "the sampling engine", "native": "the native sampler"}
 
@@ -95,6 +104,7 @@ class PassBank:
         self._like = like if like is not None and _alike(images, like.images) else None
         self._row_bytes = 4 * numbers
         self._kept: list[Tensor] = []
+        self._kept_of: tuple[int | None, ...] = ()
         self._drawn = 0
         self._engine: Engine | Native | None = None
         self._decided_for: object = None
@@ -139,6 +149,7 @@ class PassBank:
         return self._blocks(start, stop, rows)
 
     def _blocks(self, start: int, stop: int, rows: Tensor | None) -> Iterator[Tensor]:
+        self._forget_another_model()
         place, tell = 0, drawn()
         for block in [*self._kept]:
             part = block[max(start - place, 0) : max(stop - place, 0)]
@@ -154,6 +165,12 @@ class PassBank:
                 self._keep(start, block)
             start += len(block)
             yield block
+
+    def _forget_another_model(self) -> None:
+        """Let go of what is kept where the model's parameters are others now: passes must not be of two models."""
+        now = tuple(_written(parameter) for parameter in self.model.parameters())
+        if now != self._kept_of:
+            self._kept, self._kept_of = [], now
 
     def _keep(self, start: int, block: Tensor) -> None:
         """Keep as many passes on all images as fit, where they follow those that are kept."""
@@ -292,5 +309,16 @@ def _state(model: nn.Module) -> tuple[object, ...]:
         found.append((id(module), module.training, hooks))
         for name, tensor in (*module._parameters.items(), *module._buffers.items()):
             if tensor is not None and not name.startswith("eps_"):
-                found.append((id(tensor), tensor._version))
+                found.append((id(tensor), tensor._version, _written(tensor)))
     return tuple(found)
+
+
+def _written(tensor: Tensor) -> int | None:
+    """Return the sum of a tensor's words, in which writing to its ``.data`` shows; None off the CPU.
+
+    Such a write leaves the version as it was, and a sampler holds some tensors in a layout of its own and others not.
+    """
+    words = _WORDS.get(tensor.dtype)
+    if words is None or tensor.device.type != "cpu" or tensor.layout is not torch.strided or is_lazy(tensor):
+        return None
+    return int(tensor.detach().view(words).sum(dtype=words))

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+import numpy
 import pytest
 import torch
 from bayesian_torch import layers as library
@@ -160,6 +161,14 @@ def dropout(patch: pytest.MonkeyPatch, model: Any) -> None:
     patch.setattr(nn.functional, "relu", lambda x: functional.dropout(x.clamp_min(0), 0.01))
 
 
+def seldom_doubled(patch: pytest.MonkeyPatch, model: Any) -> None:
+    patch.setattr(nn.functional, "relu", lambda x: x.clamp_min(0) * (1 + (torch.rand(()) < 1e-6)))
+
+
+def numpy_draw_without_effect(patch: pytest.MonkeyPatch, model: Any) -> None:
+    patch.setattr(nn.functional, "relu", lambda x: x.clamp_min(0) + 0 * numpy.random.random())
+
+
 TAMPERED = [
     (cached, r"uses related noise in passes 1 and|drawn with 0 times its sigma"),
     (halved_sigma, r"is drawn with 0\.[45]\d* times its sigma"),
@@ -174,7 +183,9 @@ TAMPERED = [
     (batchnorm_in_train_mode, r"norm2 \(BatchNorm2d\) is in train mode"),
     (batchnorm_of_the_batch, r"depends on the images beside it"),
     (batchnorm_without_its_mean, r"the engine's outputs differ by"),
-    (dropout, r"the engine's outputs differ by"),
+    (dropout, r"draws random numbers outside of its Bayesian layers"),
+    (seldom_doubled, r"draws random numbers outside of its Bayesian layers"),
+    (numpy_draw_without_effect, r"draws random numbers outside of its Bayesian layers"),
 ]
 
 

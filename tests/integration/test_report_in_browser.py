@@ -485,6 +485,35 @@ def test_the_table_of_quality_has_every_score_on_a_narrow_page(browser: Any, tmp
         page.close()
 
 
+def test_print_has_what_a_filter_hides_on_the_screen(browser: Any, address: str) -> None:
+    """The filter is not printed, so that nobody could see that evidence of a failure is left out."""
+    page = browser.new_page()
+    page.goto(address)
+    page.locator(".tools input[type=search]").fill("NO SUCH WORDS")
+    cards = page.locator("#evidence .card")
+    seen = "cards => cards.map(one => one.checkVisibility())"
+    assert not any(cards.evaluate_all(seen))
+    page.emulate_media(media="print")
+    assert all(cards.evaluate_all(seen))
+    page.close()
+
+
+def test_printed_provenance_keeps_its_names_in_one_piece(browser: Any, address: str) -> None:
+    """Beside a long command each name was as narrow as a letter, and the table as long as two pages."""
+    page = browser.new_page(viewport={"width": 703, "height": 1000})
+    page.goto(address)
+    page.locator(".provenance td").first.evaluate(
+        "cell => { cell.textContent = '--model my_net:bayesian '.repeat(30); }"
+    )
+    page.emulate_media(media="print")
+    names = page.locator(".provenance th").evaluate_all(
+        "names => names.map(one => [one.textContent.trim(), one.getBoundingClientRect().width])"
+    )
+    assert names
+    assert all(width > 60 for name, width in names if len(name) > 4), names
+    page.close()
+
+
 def test_print_is_no_wider_than_the_paper_and_opens_what_is_closed(browser: Any, tmp_path: Path) -> None:
     """186 mm between the margins of A4, which are 703 px; without scripts, since styles alone print all of it."""
     file = tmp_path / "audit.html"

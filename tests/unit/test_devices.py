@@ -122,6 +122,17 @@ def test_a_network_that_cannot_be_copied_is_refused_with_the_fix() -> None:
         Subject(model)
 
 
+@pytest.mark.parametrize("part", ["", "2"])
+def test_a_network_without_numbers_cannot_be_moved_and_is_told_so(part: str) -> None:
+    """``model.to`` is no remedy there: it is what raised."""
+    model = network()
+    model.get_submodule(part).to("meta")
+    with using(Settings(device="cpu")):
+        for put in (placement.take, Subject):
+            with pytest.raises(InputError, match=r"[02].weight .*on the meta device.*Load its weights"):
+                put(model)
+
+
 def test_a_loss_that_holds_tensors_elsewhere_is_told_where_the_model_is() -> None:
     """What a loss closes over cannot be seen, and so not moved."""
     weights = torch.ones(3)

@@ -211,6 +211,49 @@ def test_passes_differ_and_follow_the_seed() -> None:
             assert not torch.allclose(one[a], one[b])
 
 
+def in_place(model: nn.Module) -> None:
+    for parameter in model.parameters():
+        parameter.data.mul_(0.5)
+
+
+def replaced_data(model: nn.Module) -> None:
+    for parameter in model.parameters():
+        parameter.data = parameter.data * 0.5
+
+
+def from_a_vector(model: nn.Module) -> None:
+    vector = nn.utils.parameters_to_vector(model.parameters())
+    nn.utils.vector_to_parameters(vector * 0.5, model.parameters())
+
+
+@pytest.mark.parametrize("sampler", ["engine", "native"])
+@pytest.mark.parametrize("change", [in_place, replaced_data, from_a_vector])
+def test_passes_after_a_change_behind_autograds_back_are_the_changed_models(change: Any, sampler: str) -> None:
+    """``.data``, by which averages of weights and optimizers write, leaves no mark; mu and sigma even disagreed."""
+    model = converted()
+    bank = PassBank(model, images(), 3, sampler=sampler)
+    before = bank.draw(0, 2)
+    change(model)
+    after = bank.draw(0, 2)
+    assert not torch.allclose(before, after)
+    torch.testing.assert_close(after, PassBank(model, images(), 3, sampler=sampler).draw(0, 2), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("sampler", ["own", "engine", "native"])
+def test_passes_that_are_kept_are_never_put_beside_those_of_a_changed_model(sampler: str) -> None:
+    """Fine-tuned between two readings, the first passes were the old model's and the further ones the new one's."""
+    model = converted()
+    bank = PassBank(model, images(), 3, sampler=sampler)
+    before = torch.cat(list(bank.blocks(0, 2)))
+    assert torch.equal(torch.cat(list(bank.blocks(0, 2))), before)
+    assert bank.kept_bytes == before.nbytes
+    with torch.no_grad():
+        model.get_parameter("0.mu_kernel").add_(1e-3)
+    after = torch.cat(list(bank.blocks(0, 4)))
+    torch.testing.assert_close(after, PassBank(model, images(), 3, sampler=sampler).draw(0, 4), rtol=0, atol=0)
+    assert not torch.equal(after[:2], before)
+
+
 def test_passes_are_draws_from_the_posterior() -> None:
     """One linear weight mu +- sigma: mean and standard deviation over passes, within 6 standard errors."""
     layer = LinearReparameterization(1, 1, bias=False)

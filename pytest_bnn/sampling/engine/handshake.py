@@ -11,7 +11,7 @@ from pytest_bnn.libraries.capture import LayerCall, capture
 from pytest_bnn.libraries.posterior import BayesianLayer, bayesian_layers
 from pytest_bnn.network.calling import output_tensor
 from pytest_bnn.network.comparing import difference, tolerance
-from pytest_bnn.network.isolation import preserved_random_state
+from pytest_bnn.network.isolation import preserved_random_state, random_state
 from pytest_bnn.sampling.engine.consumers import Consumers
 from pytest_bnn.sampling.engine.draws import DrawTests
 from pytest_bnn.sampling.engine.noise import Noise, make_noise
@@ -101,6 +101,21 @@ def passes_to_repeat(layers: Sequence[BayesianLayer]) -> int:
     return max(_LEAST_PASSES, min(_MOST_PASSES, _ENOUGH_DRAWS // max(1, weights)))
 
 
+def require_no_draws(before: tuple[object, ...]) -> None:
+    """Make sure that a forward with given weights has drawn nothing from torch's, numpy's and Python's generators.
+
+    Otherwise passes would depend on what was drawn before, and disturb it; and what is random may show in few of them.
+
+    Args:
+        before: What `random_state` was before that forward.
+
+    Raises:
+        Unsupported: It has.
+    """
+    if random_state() != before:
+        raise Unsupported("its forward draws random numbers outside of its Bayesian layers, as dropout that is on does")
+
+
 def _compare(
     model: nn.Module, layers: Sequence[BayesianLayer], two: Tensor, noise: Noise, *, channels_last: bool
 ) -> tuple[Worker, int]:
@@ -137,7 +152,9 @@ def _repeat(worker: Worker, calls: list[LayerCall], images: Tensor, wanted: Tens
     """Let the engine compute with the weights that the model's own forward used."""
     worker.given = calls_by_layer(calls)
     worker.start(0, torch.arange(len(images)))
+    before = random_state()
     found = output_tensor(worker.model(images))
+    require_no_draws(before)
     worker.finish()
     worker.given = None
     gap = difference(wanted, found)

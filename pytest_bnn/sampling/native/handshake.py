@@ -12,10 +12,10 @@ from pytest_bnn.libraries.posterior import BayesianLayer, bayesian_layers
 from pytest_bnn.network.calling import output_tensor
 from pytest_bnn.network.comparing import difference, tolerance
 from pytest_bnn.network.float64 import float64_for
-from pytest_bnn.network.isolation import preserved_random_state
+from pytest_bnn.network.isolation import preserved_random_state, random_state
 from pytest_bnn.network.precision import full
 from pytest_bnn.sampling.engine.draws import DrawTests
-from pytest_bnn.sampling.engine.handshake import passes_to_repeat, refusal
+from pytest_bnn.sampling.engine.handshake import passes_to_repeat, refusal, require_no_draws
 from pytest_bnn.sampling.engine.plan import Unsupported, make_plan
 from pytest_bnn.sampling.engine.replica import calls_by_layer
 from pytest_bnn.sampling.native.run import Native
@@ -68,7 +68,10 @@ def _compare(model: nn.Module, layers: Sequence[BayesianLayer], two: Tensor, see
             outputs = max((c.output.numel() // len(two) for c in calls if isinstance(c.output, Tensor)), default=1)
             native = Native(model, plan, seed, outputs, two.device)
         tests.take(calls)
-        _require_equal(wanted, native.repeat(calls_by_layer(calls), images), "with the weights of its own forward")
+        before = random_state()
+        found = native.repeat(calls_by_layer(calls), images)
+        require_no_draws(before)
+        _require_equal(wanted, found, "with the weights of its own forward")
         calls.clear()
     trouble = tests.trouble()
     if trouble:
