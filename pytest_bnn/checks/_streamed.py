@@ -12,6 +12,7 @@ from pytest_bnn.checks._shards import WHERE
 from pytest_bnn.checks._summed import Summed
 from pytest_bnn.checks.finding import Finding, NeverHereError, NotHereError
 from pytest_bnn.data.large import LargeData, named
+from pytest_bnn.data.lazy import Flow
 from pytest_bnn.errors import InputError
 from pytest_bnn.records.evidence import Measurement, Verdict
 from pytest_bnn.subject import Subject
@@ -40,6 +41,9 @@ def on_labels(
     Raises:
         NotHereError: There are no labels of classes, or nobody knows these better than by chance.
         InputError: The examples cannot be used, or a worker ended.
+
+    The first ones of a stream may be of a few classes only, so that they accuse nobody: it is read to its end, or to
+    the limit, before a claim is broken.
     """
     if subject.large is None:
         found = labelled(subject, passes)
@@ -47,6 +51,7 @@ def on_labels(
             require_model_knows(found)
         return judge(found)
     shards = shards_of(subject, passes, subject.large)
+    in_its_order = isinstance(subject.large.data, Flow)
     finding: Finding | NotHereError | None = None
     for number, look in enumerate(shards.looks(), 1):
         try:
@@ -58,9 +63,10 @@ def on_labels(
             continue
         if finding.verdict is Verdict.NOT_APPLICABLE:  # whatever the examples are
             break
-        finding = _told(finding, look, subject.large)
         waits = by_group and finding.verdict is Verdict.PASS and not look.last and shards.has_more_groups(look)
-        if finding.verdict is not Verdict.INCONCLUSIVE and not waits:
+        undecided = finding.verdict is Verdict.INCONCLUSIVE or (in_its_order and finding.verdict is not Verdict.PASS)
+        finding = _told(finding, look, subject.large, enough=not undecided)
+        if not undecided and not waits:
             break
     if finding is None:
         raise InputError(
@@ -92,13 +98,12 @@ def _usable(look: Look, number: int, *, calibrated: bool) -> Summed:
     return found
 
 
-def _told(finding: Finding, look: Look, large: LargeData) -> Finding:
+def _told(finding: Finding, look: Look, large: LargeData, *, enough: bool) -> Finding:
     """Say on how many examples it was judged, and which could not be."""
     of = "" if large.total is None else f" of {large.total}"
-    certain = finding.verdict is not Verdict.INCONCLUSIVE
-    enough = ": no more were needed" if certain and not look.last else ""
+    no_more = ": no more were needed" if enough and not look.last else ""
     shards = f"{look.shards} shard{'s' if look.shards > 1 else ''} of {large.shard_size}"
-    notes = [f"judged on {look.tried}{of} examples, {large.way}, in {shards}{enough}"]
+    notes = [f"judged on {look.tried}{of} examples, {large.way}, in {shards}{no_more}"]
     more = [Measurement(name="examples", value=look.tried, note=f"{of.strip()}; {shards}".removeprefix("; "))]
     if look.stays_here:
         notes.append(f"this process alone judged them: {look.stays_here}")

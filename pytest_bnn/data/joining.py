@@ -8,7 +8,7 @@ from typing import Any
 import numpy
 import torch
 from torch import Tensor
-from torch.utils.data import default_collate
+from torch.utils.data import IterableDataset, default_collate
 
 from pytest_bnn.data.batch import per_example, rows_of
 from pytest_bnn.errors import InputError
@@ -77,7 +77,12 @@ def at(data: Any, place: int) -> Any:
 
 
 def length_of(data: Any) -> int | None:
-    """Return how many items a data set has; None where these cannot be had by their number."""
+    """Return how many items a data set has; None where these cannot be had by their number.
+
+    A stream may have a length, and inherits a ``__getitem__`` that only raises.
+    """
+    if isinstance(data, IterableDataset):
+        return None
     try:
         return len(data) if hasattr(data, "__len__") and hasattr(data, "__getitem__") else None
     except TypeError:

@@ -225,6 +225,49 @@ def test_of_a_stream_the_first_ones_are_judged_and_said_to_be(loader: bool) -> N
     assert whole["examples"] == 900
 
 
+class Sized(Endless):
+    def __len__(self) -> int:
+        return 10 * len(self.held_out[0])
+
+
+def test_a_stream_that_says_a_length_is_read_as_a_stream() -> None:
+    evidence = measure_calibration_temperature(subject_on(Sized(data(300)), shard=300), band=(0.99, 1.01), max_passes=8)
+    assert evidence["examples"] == 300
+    assert any("the first ones of a stream" in note for note in evidence.notes)
+
+
+def test_the_first_ones_of_a_sorted_stream_accuse_nobody() -> None:
+    images, labels = data(1200)
+    order = labels.sort().indices
+    stream = Endless((images[order], labels[order]))
+    evidence = measure_calibration_classes(subject_on(stream, shard=400, few=20), max_passes=8)
+    assert evidence.verdict is Verdict.PASS, evidence.explain()
+    assert evidence["examples"] == 1200
+    model = Says(lambda x: x + 6 * torch.eye(5)[2])
+    wrong = measure_calibration_classes(subject_on(stream, model, shard=400, few=20), max_passes=8)
+    assert wrong.verdict is Verdict.FAIL
+    assert wrong["examples"] == 1200
+    assert not any("no more were needed" in note for note in wrong.notes)
+
+
+class Closed(IterableDataset[tuple[Tensor, Tensor]]):
+    """A stream that raises for ever, as one of a file that was closed does."""
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        self.held = list(zip(*data(100), strict=True))
+        return self
+
+    def __next__(self) -> tuple[Tensor, Tensor]:
+        if not self.held:
+            raise ValueError("I/O operation on closed file")
+        return self.held.pop()
+
+
+def test_a_stream_that_raises_for_ever_is_refused() -> None:
+    with pytest.raises(InputError, match="examples cannot be read, more than"):
+        measure_calibration_temperature(subject_on(Closed(), few=20, shard=64), band=(0.99, 1.01))
+
+
 class Torn(IterableDataset[tuple[Tensor, Tensor]]):
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         yield from Endless(data(100))
