@@ -42,9 +42,13 @@ def net() -> tuple[nn.Module, nn.Module, tuple[torch.Tensor, torch.Tensor]]:
     return convert(teacher, moped_delta=0.05), teacher, (images, labels)
 
 
-def plain(run: AuditRun) -> AuditRun:
-    """Leave out what is no verdict and no number: times, and with how many processes."""
-    return replace(run, checks=tuple(replace(one, seconds=0) for one in run.checks), provenance={}, changed=())
+def plain(run: AuditRun) -> str:
+    """Leave out what is no verdict and no number: times, with how many processes, and which check drew passes first.
+
+    As text, in which a NaN is equal to another one.
+    """
+    checks = tuple(replace(one, seconds=0, sampler="") for one in run.checks)
+    return replace(run, checks=checks, provenance={}, changed=()).to_json()
 
 
 def audited(
