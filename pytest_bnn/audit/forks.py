@@ -57,6 +57,7 @@ def possible() -> bool:
         sys.platform == "linux"
         and threading.current_thread() is threading.main_thread()
         and not torch.cuda.is_initialized()
+        and not torch.xpu.is_initialized()
         and "torch._inductor.async_compile" not in sys.modules
         and sys.gettrace() is None
         and not multiprocessing.current_process().daemon
@@ -113,6 +114,10 @@ class Fork(Generic[T]):
             try:
                 value, printed = pickle.loads(self._mine.recv_bytes())  # noqa: S301  by ourselves
             except (EOFError, OSError):
+                self.ended = True
+                return
+            except Exception:  # what cannot be made again here is done again here
+                self._process.kill()
                 self.ended = True
                 return
             for stream, text in zip((sys.stdout, sys.stderr), printed, strict=True):

@@ -12,7 +12,12 @@ from pytest_bnn.audit.origin import commit, machine
 
 
 def provenance(
-    *, seed: int, command: Sequence[str] | None = None, repeat: str = "", duration: float | None = None
+    *,
+    seed: int,
+    command: Sequence[str] | None = None,
+    repeat: str = "",
+    duration: float | None = None,
+    parts: int = 1,
 ) -> dict[str, str]:
     """Say when, where, with what and how an audit ran.
 
@@ -21,6 +26,7 @@ def provenance(
         command: The command that ran it, word by word.
         repeat: The command that repeats it, from `pytest_bnn.audit.repeating`.
         duration: How long it took, in seconds.
+        parts: How many parts it had that processes may have shared.
     """
     now = datetime.datetime.now(datetime.UTC)
     said = {"created": now.strftime("%Y-%m-%d %H:%M:%S UTC"), "seed": str(seed)}
@@ -31,7 +37,7 @@ def provenance(
     said |= {name: words for name, words in (("commit", commit()), ("machine", machine())) if words}
     if repeat:
         said["repeat"] = repeat
-    return {**said, "threads": in_words(), **versions()}
+    return {**said, "threads": in_words(parts), **versions()}
 
 
 def lasting(seconds: float) -> str:

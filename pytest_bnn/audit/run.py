@@ -158,7 +158,7 @@ def audit_model(
         checks=tuple(evidence),
         subjects=(description,),
         provenance={
-            **provenance(seed=subject.seed, duration=time.perf_counter() - start),
+            **provenance(seed=subject.seed, duration=time.perf_counter() - start, parts=_parts(subject, steps)),
             "device": named(where(subject.model) or torch.device("cpu")),
         },
         changed=changes(),

@@ -75,7 +75,22 @@ def on_labels(
         )
     if isinstance(finding, NotHereError):
         raise finding
+    if in_its_order and subject.large.limit is not None and finding.verdict in (Verdict.FAIL, Verdict.WARN):
+        return _of_the_first(finding)
     return finding
+
+
+def _of_the_first(finding: Finding) -> Finding:
+    """Accuse nobody by the first examples of a stream, which may be sorted."""
+    said = finding.headline[:1].upper() + finding.headline[1:]
+    return replace(
+        finding,
+        verdict=Verdict.INCONCLUSIVE,
+        headline="the first examples of a stream, which may be sorted, do not decide the claim, which fails on them",
+        remedy=f"judge all of it ({WHERE}-images all), or give a Dataset with a length, whose examples are taken at "
+        "random",
+        notes=(said, *finding.notes),
+    )
 
 
 def on_few(subject: Subject, finding: Finding) -> Finding:

@@ -217,7 +217,7 @@ def _work(
 def _with_provenance(run: AuditRun, said: dict[str, str], changed: tuple[Change, ...]) -> AuditRun:
     from dataclasses import replace
 
-    more = {name: words for name, words in run.provenance.items() if name not in said}
+    more = {name: words for name, words in run.provenance.items() if name not in said or name == "threads"}
     return replace(run, provenance={**said, **more}, changed=tuple(dict.fromkeys((*run.changed, *changed))))
 
 

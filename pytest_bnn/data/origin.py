@@ -28,6 +28,9 @@ _NATIVE: Final = (("safetensors.torch", "safe_open"), ("torch.jit", "load"))
 _reading: ContextVar[FilesRead | None] = ContextVar("pytest_bnn_reading", default=None)
 _hooked: list[bool] = []
 
+#: The folder of this package.
+_PACKAGE: Final = Path(__file__).parents[1]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Origin:
@@ -133,6 +136,11 @@ def of_function(function: object, start: Path | None = None) -> str:
 
 
 def within(path: str | Path, folder: Path | None = None) -> str:
-    """Write a path relative to a folder, the current one when None, where it lies in it; else in full."""
+    """Write a path relative to a folder, the current one when None, where it lies in it; else in full.
+
+    A file of this package is written from the package on, wherever that is installed.
+    """
     path, folder = Path(path), folder or Path.cwd()
+    if path.is_relative_to(_PACKAGE) and not path.is_relative_to(folder):
+        return path.relative_to(_PACKAGE.parent).as_posix()
     return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else str(path)

@@ -115,7 +115,8 @@ def perform(work: Work, job: Job, threads: int = 0) -> str:
     try:
         with work.in_force():
             run = _judged(work, job)
-            said = {**run.provenance, **provenance(seed=int(work.settings.seed)), "checkpoint": job.name}
+            now = {**provenance(seed=int(work.settings.seed)), "threads": run.provenance["threads"]}
+            said = {**run.provenance, **now, "checkpoint": job.name}
         run = replace(run, provenance={**said, **_said(job)})
     except PytestBnnError as error:
         run = broken(job, error.problem, error.fix)

@@ -250,6 +250,17 @@ def test_the_first_ones_of_a_sorted_stream_accuse_nobody() -> None:
     assert not any("no more were needed" in note for note in wrong.notes)
 
 
+def test_the_first_ones_of_a_sorted_stream_accuse_nobody_where_a_limit_ends_it() -> None:
+    """What comes behind the limit may be all of another class."""
+    images, labels = data(4000)
+    order = labels.sort().indices
+    stream = Endless((images[order], labels[order]))
+    evidence = measure_calibration_classes(subject_on(stream, limit=1500, shard=500, few=20), max_passes=8)
+    assert evidence.verdict is Verdict.WARN, evidence.explain()
+    assert "may be sorted" in evidence.headline
+    assert "--evaluation-images all" in evidence.remedy
+
+
 class Closed(IterableDataset[tuple[Tensor, Tensor]]):
     """A stream that raises for ever, as one of a file that was closed does."""
 

@@ -50,6 +50,40 @@ def accumulated(model: nn.Module, batch: Given) -> Tensor:
     return total
 
 
+def penalised(model: nn.Module, batch: Given, *, create_graph: bool = True) -> Tensor:
+    """A gradient penalty: its gradient holds second derivatives."""
+    value = _data_term(model, batch)
+    slopes = torch.autograd.grad(
+        value, list(model.parameters()), create_graph=create_graph, allow_unused=True, retain_graph=True
+    )
+    penalty = sum((slope.square().sum() for slope in slopes if slope is not None), start=torch.zeros(()))
+    total: Tensor = value + 1e-3 * penalty + get_kl_loss(model) / 10
+    return total
+
+
+def test_a_gradient_penalty_is_not_taken_for_other_noise(
+    teacher: nn.Module, estimator: str, bare: Bare, batch: Batch
+) -> None:
+    """It is a sound loss, and its gradient is not that of the weights alone."""
+    model = bare(teacher, estimator)
+    found = measure_gradient_samples(model, images=batch[0], labels=batch[1], loss=penalised)
+    assert found.verdict is Verdict.NOT_APPLICABLE, found.explain()
+    assert "create_graph=True" in found.headline
+
+
+def test_a_gradient_that_is_only_looked_at_hides_no_fault(
+    teacher: nn.Module, estimator: str, bare: Bare, batch: Batch
+) -> None:
+    """Without create_graph the loss's own gradient is what it would be."""
+
+    def loss(model: nn.Module, given: Given) -> Tensor:
+        return penalised(model, given, create_graph=False) + several(2)(model, given)
+
+    model = bare(teacher, estimator)
+    found = measure_gradient_samples(model, images=batch[0], labels=batch[1], loss=loss)
+    assert found.verdict is Verdict.FAIL, found.explain()
+
+
 @pytest.mark.fault("A1", "gradient.samples")
 @pytest.mark.parametrize("samples", [2, 5])
 def test_samples_that_share_a_backward_are_found(

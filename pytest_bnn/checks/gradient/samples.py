@@ -20,6 +20,7 @@ from pytest_bnn.checks._objective import (
 from pytest_bnn.checks.check import check
 from pytest_bnn.checks.finding import NOTHING_BAYESIAN, Finding, LossError, not_applicable
 from pytest_bnn.checks.gradient._buffers import own_buffers
+from pytest_bnn.checks.gradient._differentiated import computes_with_gradients
 from pytest_bnn.checks.gradient._identity import Row, beyond_rounding, rows_of, undifferentiated
 from pytest_bnn.checks.kl._sick import not_finite
 from pytest_bnn.errors import InputError
@@ -112,6 +113,12 @@ def _find(subject: Subject) -> Finding:
         return not_applicable(
             "the loss keeps a state of its own: what it adds to the data's part changes from call to call, with "
             "everything else the same, and gradients cannot be compared; freeze its schedule for the audit"
+        )
+    if bad and computes_with_gradients(subject, layers):
+        return not_applicable(
+            "the loss takes gradients itself and computes with them (create_graph=True), as a gradient penalty does: "
+            "its own gradient holds second derivatives, which the noise of its passes alone does not tell; give the "
+            "loss without that term to judge the rest"
         )
     if bad and max(row.off for row in bad) < _FAR:
         third = evaluate(subject, layers, noise="cut", free_rho=True, times=1 / 3)
