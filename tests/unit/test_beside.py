@@ -29,6 +29,13 @@ from pytest_bnn.records.run import AuditRun
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks are made on Linux alone; runs there")
 
+
+@pytest.fixture(autouse=True)
+def nothing_was_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another test of this process may have used torch's compiler, beside whose workers nothing is forked."""
+    monkeypatch.delitem(sys.modules, "torch._inductor.async_compile", raising=False)
+
+
 #: Fast checks; those that are shared out have others beside them.
 FEW = ("layers.replaced", "memory.separate", "posterior.start", "noise.varies", "kl.present", "predictions.rows")
 
@@ -266,6 +273,9 @@ def test_what_was_found_before_an_interrupt_is_recorded() -> None:
 def test_nothing_is_forked_where_it_could_go_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     """A debugger, an accelerator in use, another thread than the main one, a process that may have no children."""
     assert forks.possible() is (sys.gettrace() is None)
+    with monkeypatch.context() as compiling:
+        compiling.setitem(sys.modules, "torch._inductor.async_compile", torch)
+        assert not forks.possible()
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     assert not forks.possible()
     with using(Settings(jobs=4)), side_by_side(3):
