@@ -14,6 +14,7 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +23,9 @@ import torchvision
 from bayesian_torch.models.dnn_to_bnn import dnn_to_bnn
 from torch import Tensor, nn
 
+from pytest_bnn.conversion import Conversion, Estimator
 from pytest_bnn.network import devices
 from pytest_bnn.sampling.native.handshake import shake_hands
-
-#: What bayesian-torch's README converts with.
-PRIOR = {
-    "prior_mu": 0.0,
-    "prior_sigma": 1.0,
-    "posterior_mu_init": 0.0,
-    "posterior_rho_init": -3.0,
-    "moped_enable": True,
-    "moped_delta": 0.1,
-}
 
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
@@ -59,14 +51,16 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     return found
 
 
-def measure(device: torch.device, estimator: str, size: int, images: int, passes: int, rounds: int) -> dict[str, Any]:
+def measure(
+    device: torch.device, estimator: Estimator, size: int, images: int, passes: int, rounds: int
+) -> dict[str, Any]:
     """Measure all of them in turns."""
     torch.manual_seed(0)
     limit = torchvision.models.resnet18(num_classes=1000).eval().to(device)
     library = torchvision.models.resnet18(num_classes=1000).eval()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        dnn_to_bnn(library, {**PRIOR, "type": estimator})
+        dnn_to_bnn(library, asdict(Conversion(type=estimator)))
     library = library.eval().to(device)
     batch, rows = torch.randn(images, 3, size, size, device=device), torch.arange(images, device=device)
     start = time.perf_counter()

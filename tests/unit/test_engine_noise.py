@@ -15,26 +15,13 @@ from torch import Tensor
 
 from pytest_bnn.sampling.engine import kernels
 from pytest_bnn.sampling.engine.noise import BLOCK, Noise, PhiloxNoise, Scratch, TorchNoise, make_noise
+from tests.philox import KNOWN_ANSWERS
 
 #: How unlikely a number must be before a test fails: about six standard deviations.
 UNLIKELY = 1e-9
 
-ALL = 0xFFFFFFFF
 
-
-@pytest.mark.parametrize(
-    ("counter", "key", "words"),
-    [
-        ((0, 0, 0, 0), (0, 0), (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
-        ((ALL, ALL, ALL, ALL), (ALL, ALL), (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD)),
-        (
-            (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344),
-            (0xA4093822, 0x299F31D0),
-            (0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1),
-        ),
-    ],
-    ids=["zeros", "ones", "pi"],
-)
+@pytest.mark.parametrize(("counter", "key", "words"), KNOWN_ANSWERS)
 @pytest.mark.parametrize("lane", [0, 1, BLOCK - 1])
 def test_known_answers_of_philox(
     counter: tuple[int, ...], key: tuple[int, int], words: tuple[int, ...], lane: int

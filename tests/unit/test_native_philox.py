@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from pytest_bnn.sampling.engine import kernels
-from pytest_bnn.sampling.engine.noise import BLOCK, PhiloxNoise, Scratch
-from pytest_bnn.sampling.native.philox import Key, Layout, key_of, signs, words
+from pytest_bnn.sampling.engine.noise import BLOCK, Key, PhiloxNoise, Scratch, key_of
+from pytest_bnn.sampling.native.philox import Layout, signs, words
+from tests.philox import KNOWN_ANSWERS
 
-ALL = 0xFFFFFFFF
 SEED = 0x1234567890ABCDEF
 
 
@@ -23,19 +23,7 @@ def normals(size: int, stream: int, passes: Tensor, key: Key) -> Tensor:
     return Layout.of([(1, 700), (stream, size), (2, 5)], torch.device("cpu")).draw(passes, key)[1]
 
 
-@pytest.mark.parametrize(
-    ("counter", "key", "wanted"),
-    [
-        ((0, 0, 0, 0), (0, 0), (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
-        ((ALL, ALL, ALL, ALL), (ALL, ALL), (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD)),
-        (
-            (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344),
-            (0xA4093822, 0x299F31D0),
-            (0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1),
-        ),
-    ],
-    ids=["zeros", "ones", "pi"],
-)
+@pytest.mark.parametrize(("counter", "key", "wanted"), KNOWN_ANSWERS)
 def test_known_answers_of_philox(counter: tuple[int, ...], key: tuple[int, int], wanted: tuple[int, ...]) -> None:
     """The vectors that Random123 publishes for Philox4x32-10, whether a word is a number or a tensor."""
     first = torch.tensor([counter[0]])

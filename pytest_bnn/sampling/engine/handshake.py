@@ -57,7 +57,9 @@ def shake_hands(model: nn.Module, images: Tensor, seed: int) -> Engine:
                 give_memory_back()
                 worker.plan.lay_out()
                 engine = Engine(worker.plan, workers, chunk, warning)
-                _require_independent_images(engine, two)
+                rows = torch.arange(2)
+                together, *apart = engine.run_apart([(two, rows), *zip(two.split(1), rows.split(1), strict=True)])
+                require_independent_images(together, apart)
                 give_memory_back()
             except Unsupported:
                 raise
@@ -157,16 +159,36 @@ def _repeat(worker: Worker, calls: list[LayerCall], images: Tensor, wanted: Tens
     require_no_draws(before)
     worker.finish()
     worker.given = None
+    require_repeated(wanted, found, "the engine's")
+
+
+def require_repeated(wanted: Tensor, found: Tensor, whose: str) -> None:
+    """Refuse a sampler that computes something else than the model's own forward with the same weights.
+
+    Args:
+        wanted: The outputs of the own forward.
+        found: Those of the sampler.
+        whose: How messages call the sampler: ``"the engine's"``.
+
+    Raises:
+        Unsupported: They differ by more than float tolerance.
+    """
     gap = difference(wanted, found)
     if not 0 <= gap <= tolerance(wanted):
         amount = "shape" if gap < 0 else f"{gap:.2g} of the outputs' scale"
-        raise Unsupported(f"with the weights of its own forward the engine's outputs differ by {amount}")
+        raise Unsupported(f"with the weights of its own forward {whose} outputs differ by {amount}")
 
 
-def _require_independent_images(engine: Engine, two: Tensor) -> None:
-    rows = torch.arange(2)
-    together, *parts = engine.run_apart([(two, rows), *zip(two.split(1), rows.split(1), strict=True)])
-    apart = torch.cat(parts)
-    gap = difference(together, apart)
+def require_independent_images(together: Tensor, apart: Sequence[Tensor]) -> None:
+    """Refuse a network whose output for an image depends on others.
+
+    Args:
+        together: Outputs for some images.
+        apart: Those of the same pass for each image alone.
+
+    Raises:
+        Unsupported: They differ by more than float tolerance.
+    """
+    gap = difference(together, torch.cat([*apart]))
     if not 0 <= gap <= tolerance(together):
         raise Unsupported("its output for an image depends on the images beside it")

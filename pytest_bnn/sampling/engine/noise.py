@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import numpy
 import torch
@@ -61,6 +61,10 @@ class Strided:
         return out.copy_(self.mean).mul_(self.scale.reshape(-1, *[1] * (self.mean.ndim - 1)))
 
 
+#: The two words of a key.
+Key: TypeAlias = tuple[int, int]
+
+
 class Scratch:
     """Working memory of one thread."""
 
@@ -103,6 +107,11 @@ def flat(tensor: Tensor) -> Tensor:
     return tensor.as_strided((tensor.numel(),), (1,))
 
 
+def key_of(seed: int) -> Key:
+    """Return the two words of the key that Philox takes for a seed."""
+    return seed & 0xFFFFFFFF, (seed >> 32) & 0xFFFFFFFF
+
+
 class PhiloxNoise:
     """Compiled Philox noise; see `pytest_bnn.sampling.engine.kernels`.
 
@@ -120,7 +129,7 @@ class PhiloxNoise:
             raise ImportError("its compiler is switched off by NUMBA_DISABLE_JIT")
         # By its full name: see `pytest_bnn.training.divergence`.
         self.kernels: Any = importlib.import_module("pytest_bnn.sampling.engine.kernels")
-        self.key = (seed & 0xFFFFFFFF, (seed >> 32) & 0xFFFFFFFF)
+        self.key = key_of(seed)
         one = torch.ones(1)
         self.draw(one, one, one, 0, 0, Scratch())
 

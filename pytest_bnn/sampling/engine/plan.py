@@ -135,6 +135,18 @@ class LayerPlan:
         """What is drawn in every call."""
         return (self.weight,) if self.bias is None else (self.weight, self.bias)
 
+    def taken(self, input: Tensor) -> Tensor:
+        """Return what its functional call takes of the input of the layer.
+
+        Raises:
+            Unsupported: It is of another size than the kernel was cut for.
+        """
+        if self.border is not None:
+            input = nn.functional.pad(input, self.border[0], mode=self.border[1])
+        if self.taps is not None and not self.taps.fit(input):
+            raise Unsupported("its forward does not always give a layer inputs of one size")
+        return input
+
     def parts(self, step: int | None) -> tuple[slice, ...]:
         """Return parts of the outputs that can be computed one after the other, so that less memory is needed.
 

@@ -48,7 +48,7 @@ class Worker:
             if layer.norm is not None:
                 swap[id(layer.norm)] = _FoldedNorm(self)
         for other in bayesian_layers(model):
-            swap.setdefault(id(other.module), _Uncalled(other.path))
+            swap.setdefault(id(other.module), UncalledLayer(other.path))
         self.model = replicate(model, swap)
 
     def start(self, index: int, rows: Tensor) -> None:
@@ -156,10 +156,7 @@ class _DrawnLayer(nn.Module):
         worker, plan = self._worker(), self._plan
         assert worker is not None
         call = worker.count(id(plan.layer.module))
-        if plan.border is not None:
-            input = nn.functional.pad(input, plan.border[0], mode=plan.border[1])
-        if plan.taps is not None and not plan.taps.fit(input):
-            raise Unsupported("its forward does not always give a layer inputs of one size")
+        input = plan.taken(input)
         out: Tensor
         if not plan.flipout:
             parts = [self._computed(worker, input, call, rows) for rows in worker.parts(plan)]
@@ -199,7 +196,7 @@ class _FoldedNorm(nn.Module):
         return input
 
 
-class _Uncalled(nn.Module):
+class UncalledLayer(nn.Module):
     """Stands where a Bayesian layer is that the model's own forward did not call."""
 
     def __init__(self, path: str) -> None:
@@ -207,6 +204,7 @@ class _Uncalled(nn.Module):
         self._path = path
 
     def forward(self, *args: Any, **kwargs: Any) -> None:
+        """Raise."""
         raise Unsupported(f"its forward does not always call the same layers: {self._path}")
 
 

@@ -15,7 +15,13 @@ from pytest_bnn.network.float64 import float64_for
 from pytest_bnn.network.isolation import preserved_random_state, random_state
 from pytest_bnn.network.precision import full
 from pytest_bnn.sampling.engine.draws import DrawTests
-from pytest_bnn.sampling.engine.handshake import passes_to_repeat, refusal, require_no_draws
+from pytest_bnn.sampling.engine.handshake import (
+    passes_to_repeat,
+    refusal,
+    require_independent_images,
+    require_no_draws,
+    require_repeated,
+)
 from pytest_bnn.sampling.engine.plan import Unsupported, make_plan
 from pytest_bnn.sampling.engine.replica import calls_by_layer
 from pytest_bnn.sampling.native.run import Native
@@ -46,7 +52,10 @@ def shake_hands(model: nn.Module, images: Tensor, seed: int) -> Native:
         try:
             with undisturbed_passes(model, seed=seed):
                 native = _compare(model, layers, two, seed)
-            _require_independent_images(native, two)
+            rows = torch.arange(2, device=two.device)
+            batches = [(two, rows), *zip(two.split(1), rows.split(1), strict=True)]
+            together, *apart = (native.run(range(1), *batch)[0] for batch in batches)
+            require_independent_images(together, apart)
         except Unsupported:
             raise
         except Exception as error:
@@ -71,29 +80,13 @@ def _compare(model: nn.Module, layers: Sequence[BayesianLayer], two: Tensor, see
         before = random_state()
         found = native.repeat(calls_by_layer(calls), images)
         require_no_draws(before)
-        _require_equal(wanted, found, "with the weights of its own forward")
+        require_repeated(wanted, found, "the native sampler's")
         calls.clear()
     trouble = tests.trouble()
     if trouble:
         raise Unsupported(trouble)
     assert native is not None
     return native
-
-
-def _require_equal(wanted: Tensor, found: Tensor, when: str) -> None:
-    gap = difference(wanted, found)
-    if not 0 <= gap <= tolerance(wanted):
-        amount = "shape" if gap < 0 else f"{gap:.2g} of the outputs' scale"
-        raise Unsupported(f"{when} the native sampler's outputs differ by {amount}")
-
-
-def _require_independent_images(native: Native, two: Tensor) -> None:
-    rows = torch.arange(2, device=two.device)
-    together = native.run(range(1), two, rows)[0]
-    apart = torch.cat([native.run(range(1), two[row : row + 1], rows[row : row + 1])[0] for row in range(2)])
-    gap = difference(together, apart)
-    if not 0 <= gap <= tolerance(together):
-        raise Unsupported("its output for an image depends on the images beside it")
 
 
 def _why_not_at_once(native: Native, two: Tensor) -> str:

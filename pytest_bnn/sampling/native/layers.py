@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from pytest_bnn.libraries.capture import LayerCall
 from pytest_bnn.sampling.engine.consumers import NORMS
+from pytest_bnn.sampling.engine.noise import Key
 from pytest_bnn.sampling.engine.plan import Drawn, LayerPlan, Unsupported
-from pytest_bnn.sampling.native.philox import Key, signs
+from pytest_bnn.sampling.native.philox import signs
 
 
 class Forward:
@@ -113,10 +114,7 @@ class DrawnLayer(nn.Module):
         if call >= plan.calls:
             raise Unsupported("its forward does not always call the same layers")
         weight, bias = getattr(self, f"weight{call}"), getattr(self, f"bias{call}", None)
-        if plan.border is not None:
-            input = nn.functional.pad(input, plan.border[0], mode=plan.border[1])
-        if plan.taps is not None and not plan.taps.fit(input):
-            raise Unsupported("its forward does not always give a layer inputs of one size")
+        input = plan.taken(input)
         out: Tensor
         if not plan.flipout:
             out = plan.function(input, weight, bias, *plan.rest, **plan.keywords)
@@ -161,18 +159,6 @@ class FixedNorm(nn.Module):
         shape = (-1, *[1] * (input.ndim - 2))
         out: Tensor = torch.addcmul(self.shift.view(shape), input, self.scale.view(shape))  # type: ignore[operator]
         return out
-
-
-class UncalledLayer(nn.Module):
-    """Stands where a Bayesian layer is that the model's own forward did not call."""
-
-    def __init__(self, path: str) -> None:
-        super().__init__()
-        self._path = path
-
-    def forward(self, *args: Any, **kwargs: Any) -> None:
-        """Raise."""
-        raise Unsupported(f"its forward does not always call the same layers: {self._path}")
 
 
 def _cut(drawn: Drawn, value: Tensor) -> Tensor:

@@ -16,11 +16,10 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from pytest_bnn.sampling.engine.noise import BLOCK
+from pytest_bnn.sampling.engine.noise import BLOCK, Key
 
 #: A part of a counter: one number for all, or a tensor (int64) that broadcasts with the others.
 Part: TypeAlias = Tensor | int
-Key: TypeAlias = tuple[int, int]
 
 _NUMBERS = 4 * BLOCK
 _LOW = 0xFFFFFFFF
@@ -29,11 +28,6 @@ _WEYL = (0x9E3779B9, 0xBB67AE85)
 
 #: Counters that are worked on at a time, over all passes: it bounds the memory of the integers.
 _AT_ONCE = 1 << 21
-
-
-def key_of(seed: int) -> Key:
-    """Return the key of a seed."""
-    return seed & _LOW, (seed >> 32) & _LOW
 
 
 def words(counter: tuple[Tensor, Part, Part, Part], key: Key) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -87,7 +81,7 @@ class Layout:
 
         Args:
             passes: The numbers of the passes, int64 ``[passes]``, on the layout's device.
-            key: As in `key_of`.
+            key: The two words of the key.
         """
         count, lanes = len(passes), torch.arange(BLOCK, device=passes.device)
         out = torch.empty(count, len(self.first), 4, BLOCK, device=passes.device)
@@ -121,7 +115,7 @@ def signs(size: int, stream: int, index: Part, rows: Tensor, key: Key) -> Tensor
         stream: The stream of what they are for.
         index: The number of the pass.
         rows: The numbers of the rows, int64 ``[rows]``, on the device where the signs are wanted.
-        key: As in `key_of`.
+        key: The two words of the key.
     """
     blocks = -(-size // (32 * _NUMBERS))
     counters = torch.arange(blocks * BLOCK, device=rows.device).view(1, blocks, 1, BLOCK)

@@ -13,10 +13,11 @@ from pytest_bnn.libraries.capture import LayerCall
 from pytest_bnn.libraries.posterior import bayesian_layers
 from pytest_bnn.network.calling import output_tensor
 from pytest_bnn.progress import drawn
+from pytest_bnn.sampling.engine.noise import key_of
 from pytest_bnn.sampling.engine.plan import Plan
-from pytest_bnn.sampling.engine.replica import replicate
-from pytest_bnn.sampling.native.layers import DrawnLayer, FixedNorm, Forward, UncalledLayer
-from pytest_bnn.sampling.native.philox import Layout, key_of
+from pytest_bnn.sampling.engine.replica import UncalledLayer, replicate
+from pytest_bnn.sampling.native.layers import DrawnLayer, FixedNorm, Forward
+from pytest_bnn.sampling.native.philox import Layout
 
 #: Numbers in the largest output of a layer, over the passes that run at once: so many keep a device busy.
 _OUTPUTS_AT_ONCE = 8_000_000
