@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -27,10 +28,12 @@ def of_state(state: Mapping[str, Any]) -> str:
     return digest.hexdigest()
 
 
-def of_examples(tree: Any) -> str:
+def of_examples(tree: Any, *, objects: bool = False) -> str:
     """Return the digest of a tree of tensors: places, dtypes, shapes and bytes, in the order of the tree.
 
-    Of what is no tensor, texts, numbers and truth values count too.
+    Args:
+        tree: The examples. Of what is no tensor, texts, numbers and truth values count too.
+        objects: Whether all else counts as well, by what ``repr`` says of it, but for addresses.
     """
     digest = hashlib.sha256()
     for name, leaf in leaves(tree):
@@ -41,6 +44,9 @@ def of_examples(tree: Any) -> str:
             take(digest, name, leaf)
         elif isinstance(leaf, str | int | float | bool):
             digest.update(f"{name} {leaf!r}".encode("utf-8", "backslashreplace"))
+        elif objects:
+            said = re.sub(r" at 0x[0-9a-f]+", "", repr(leaf))
+            digest.update(f"{name} {said}".encode("utf-8", "backslashreplace"))
     return digest.hexdigest()
 
 

@@ -11,8 +11,17 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, default_collate
 
 from pytest_bnn.data.batch import per_example, rows_of
-from pytest_bnn.errors import InputError
+from pytest_bnn.errors import InputError, in_words
 from pytest_bnn.network.tree import describe, kind, leaves, mapped
+
+#: What data may be, as a remedy.
+FORMS = "give (images, labels) as tensors, a Dataset of (image tensor, label), or a DataLoader"
+
+
+def no_batch(given: str, error: BaseException) -> InputError:
+    """Return the error of data of which no batch can be made; ``given`` says who gave what."""
+    told = f"{error}" if isinstance(error, TypeError) else in_words(error)
+    return InputError(f"{given} from which no batch can be made ({told})", fix=FORMS)
 
 
 def as_tensors(tree: Any) -> Any:

@@ -8,12 +8,11 @@ from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
 from pytest_bnn.data.lazy import Read, Source, Stream, Unreadable, opened
 from pytest_bnn.data.ray_data import RayRows, is_ray_data
-from pytest_bnn.data.samples import MAX_EXAMPLES, Samples
+from pytest_bnn.data.samples import MAX_EXAMPLES, Samples, order_of
 from pytest_bnn.errors import InputError
 from pytest_bnn.network.tree import tensors
 
@@ -168,7 +167,7 @@ class LargeData:
                 return
 
     def _order_of(self, source: Source) -> Tensor:
-        return _order(len(source), self.seed)[: self.limit]
+        return order_of(len(source), self.seed)[: self.limit]
 
     def require_readable(self, unreadable: list[Unreadable], seen: int) -> None:
         """Refuse data of which too much cannot be read.
@@ -197,13 +196,9 @@ def named(unreadable: list[Unreadable]) -> str:
 
 def _few(data: Source | Stream, count: int, seed: int) -> Read:
     if isinstance(data, Source):
-        places = _order(len(data), seed)[:count].sort().values
+        places = order_of(len(data), seed)[:count].sort().values
         return data.read(places.tolist(), seed) if len(places) else Read(samples=None)
     return next(data.parts(count, seed), Read(samples=None))
-
-
-def _order(count: int, seed: int) -> Tensor:
-    return torch.randperm(count, generator=torch.Generator().manual_seed(seed))
 
 
 def _cut(read: Read, most: int) -> Read:

@@ -12,9 +12,19 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, RandomSampler, SequentialSampler
 
-from pytest_bnn.data.batch import per_example, rows_of, taken
-from pytest_bnn.data.joining import ItemError, as_tensors, at, checked, item_of, joined, length_of, require_labels
-from pytest_bnn.data.samples import Samples, own_generators_kept, require_dense
+from pytest_bnn.data.batch import rows_of
+from pytest_bnn.data.joining import (
+    ItemError,
+    as_tensors,
+    at,
+    checked,
+    item_of,
+    joined,
+    length_of,
+    no_batch,
+    require_labels,
+)
+from pytest_bnn.data.samples import Samples, own_generators_kept, require_dense, some
 from pytest_bnn.errors import InputError, in_words
 from pytest_bnn.network.isolation import preserved_random_state, seed_everything
 from pytest_bnn.network.tree import kind, mapped
@@ -45,6 +55,10 @@ class Read:
 
     samples: Samples | None
     unreadable: tuple[Unreadable, ...] = ()
+
+
+#: Why an example cannot be used whose image was read.
+NOT_FINITE = "it holds NaN or infinity"
 
 
 @runtime_checkable
@@ -91,13 +105,8 @@ class Held:
         """Read some of them; ``seed`` changes nothing."""
         del seed
         numbers = torch.as_tensor(places, dtype=torch.long)
-        stop = per_example(self._rows)
-
-        def take(leaf: Any) -> Any:
-            return taken(leaf, numbers, rows=self._rows, dim=self._dim)
-
-        some = as_tensors(mapped(self._tree, take, stop))
-        return Read(samples=Samples(item=some, rows=len(places), dim=self._dim, places=numbers))
+        item = as_tensors(some(self._tree, numbers, self._rows, self._dim))
+        return Read(samples=Samples(item=item, rows=len(places), dim=self._dim, places=numbers))
 
 
 class Indexed:
@@ -201,13 +210,10 @@ class Flow:
         item = joined([batch for batch, _ in held], f"{self._source} gave {kind(self._data)} with", self._dim)
         numbers = torch.cat([places for _, places in held])
         rows = len(numbers)
-
-        def some(chosen: Tensor) -> Any:
-            return mapped(item, lambda leaf: taken(leaf, chosen, rows=rows, dim=self._dim), per_example(rows))
-
         first, rest = torch.arange(min(size, rows)), torch.arange(min(size, rows), rows)
-        samples = Samples(item=some(first), rows=len(first), dim=self._dim, places=numbers[first])
-        return samples, [(some(rest), numbers[rest])] if len(rest) else []
+        head = some(item, first, rows, self._dim)
+        samples = Samples(item=head, rows=len(first), dim=self._dim, places=numbers[first])
+        return samples, [(some(item, rest, rows, self._dim), numbers[rest])] if len(rest) else []
 
 
 def opened(data: Any, source: str, dim: int) -> Source | Stream:
@@ -244,7 +250,7 @@ def not_finite(item: Any) -> str:
     image = image if isinstance(image, Tensor) else torch.as_tensor(image) if isinstance(image, numpy.ndarray) else None
     if image is None or not image.is_floating_point() or bool(torch.isfinite(image).all()):
         return ""
-    return "it holds NaN or infinity"
+    return NOT_FINITE
 
 
 def _batches(items: list[Any], collate: Any, size: int, source: str) -> list[Any]:
@@ -253,7 +259,7 @@ def _batches(items: list[Any], collate: Any, size: int, source: str) -> list[Any
     try:
         return [as_tensors(checked(collate(items[at : at + size]))) for at in range(0, len(items), size)]
     except (Exception, SystemExit) as error:
-        raise _no_batch(source, error) from error
+        raise no_batch(f"{source} gave items", error) from error
 
 
 def _item(item: Any, source: str) -> Any:
@@ -261,15 +267,7 @@ def _item(item: Any, source: str) -> Any:
         require_labels(item)
         return item_of(item)
     except (Exception, SystemExit) as error:
-        raise _no_batch(source, error) from error
-
-
-def _no_batch(source: str, error: BaseException) -> InputError:
-    told = f"{error}" if isinstance(error, TypeError) else in_words(error)
-    return InputError(
-        f"{source} gave items from which no batch can be made ({told})",
-        fix="give (images, labels) as tensors, a Dataset of (image tensor, label), or a DataLoader",
-    )
+        raise no_batch(f"{source} gave items", error) from error
 
 
 def _short(error: BaseException) -> str:

@@ -11,7 +11,7 @@ import numpy
 import torch
 
 from pytest_bnn.data.joining import as_tensors
-from pytest_bnn.data.lazy import Read, Unreadable, not_finite
+from pytest_bnn.data.lazy import NOT_FINITE, Read, Unreadable, not_finite
 from pytest_bnn.data.samples import Samples
 from pytest_bnn.errors import InputError, in_words
 
@@ -85,7 +85,7 @@ def _checked(item: Any, rows: int, place: int) -> Read:
         return Read(samples=Samples(item=item, rows=rows, places=numbers))
     images, labels = item
     good = torch.isfinite(images).reshape(rows, -1).all(1)
-    bad = tuple(Unreadable(place=int(one), why="it holds NaN or infinity") for one in numbers[~good])
+    bad = tuple(Unreadable(place=int(one), why=NOT_FINITE) for one in numbers[~good])
     if not bool(good.any()):
         return Read(samples=None, unreadable=bad)
     return Read(

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, SequentialSampler
 
 from pytest_bnn.data.batch import per_example, rows_of, taken
-from pytest_bnn.data.joining import ItemError, at, checked, item_of, joined, length_of, require_labels
+from pytest_bnn.data.joining import FORMS, ItemError, at, checked, item_of, joined, length_of, no_batch, require_labels
 from pytest_bnn.data.joining import as_tensors as as_tensors
 from pytest_bnn.errors import InputError
 from pytest_bnn.network.isolation import preserved_random_state
@@ -48,7 +48,7 @@ class Samples:
 
     def take(self, rows: int) -> Any:
         """Return the first examples in the structure in which they were given."""
-        return _some(self.item, torch.arange(min(rows, self.rows)), self.rows, self.dim)
+        return some(self.item, torch.arange(min(rows, self.rows)), self.rows, self.dim)
 
 
 def samples_of(data: Any, source: str = "data", limit: int = MAX_EXAMPLES, *, seed: int = 0, dim: int = 0) -> Samples:
@@ -78,9 +78,7 @@ def samples_of(data: Any, source: str = "data", limit: int = MAX_EXAMPLES, *, se
         raise InputError(
             f"{source} gave {kind(data)} from which no batch can be made (it is no tensor, Dataset or DataLoader"
             + (f", but {describe(data)})" if is_inner(data) and leaves(data) else ")"),
-            fix="give its numbers: torch.as_tensor(data.to_numpy())"
-            if hasattr(data, "to_numpy")
-            else "give (images, labels) as tensors, a Dataset of (image tensor, label), or a DataLoader",
+            fix="give its numbers: torch.as_tensor(data.to_numpy())" if hasattr(data, "to_numpy") else FORMS,
         )
     try:
         require_labels(item)
@@ -113,19 +111,30 @@ def _limited(item: Any, rows: int, limit: int, seed: int, dim: int) -> Samples:
     places = _subset(rows, limit, seed)
     if len(places) == rows:
         return Samples(item=item, rows=rows, dim=dim, places=places)
-    return Samples(item=_some(item, places, rows, dim), rows=len(places), dim=dim, places=places)
+    return Samples(item=some(item, places, rows, dim), rows=len(places), dim=dim, places=places)
 
 
-def _some(tree: Any, numbers: Tensor, rows: int, dim: int) -> Any:
-    """Take some of the examples."""
+def some(tree: Any, numbers: Tensor, rows: int, dim: int) -> Any:
+    """Return some of the examples in a tree.
+
+    Args:
+        tree: All of them.
+        numbers: Those that are taken, int64.
+        rows: How many there are.
+        dim: The dimension that counts them.
+    """
     return mapped(tree, lambda leaf: taken(leaf, numbers, rows=rows, dim=dim), per_example(rows))
 
 
 def _subset(rows: int, limit: int, seed: int) -> Tensor:
     if rows <= limit:
         return torch.arange(rows)
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randperm(rows, generator=generator)[:limit].sort().values
+    return order_of(rows, seed)[:limit].sort().values
+
+
+def order_of(rows: int, seed: int) -> Tensor:
+    """Return the numbers of examples in the random order of a seed, of which the first ones are a random subset."""
+    return torch.randperm(rows, generator=torch.Generator().manual_seed(seed))
 
 
 def _read(data: Any, source: str, limit: int, seed: int, dim: int) -> Samples:
@@ -139,11 +148,7 @@ def _read(data: Any, source: str, limit: int, seed: int, dim: int) -> Samples:
                 fix="mend or leave out that item: the audit reads it as data[number]",
             ) from cause
         except (Exception, SystemExit) as error:
-            told = f"{error}" if isinstance(error, TypeError) else f"{type(error).__name__}: {error}"
-            raise InputError(
-                f"{source} gave {kind(data)} from which no batch can be made ({told})",
-                fix="give (images, labels) as tensors, a Dataset of (image tensor, label), or a DataLoader",
-            ) from error
+            raise no_batch(f"{source} gave {kind(data)}", error) from error
     for batch in batches:
         require_dense(batch, source)
     if not batches or not all(map(_has_rows, batches)):
@@ -171,7 +176,7 @@ def own_generators_kept(data: Any) -> Iterator[None]:
 
 def _first(item: Any, rows: int, limit: int, dim: int) -> Samples:
     places = torch.arange(limit)
-    return Samples(item=_some(item, places, rows, dim), rows=limit, dim=dim, places=places)
+    return Samples(item=some(item, places, rows, dim), rows=limit, dim=dim, places=places)
 
 
 def _has_rows(batch: Any) -> bool:

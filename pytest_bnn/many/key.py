@@ -4,26 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, entry_points, version
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-from torch.nn.utils.rnn import PackedSequence
-
 from pytest_bnn.audit.named import Named, Parts
 from pytest_bnn.checks import registry
 from pytest_bnn.checks.choices import Choices
-from pytest_bnn.data.digests import take
+from pytest_bnn.data.digests import of_examples
 from pytest_bnn.data.given import named_series, named_sets
 from pytest_bnn.data.large import LargeData
 from pytest_bnn.data.samples import as_tensors, samples_of
 from pytest_bnn.many import modules
 from pytest_bnn.network.devices import where
-from pytest_bnn.network.tree import leaves
 from pytest_bnn.options import Settings
 from pytest_bnn.records.made_with import PACKAGES, WITHOUT_EFFECT
 
@@ -70,7 +65,7 @@ def digests(
     return {
         "settings": _of(said),
         "data": _of(_examples(parts, int(settings.seed))),
-        "teacher": "" if parts.teacher is None else of_tree(parts.teacher.state_dict()),
+        "teacher": "" if parts.teacher is None else _of_all(parts.teacher.state_dict()),
         "modules": _of(modules.digests(named, folder)),
         "versions": _of([*map(_version, PACKAGES), *installed]),
     }
@@ -104,17 +99,8 @@ def differing(one: Mapping[str, str], other: Mapping[str, str]) -> list[str]:
     return [name for name in one if one[name] != other.get(name)]
 
 
-def of_tree(data: Any) -> str:
-    """Return the SHA-256 of all tensors in a tree, with their names, dtypes and shapes, in its order."""
-    found = hashlib.sha256()
-    for name, leaf in leaves(as_tensors(data)):
-        leaf = leaf.data if isinstance(leaf, PackedSequence) else leaf
-        if isinstance(leaf, Tensor):
-            take(found, name, leaf)
-        else:
-            found.update(name.encode())
-            found.update(re.sub(r" at 0x[0-9a-f]+", "", repr(leaf)).encode())
-    return found.hexdigest()
+def _of_all(tree: Any) -> str:
+    return of_examples(as_tensors(tree), objects=True)
 
 
 def _examples(parts: Parts, seed: int) -> list[str]:
@@ -123,9 +109,9 @@ def _examples(parts: Parts, seed: int) -> list[str]:
     def taken(name: str, examples: Any) -> str:
         if isinstance(examples, LargeData):  # all of it is read shard by shard, for as long as it takes
             few = examples.few
-            return f"{name} {of_tree([few.item, few.places])} {examples.total} {examples.shard_size}"
+            return f"{name} {_of_all([few.item, few.places])} {examples.total} {examples.shard_size}"
         samples = samples_of(examples, name, parts.named.images, seed=seed, dim=parts.named.batch_dim)
-        return f"{name} {of_tree([samples.item, samples.places])}"
+        return f"{name} {_of_all([samples.item, samples.places])}"
 
     given = {"data": parts.data, "evaluation": parts.evaluation}
     sets = {f"ood {name}": one for name, one in named_sets(parts.ood, parts.data).items()}
