@@ -38,14 +38,10 @@ def jobs() -> int:
     return settings.jobs or min(usable(), cores.free() + 1)
 
 
-def in_words(parts: int) -> str:
-    """Say with how many threads an audit works: ``"2"``, or ``"1 in each of 2 processes"``.
-
-    Args:
-        parts: How many parts it has that may be shared, as in `side_by_side`.
-    """
-    count = jobs() if parts > 1 else 1
-    return f"1 in each of {count} processes" if count > 1 else str(share())
+def in_words() -> str:
+    """Say with how many threads work is done here: ``"2"``, or inside `side_by_side` ``"1 in each of 2 processes"``."""
+    places = _places.get()
+    return f"1 in each of {places.count + 1} processes" if places is not None and places.count else str(share())
 
 
 @contextmanager

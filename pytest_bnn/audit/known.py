@@ -11,8 +11,6 @@ from pytest_bnn.subject import Subject
 #: Where examples are: those of the subject itself, or such as were given beside them.
 Place = tuple[object, ...]
 
-_OWN: Place = ()
-
 
 @dataclass(frozen=True, slots=True)
 class Known:

@@ -17,7 +17,7 @@ def provenance(
     command: Sequence[str] | None = None,
     repeat: str = "",
     duration: float | None = None,
-    parts: int = 1,
+    threads: str = "",
 ) -> dict[str, str]:
     """Say when, where, with what and how an audit ran.
 
@@ -26,7 +26,7 @@ def provenance(
         command: The command that ran it, word by word.
         repeat: The command that repeats it, from `pytest_bnn.audit.repeating`.
         duration: How long it took, in seconds.
-        parts: How many parts it had that processes may have shared.
+        threads: With how many threads it worked; those of this process now when empty.
     """
     now = datetime.datetime.now(datetime.UTC)
     said = {"created": now.strftime("%Y-%m-%d %H:%M:%S UTC"), "seed": str(seed)}
@@ -37,7 +37,7 @@ def provenance(
     said |= {name: words for name, words in (("commit", commit()), ("machine", machine())) if words}
     if repeat:
         said["repeat"] = repeat
-    return {**said, "threads": in_words(parts), **versions()}
+    return {**said, "threads": threads or in_words(), **versions()}
 
 
 def lasting(seconds: float) -> str:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from pytest_bnn.audit.beside import Task, each, side_by_side
+from pytest_bnn.audit.beside import Task, each, in_words, side_by_side
 from pytest_bnn.audit.causes import explain
 from pytest_bnn.audit.description import describe
 from pytest_bnn.audit.known import Known, Place, known_of, learn
@@ -144,6 +144,7 @@ def audit_model(
     )
     try:
         with side_by_side(_parts(subject, steps)):
+            threads = in_words()
             evidence = run_steps(subject, steps, progress)
             with limited():
                 description = describe(subject, training, evidence, origin)
@@ -158,7 +159,7 @@ def audit_model(
         checks=tuple(evidence),
         subjects=(description,),
         provenance={
-            **provenance(seed=subject.seed, duration=time.perf_counter() - start, parts=_parts(subject, steps)),
+            **provenance(seed=subject.seed, duration=time.perf_counter() - start, threads=threads),
             "device": named(where(subject.model) or torch.device("cpu")),
         },
         changed=changes(),

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
-from pytest_bnn.audit.beside import elsewhere, in_words, side_by_side
+from pytest_bnn.audit.beside import elsewhere, side_by_side
 from pytest_bnn.audit.plan import Thresholds, merged
 from pytest_bnn.audit.provenance import lasting
 from pytest_bnn.audit.run import audit_model, planned
@@ -109,7 +109,6 @@ def audit_resnet18(
         runs = [judged(0, converted)]
     details = {
         "duration": lasting(time.perf_counter() - start),
-        "threads": in_words(len(names) * len(ids)),
         "teacher": f"resnet18, weights {teacher.name}, {len(teacher.class_names)} classes",
         "teacher sha256": teacher.sha256,
         "conversion": ", ".join(f"{key}={getattr(conversion, key)}" for key in Conversion.__dataclass_fields__),

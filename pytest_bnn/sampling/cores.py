@@ -7,6 +7,7 @@ import os
 import time
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 #: Seconds over which other processes' use of the cores is measured, at the least.
@@ -33,13 +34,13 @@ def free() -> int:
     What this process and the children that it has waited for use is not counted. Where the system does not tell
     (other than Linux), all are.
     """
+    before, measured = _known[-1]
+    if measured is not None and time.monotonic() - before.at < _LASTS:
+        return _beside(measured)
     now = _look()
     if now is None:
         return usable()
-    before, measured = _known[-1]
     if now.at - before.at < _LEAST:
-        if measured is not None:
-            return _beside(measured)
         time.sleep(_LEAST - (now.at - before.at))
         now = _look() or now
     if measured is None or now.at - before.at >= _LASTS:
@@ -84,8 +85,9 @@ def _allowed() -> set[int]:
     return set(range(os.cpu_count() or 1))
 
 
+@cache
 def _quota() -> float:
-    """Return the cores that the cgroups of this process allow; infinite where they set no limit."""
+    """Return the cores that the cgroups of this process allow; infinite where they set no limit. Read once."""
     found = math.inf
     with suppress(OSError, ValueError):
         for line in Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines():

@@ -288,10 +288,12 @@ def test_several_threads_are_of_one_process() -> None:
     with using(Settings(jobs=4, threads=2)), side_by_side(3):
         assert beside._places.get() is None
     with using(Settings(jobs=4)):
-        assert beside.in_words(5) == "1 in each of 4 processes"
-        assert "processes" not in beside.in_words(1), "a single check is not shared"
+        with side_by_side(5):
+            assert beside.in_words() == "1 in each of 4 processes"
+        with side_by_side(1):
+            assert "processes" not in beside.in_words(), "a single check is not shared"
     with using(Settings(jobs=4, threads=2)):
-        assert beside.in_words(5) == "2"
+        assert beside.in_words() == "2"
 
 
 def test_the_model_and_the_random_state_are_left_alone() -> None:
