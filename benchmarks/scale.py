@@ -2,14 +2,17 @@
 
 Each series runs in a process of its own, the sizes interleaved where they are repeated; shown are medians. The work is
 ``passes`` passes over ``examples`` images for each of ``checkpoints``. A check of the benchmark's own draws them, in
-audits as `audit_many` makes them, so that it is known what is drawn; the audit of all checks is a line of its own.
+audits as `audit_many` makes them, so that it is known what is drawn; the audit of all checks is a line of its own. Of
+one checkpoint without one, the examples are labelled ones that are read and judged shard by shard, for a claim that
+none of these sizes decides.
 
 - Growth is the time that 4 to 16 times the work adds over that which 1 to 4 times adds: 4 where cost is linear.
 - Efficiency is the time of one process over that of two, and over two, for the same work; steady is that of the time
   which 4 to 16 times the work adds, without the start of the processes. ``--ray`` has Ray's own beside it.
-- Memory is the peak of the process that audits, and of the one that started all.
+- Memory is the peak of the process that audits (by shards, of the largest one, which Ray does not tell), and of the one
+  that started all.
 
-It takes about ten minutes on two idle cores with ``--ray``; ``--quick`` is to see that it runs. ``--json`` keeps all
+It takes about half an hour on two idle cores with ``--ray``; ``--quick`` is to see that it runs. ``--json`` keeps all
 figures, and ``--from`` plans with figures that were kept.
 """
 
@@ -31,9 +34,11 @@ from pathlib import Path
 from benchmarks.scale_plan import Constants, plan
 
 NET = """
+import functools
 import os
 import resource
 
+import numpy
 import torch
 from bayesian_torch.models.dnn_to_bnn import get_kl_loss
 from pytest_bnn import Finding, Measurement, Verdict, check, convert, predict
@@ -44,7 +49,9 @@ def teacher():
     torch.manual_seed(0)
     first = [nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
     second = [nn.Conv2d(16, 32, 3, padding=1), nn.ReLU()]
-    return nn.Sequential(*first, *second, nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(512, 10)).eval()
+    last = nn.Linear(512, 10)
+    last.weight.data *= 10
+    return nn.Sequential(*first, *second, nn.AdaptiveAvgPool2d(4), nn.Flatten(), last).eval()
 
 
 def bayesian():
@@ -58,6 +65,37 @@ def held_out():
 def loss(model, batch):
     images, labels = batch
     return nn.functional.cross_entropy(model(images), labels) + get_kl_loss(model) / 45
+
+
+class Labelled(torch.utils.data.Dataset):
+    # Images in a file that is not read into memory.
+    read = staticmethod(functools.cache(functools.partial(numpy.load, mmap_mode="r")))
+
+    def __init__(self, examples):
+        self.examples = examples
+
+    def __len__(self):
+        return self.examples
+
+    def __getitem__(self, number):
+        images, labels = self.read("images.npy"), self.read("labels.npy")
+        return torch.from_numpy(images[number].copy()).float().div(40).sub(3), int(labels[number])
+
+
+def save_labelled(examples):
+    generator, network = torch.Generator().manual_seed(1), teacher()
+    images = numpy.lib.format.open_memmap("images.npy", "w+", "uint8", (examples, 3, 32, 32))
+    labels = numpy.zeros(examples, "int64")
+    for start in range(0, examples, 1000):
+        many = min(1000, examples - start)
+        colours = torch.randn(many, 3, 1, 1, generator=generator)
+        noisy = colours + torch.randn(many, 3, 32, 32, generator=generator)
+        whole = (noisy + 3).mul(40).clamp(0, 255).byte()
+        images[start:start + many] = whole.numpy()
+        with torch.no_grad():
+            shares = network(whole.float().div(40).sub(3)).softmax(1)
+        labels[start:start + many] = torch.multinomial(shares, 1, generator=generator)[:, 0].numpy()
+    numpy.save("labels.npy", labels)
 
 
 @check("scale.predicts", claim="Passes over all examples can be drawn.")
@@ -75,12 +113,13 @@ import time
 began = time.time()
 import json, os, resource, sys
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 import torch
 import scale_net
-from pytest_bnn import audit_many
+from pytest_bnn import audit_many, audit_model
 from pytest_bnn.options import Settings, using
-from pytest_bnn.many.engines import ray_cluster
+from pytest_bnn.many.engines import processes, ray_cluster
 from pytest_bnn.many.index import rows_of, write_index
 from pytest_bnn.records.audits import read
 from pytest_bnn.report import render_html
@@ -93,49 +132,68 @@ if __name__ == "__main__":
     network, examples = scale_net.bayesian(), one["examples"]
     for number in range(one["checkpoints"]):
         torch.save({**network.state_dict()}, f"{number}.pt")
-    images = torch.randn(examples, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    sharded = not one["checkpoints"]
+    if sharded:
+        scale_net.save_labelled(examples)
+    images = torch.randn(64 if sharded else examples, 3, 32, 32, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         torch.save([images, scale_net.teacher()(images).argmax(1)], "data.pt")
-    whole = one["engine"] == "all checks"
-    checks = None if whole else ["layers.replaced", "kl.present", "scale.predicts"]
     around = ray_cluster(workers=one["processes"]) if one["engine"] == "ray" else nullcontext()
+    found = {}
     with around as executor, using(Settings(threads=1)):
+        if sharded:
+            several = partial(processes, one["processes"]) if one["processes"] > 1 else None
+            start = time.perf_counter()
+            run = audit_model(network, teacher=scale_net.teacher(), data=images, executor=executor or several,
+                              evaluation=scale_net.Labelled(examples), max_evaluation="all", shard_size=500,
+                              checks=["calibration.temperature"],
+                              options={"calibration.temperature": {"band": (0.9999, 1.0001)}})
+            found["seconds"] = time.perf_counter() - start
+            found["drawn"] = run.checks[0]["examples"] * run.checks[0].samples
+            whose = resource.RUSAGE_CHILDREN if several else resource.RUSAGE_SELF
+            found["worker"] = 0.0 if executor else resource.getrusage(whose).ru_maxrss / 1024
+        else:
+            start = time.perf_counter()
+            audit_many("scale_net:bayesian", ["*.pt"][:0], folder="none", images=examples, data="scale_net:held_out")
+            found["loading"] = time.perf_counter() - start
+            checks = None if one["engine"] == "all checks" else ["layers.replaced", "kl.present", "scale.predicts"]
+            start = time.perf_counter()
+            audit_many("scale_net:bayesian", ["[0-9]*.pt"], folder="out", jobs=one["processes"], executor=executor,
+                       images=examples, teacher="scale_net:teacher", data="scale_net:held_out", checks=checks,
+                       loss="scale_net:loss", num_batches=45, options={"scale.predicts": {"passes": one["passes"]}})
+            found["seconds"] = time.perf_counter() - start
+    found["ready"], found["own"] = ready, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    found["example bytes"] = Path("images.npy" if sharded else "data.pt").stat().st_size / examples
+    if not sharded:
+        audits = [path for path in Path("out").glob("*.json") if path.name != "index.json"]
+        runs = [read(path) for path in audits]
+        predicted = [check for run in runs for check in run.checks if check.id == "scale.predicts"]
+        found["worker"] = max((check["memory"] for check in predicted), default=0.0)
+        found["drawn"] = sum(check["drawn"] for check in predicted)
         start = time.perf_counter()
-        audit_many("scale_net:bayesian", ["*.pt"][:0], folder="none", images=examples, data="scale_net:held_out")
-        loading = time.perf_counter() - start
+        write_texts({Path("again.html"): render_html(runs[0]), Path("again.json"): runs[0].to_json()})
+        found["writing"] = time.perf_counter() - start
         start = time.perf_counter()
-        audit_many("scale_net:bayesian", ["[0-9]*.pt"], folder="out", jobs=one["processes"], executor=executor,
-                   images=examples, teacher="scale_net:teacher", data="scale_net:held_out", checks=checks,
-                   loss="scale_net:loss", num_batches=45, options={"scale.predicts": {"passes": one["passes"]}})
-        seconds = time.perf_counter() - start
-    audits = [path for path in Path("out").glob("*.json") if path.name != "index.json"]
-    runs = [read(path) for path in audits]
-    found = [check for run in runs for check in run.checks if check.id == "scale.predicts"]
-    start = time.perf_counter()
-    write_texts({Path("again.html"): render_html(runs[0]), Path("again.json"): runs[0].to_json()})
-    writing = time.perf_counter() - start
-    start = time.perf_counter()
-    write_index([row for _ in range(200) for row in rows_of(audits[0], read(audits[0]), Path("all/index.html"))],
-                Path("all/index.html"))
-    index = (time.perf_counter() - start) / 200
-    print(json.dumps({
-        "seconds": seconds, "ready": ready, "loading": loading, "writing": writing, "index": index,
-        "own": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-        "worker": max((check["memory"] for check in found), default=0.0),
-        "drawn": sum(check["drawn"] for check in found),
-        "checkpoint bytes": Path("0.pt").stat().st_size, "example bytes": Path("data.pt").stat().st_size / examples,
-        "audit bytes": sum(path.stat().st_size for path in Path("out").glob("0-*")),
-    }))
+        write_index([row for _ in range(200) for row in rows_of(audits[0], read(audits[0]), Path("all/index.html"))],
+                    Path("all/index.html"))
+        found["index"] = (time.perf_counter() - start) / 200
+        found["checkpoint bytes"] = Path("0.pt").stat().st_size
+        found["audit bytes"] = sum(path.stat().st_size for path in Path("out").glob("0-*"))
+    print(json.dumps(found))
 """
 
 
 @dataclass(frozen=True)
 class Series:
-    """One line of the table. The engine is ``processes`` of this machine, ``ray``, or ``all checks`` in one process."""
+    """One line of the table.
+
+    The engine is ``processes`` of this machine, ``ray``, or ``all checks`` in one process. Without checkpoints one
+    model is judged on labelled examples shard by shard, by as many passes as that takes.
+    """
 
     checkpoints: int = 2
-    passes: int = 16
-    examples: int = 64
+    passes: int = 64
+    examples: int = 256
     processes: int = 1
     engine: str = "processes"
 
@@ -148,23 +206,37 @@ WORKS = ("checkpoints", "passes", "examples")
 TIMES = (1, 4, 16)
 QUICK = (1, 2)
 
+#: The least of the works, and that of one model on data that are read by shards.
+LEAST = (Series(), Series(checkpoints=0, passes=8, examples=4_000))
+LITTLE = (Series(passes=16, examples=16), Series(checkpoints=0, passes=8, examples=1_000))
 
-def series(base: Series, *, ray: bool, times: tuple[int, ...] = TIMES) -> Iterator[Series]:
-    """Yield what is measured: each work at each size, by one process and by two, of this machine and of Ray."""
-    sizes = dict.fromkeys(scaled(base, work, by) for by in times for work in WORKS)
-    for size in sizes:
-        if times == QUICK and size != base:  # others are shared by processes as this one is
-            yield size
-            continue
-        for engine in ("processes", "ray") if ray else ("processes",):
-            for processes in (1, 2):
-                yield replace(size, engine=engine, processes=processes)
-    yield replace(base, checkpoints=1, examples=512, engine="all checks")
+Works = tuple[Series, Series]
 
 
 def scaled(base: Series, work: str, by: int) -> Series:
     """Return a series with that many times the work."""
     return replace(base, **{work: getattr(base, work) * by})
+
+
+def rows(works: Works, times: tuple[int, ...] = TIMES) -> Iterator[tuple[Series, ...]]:
+    """Yield what grows: each work of checkpoints at each size, and the examples that are read by shards."""
+    whole, sharded = works
+    for work in WORKS:
+        yield tuple(scaled(whole, work, by) for by in times)
+    yield tuple(scaled(sharded, "examples", by) for by in times)
+
+
+def series(works: Works, *, ray: bool, times: tuple[int, ...] = TIMES) -> Iterator[Series]:
+    """Yield what is measured: each size by one process and by two, of this machine and of Ray."""
+    sizes = dict.fromkeys(size for same in zip(*rows(works, times), strict=True) for size in same)
+    for size in sizes:
+        if times == QUICK and size not in works:  # others are shared by processes as these are
+            yield size
+            continue
+        for engine in ("processes", "ray") if ray else ("processes",):
+            for processes in (1, 2):
+                yield replace(size, engine=engine, processes=processes)
+    yield replace(works[0], checkpoints=1, examples=512, engine="all checks")
 
 
 def measured(one: Series) -> dict[str, float]:
@@ -180,78 +252,81 @@ def measured(one: Series) -> dict[str, float]:
         if done.returncode:
             raise RuntimeError(f"{one} ended with {done.returncode}:\n{done.stderr[-2000:]}")
         found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-        wanted = one.passes * one.examples * one.checkpoints
+        wanted = one.passes * one.examples * max(1, one.checkpoints)
         if one.engine != "all checks" and found["drawn"] != wanted:
             raise RuntimeError(f"{one} drew {found['drawn']:.0f} passes of an example in place of {wanted}")
         return found
 
 
-def growth(seconds: dict[Series, float], one: Series, base: Series, times: tuple[int, ...] = TIMES) -> float | None:
+def growth(seconds: dict[Series, float], one: Series, works: Works, times: tuple[int, ...] = TIMES) -> float | None:
     """Return what the last step of a work adds over what the first adds: 4 where each is four times the one before."""
-    for work in WORKS:
-        sizes = [replace(scaled(base, work, by), engine=one.engine, processes=one.processes) for by in times]
+    for row in rows(works, times):
+        sizes = [replace(size, engine=one.engine, processes=one.processes) for size in row]
         if one == sizes[-1] and all(size in seconds for size in sizes) and len(times) > 2:
             first, middle, last = (seconds[size] for size in sizes)
             return (last - middle) / (middle - first)
     return None
 
 
-def efficiency(seconds: dict[Series, float], one: Series, base: Series, times: tuple[int, ...] = TIMES) -> list[str]:
+def efficiency(seconds: dict[Series, float], one: Series, works: Works, times: tuple[int, ...] = TIMES) -> list[str]:
     """Return how well several processes share a work: whole, and without what they take to start."""
     alone = replace(one, processes=1)
     if one.processes == 1 or alone not in seconds:
         return ["", ""]
     whole = seconds[alone] / seconds[one] / one.processes
-    for work in WORKS:
-        if len(times) > 2 and one == replace(scaled(base, work, times[-1]), engine=one.engine, processes=one.processes):
-            before = replace(scaled(base, work, times[-2]), engine=one.engine, processes=one.processes)
+    for row in rows(works, times):
+        *_, before, last = (replace(size, engine=one.engine, processes=one.processes) for size in row)
+        if one == last and len(times) > 2:
             added = (seconds[alone] - seconds[replace(before, processes=1)]) / (seconds[one] - seconds[before])
             return [f"{whole:.2f}", f"{added / one.processes:.2f}"]
     return [f"{whole:.2f}", ""]
 
 
-def table(figures: dict[Series, dict[str, float]], base: Series, times: tuple[int, ...] = TIMES) -> list[str]:
+def table(figures: dict[Series, dict[str, float]], works: Works, times: tuple[int, ...] = TIMES) -> list[str]:
     """Return the lines of the table."""
     seconds = {one: found["seconds"] for one, found in figures.items()}
     head = ["checkpoints", "passes", "examples", "engine", "processes", "s", "growth", "efficiency", "steady",
             "MiB auditing", "MiB of the first"]  # fmt: skip
     lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
-    for one, found in figures.items():
-        grown = growth(seconds, one, base, times)
-        cells = [one.checkpoints, one.passes, one.examples, one.engine, one.processes, f"{seconds[one]:.1f}",
-                 "" if grown is None else f"{grown:.1f}", *efficiency(seconds, one, base, times),
+    for one, found in sorted(figures.items(), key=lambda item: not item[0].checkpoints):
+        grown = growth(seconds, one, works, times)
+        cells = [one.checkpoints or "by shards", one.passes, f"{one.examples:,}", one.engine, one.processes,
+                 f"{seconds[one]:.1f}", "" if grown is None else f"{grown:.1f}",
+                 *efficiency(seconds, one, works, times),
                  f"{found['worker']:.0f}" if found["worker"] else "", f"{found['own']:.0f}"]  # fmt: skip
         lines.append(f"| {' | '.join(map(str, cells))} |")
     return lines
 
 
-def constants(figures: dict[Series, dict[str, float]], base: Series, times: tuple[int, ...] = TIMES) -> Constants:
+def constants(figures: dict[Series, dict[str, float]], works: Works, times: tuple[int, ...] = TIMES) -> Constants:
     """Return what a plan is made of, from the series of one process."""
     alone = {one: found for one, found in figures.items() if (one.engine, one.processes) == ("processes", 1)}
-    larger = {work: scaled(base, work, times[-1]) for work in WORKS}
-    smaller = {work: scaled(base, work, times[-2]) for work in WORKS}
+    base, sharded = works
 
-    def slope(work: str, figure: str = "seconds") -> float:
+    def slope(base: Series, work: str, figure: str = "seconds") -> float:
         """Return what one more adds: a pass, an example or a checkpoint."""
-        rise = alone[larger[work]][figure] - alone[smaller[work]][figure]
-        return float(max(0.0, rise) / (getattr(larger[work], work) - getattr(smaller[work], work)))
+        larger, smaller = (scaled(base, work, by) for by in (times[-1], times[-2]))
+        rise = alone[larger][figure] - alone[smaller][figure]
+        return float(max(0.0, rise) / (getattr(larger, work) - getattr(smaller, work)))
 
-    drawn = slope("passes") / (base.checkpoints * base.examples)
-    every = list(alone.values())
+    drawn = slope(base, "passes") / (base.checkpoints * base.examples)
+    every = [found for one, found in alone.items() if one.checkpoints]
     whole = [found["seconds"] for one, found in figures.items() if one.engine == "all checks"]
     return Constants(
         start=statistics.median(found["ready"] for found in every),
-        first=max(0.0, alone[base]["seconds"] - slope("checkpoints") * base.checkpoints),
-        example=slope("examples", "loading"),
-        checkpoint=max(0.0, slope("checkpoints") - drawn * base.passes * base.examples),
+        first=max(0.0, alone[base]["seconds"] - slope(base, "checkpoints") * base.checkpoints),
+        example=slope(base, "examples", "loading"),
+        checkpoint=max(0.0, slope(base, "checkpoints") - drawn * base.passes * base.examples),
         drawn=drawn,
+        label=max(0.0, slope(sharded, "examples") - drawn * sharded.passes),
         writing=statistics.median(found["writing"] for found in every),
         index=statistics.median(found["index"] for found in every),
         checkpoint_bytes=every[0]["checkpoint bytes"],
-        example_bytes=alone[larger["examples"]]["example bytes"],
+        example_bytes=alone[scaled(base, "examples", times[-1])]["example bytes"],
         audit_bytes=every[0]["audit bytes"],
         memory=alone[base]["worker"],
-        example_memory=slope("examples", "worker"),
+        example_memory=slope(base, "examples", "worker"),
+        shard_memory=max(found["worker"] for one, found in alone.items() if not one.checkpoints),
         all_checks=whole[0] if whole else 0.0,
     )
 
@@ -280,22 +355,22 @@ def main(arguments: list[str] | None = None) -> int:
     if given.kept is not None:
         known, said = Constants(**json.loads(given.kept.read_text(encoding="utf-8"))["constants"]), []
     else:
-        base, times = (Series(examples=16), QUICK) if given.quick else (Series(), TIMES)
+        works, times = (LITTLE, QUICK) if given.quick else (LEAST, TIMES)
         found: dict[Series, list[dict[str, float]]] = defaultdict(list)
         start = time.perf_counter()
         for _ in range(given.repeats):
-            for one in series(base, ray=given.ray, times=times):
+            for one in series(works, ray=given.ray, times=times):
                 found[one].append(measured(one))
                 print(f"{one}: {found[one][-1]['seconds']:.1f} s", file=sys.stderr, flush=True)
         figures = {
             one: {name: statistics.median(run[name] for run in runs) for name in runs[0]} for one, runs in found.items()
         }
         said = [
-            *table(figures, base, times),
+            *table(figures, works, times),
             "",
             f"{os.cpu_count()} cores, {time.perf_counter() - start:.0f} s.",
         ]
-        known = constants(figures, base, times)
+        known = constants(figures, works, times)
         if given.json is not None:
             kept = {"constants": asdict(known), "series": [{**asdict(one), **of} for one, of in figures.items()]}
             given.json.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
@@ -303,7 +378,12 @@ def main(arguments: list[str] | None = None) -> int:
         known = replace(known, drawn=given.drawn)
     if given.quick:
         said.append("Of works this small neither the figures nor the plan say what a large one costs.")
-    text = "\n".join([*said, "", *known.lines(), "", *plan(known, nodes=given.nodes, cores=given.cores)]).strip()
+    plans = [
+        line
+        for by_shards in (True, False)
+        for line in (*plan(known, nodes=given.nodes, cores=given.cores, by_shards=by_shards), "")
+    ]
+    text = "\n".join([*said, "", *known.lines(), "", *plans]).strip()
     print(text)
     if given.write:
         PAGE.write_text(put(PAGE.read_text(encoding="utf-8"), text), encoding="utf-8")

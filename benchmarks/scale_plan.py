@@ -17,6 +17,7 @@ _SAID = {
     "example": "s to load an example and take its digest, in each process",
     "checkpoint": "s for a checkpoint, whatever is drawn: its state, two cheap checks, its JSON",
     "drawn": "s for one pass of one example, on one core",
+    "label": "s for a labelled example that is read and judged by shards, beside its passes, on one core",
     "writing": "s for the report and JSON of a checkpoint, in the process that started all",
     "index": "s for a row of the index, there too",
     "checkpoint_bytes": "bytes of a checkpoint",
@@ -24,6 +25,7 @@ _SAID = {
     "audit_bytes": "bytes of an audit, its report and its JSON",
     "memory": "MiB of a process that audits few examples",
     "example_memory": "MiB that each example adds to it",
+    "shard_memory": "MiB of a process that judges shards, whatever the number of examples",
     "all_checks": "s for an audit of all checks on 512 images, on one core",
 }
 
@@ -37,6 +39,7 @@ class Constants:
     example: float
     checkpoint: float
     drawn: float
+    label: float
     writing: float
     index: float
     checkpoint_bytes: float
@@ -44,6 +47,7 @@ class Constants:
     audit_bytes: float
     memory: float
     example_memory: float
+    shard_memory: float
     all_checks: float = 0.0
 
     def lines(self) -> list[str]:
@@ -88,10 +92,12 @@ def planned(
     examples: int = EXAMPLES,
     passes: int = PASSES,
     storage: float = STORAGE,
+    by_shards: bool = False,
 ) -> Planned:
     """Return what a series takes on nodes of some cores, one process a core and no more processes than checkpoints.
 
-    Each process loads all examples; a node reads them from the storage once, and its other processes from its cache.
+    Each process loads all examples, or reads them anew by shards for each checkpoint; a node reads them from the
+    storage once, and its other processes from its cache.
 
     Args:
         known: What was measured, on a core like those of the nodes.
@@ -101,13 +107,15 @@ def planned(
         examples: How many images each is audited on.
         passes: How many passes over them.
         storage: Bytes a second that all nodes together read.
+        by_shards: Whether labelled examples are judged shard by shard, in place of all in memory.
     """
     workers = min(nodes * cores, checkpoints)
-    one = known.checkpoint + known.drawn * passes * examples
+    one = known.checkpoint + (known.drawn * passes + (known.label if by_shards else 0.0)) * examples
     used = math.ceil(workers / cores)
     bytes_read = used * examples * known.example_bytes + checkpoints * known.checkpoint_bytes
-    memory = math.ceil(workers / used) * (known.memory + known.example_memory * examples) / 1024
-    loading = known.example * examples
+    process = known.shard_memory if by_shards else known.memory + known.example_memory * examples
+    memory = math.ceil(workers / used) * process / 1024
+    loading = 0.0 if by_shards else known.example * examples
     parts = {
         "start": known.start + known.first,
         "data": max(loading, bytes_read / storage),
@@ -121,19 +129,19 @@ def planned(
     )
 
 
-def plan(known: Constants, *, nodes: Iterable[int], cores: int) -> list[str]:
+def plan(known: Constants, *, nodes: Iterable[int], cores: int, by_shards: bool = False) -> list[str]:
     """Return the plan as the lines of a table, a row for each number of nodes."""
     head = ["nodes", "processes", "hours", "core hours", "GiB a node", "GB read", "start s",
             "data s", "audits s", "writing s", "index s", "bottleneck"]  # fmt: skip
     lines = [
         f"{CHECKPOINTS:,} checkpoints x {EXAMPLES:,} examples x {PASSES} passes on nodes of {cores} cores, "
-        f"storage of {STORAGE / 1e9:.0f} GB/s",
+        f"storage of {STORAGE / 1e9:.0f} GB/s, " + ("read by shards" if by_shards else "all in memory of each process"),
         "",
         f"| {' | '.join(head)} |",
         f"|{'---|' * len(head)}",
     ]
     for count in nodes:
-        found = planned(known, count, cores)
+        found = planned(known, count, cores, by_shards=by_shards)
         parts = [f"{seconds:,.1f}" for seconds in found.parts.values()]
         cells = [f"{count}", f"{min(count * cores, CHECKPOINTS):,}", f"{found.seconds / 3600:.2f}",
                  f"{found.core_hours:,.1f}", f"{found.gib_a_node:,.0f}", f"{found.gigabytes:,.1f}", *parts,
