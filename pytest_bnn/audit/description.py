@@ -15,7 +15,7 @@ from pytest_bnn.checks.layers.replaced import is_convolution_or_linear, replaced
 from pytest_bnn.checks.noise.spread import contributions
 from pytest_bnn.data.digests import of_state
 from pytest_bnn.data.origin import Origin, of_function
-from pytest_bnn.libraries.posterior import bayesian_layers
+from pytest_bnn.libraries.posterior import PosteriorTensor, bayesian_layers
 from pytest_bnn.network.devices import where
 from pytest_bnn.network.float64 import float64_for
 from pytest_bnn.records.evidence import Acceptance, Evidence
@@ -96,9 +96,7 @@ def _layer_rows(model: nn.Module, accepted: Mapping[str, Acceptance], noise: Map
     for path, module in model.named_modules():
         layer = layers.get(id(module))
         if layer is not None:
-            relative = torch.cat(
-                [(t.sigma / t.mu.detach().abs().clamp_min(1e-12)).double().flatten() for t in layer.tensors]
-            )
+            relative = torch.cat([_sigma_over_mu(tensor).flatten() for tensor in layer.tensors])
             rows.append(
                 LayerRow(
                     path=path,
@@ -127,6 +125,11 @@ def _layer_rows(model: nn.Module, accepted: Mapping[str, Acceptance], noise: Map
                 )
             )
     return rows
+
+
+def _sigma_over_mu(tensor: PosteriorTensor) -> Tensor:
+    size = tensor.mu.detach().abs().clamp_min_(1e-12)
+    return torch.div(tensor.sigma, size, out=size)
 
 
 def _predictions(subject: Subject) -> list[Prediction]:

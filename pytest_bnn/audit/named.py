@@ -222,7 +222,7 @@ class Parts:
             options=options,
             progress=progress,
             origin=self.origin,
-            executor=executor,
+            executor=executor if isinstance(self.evaluation, LargeData) else None,
             **self._beside(name),
         )
 

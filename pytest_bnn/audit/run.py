@@ -212,8 +212,9 @@ def subject_of(
         if isinstance(examples, LargeData):
             return examples if executor is None else examples.by(executor)
         if max_evaluation is None:
-            if shard_size is not None or unreadable != UNREADABLE:
-                name = "unreadable" if shard_size is None else "shard_size"
+            said = {"shard_size": shard_size is not None, "unreadable": unreadable != UNREADABLE}
+            said["executor"] = executor is not None
+            if name := next((name for name, given in said.items() if given), ""):
                 raise InputError(f"{name} without max_evaluation", fix="say how many examples are judged by shards")
             return taken(examples)
         if examples is None:

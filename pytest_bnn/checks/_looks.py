@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import weakref
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -239,7 +240,10 @@ def shards_of(subject: Subject, passes: int, large: LargeData) -> Shards:
     """Return the shards of a subject by so many passes, as far as they are judged already."""
     known = subject.evaluations.get(f"shards {passes}")
     if not isinstance(known, Shards):
-        crew = subject.evaluations.setdefault("crew", None if large.workers is None else Crew(large.workers))
+        crew = subject.evaluations.get("crew")
+        if crew is None and large.workers is not None:
+            crew = subject.evaluations["crew"] = Crew(large.workers)
+            weakref.finalize(subject, crew.close)  # where nobody dismisses them
         known = Shards(subject, passes, large, crew if isinstance(crew, Crew) else None)
         subject.evaluations[f"shards {passes}"] = known
     return known

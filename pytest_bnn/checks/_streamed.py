@@ -10,7 +10,7 @@ from pytest_bnn.checks._labelled import Labels, labelled, require_exact, require
 from pytest_bnn.checks._looks import Look, shards_of
 from pytest_bnn.checks._shards import WHERE
 from pytest_bnn.checks._summed import Summed
-from pytest_bnn.checks.finding import Finding, NeverHereError, NotHereError
+from pytest_bnn.checks.finding import Finding, NeverHereError, NotHereError, of_the_first
 from pytest_bnn.data.large import LargeData, named
 from pytest_bnn.data.lazy import Flow
 from pytest_bnn.errors import InputError
@@ -76,21 +76,12 @@ def on_labels(
     if isinstance(finding, NotHereError):
         raise finding
     if in_its_order and subject.large.limit is not None and finding.verdict in (Verdict.FAIL, Verdict.WARN):
-        return _of_the_first(finding)
+        return of_the_first(
+            finding,
+            "a stream",
+            f"judge all of it ({WHERE}-images all), or give a Dataset with a length, whose examples are taken at random",
+        )
     return finding
-
-
-def _of_the_first(finding: Finding) -> Finding:
-    """Accuse nobody by the first examples of a stream, which may be sorted."""
-    said = finding.headline[:1].upper() + finding.headline[1:]
-    return replace(
-        finding,
-        verdict=Verdict.INCONCLUSIVE,
-        headline="the first examples of a stream, which may be sorted, do not decide the claim, which fails on them",
-        remedy=f"judge all of it ({WHERE}-images all), or give a Dataset with a length, whose examples are taken at "
-        "random",
-        notes=(said, *finding.notes),
-    )
 
 
 def on_few(subject: Subject, finding: Finding) -> Finding:

@@ -96,6 +96,24 @@ def not_applicable(why: str, missing: tuple[str, ...] = ()) -> Finding:
     return Finding(verdict=Verdict.NOT_APPLICABLE, headline=why, missing=missing)
 
 
+def of_the_first(finding: Finding, source: str, fix: str) -> Finding:
+    """Return a finding about the first examples of a stream as an open question: they may be sorted.
+
+    Args:
+        finding: That the claim fails on them.
+        source: How messages call the stream.
+        fix: What to give in its place.
+    """
+    said = finding.headline[:1].upper() + finding.headline[1:]
+    return replace(
+        finding,
+        verdict=Verdict.INCONCLUSIVE,
+        headline=f"the first examples of {source}, which may be sorted, do not decide the claim, which fails on them",
+        remedy=fix,
+        notes=(said, *finding.notes),
+    )
+
+
 #: What to do about a call that ends the process.
 NO_EXIT = "remove the call that ends the process, such as sys.exit(), from the model, the loss and the data"
 

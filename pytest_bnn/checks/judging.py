@@ -20,6 +20,7 @@ from pytest_bnn.checks.finding import (
     NoCutError,
     NotHereError,
     not_applicable,
+    of_the_first,
     raised_remedy,
 )
 from pytest_bnn.errors import PytestBnnError, in_words
@@ -64,6 +65,8 @@ def judged(
     finding = _found(subject, lambda it: _premise(check, it, severity) or find(it), inside_an_audit)
     if inside_an_audit:
         give_memory_back()
+    if check.of_data and finding.verdict is Verdict.FAIL and subject.large is None and subject.evaluated.cut:
+        finding = of_the_first(finding, "the data, a stream that goes on", _OTHER_DATA)
     if check.of_data and finding.verdict is Verdict.INCONCLUSIVE and not _must_decide():
         note = (
             "too few labels or examples to decide the claim count as a warning; --inconclusive fail makes it a failure"
@@ -105,6 +108,12 @@ def judged(
     record(evidence)
     return evidence
 
+
+#: What to give in place of a stream.
+_OTHER_DATA = (
+    "give a Dataset with a length, of whose examples a random subset is taken, a loader that shuffles one, or the whole "
+    "stream (--images with as many as it has)"
+)
 
 #: A first word that is one: no path, no call and no name with a dot or an underscore in it.
 _WORD = re.compile(r"[a-z]+(?=[\s,;:'\u2019)]|-[a-z]|$)")

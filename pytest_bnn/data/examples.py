@@ -89,6 +89,11 @@ class Examples:
         """The number of each example in the user's data."""
         return torch.arange(0) if self._samples is None else self._samples.places
 
+    @property
+    def cut(self) -> bool:
+        """Whether the examples are the first ones of a stream that goes on, which may be sorted."""
+        return self._samples is not None and self._samples.cut
+
     def few(self, count: int) -> Samples:
         """Return the first of the examples, as they were given."""
         assert self._samples is not None

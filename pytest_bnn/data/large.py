@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from pytest_bnn.data.lazy import Read, Source, Stream, Unreadable, opened
+from pytest_bnn.data.lazy import Flow, Read, Source, Stream, Unreadable, opened
 from pytest_bnn.data.ray_data import RayRows, is_ray_data
 from pytest_bnn.data.samples import MAX_EXAMPLES, Samples, order_of
 from pytest_bnn.errors import InputError
@@ -198,7 +198,13 @@ def _few(data: Source | Stream, count: int, seed: int) -> Read:
     if isinstance(data, Source):
         places = order_of(len(data), seed)[:count].sort().values
         return data.read(places.tolist(), seed) if len(places) else Read(samples=None)
-    return next(data.parts(count, seed), Read(samples=None))
+    if not isinstance(data, Flow):
+        return next(data.parts(count, seed), Read(samples=None))
+    read = next(data.parts(count + 1, seed), Read(samples=None))  # one more tells whether it goes on
+    few = _cut(read, count)
+    if few is read or few.samples is None:
+        return read
+    return replace(few, samples=replace(few.samples, cut=True))
 
 
 def _cut(read: Read, most: int) -> Read:

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, RandomSampler, SequentialSampler
 
 from pytest_bnn.data.batch import rows_of
+from pytest_bnn.data.digests import of_data_set, of_examples
 from pytest_bnn.data.joining import (
     ItemError,
     as_tensors,
@@ -75,6 +76,9 @@ class Source(Protocol):
     def read(self, places: Sequence[int], seed: int) -> Read:
         """Read some of them, from where the random generators start at ``seed``."""
 
+    def digest(self) -> str:
+        """Return a digest of all of them, as far as it can be told without reading them one by one."""
+
 
 class Stream(Protocol):
     """Examples that are read one after the other."""
@@ -107,6 +111,11 @@ class Held:
         numbers = torch.as_tensor(places, dtype=torch.long)
         item = as_tensors(some(self._tree, numbers, self._rows, self._dim))
         return Read(samples=Samples(item=item, rows=len(places), dim=self._dim, places=numbers))
+
+
+    def digest(self) -> str:
+        """Return the digest of the numbers themselves."""
+        return of_examples(self._tree, objects=True)
 
 
 class Indexed:
@@ -145,6 +154,11 @@ class Indexed:
             require_dense(item, self._source)
             samples = Samples(item=item, rows=len(numbers), dim=self._dim, places=torch.tensor(numbers))
         return Read(samples=samples, unreadable=tuple(unreadable))
+
+
+    def digest(self) -> str:
+        """Return the digest of the files and tensors that the data set holds."""
+        return of_data_set(self._data)
 
 
 class Flow:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, SequentialSampler
+from torch.utils.data import DataLoader, Dataset, RandomSampler, SequentialSampler
 
 from pytest_bnn.data.batch import per_example, rows_of, taken
 from pytest_bnn.data.joining import FORMS, ItemError, at, checked, item_of, joined, length_of, no_batch, require_labels
@@ -33,6 +33,7 @@ class Samples:
         dim: The dimension that counts them, 0 or 1.
         first: The loader's own first batch, as the training loss gets it; None where no loader made batches.
         places: The number of each example in the user's data, ``[rows]``.
+        cut: Whether they are the first ones of a stream that goes on, which may be sorted.
     """
 
     item: Any
@@ -40,6 +41,7 @@ class Samples:
     dim: int = 0
     first: Any = None
     places: Tensor
+    cut: bool = False
 
     @property
     def batch_rows(self) -> int | None:
@@ -141,6 +143,7 @@ def _read(data: Any, source: str, limit: int, seed: int, dim: int) -> Samples:
     with preserved_random_state(), own_generators_kept(data):
         try:
             batches, places = _batches(data, limit, seed, dim)
+            in_its_order = places is None and not _shuffles(data)
         except ItemError as error:
             cause = error.__cause__
             raise InputError(
@@ -158,7 +161,13 @@ def _read(data: Any, source: str, limit: int, seed: int, dim: int) -> Samples:
     places = torch.arange(rows) if places is None else places
     few = _limited(item, rows, limit, seed, dim) if rows <= limit else _first(item, rows, limit, dim)
     first = as_tensors(batches[0]) if isinstance(data, DataLoader) and data.batch_size is not None else None
-    return Samples(item=few.item, rows=few.rows, dim=dim, first=first, places=places[:limit])
+    cut = in_its_order and rows > limit
+    return Samples(item=few.item, rows=few.rows, dim=dim, first=first, places=places[:limit], cut=cut)
+
+
+def _shuffles(data: Any) -> bool:
+    """Return whether a loader draws from all of its data set at random."""
+    return isinstance(data, DataLoader) and isinstance(data.sampler, RandomSampler) and length_of(data.dataset) is not None
 
 
 @contextmanager
@@ -186,7 +195,10 @@ def _has_rows(batch: Any) -> bool:
 
 
 def _batches(data: Any, limit: int, seed: int, dim: int) -> tuple[list[Any], Tensor | None]:
-    """Return batches of at least ``limit`` examples, or of all, and the places of the examples where they are known."""
+    """Return batches of at least ``limit`` examples, or of all, and the places of the examples where they are known.
+
+    Of a stream that goes on they have more.
+    """
     if isinstance(data, DataLoader):
         length = length_of(data.dataset)
         in_order = isinstance(data.sampler, SequentialSampler) and data.batch_size is not None
@@ -201,11 +213,11 @@ def _batches(data: Any, limit: int, seed: int, dim: int) -> tuple[list[Any], Ten
         for batch in data:
             found.append(checked(as_tensors(batch)))
             taken_rows += rows_of(found[-1], dim)
-            if taken_rows >= limit:
+            if taken_rows > limit:  # one more tells whether it goes on
                 break
         return found, None
     length = length_of(data)
     if length is None:
-        return [item_of(item) for item in islice(iter(data), limit)], None
+        return [item_of(item) for item in islice(iter(data), limit + 1)], None
     places = _subset(length, limit, seed)
     return [item_of(at(data, int(index))) for index in places], places

@@ -61,9 +61,8 @@ Operand: TypeAlias = Callable[[BayesianLayer, Tensor], Tensor]
 
 
 class _Capture(TorchFunctionMode):
-    def __init__(self, memory: Tensor | None, operand: Operand | None) -> None:
+    def __init__(self, operand: Operand | None) -> None:
         super().__init__()
-        self.memory = memory
         self.operand = operand
         self.calls: list[LayerCall] = []
         self.running: list[LayerCall] = []
@@ -87,19 +86,14 @@ class _Capture(TorchFunctionMode):
             self.running[-1].signs.append(result.detach().sign().to(torch.int8))
         return result
 
-    def moved(self, call: FunctionalCall) -> FunctionalCall:
-        """Return a call whose weight lies behind those of the calls before, where there is room."""
-        assert self.memory is not None
-        start = sum(earlier.functional[-1].weight.numel() for earlier in self.calls if earlier.functional)
-        room = self.memory[start : start + call.weight.numel()]
-        if room.numel() < call.weight.numel() or room.dtype is not call.weight.dtype:
-            return call
-        return replace(call, weight=room.view(call.weight.shape).copy_(call.weight.detach()))
-
 
 @contextmanager
 def capture(
-    model: nn.Module, *, memory: Tensor | None = None, operand: Operand | None = None
+    model: nn.Module,
+    *,
+    forms: bool = False,
+    told: Callable[[LayerCall], None] | None = None,
+    operand: Operand | None = None,
 ) -> Iterator[list[LayerCall]]:
     """Collect what the Bayesian layers that run inside really use, call by call.
 
@@ -108,13 +102,12 @@ def capture(
 
     Args:
         model: What runs.
-        memory: Flat, float32: drawn weights move there while it lasts, so that they do not lie scattered among what
-            the layers themselves need for a moment. They are overwritten by the next pass after the list was cleared.
-            Of outputs nothing but the form is kept then.
+        forms: Whether of weights, biases and outputs nothing is kept but their form.
+        told: Is given each call as it ends; no list of them is kept then.
         operand: Gives the tensor that a functional call uses in place of a weight or bias, and that is collected;
             the layer's own when None.
     """
-    mode = _Capture(memory, operand)
+    mode = _Capture(operand)
     layers = {id(layer.module): layer for layer in bayesian_layers(model)}
 
     def enter(module: nn.Module) -> None:
@@ -123,11 +116,20 @@ def capture(
     def leave(_module: nn.Module, output: Any) -> None:
         call = mode.running.pop()
         call.output = output
-        if mode.memory is not None:
-            call.output = output.to("meta") if isinstance(output, Tensor) else None
-            if call.functional:
-                call.functional[-1] = mode.moved(call.functional[-1])
-        mode.calls.append(call)
+        if told is not None:
+            told(call)
+        else:
+            mode.calls.append(_form(call) if forms else call)
 
     with within([layer.module for layer in layers.values()], mode, enter=enter, leave=leave):
         yield mode.calls
+
+
+def _form(call: LayerCall) -> LayerCall:
+    """Return a call whose tensors have no numbers."""
+
+    def form(value: Any) -> Any:
+        return value.detach().to("meta") if isinstance(value, Tensor) else None
+
+    functional = [replace(one, weight=form(one.weight), bias=form(one.bias)) for one in call.functional]
+    return replace(call, functional=functional, output=form(call.output), signs=[])

@@ -14,6 +14,9 @@ from torch import Tensor, nn
 
 from pytest_bnn.network.graph import leaves_behind
 
+#: Numbers of a tensor that are looked at together, so that what is computed of them in float64 needs little memory.
+_PART = 1 << 17
+
 
 @dataclass(frozen=True, slots=True)
 class SigmaMap:
@@ -156,9 +159,12 @@ class PosteriorTensor:
 
     def kl_sum(self) -> float:
         """Return KL(posterior || prior), summed over the tensor, in nats, by the closed form in float64."""
-        mu, rho, prior_mu, prior_sigma = self._double()
-        kl = kl_of_normals(mu, self.map.of(rho), prior_mu, prior_sigma)
-        return float(kl.sum())
+        whole = torch.broadcast_tensors(*(t.detach() for t in (self.mu, self.rho, self.prior_mu, self.prior_sigma)))
+        total = 0.0
+        for part in zip(*(tensor.flatten().split(_PART) for tensor in whole), strict=True):
+            mu, rho, prior_mu, prior_sigma = (tensor.double() for tensor in part)
+            total += float(kl_of_normals(mu, self.map.of(rho), prior_mu, prior_sigma).sum())
+        return total
 
     def kl_gradient(self) -> tuple[Tensor, Tensor]:
         """Return the gradient of `kl_sum` to `mu_parameter` and to `rho_parameter`, in float64."""

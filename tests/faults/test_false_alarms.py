@@ -21,6 +21,9 @@ from pytest_bnn.libraries.posterior import bayesian_layers
 from pytest_bnn.stats.betting import BettingTest
 from pytest_bnn.stats.intervals import median_bounds
 
+#: Audits of a push.
+FEW = 24
+
 #: Chance that one of the tests here fails although all is well.
 RATE = 1e-4
 
@@ -30,7 +33,7 @@ def tally(request: pytest.FixtureRequest, once: Callable[[str, Callable[[], Any]
     """The benchmark's audits, as many as fit: `python -m benchmarks.false_alarms` makes two thousand."""
 
     def make() -> dict[str, Any]:
-        found = measure(200 if request.config.getoption("--nightly") else 40)
+        found = measure(200 if request.config.getoption("--nightly") else FEW)
         verdicts = {id: dict(counts) for id, counts in found.verdicts.items()}
         said = [str(alarm["said"]) for alarm in found.accusations]
         return {"audits": found.audits, "said": said, "verdicts": verdicts, "smallest p": list(found.smallest_p)}
@@ -41,7 +44,7 @@ def tally(request: pytest.FixtureRequest, once: Callable[[str, Callable[[], Any]
 
 def test_healthy_models_are_accused_of_nothing(tally: Mapping[str, Any]) -> None:
     audits = tally["audits"]
-    assert audits >= 40
+    assert audits >= FEW
     assert tally["said"] == []
     for id in CHECK_IDS:
         if registry.load(id).declaration.of_data:  # these few labels decide nothing; test_calibrated_models.py has more

@@ -197,7 +197,7 @@ def test_audit_of_the_published_exercise(model: str, checks: tuple[str, ...], tm
              (("model", model, "bayesian"), ("teacher", PUBLISHED, "teacher"), ("data", PUBLISHED, "held_out"),
               ("loss", PUBLISHED, "loss")))  # fmt: skip
     script = Path(sysconfig.get_path("scripts")) / "pytest-bnn"
-    arguments = ("audit", *named, *checks, "--images", "20", "--samples", "32", "--output", str(report))
+    arguments = ("audit", *named, *checks, "--images", "12", "--samples", "16", "--output", str(report))
     path = os.pathsep.join(filter(None, (str(tmp_path), os.environ.get("PYTHONPATH"))))
     done = run(str(script), *arguments, PYTHONPATH=path)
     assert done.returncode == 1, done.stdout + done.stderr

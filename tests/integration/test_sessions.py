@@ -172,7 +172,7 @@ def test_audit(bnn_audit):
 
 
 def test_long_checks_say_so(tmp_path: Path, net_py: str) -> None:
-    """On the terminal, past the capture; workers stay quiet, and so does -qq."""
+    """On the terminal, past the capture; -qq stays quiet."""
     files = {"net.py": net_py, "test_slow.py": SLOW}
     told = session(tmp_path, files).text
     line = r"^bnn: 0 s in test_slow\.py::test_audit: check 2 of 2, kl\.present on mine$"
@@ -180,7 +180,12 @@ def test_long_checks_say_so(tmp_path: Path, net_py: str) -> None:
     assert "captured" not in told
     assert "1 passed" in told
     assert "bnn: 0 s" not in session(tmp_path, {}, "-qq").text
-    assert "bnn: 0 s" not in session(tmp_path, {}, "-n", "1").text
+
+
+@pytest.mark.nightly("a session with a worker")
+def test_workers_do_not_say_that_checks_are_long(tmp_path: Path, net_py: str) -> None:
+    files = {"net.py": net_py, "test_slow.py": SLOW}
+    assert "bnn: 0 s" not in session(tmp_path, files, "-n", "1").text
 
 
 HOOKS = """

@@ -166,9 +166,20 @@ def test_when_tables_are_audited(tmp_path: Path) -> None:
     assert "<SubjectNode half>" in some.text
     assert "<SubjectNode small>" not in some.text
     ini = {"pytest.ini": "[pytest]\nbnn_subjects = all\n"}
-    for arguments, audited in (((), 2), ((".",), 2), (("tests",), 0), (("--bnn-subjects=none",), 0)):
+    for arguments, audited in (((), 2), (("tests",), 0)):
         found = session(tmp_path, "--co", *arguments, files=ini)
         assert found.text.count("<SubjectNode ") == audited, arguments
+
+
+@pytest.mark.nightly("two more sessions; every push has the others")
+@pytest.mark.parametrize(("argument", "audited"), [(".", 2), ("--bnn-subjects=none", 0)])
+def test_the_root_is_collected_by_name_and_an_option_goes_before(argument: str, audited: int, tmp_path: Path) -> None:
+    files = {
+        "tests/test_own.py": "def test_it():\n    pass\n",
+        "pyproject.toml": TABLES,
+        "pytest.ini": "[pytest]\nbnn_subjects = all\n",
+    }
+    assert session(tmp_path, "--co", argument, files=files).text.count("<SubjectNode ") == audited
 
 
 def test_what_a_subject_s_table_loosens_is_on_record(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from tests.property.odd.recipe import ALL, Recipe, healthy, recipes, term_of
 from tests.property.odd.shapes import CLASSES, SHAPES, Meaning
 
 #: The examples of a push.
-FEW = 30
+FEW = 20
 
 #: Explaining a failure, which nobody reads here, takes most of a find().
 FIND = settings(max_examples=500, database=None, phases=[Phase.generate])

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import get_args
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pytest_bnn import convert
 from pytest_bnn.conversion import Estimator
-from pytest_bnn.libraries.capture import capture
+from pytest_bnn.libraries.capture import LayerCall, capture
 from pytest_bnn.libraries.posterior import bayesian_layers, zero_sigma
 from pytest_bnn.network.isolation import undisturbed
 
@@ -70,22 +71,37 @@ def test_nothing_is_left_behind() -> None:
 
 
 @pytest.mark.parametrize("estimator", get_args(Estimator))
-@pytest.mark.parametrize("room", [1.0, 0.5])
-def test_drawn_weights_move_where_they_are_told_to(estimator: Estimator, room: float) -> None:
-    """One behind the other, as far as there is room, and the same numbers; the next pass begins anew."""
+def test_forms_have_no_numbers(estimator: Estimator) -> None:
+    """All else of a call is what it is with them."""
     bnn = convert(network(), type=estimator)
-    weights = sum(tensor.count for layer in bayesian_layers(bnn) for tensor in layer.tensors)
-    memory = torch.empty(int(room * weights))
-    for seed in (3, 4):
-        with undisturbed(bnn, seed=seed), torch.no_grad(), capture(bnn) as calls:
-            bnn(torch.ones(2, 3, 4, 4))
-        with undisturbed(bnn, seed=seed), torch.no_grad(), capture(bnn, memory=memory) as moved:
-            bnn(torch.ones(2, 3, 4, 4))
-        places = []
-        for one, other in zip(calls, moved, strict=True):
-            found = other.functional[-1].weight
-            assert torch.equal(found, one.functional[-1].weight)
-            if found.untyped_storage().data_ptr() == memory.untyped_storage().data_ptr():
-                places.append((found.storage_offset(), found.numel()))
-        assert len(places) == len(calls) if room == 1 else 0 < len(places) < len(calls)
-        assert [start for start, _ in places] == [sum(size for _, size in places[:i]) for i in range(len(places))]
+    with undisturbed(bnn, seed=3), torch.no_grad(), capture(bnn) as calls:
+        bnn(torch.ones(2, 3, 4, 4))
+    with undisturbed(bnn, seed=3), torch.no_grad(), capture(bnn, forms=True) as forms:
+        bnn(torch.ones(2, 3, 4, 4))
+    for one, form in zip(calls, forms, strict=True):
+        assert form.layer.path == one.layer.path
+        assert [(used.shape, used.dtype) for used in form.operands] == [(used.shape, used.dtype) for used in one.operands]
+        assert {used.device.type for used in (*form.operands, form.output)} == {"meta"}
+        assert form.output.shape == one.output.shape
+        assert [(used.input_size, used.rest) for used in form.functional] == [
+            (used.input_size, used.rest) for used in one.functional
+        ]
+
+
+def test_each_call_is_told_and_none_is_kept() -> None:
+    """Whoever lets go of it lets go of its weights."""
+    bnn = convert(network())
+    told: list[tuple[str, Tensor]] = []
+    alive: list[weakref.ref[Tensor]] = []
+
+    def tell(call: LayerCall) -> None:
+        assert not any(weight() is not None for weight in alive)
+        alive.append(weakref.ref(call.functional[-1].weight))
+        told.append((call.layer.path, call.functional[-1].weight.sum()))
+
+    with undisturbed(bnn, seed=3), torch.no_grad(), capture(bnn) as calls:
+        bnn(torch.ones(2, 3, 4, 4))
+    with undisturbed(bnn, seed=3), torch.no_grad(), capture(bnn, told=tell) as kept:
+        bnn(torch.ones(2, 3, 4, 4))
+    assert kept == []
+    assert told == [(call.layer.path, call.functional[-1].weight.sum()) for call in calls]

@@ -65,25 +65,28 @@ class DrawTests:
         self._noise: defaultdict[tuple[str, int], _Draws] = defaultdict(_Draws)
         self._signs: defaultdict[tuple[str, int], _Draws] = defaultdict(_Draws)
         self._trouble = ""
+        self._calls: defaultdict[int, int] = defaultdict(int)
 
-    def take(self, calls: list[LayerCall]) -> None:
-        """Take what one pass did."""
-        seen: defaultdict[int, int] = defaultdict(int)
-        for call in calls:
-            number = seen[id(call.layer.module)]
-            seen[id(call.layer.module)] += 1
-            found = call.noise()
-            if len(found) != len(call.layer.tensors):
-                self._trouble = self._trouble or f"{call.layer.path or 'the model'} does not show its draws"
-            for tensor, noise in found:
-                self._take_noise(tensor, noise, number, rounded=call.layer.estimator != "Flipout")
-            if call.layer.estimator == "Flipout":
-                if len(call.signs) != 2:
-                    self._trouble = self._trouble or f"{call.layer.path or 'the model'} does not draw signs twice"
-                for half, signs in enumerate(call.signs):
-                    values, name = signs.flatten(), f"{call.layer.path} ({'input' if half == 0 else 'output'})"
-                    self._signs[name, number].take(values.float())
-                    self._signs[name, number].heads.append(values[:_HEAD].clone().cpu())
+    def begin_pass(self) -> None:
+        """Begin another pass, of which all calls follow."""
+        self._calls.clear()
+
+    def take(self, call: LayerCall) -> None:
+        """Take what one call of a layer did."""
+        number = self._calls[id(call.layer.module)]
+        self._calls[id(call.layer.module)] += 1
+        found = call.noise()
+        if len(found) != len(call.layer.tensors):
+            self._trouble = self._trouble or f"{call.layer.path or 'the model'} does not show its draws"
+        for tensor, noise in found:
+            self._take_noise(tensor, noise, number, rounded=call.layer.estimator != "Flipout")
+        if call.layer.estimator == "Flipout":
+            if len(call.signs) != 2:
+                self._trouble = self._trouble or f"{call.layer.path or 'the model'} does not draw signs twice"
+            for half, signs in enumerate(call.signs):
+                values, name = signs.flatten(), f"{call.layer.path} ({'input' if half == 0 else 'output'})"
+                self._signs[name, number].take(values.float())
+                self._signs[name, number].heads.append(values[:_HEAD].clone().cpu())
 
     def _take_noise(self, tensor: PosteriorTensor, noise: Tensor, number: int, *, rounded: bool) -> None:
         draws = self._noise[tensor.name, number]

@@ -11,12 +11,13 @@ from pytest_bnn.libraries.capture import LayerCall, capture
 from pytest_bnn.libraries.posterior import BayesianLayer, bayesian_layers
 from pytest_bnn.network.calling import output_tensor
 from pytest_bnn.network.comparing import difference, tolerance
-from pytest_bnn.network.isolation import preserved_random_state, random_state
+from pytest_bnn.network.isolation import preserved_random_state
 from pytest_bnn.sampling.engine.consumers import Consumers
 from pytest_bnn.sampling.engine.draws import DrawTests
+from pytest_bnn.sampling.engine.lockstep import Lockstep
 from pytest_bnn.sampling.engine.noise import Noise, make_noise
 from pytest_bnn.sampling.engine.plan import Unsupported, make_plan
-from pytest_bnn.sampling.engine.replica import Worker, calls_by_layer
+from pytest_bnn.sampling.engine.replica import Worker
 from pytest_bnn.sampling.engine.run import Engine, passes_chunk
 from pytest_bnn.sampling.freed import give_memory_back
 from pytest_bnn.sampling.own import undisturbed_passes
@@ -103,18 +104,18 @@ def passes_to_repeat(layers: Sequence[BayesianLayer]) -> int:
     return max(_LEAST_PASSES, min(_MOST_PASSES, _ENOUGH_DRAWS // max(1, weights)))
 
 
-def require_no_draws(before: tuple[object, ...]) -> None:
+def require_no_draws(*, drew: bool) -> None:
     """Make sure that a forward with given weights has drawn nothing from torch's, numpy's and Python's generators.
 
     Otherwise passes would depend on what was drawn before, and disturb it; and what is random may show in few of them.
 
     Args:
-        before: What `random_state` was before that forward.
+        drew: Whether it has.
 
     Raises:
         Unsupported: It has.
     """
-    if random_state() != before:
+    if drew:
         raise Unsupported("its forward draws random numbers outside of its Bayesian layers, as dropout that is on does")
 
 
@@ -122,44 +123,33 @@ def _compare(
     model: nn.Module, layers: Sequence[BayesianLayer], two: Tensor, noise: Noise, *, channels_last: bool
 ) -> tuple[Worker, int]:
     """Let the engine repeat passes of the model's own forward; return its worker, and the images of a chunk."""
-    weights = sum(layer.weights for layer in layers)
-    passes = passes_to_repeat(layers)
-    tests, memory = DrawTests(), torch.empty(weights)
-    with capture(model, memory=memory) as calls, Consumers(model, calls) as consumers:
-        wanted = output_tensor(model(two))
+    with capture(model, forms=True) as calls, Consumers(model, calls) as consumers:
+        model(two)
     plan = make_plan(calls, consumers, channels_last=channels_last)
     chunk = passes_chunk(calls, len(two))
     del consumers
-    worker = Worker(model, plan, noise)
-    for index in range(passes):
+    worker, tests = Worker(model, plan, noise), DrawTests()
+    for index in range(passes_to_repeat(layers)):
         give_memory_back()  # what the pass before left lies in pieces, which the next one's do not fit
-        if index:
-            images = two[index % 2 :][:1]
-            with capture(model, memory=memory) as calls:
+        images = two[index % 2 :][:1] if index else two
+        tests.begin_pass()
+        with Lockstep(worker, images) as engine:
+
+            def told(call: LayerCall, engine: Lockstep = engine) -> None:
+                with limited(1):  # many small sums: threads would wait for each other
+                    tests.take(call)
+                engine.take(call)
+
+            with capture(model, told=told):
                 wanted = output_tensor(model(images))
-        else:
-            images = two
-        with limited(1):  # many small sums: threads would wait for each other
-            tests.take(calls)
-        _repeat(worker, calls, images, wanted)
-        calls.clear()
+            found = engine.result()
+            require_no_draws(drew=engine.drew)
+            require_repeated(wanted, found, "the engine's")
     with limited(1):
         trouble = tests.trouble()
     if trouble:
         raise Unsupported(trouble)
     return worker, chunk
-
-
-def _repeat(worker: Worker, calls: list[LayerCall], images: Tensor, wanted: Tensor) -> None:
-    """Let the engine compute with the weights that the model's own forward used."""
-    worker.given = calls_by_layer(calls)
-    worker.start(0, torch.arange(len(images)))
-    before = random_state()
-    found = output_tensor(worker.model(images))
-    require_no_draws(before)
-    worker.finish()
-    worker.given = None
-    require_repeated(wanted, found, "the engine's")
 
 
 def require_repeated(wanted: Tensor, found: Tensor, whose: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -19,8 +19,8 @@ class Worker:
     """One thread's network and working memory.
 
     What its layers use depends on what is set before a forward: ``held`` weights that were drawn for the whole
-    pass, ``given`` calls of the model's own forward to repeat, or else noise drawn call by call into a buffer
-    that all layers share. Layers whose path is not in ``noisy`` are without noise, where that is not None.
+    pass, calls of the model's own forward to repeat, which ``given`` returns by the ``id`` of a layer and the call's
+    number, or else noise drawn call by call into a buffer that all layers share. Layers whose path is not in ``noisy`` are without noise, where that is not None.
     """
 
     def __init__(self, model: nn.Module, plan: Plan, noise: Noise) -> None:
@@ -29,7 +29,7 @@ class Worker:
         self.index = 0
         self.rows = torch.zeros(1, dtype=torch.int64)
         self.held: dict[tuple[int, int], list[Tensor]] | None = None
-        self.given: dict[int, list[LayerCall]] | None = None
+        self.given: Callable[[int, int], LayerCall] | None = None
         self.noisy: Collection[str] | None = None
         self.counts: dict[int, int] = {}
         self.pending: Tensor | None = None
@@ -90,7 +90,7 @@ class Worker:
         if call >= layer.calls:
             raise Unsupported("its forward does not always call the same layers")
         if self.given is not None:
-            used = self.given[key][call].functional[-1]
+            used = self.given(key, call).functional[-1]
             values = [used.weight] if used.bias is None else [used.weight, used.bias]
             return [drawn.folded(value.detach(), rows) for drawn, value in zip(layer.drawn, values, strict=True)]
         if self.held is not None:
@@ -130,7 +130,7 @@ class Worker:
         The signs of a row depend on the number of its image, not on the images beside it.
         """
         if self.given is not None:
-            return values * self.given[id(layer.layer.module)][call].signs[half]
+            return values * self.given(id(layer.layer.module), call).signs[half]
         stream = layer.weight.stream + 2 + half + call * self.plan.streams
         repeat, rest = divmod(len(values), len(self.rows))
         if rest or values.ndim < 2:
@@ -248,10 +248,3 @@ def share_out(plan: Plan, workers: int) -> list[list[tuple[int, int, LayerPlan]]
         sizes[lightest] += job[2].weight.size
     return shares
 
-
-def calls_by_layer(calls: list[LayerCall]) -> dict[int, list[LayerCall]]:
-    """Group what `capture` collected as a worker's ``given`` wants it."""
-    grouped: dict[int, list[LayerCall]] = {}
-    for call in calls:
-        grouped.setdefault(id(call.layer.module), []).append(call)
-    return grouped

@@ -23,7 +23,6 @@ from pytest_bnn.sampling.engine.handshake import (
     require_repeated,
 )
 from pytest_bnn.sampling.engine.plan import Unsupported, make_plan
-from pytest_bnn.sampling.engine.replica import calls_by_layer
 from pytest_bnn.sampling.native.run import Native
 from pytest_bnn.sampling.own import undisturbed_passes
 
@@ -76,10 +75,12 @@ def _compare(model: nn.Module, layers: Sequence[BayesianLayer], two: Tensor, see
             plan = make_plan(calls, None, channels_last=True)
             outputs = max((c.output.numel() // len(two) for c in calls if isinstance(c.output, Tensor)), default=1)
             native = Native(model, plan, seed, outputs, two.device)
-        tests.take(calls)
+        tests.begin_pass()
+        for call in calls:
+            tests.take(call)
         before = random_state()
-        found = native.repeat(calls_by_layer(calls), images)
-        require_no_draws(before)
+        found = native.repeat(calls, images)
+        require_no_draws(drew=random_state() != before)
         require_repeated(wanted, found, "the native sampler's")
         calls.clear()
     trouble = tests.trouble()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Mapping
+from collections import defaultdict
+from collections.abc import Collection, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -99,11 +100,14 @@ class Native:
         most = min(_OUTPUTS_AT_ONCE // (self._outputs * images), _WEIGHTS_AT_ONCE // max(1, self._weights))
         return max(1, min(_PASSES_AT_ONCE, most))
 
-    def repeat(self, calls: Mapping[int, list[LayerCall]], images: Tensor) -> Tensor:
-        """Return the outputs for images with what the model's own forward used, by the ``id`` of a layer's module."""
-        self._running.given = dict(calls)
+    def repeat(self, calls: Iterable[LayerCall], images: Tensor) -> Tensor:
+        """Return the outputs for images with what a pass of the model's own forward used in its calls of layers."""
+        given: defaultdict[int, list[LayerCall]] = defaultdict(list)
+        for call in calls:
+            given[id(call.layer.module)].append(call)
+        self._running.given = given
         try:
-            used = self._named([layer.used(calls[id(layer.plan.layer.module)]) for layer in self._layers])
+            used = self._named([layer.used(given[id(layer.plan.layer.module)]) for layer in self._layers])
             return self._one(used, torch.zeros((), dtype=torch.int64, device=self.device), images, self._rows(images))
         finally:
             self._running.given = None
