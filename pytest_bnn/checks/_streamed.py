@@ -79,7 +79,7 @@ def on_labels(
         return of_the_first(
             finding,
             "a stream",
-            f"judge all of it ({WHERE}-images all), or give a Dataset with a length, whose examples are taken at random",
+            f"judge all of it ({WHERE}-images all), or give a Dataset with a length, of which a random subset is taken",
         )
     return finding
 

@@ -105,7 +105,7 @@ def of_the_first(finding: Finding, source: str, fix: str) -> Finding:
         fix: What to give in its place.
     """
     said = finding.headline[:1].upper() + finding.headline[1:]
-    return replace(
+    return dataclasses.replace(
         finding,
         verdict=Verdict.INCONCLUSIVE,
         headline=f"the first examples of {source}, which may be sorted, do not decide the claim, which fails on them",

@@ -111,8 +111,8 @@ def judged(
 
 #: What to give in place of a stream.
 _OTHER_DATA = (
-    "give a Dataset with a length, of whose examples a random subset is taken, a loader that shuffles one, or the whole "
-    "stream (--images with as many as it has)"
+    "give a Dataset with a length, of which a random subset is taken, a loader that shuffles one, or the whole stream: "
+    "--images with as many as it has"
 )
 
 #: A first word that is one: no path, no call and no name with a dot or an underscore in it.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 import stat
 from collections.abc import Mapping
@@ -92,7 +91,7 @@ def _of_file(named: object) -> str:
     if not isinstance(named, str | Path) or not str(named):
         return ""
     try:
-        found = os.stat(named)
+        found = Path(named).stat()
     except (OSError, ValueError):
         return ""
     return f"{found.st_size} {found.st_mtime_ns}" if stat.S_ISREG(found.st_mode) else ""

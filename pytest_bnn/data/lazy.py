@@ -112,7 +112,6 @@ class Held:
         item = as_tensors(some(self._tree, numbers, self._rows, self._dim))
         return Read(samples=Samples(item=item, rows=len(places), dim=self._dim, places=numbers))
 
-
     def digest(self) -> str:
         """Return the digest of the numbers themselves."""
         return of_examples(self._tree, objects=True)
@@ -154,7 +153,6 @@ class Indexed:
             require_dense(item, self._source)
             samples = Samples(item=item, rows=len(numbers), dim=self._dim, places=torch.tensor(numbers))
         return Read(samples=samples, unreadable=tuple(unreadable))
-
 
     def digest(self) -> str:
         """Return the digest of the files and tensors that the data set holds."""

@@ -167,7 +167,9 @@ def _read(data: Any, source: str, limit: int, seed: int, dim: int) -> Samples:
 
 def _shuffles(data: Any) -> bool:
     """Return whether a loader draws from all of its data set at random."""
-    return isinstance(data, DataLoader) and isinstance(data.sampler, RandomSampler) and length_of(data.dataset) is not None
+    return (
+        isinstance(data, DataLoader) and isinstance(data.sampler, RandomSampler) and length_of(data.dataset) is not None
+    )
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from pytest_bnn.network.calling import forward
 from pytest_bnn.network.isolation import seed_everything
 from pytest_bnn.options import in_force
 from pytest_bnn.progress import drawn
+from pytest_bnn.sampling.freed import keep_freed_memory
 from pytest_bnn.sampling.own import undisturbed_passes
 from pytest_bnn.tasks.task import are_shares
 
@@ -96,6 +97,7 @@ class PassBank:
     ) -> None:
         if sampler not in (None, "auto", "own", "engine", "native"):
             raise ValueError(f"sampler must be 'auto', 'own', 'engine' or 'native', not {sampler!r}")
+        keep_freed_memory()
         self.model = model
         self.images = images
         self.seed = seed

@@ -80,7 +80,9 @@ def test_forms_have_no_numbers(estimator: Estimator) -> None:
         bnn(torch.ones(2, 3, 4, 4))
     for one, form in zip(calls, forms, strict=True):
         assert form.layer.path == one.layer.path
-        assert [(used.shape, used.dtype) for used in form.operands] == [(used.shape, used.dtype) for used in one.operands]
+        assert [(used.shape, used.dtype) for used in form.operands] == [
+            (used.shape, used.dtype) for used in one.operands
+        ]
         assert {used.device.type for used in (*form.operands, form.output)} == {"meta"}
         assert form.output.shape == one.output.shape
         assert [(used.input_size, used.rest) for used in form.functional] == [

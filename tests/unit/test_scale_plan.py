@@ -9,12 +9,27 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.scale import PAGE, QUICK, TIMES, Series, constants, efficiency, growth, main, put, scaled, series, table
+from benchmarks.scale import (
+    LEAST,
+    PAGE,
+    QUICK,
+    Series,
+    constants,
+    efficiency,
+    growth,
+    main,
+    put,
+    rows,
+    scaled,
+    series,
+    table,
+)
 from benchmarks.scale_plan import Constants, plan, planned
 
 KNOWN = Constants(
-    start=3.0, first=2.0, example=1e-4, checkpoint=0.5, drawn=2e-5, writing=0.02, index=0.001, checkpoint_bytes=1e5,
-    example_bytes=12e3, audit_bytes=7e4, memory=1024.0, example_memory=0.02048,
+    start=3.0, first=2.0, example=1e-4, checkpoint=0.5, drawn=2e-5, label=4e-4, writing=0.02, index=0.001,
+    checkpoint_bytes=1e5, example_bytes=12e3, audit_bytes=7e4, memory=1024.0, example_memory=0.02048,
+    shard_memory=2048.0,
 )  # fmt: skip
 
 
@@ -45,6 +60,17 @@ def test_what_becomes_the_bottleneck(known: Constants, nodes: int, bottleneck: s
     assert bottleneck in plan(known, nodes=[nodes], cores=32)[-1]
 
 
+def test_by_shards() -> None:
+    """Nothing is loaded beforehand, each example costs more, and memory is that of a shard."""
+    found = planned(KNOWN, 1, 32, by_shards=True)
+    one = 0.5 + (2e-5 * 100 + 4e-4) * 50_000
+    assert found.parts == pytest.approx({"start": 5, "data": 0.7, "audits": 32 * one, "writing": 20, "index": 1})
+    assert found.gib_a_node == pytest.approx(32 * 2)
+    assert replace(found, parts={}, core_hours=0, gib_a_node=0) == replace(
+        planned(KNOWN, 1, 32), parts={}, core_hours=0, gib_a_node=0
+    )
+
+
 def test_no_more_processes_than_checkpoints() -> None:
     """A checkpoint is one task: with as many processes as checkpoints, more nodes change nothing."""
     assert planned(KNOWN, 1000, 32) == replace(planned(KNOWN, 32, 32), nodes=1000)
@@ -52,28 +78,30 @@ def test_no_more_processes_than_checkpoints() -> None:
     assert hours == sorted(hours, reverse=True)
 
 
-BASE = Series()
+BASE, SHARDED = LEAST
 
 
-def figures(
-    *, fixed: float = 3.0, each: float = 0.5, drawn: float = 1e-3, start: float = 4.0
-) -> dict[Series, dict[str, float]]:
+def figures() -> dict[Series, dict[str, float]]:
     """Return what would be measured where cost is linear and two processes share all but their start."""
     found = {}
-    for one in series(BASE, ray=True):
-        work = one.checkpoints * (0.5 + 1e-3 * one.passes * one.examples)
+    for one in series(LEAST, ray=True):
+        each = one.checkpoints * 0.5 if one.checkpoints else 2e-4 * one.examples
+        work = each + max(1, one.checkpoints) * 1e-3 * one.passes * one.examples
         seconds = 3.0 + work if one.processes == 1 else 7.0 + work / 2
         found[one] = {
             "seconds": seconds, "ready": 3.0, "loading": 0.1 + 2e-3 * one.examples, "writing": 0.02, "index": 1e-3,
-            "own": 500.0, "worker": 400 + 0.5 * one.examples, "checkpoint bytes": 1e5, "example bytes": 12e3,
+            "own": 500.0, "worker": 400 + 0.5 * one.examples if one.checkpoints else 700.0,
+            "checkpoint bytes": 1e5, "example bytes": 12e3,
             "audit bytes": 7e4,
         }  # fmt: skip
     return found
 
 
 def test_constants_are_those_that_made_the_figures() -> None:
-    known = constants(figures(), BASE)
+    known = constants(figures(), LEAST)
     assert known.drawn == pytest.approx(1e-3)
+    assert known.label == pytest.approx(2e-4)
+    assert known.shard_memory == 700
     assert known.checkpoint == pytest.approx(0.5)
     assert known.first == pytest.approx(3.0)
     assert known.example == pytest.approx(2e-3)
@@ -85,28 +113,27 @@ def test_linear_cost_and_full_efficiency_are_seen_through_the_start() -> None:
     """What the processes take to start is in the one efficiency, and not in the other."""
     found = figures()
     seconds = {one: of["seconds"] for one, of in found.items()}
-    for work in ("checkpoints", "passes", "examples"):
-        most = scaled(BASE, work, TIMES[-1])
-        assert growth(seconds, most, BASE) == pytest.approx(4.0)
-        whole, steady = efficiency(seconds, replace(most, processes=2), BASE)
+    for *_, most in rows(LEAST):
+        assert growth(seconds, most, LEAST) == pytest.approx(4.0)
+        whole, steady = efficiency(seconds, replace(most, processes=2), LEAST)
         assert steady == "1.00"
         assert float(whole) < 1
     seconds[scaled(BASE, "passes", 16)] *= 2
-    grown = growth(seconds, scaled(BASE, "passes", 16), BASE)
+    grown = growth(seconds, scaled(BASE, "passes", 16), LEAST)
     assert grown is not None
     assert grown > 6
-    lines = table(found, BASE)
+    lines = table(found, LEAST)
     assert len(lines) == 2 + len(found)
     assert len({line.count("|") for line in lines}) == 1
 
 
 def test_each_work_at_each_size() -> None:
     """By one process and two, here and on Ray; none twice."""
-    found = list(series(BASE, ray=True))
-    assert len(found) == len(set(found)) == 7 * 2 * 2 + 1
+    found = list(series(LEAST, ray=True))
+    assert len(found) == len(set(found)) == 10 * 2 * 2 + 1
     assert math.prod((found[-1].checkpoints, found[-1].processes)) == 1
-    assert len(list(series(BASE, ray=False))) == 7 * 2 + 1
-    assert len(list(series(BASE, ray=True, times=QUICK))) == 4 + 3 + 1
+    assert len(list(series(LEAST, ray=False))) == 10 * 2 + 1
+    assert len(list(series(LEAST, ray=True, times=QUICK))) == 8 + 4 + 1
 
 
 def test_a_plan_from_figures_that_were_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -115,7 +142,9 @@ def test_a_plan_from_figures_that_were_kept(tmp_path: Path, capsys: pytest.Captu
     kept.write_text(json.dumps({"constants": asdict(KNOWN), "series": []}), encoding="utf-8")
     assert main(["--from", str(kept), "--nodes", "2", "--cores", "8", "--drawn", "1e-3"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[-4:] == plan(replace(KNOWN, drawn=1e-3), nodes=[2], cores=8)[1:]
+    known = replace(KNOWN, drawn=1e-3)
+    wanted = [*plan(known, nodes=[2], cores=8, by_shards=True), "", *plan(known, nodes=[2], cores=8)]
+    assert lines[-len(wanted) :] == wanted
     assert any(line.startswith("| `drawn` | 0.001 |") for line in lines)
 
 

@@ -37,7 +37,7 @@ class Lockstep:
         self._forward: Future[Tensor] | None = None
         self._given: LayerCall | None = None
         self._of: tuple[int, int] | None = None
-        self._over = self._ended = False
+        self._over = self._ended = self._done = False
         self.drew = False
         self._here, self._there = Semaphore(0), Semaphore(0)
 
@@ -53,8 +53,8 @@ class Lockstep:
 
     def take(self, call: LayerCall) -> None:
         """Let the engine compute with what a call of a layer used, up to its next layer or its end."""
-        if self._forward is not None and self._forward.done():
-            self._over = True  # it has used fewer
+        if self._done:
+            self._over = True  # it has used fewer, or raised
             return
         before = random_state()
         self._given, self._of = call, None
@@ -92,9 +92,10 @@ class Lockstep:
             Unsupported: It has used other layers than the own forward.
         """
         self._end()
-        if self._forward is None or self._over:
+        found = None if self._forward is None else self._forward.result()
+        if found is None or self._over:
             raise Unsupported("its forward does not always call the same layers")
-        return self._forward.result()
+        return found
 
     def _run(self, threads: int) -> Tensor:
         torch.set_num_threads(threads)
@@ -105,6 +106,7 @@ class Lockstep:
                 self._worker.finish()
                 return found
         finally:
+            self._done = True
             self._here.release()
 
     def _end(self) -> None:

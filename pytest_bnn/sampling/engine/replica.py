@@ -20,7 +20,8 @@ class Worker:
 
     What its layers use depends on what is set before a forward: ``held`` weights that were drawn for the whole
     pass, calls of the model's own forward to repeat, which ``given`` returns by the ``id`` of a layer and the call's
-    number, or else noise drawn call by call into a buffer that all layers share. Layers whose path is not in ``noisy`` are without noise, where that is not None.
+    number, or else noise drawn call by call into a buffer that all layers share. Layers whose path is not in
+    ``noisy`` are without noise, where that is not None.
     """
 
     def __init__(self, model: nn.Module, plan: Plan, noise: Noise) -> None:
@@ -247,4 +248,3 @@ def share_out(plan: Plan, workers: int) -> list[list[tuple[int, int, LayerPlan]]
         shares[lightest].append(job)
         sizes[lightest] += job[2].weight.size
     return shares
-
