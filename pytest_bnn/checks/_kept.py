@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import json
-import os
-import tempfile
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass
@@ -25,6 +24,8 @@ from pytest_bnn.checks._tallies import SideSums, Tally
 from pytest_bnn.data.digests import of_examples
 from pytest_bnn.data.large import Kept
 from pytest_bnn.data.samples import Samples
+from pytest_bnn.errors import WriteError
+from pytest_bnn.replacing import replace_files
 
 #: The ending of files with a tally, by which they are known to be ours.
 SUFFIX = ".tally"
@@ -88,16 +89,10 @@ def save(path: Path, found: Found) -> None:
     arrays: dict[str, Any] = {}
     said: dict[str, Any] = {"none": [], "groups": {}}
     _flattened(found, "", arrays, said)
-    with contextlib.suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=SUFFIX)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                numpy.savez(file, allow_pickle=False, **arrays, **{_SAID: numpy.array(json.dumps(said))})
-            Path(name).replace(path)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
+    content = io.BytesIO()
+    numpy.savez(content, allow_pickle=False, **arrays, **{_SAID: numpy.array(json.dumps(said))})
+    with contextlib.suppress(WriteError):
+        replace_files({path: content.getvalue()})
 
 
 def _flattened(one: Any, prefix: str, arrays: dict[str, Any], said: dict[str, Any]) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from pytest_bnn.records.evidence import Verdict
+from pytest_bnn.replacing import UNFINISHED
 
 if TYPE_CHECKING:
     from pytest_bnn.audit.named import Parts
@@ -48,18 +49,18 @@ def beside(report: Path, runs: Sequence[AuditRun]) -> Iterator[Keep]:
     try:
         yield keep
     except BaseException:
-        if used and (count := len(_files(folder))):
+        if used and (count := len(_shards(folder))):
             what = "1 shard that was judged is" if count == 1 else f"{count} shards that were judged are"
             print(f"pytest-bnn: {what} kept in {folder}: the same command goes on behind", file=sys.stderr)
         raise
     if used and all(check.verdict is not Verdict.ERROR for run in runs for check in run.checks):
         with contextlib.suppress(OSError):
-            for file in _files(folder):
+            for file in (*_shards(folder), *folder.glob(UNFINISHED)):
                 file.unlink()
             folder.rmdir()  # where nothing of anybody else's is in it
 
 
-def _files(folder: Path) -> list[Path]:
+def _shards(folder: Path) -> list[Path]:
     from pytest_bnn.checks._kept import SUFFIX
 
     return sorted(folder.glob(f"*{SUFFIX}")) if folder.is_dir() else []

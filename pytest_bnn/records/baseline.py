@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-from pytest_bnn.errors import InputError
+from pytest_bnn.errors import InputError, WriteError
 from pytest_bnn.records import audits
 from pytest_bnn.records.compare import state_of
 from pytest_bnn.records.evidence import Evidence, Inconclusive, is_failure
 from pytest_bnn.records.matching import key_of, matched
 from pytest_bnn.records.run import AuditRun
+from pytest_bnn.replacing import reason_of, replace_files, try_folder
 
 _NO_FAILURE = ("known", "better")
 
@@ -136,7 +135,7 @@ def slim(run: AuditRun) -> AuditRun:
 
 
 def require_writable(path: str | Path, option: str) -> None:
-    """Make sure, before a run takes its time, that a baseline can be written.
+    """Make sure, before a run takes its time, that a baseline can be written; nothing is made or changed.
 
     Raises:
         InputError: It is a folder, or its folder cannot be made or written to.
@@ -145,12 +144,9 @@ def require_writable(path: str | Path, option: str) -> None:
     try:
         if target.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=target.parent):
-            pass
+        try_folder(target.parent)
     except OSError as error:
-        reason = error.strerror or error
-        raise InputError(f"{option}: {str(path)!r} cannot be written ({reason})", fix="choose another path") from error
+        raise _cannot_be_written(path, option, error) from error
 
 
 def write(run: AuditRun, path: str | Path, option: str) -> None:
@@ -159,17 +155,12 @@ def write(run: AuditRun, path: str | Path, option: str) -> None:
     Raises:
         InputError: It cannot be written.
     """
-    target = Path(path).resolve()
-    temporary = ""
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(run.to_json())
-        Path(temporary).chmod(target.stat().st_mode if target.exists() else 0o644)
-        Path(temporary).replace(target)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            Path(temporary).unlink()
-        reason = error.strerror or error
-        raise InputError(f"{option}: {str(path)!r} cannot be written ({reason})", fix="choose another path") from error
+        replace_files({Path(path): run.to_json().encode()})
+    except WriteError as error:
+        raise _cannot_be_written(path, option, error.__cause__) from error
+
+
+def _cannot_be_written(path: str | Path, option: str, error: BaseException | None) -> InputError:
+    problem = f"{option}: {str(path)!r} cannot be written ({reason_of(error)})"
+    return InputError(problem, fix="choose another path")

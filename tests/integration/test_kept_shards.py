@@ -12,7 +12,7 @@ from typing import Any
 import numpy
 import pytest
 
-from pytest_bnn import cli
+from pytest_bnn import cli, replacing
 from pytest_bnn.checks import _kept, _shards
 from pytest_bnn.records.run import AuditRun
 from tests.integration.test_large_data import NET, inside
@@ -116,14 +116,29 @@ def test_what_is_not_ours_stays(folder: Path, ended: Ended) -> None:
 def test_a_full_disk_ends_nothing(folder: Path, ended: Ended, monkeypatch: pytest.MonkeyPatch) -> None:
     """Shards that cannot be kept are judged again another time."""
 
-    def full(*_: object, **__: object) -> None:
-        raise OSError(28, "No space left on device")
+    def full(place: Path, *more: Any) -> Any:
+        if place.suffix == _kept.SUFFIX:
+            refused.append(place)
+            raise OSError(28, "No space left on device")
+        return prepared(place, *more)
 
-    monkeypatch.setattr(numpy, "savez", full)
+    prepared, refused = replacing._prepared, list[Path]()
+    monkeypatch.setattr(replacing, "_prepared", full)
     with inside(folder):
         ended(100)
         assert cli.main([*OPTIONS]) in (0, 1)
-    assert not [*folder.glob("audit.shards/*")]
+    assert refused
+    assert not (folder / "audit.shards").exists()
+
+
+def test_what_a_killed_process_was_writing_goes_too(folder: Path, ended: Ended) -> None:
+    """A kill leaves a half-written file, which is nobody else's."""
+    with inside(folder):
+        Path("audit.shards").mkdir()
+        Path("audit.shards", ".pytest-bnn-0123456789ab.tmp").write_bytes(b"PK")
+        ended(100)
+        assert cli.main([*OPTIONS]) in (0, 1)
+    assert not (folder / "audit.shards").exists()
 
 
 def test_a_tally_comes_back_as_it_was(folder: Path, ended: Ended, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from pytest_bnn import audit_many, cli
+from pytest_bnn import audit_many, cli, replacing
 from pytest_bnn.audit.named import Named
 from pytest_bnn.checks import registry
 from pytest_bnn.checks.choices import from_texts
@@ -35,7 +35,6 @@ from pytest_bnn.many.work import Job, Work, forget, jobs_of, perform
 from pytest_bnn.options import Level, Settings, Source
 from pytest_bnn.records.collection import Collection, collect
 from pytest_bnn.records.run import AuditRun
-from pytest_bnn.report import files as on_disk
 
 NET = """
 import dataclasses
@@ -615,8 +614,8 @@ def test_a_disk_that_is_full_in_the_middle(
                 raise OSError(28, "No space left on device")
             return prepared(place, *more)
 
-        prepared = on_disk._prepared
-        patch.setattr(on_disk, "_prepared", failing)
+        prepared = replacing._prepared
+        patch.setattr(replacing, "_prepared", failing)
         assert cli.main(command) == exits.BROKEN
     said = capsys.readouterr().err.splitlines()[-1]
     assert "json' could not be written (No space left on device)" in said
