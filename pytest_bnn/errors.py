@@ -40,6 +40,16 @@ class WriteError(PytestBnnError):
     """A report that the system would not write, for want of space for example; the one before it is unchanged."""
 
 
+#: Characters of somebody else's error beside words of ours.
+_LONGEST = 200
+
+
 def in_words(error: BaseException) -> str:
     """Return an error of somebody else as a text: its type, and what it says."""
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+
+
+def in_a_line(error: BaseException) -> str:
+    """Return an error of somebody else as `in_words` does, in one line of at most some 200 characters."""
+    text = " ".join(in_words(error).split())
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ..."

@@ -26,12 +26,9 @@ from pytest_bnn.data.joining import (
     require_labels,
 )
 from pytest_bnn.data.samples import Samples, own_generators_kept, require_dense, some
-from pytest_bnn.errors import InputError, in_words
+from pytest_bnn.errors import InputError, in_a_line
 from pytest_bnn.network.isolation import preserved_random_state, seed_everything
 from pytest_bnn.network.tree import kind, mapped
-
-#: Characters of an error of the user's data in a message.
-_LONGEST = 200
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,7 +136,7 @@ class Indexed:
                 except ItemError as error:
                     cause = error.__cause__
                     assert cause is not None
-                    unreadable.append(Unreadable(place=place, why=_short(cause)))
+                    unreadable.append(Unreadable(place=place, why=in_a_line(cause)))
                     continue
                 if why := not_finite(item):
                     unreadable.append(Unreadable(place=place, why=why))
@@ -183,7 +180,7 @@ class Flow:
                     break
                 except (Exception, SystemExit) as error:
                     self._require_going_on(items, place, error)
-                    why = _short(error)
+                    why = in_a_line(error)
             if not why and not isinstance(self._data, DataLoader):
                 why = not_finite(item)
             if why:
@@ -208,7 +205,7 @@ class Flow:
         """Refuse a stream that ends where it raises, or of which more than one example is lost by it."""
         if isinstance(items, Generator) or isinstance(self._data, DataLoader):
             raise InputError(
-                f"{self._source}: the stream raised {_short(error)} at example {place} or soon after it",
+                f"{self._source}: the stream raised {in_a_line(error)} at example {place} or soon after it",
                 fix="let it leave out what it cannot read, or give a Dataset with a length, of which items that cannot "
                 "be read are left out and counted",
             ) from error
@@ -280,11 +277,6 @@ def _item(item: Any, source: str) -> Any:
         return item_of(item)
     except (Exception, SystemExit) as error:
         raise no_batch(f"{source} gave items", error) from error
-
-
-def _short(error: BaseException) -> str:
-    text = " ".join(in_words(error).split())
-    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ..."
 
 
 def _view(leaf: Any) -> Any:

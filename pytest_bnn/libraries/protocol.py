@@ -94,6 +94,11 @@ class BayesianLayer:
     adapter: Adapter
 
     @property
+    def name(self) -> str:
+        """How messages call it: its path and its class."""
+        return f"{self.path or 'the model'} ({type(self.module).__name__})"
+
+    @property
     def weights(self) -> int:
         """How many weights have a posterior here."""
         return sum(tensor.count for tensor in self.tensors)

@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from pytest_bnn.data.batch import Batch, Inputs
-from pytest_bnn.errors import InputError
+from pytest_bnn.errors import InputError, in_a_line
 from pytest_bnn.libraries.posterior import zero_sigma
 from pytest_bnn.network.calling import forward
 from pytest_bnn.network.isolation import seed_everything
 from pytest_bnn.options import in_force
 from pytest_bnn.progress import drawn
+from pytest_bnn.sampling.engine.plan import Unsupported
 from pytest_bnn.sampling.freed import keep_freed_memory
 from pytest_bnn.sampling.own import undisturbed_passes
 from pytest_bnn.tasks.task import are_shares
@@ -208,7 +209,7 @@ class PassBank:
             try:
                 return self._engine.run(range(start, stop), images, numbers, noisy=noisy)
             except Exception as error:
-                self._decline(f"{type(error).__name__}: {error}")
+                self._decline(str(error) if isinstance(error, Unsupported) else f"its passes raised {in_a_line(error)}")
         return self._own(start, stop, images, noisy)
 
     def _own(self, start: int, stop: int, images: Inputs, noisy: Collection[str] | None) -> Tensor:
@@ -243,8 +244,6 @@ class PassBank:
             self._decline("its inputs or outputs are more than one tensor, or it takes them in a way of its own")
             return
         name = choice if choice != "auto" else "engine" if self.images.device.type == "cpu" else "native"
-        from pytest_bnn.sampling.engine.plan import Unsupported
-
         try:
             found = _shake_hands(name, self.model, self.images, self.seed)
         except Unsupported as error:

@@ -10,6 +10,7 @@ import numpy
 import torch
 from torch import Tensor, nn
 
+from pytest_bnn.errors import in_a_line
 from pytest_bnn.libraries import posterior
 from pytest_bnn.libraries.capture import LayerCall, capture
 from pytest_bnn.libraries.posterior import PosteriorTensor, bayesian_layers
@@ -202,7 +203,7 @@ def fused_steps(
         try:
             steps = FusedSteps(model, calls, data_term, kl_weight, seed)
         except Exception as error:
-            raise Unsupported(f"numba cannot be used: {type(error).__name__}: {error}") from error
+            raise Unsupported(f"numba cannot be used: {in_a_line(error)}") from error
         wanted = data_term(logits, target)
         wanted_kl = posterior.kl(model)
         assert wanted_kl is not None

@@ -7,7 +7,7 @@ from typing import Any, get_args
 import pytest
 import scipy.stats
 import torch
-from bayesian_torch.layers import LSTMReparameterization
+from bayesian_torch.layers import LinearReparameterization, LSTMReparameterization
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -181,6 +181,26 @@ class Remembers(nn.Module):
         return out
 
 
+class Pairs(nn.Module):
+    """A layer that was not converted returns its KL beside its output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = LinearReparameterization(108, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.first(x.flatten(1))[0]
+        return out
+
+
+class Asks(Pairs):
+    """It is asked for its output alone, in words that no other layer takes."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.first(x.flatten(1), return_kl=False)
+        return out
+
+
 class Leaks(nn.Module):
     """The images of a batch meet."""
 
@@ -213,13 +233,15 @@ def _scaled(model: nn.Module) -> nn.Module:
 @pytest.mark.parametrize(
     ("make", "reason"),
     [
-        (lambda: Remembers().eval(), "computes by its own means"),
+        (lambda: Remembers().eval(), "returns more than one tensor, such as its KL beside its output"),
+        (lambda: Pairs().eval(), r"^first \(LinearReparameterization\) returns more than one tensor, such as its KL"),
+        (lambda: Asks().eval(), r"^first \(LinearReparameterization\) has a forward that no sampler stands in for"),
         (lambda: network(Leaks), "depends on the images beside it"),
-        (lambda: _scaled(network(Plain)), "times its sigma|computes by its own means"),
+        (lambda: _scaled(network(Plain)), "times its sigma|has a forward that no sampler stands in for"),
         (lambda: network(Plain).double(), "the images are float64"),
         (lambda: Plain().eval(), "nothing in it is Bayesian"),
     ],
-    ids=["a recurrent layer", "images that meet", "another sigma", "float64", "nothing Bayesian"],
+    ids=["a recurrent layer", "a KL beside the output", "without a KL", "images that meet", "another sigma", "float64", "nothing Bayesian"],
 )
 def test_it_is_not_used_where_it_did_not_repeat_the_own_forward(make: Any, reason: str) -> None:
     """The validation guards it as it guards the engine: an own forward that differs draws its own passes."""

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from pytest_bnn.errors import in_a_line
 from pytest_bnn.libraries.capture import LayerCall, capture
 from pytest_bnn.libraries.posterior import BayesianLayer, bayesian_layers
 from pytest_bnn.network.calling import output_tensor
@@ -65,10 +66,10 @@ def shake_hands(model: nn.Module, images: Tensor, seed: int) -> Engine:
             except Unsupported:
                 raise
             except Exception as error:
-                reasons.append(f"{type(error).__name__}: {error}")
+                reasons.append(in_a_line(error))
                 continue
         return engine
-    raise Unsupported(f"the engine could not repeat its forward ({reasons[-1]})")
+    raise Unsupported(f"repeating its forward raised {reasons[-1]}")
 
 
 def refusal(model: nn.Module, layers: Sequence[BayesianLayer], images: Tensor, device: torch.device) -> str:

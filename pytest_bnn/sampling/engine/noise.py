@@ -10,6 +10,8 @@ import numpy
 import torch
 from torch import Tensor
 
+from pytest_bnn.errors import in_a_line
+
 #: Counters of one block of compiled noise. What is compiled holds it: touch `kernels` after a change.
 BLOCK = 128
 
@@ -219,4 +221,4 @@ def make_noise(seed: int) -> tuple[Noise, str]:
     try:
         return PhiloxNoise(seed), ""
     except Exception as error:
-        return TorchNoise(seed), f"numba cannot be used: {type(error).__name__}: {error}"
+        return TorchNoise(seed), f"numba cannot be used: {in_a_line(error)}"

@@ -205,18 +205,25 @@ def make_plan(calls: Sequence[LayerCall], consumers: Consumers | None, *, channe
         numbers[id(call.layer.module)] = number
     layers: dict[int, LayerPlan] = {}
     for index, (key, group) in enumerate(by_layer.items()):
-        if not _is_known(group):
-            layer = group[0].layer
-            raise Unsupported(f"{layer.path or 'the model'} ({type(layer.module).__name__}) computes by its own means")
+        if why := _why_unknown(group):
+            raise Unsupported(f"{group[0].layer.name} {why}")
         norm = None if consumers is None else _foldable(group, consumers, numbers[key])
         layers[key] = _plan_layer(index, group, norm, channels_last)
     return Plan(layers)
 
 
+def _why_unknown(group: Sequence[LayerCall]) -> str:
+    """Say why the engine cannot compute what a layer did in its calls; empty where it can."""
+    layer = group[0].layer
+    if not all(isinstance(call.output, Tensor) for call in group):
+        return "returns more than one tensor, such as its KL beside its output"
+    if not layer.is_stock:
+        return "has a forward that no sampler stands in for"
+    return "" if _is_known(group) else "does not compute in each call with one weight and bias, each time alike"
+
+
 def _is_known(group: Sequence[LayerCall]) -> bool:
     layer = group[0].layer
-    if not layer.is_stock or not all(isinstance(call.output, Tensor) for call in group):
-        return False
     wanted = 2 if layer.estimator == "Flipout" else 1
     roles = {tensor.role for tensor in layer.tensors}
     for call in group:

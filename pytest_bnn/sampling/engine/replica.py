@@ -135,7 +135,7 @@ class Worker:
         stream = layer.weight.stream + 2 + half + call * self.plan.streams
         repeat, rest = divmod(len(values), len(self.rows))
         if rest or values.ndim < 2:
-            raise Unsupported(f"{layer.layer.path} (Flipout) takes inputs whose first dimension is not the images")
+            raise Unsupported(f"{layer.layer.name} takes inputs whose first dimension is not the images")
         rows = (self.rows[:, None] * repeat + torch.arange(repeat)).flatten()
         dense = values if _is_dense(values) else values.contiguous()
         return self.noise.flipped(dense.detach(), rows, stream, self.index, self.scratch)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from pytest_bnn.errors import in_a_line
 from pytest_bnn.libraries.capture import capture
 from pytest_bnn.libraries.posterior import BayesianLayer, bayesian_layers
 from pytest_bnn.network.calling import output_tensor
@@ -58,7 +59,7 @@ def shake_hands(model: nn.Module, images: Tensor, seed: int) -> Native:
         except Unsupported:
             raise
         except Exception as error:
-            raise Unsupported(f"the native sampler could not repeat its forward ({_words(error)})") from error
+            raise Unsupported(f"repeating its forward raised {in_a_line(error)}") from error
         native.refused = _why_not_at_once(native, two)
         native.vmaps = not native.refused
     return native
@@ -95,11 +96,6 @@ def _why_not_at_once(native: Native, two: Tensor) -> str:
     try:
         one, other = native.compared(range(3), two)
     except Exception as error:
-        return f"torch.func.vmap does not take its forward ({_words(error)})"
+        return f"torch.func.vmap does not take its forward ({in_a_line(error)})"
     gap = difference(one, other)
     return "" if 0 <= gap <= tolerance(one) else f"at once they differ by {gap:.2g} of the outputs' scale"
-
-
-def _words(error: Exception) -> str:
-    line = (str(error).strip().splitlines() or [""])[0][:160]
-    return f"{type(error).__name__}: {line}" if line else type(error).__name__

@@ -57,7 +57,7 @@ class Forward:
             return values * self.given[id(plan.layer.module)][call].signs[half]
         repeat, rest = divmod(len(values), len(self.rows))
         if rest or values.ndim < 2:
-            raise Unsupported(f"{plan.layer.path} (Flipout) takes inputs whose first dimension is not the images")
+            raise Unsupported(f"{plan.layer.name} takes inputs whose first dimension is not the images")
         rows = (self.rows[:, None] * repeat + torch.arange(repeat, device=self.rows.device)).flatten()
         stream = plan.weight.stream + 2 + half + call * self.streams
         return values * signs(values[0].numel(), stream, self.index, rows, self.key).view(values.shape)
