@@ -241,7 +241,15 @@ def _scaled(model: nn.Module) -> nn.Module:
         (lambda: network(Plain).double(), "the images are float64"),
         (lambda: Plain().eval(), "nothing in it is Bayesian"),
     ],
-    ids=["a recurrent layer", "a KL beside the output", "without a KL", "images that meet", "another sigma", "float64", "nothing Bayesian"],
+    ids=[
+        "a recurrent layer",
+        "a KL beside the output",
+        "without a KL",
+        "images that meet",
+        "another sigma",
+        "float64",
+        "nothing Bayesian",
+    ],
 )
 def test_it_is_not_used_where_it_did_not_repeat_the_own_forward(make: Any, reason: str) -> None:
     """The validation guards it as it guards the engine: an own forward that differs draws its own passes."""
