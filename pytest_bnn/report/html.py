@@ -52,7 +52,7 @@ def render(run: AuditRun, text: str) -> str:
             counts=wording.in_severity_order(shape.counts),
             prose=partial(as_prose, prose.names_of(run)),
             seeds=sorted({check.seed for check in run.checks}),
-            provenance=sorted(run.provenance.items()),
+            provenance=sorted((name, said) for name, said in run.provenance.items() if name != "repeat"),  # below it
         )
     )
 

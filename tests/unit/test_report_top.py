@@ -251,6 +251,7 @@ def test_changed_settings_stand_in_a_table_beside_the_verdict() -> None:
     assert "kl.loss.num_batches the marker bnn, in t.py::a 9 none" in text
     assert page.index('id="changed-h"') < page.index('id="claims"')
     assert re.search(r'<pre class="command"[^>]*>pytest --bnn-min-agreement 0.5</pre>', page)
+    assert page.count("pytest --bnn-min-agreement 0.5") == 1, "it stands under 'Repeat it' alone"
     told = render_markdown(run).replace("\\", "")
     assert "| <code>min_agreement</code> | 0.5 | 0.95 | PYTEST_BNN_MIN_AGREEMENT |" in told
 
