@@ -11,7 +11,6 @@ import pytest
 import scipy.stats
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from pytest_bnn import convert
 from pytest_bnn.conversion import Estimator
@@ -21,45 +20,7 @@ from pytest_bnn.options import Settings, using
 from pytest_bnn.sampling.bank import PassBank
 from pytest_bnn.sampling.engine.handshake import shake_hands
 from pytest_bnn.sampling.engine.run import Engine
-
-
-class Network(nn.Module):
-    """BatchNorm to fold and not to fold, a padded, a grouped and a transposed convolution, one layer called twice."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Conv2d(3, 8, 3, padding=1, bias=False)
-        self.norm = nn.BatchNorm2d(8)
-        self.twice = nn.Conv2d(8, 8, 3, padding=1, groups=2)
-        self.padded = nn.Conv2d(8, 8, 3, padding=1, padding_mode="reflect")
-        self.after = nn.BatchNorm2d(8)
-        self.up = nn.ConvTranspose2d(8, 4, 2, stride=2)
-        self.head = nn.Linear(4 * 144, 5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = functional.relu(self.norm(self.stem(x)))
-        x = self.twice(functional.relu(self.twice(x)))
-        x = functional.relu(self.after(self.padded(x)) + x)
-        out: Tensor = self.head(self.up(x).flatten(1))
-        return out
-
-
-def network(estimator: Any) -> nn.Module:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = Network().eval()
-        for norm in (model.norm, model.after):
-            assert norm.running_mean is not None
-            assert norm.running_var is not None
-            norm.running_mean.normal_()
-            norm.running_var.uniform_(0.5, 2)
-            nn.init.normal_(norm.weight)
-            nn.init.normal_(norm.bias)
-    return convert(model, type=estimator, moped_delta=0.3)
-
-
-IMAGES = torch.randn(7, 3, 6, 6, generator=torch.Generator().manual_seed(1))
-ROWS = torch.arange(7)
+from tests.samplers import IMAGES, ROWS, Convolutions, converted
 
 
 def engine(model: nn.Module, threads: int = 1, seed: int = 3) -> Engine:
@@ -69,7 +30,7 @@ def engine(model: nn.Module, threads: int = 1, seed: int = 3) -> Engine:
 
 @pytest.fixture(params=get_args(Estimator))
 def model(request: pytest.FixtureRequest) -> nn.Module:
-    return network(request.param)
+    return converted(Convolutions, request.param)
 
 
 def test_passes_do_not_depend_on_threads_chunks_or_order(model: nn.Module) -> None:
@@ -123,7 +84,7 @@ def test_the_noise_of_some_layers_alone(model: nn.Module, chunk: int) -> None:
 @pytest.mark.parametrize("sampler", ["own", "engine"])
 def test_a_bank_draws_the_noise_of_some_layers_alone(sampler: str) -> None:
     """The spread that a layer alone makes is the same by both samplers: a linear head's, in closed form."""
-    model: Any = network("Reparameterization")
+    model: Any = converted(Convolutions)
     bank = PassBank(model, IMAGES, 0, sampler=sampler)
     found = bank.draw(0, 2000, noisy=["head"])
     inputs: list[Tensor] = []
@@ -182,7 +143,7 @@ def test_a_model_is_left_undisturbed(model: nn.Module) -> None:
 
 def test_a_changed_model_is_looked_at_again() -> None:
     """A bank must never sample weights that the model no longer has."""
-    model = network("Reparameterization")
+    model = converted(Convolutions)
     bank = PassBank(model, IMAGES, 0)
     first = bank.draw(0, 1)
     layer = bayesian_layers(model)[-1]
@@ -250,7 +211,7 @@ def test_what_the_engine_does_not_take(change: Any, reason: str | None) -> None:
 
 def test_the_choice_of_the_sampler() -> None:
     """``own`` never asks the engine; ``engine`` does not go on without it; the passes of ``own`` are as ever."""
-    model = network("Reparameterization")
+    model = converted(Convolutions)
     with using(Settings(sampler="own")):
         bank = PassBank(model, IMAGES, 0)
         own = bank.draw(0, 2)

@@ -9,10 +9,8 @@ import scipy.stats
 import torch
 from bayesian_torch.layers import LinearReparameterization, LSTMReparameterization
 from torch import Tensor, nn
-from torch.nn import functional
 
 import pytest_bnn
-from pytest_bnn import convert
 from pytest_bnn.conversion import Estimator
 from pytest_bnn.errors import InputError
 from pytest_bnn.libraries.posterior import zero_sigma
@@ -21,30 +19,7 @@ from pytest_bnn.sampling.bank import PassBank
 from pytest_bnn.sampling.engine import handshake as of_engine
 from pytest_bnn.sampling.engine.plan import Unsupported
 from pytest_bnn.sampling.native.handshake import shake_hands
-
-IMAGES = torch.randn(7, 3, 6, 6, generator=torch.Generator().manual_seed(1))
-ROWS = torch.arange(7)
-
-
-class Convolutions(nn.Module):
-    """Padded, grouped, transposed; a BatchNorm behind one, one layer called twice, and a kernel wider than its map."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Conv2d(3, 8, 3, padding=1, bias=False)
-        self.norm = nn.BatchNorm2d(8)
-        self.twice = nn.Conv2d(8, 8, 3, padding=1, groups=2)
-        self.padded = nn.Conv2d(8, 8, 3, padding=1, padding_mode="reflect")
-        self.up = nn.ConvTranspose2d(8, 4, 2, stride=2)
-        self.small = nn.Conv2d(4, 4, 5, padding=2)
-        self.head = nn.Linear(4, 5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = functional.relu(self.norm(self.stem(x)))
-        x = self.twice(functional.relu(self.twice(x)))
-        x = self.up(functional.relu(self.padded(x)))
-        out: Tensor = self.head(self.small(functional.adaptive_avg_pool2d(x, 1)).flatten(1))
-        return out
+from tests.samplers import IMAGES, ROWS, Convolutions, converted
 
 
 class Shared(nn.Sequential):
@@ -60,20 +35,6 @@ class Plain(nn.Sequential):
         super().__init__(nn.Flatten(), nn.Linear(108, 64), nn.ReLU(), nn.LayerNorm(64), nn.Linear(64, 4))
 
 
-def network(kind: type[nn.Module], estimator: Any = "Reparameterization") -> nn.Module:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = kind().eval()
-        for norm in (module for module in model.modules() if isinstance(module, nn.BatchNorm2d)):
-            assert norm.running_mean is not None
-            assert norm.running_var is not None
-            norm.running_mean.normal_()
-            norm.running_var.uniform_(0.5, 2)
-            nn.init.normal_(norm.weight)
-            nn.init.normal_(norm.bias)
-        return convert(model, type=estimator, moped_delta=0.3)
-
-
 def close(found: Tensor, wanted: Tensor) -> None:
     torch.testing.assert_close(found, wanted, rtol=0, atol=2e-5 * float(wanted.abs().max()))
 
@@ -81,7 +42,7 @@ def close(found: Tensor, wanted: Tensor) -> None:
 @pytest.mark.parametrize("kind", [Convolutions, Shared, Plain])
 def test_passes_are_the_engines(kind: type[nn.Module]) -> None:
     """Pass k is the same by both, to rounding, at once and one after the other, and whatever images are beside."""
-    model = network(kind)
+    model = converted(kind)
     native, engine = shake_hands(model, IMAGES, 3), of_engine.shake_hands(model, IMAGES, 3)
     assert native.vmaps, native.refused
     wanted = engine.run(range(2, 7), IMAGES, ROWS)
@@ -96,7 +57,7 @@ def test_passes_are_the_engines(kind: type[nn.Module]) -> None:
 @pytest.mark.parametrize("estimator", get_args(Estimator))
 def test_the_distribution_is_that_of_the_own_forward(kind: type[nn.Module], estimator: str) -> None:
     """Of single outputs, by scipy's Kolmogorov-Smirnov test of two samples."""
-    model, passes = network(kind, estimator), 400 if kind is Plain else 120
+    model, passes = converted(kind, estimator), 400 if kind is Plain else 120
     native = PassBank(model, IMAGES[:2], 0, sampler="native").draw(0, passes)
     own = PassBank(model, IMAGES[:2], 0, sampler="own").draw(0, passes)
     for image in range(2):
@@ -109,7 +70,7 @@ def test_the_distribution_is_that_of_the_own_forward(kind: type[nn.Module], esti
 def test_passes_do_not_depend_on_how_they_are_split(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks of passes and portions of images bound the memory; the noise is a function of seed, pass and layer."""
     for estimator in get_args(Estimator):
-        native = shake_hands(network(Convolutions, estimator), IMAGES, 3)
+        native = shake_hands(converted(Convolutions, estimator), IMAGES, 3)
         wanted = native.run(range(6), IMAGES, ROWS)
         with monkeypatch.context() as patch:
             patch.setattr("pytest_bnn.sampling.native.run._PASSES_AT_ONCE", 4)
@@ -125,7 +86,7 @@ def test_passes_do_not_depend_on_how_they_are_split(monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize("estimator", get_args(Estimator))
 def test_the_noise_of_some_layers_alone(estimator: str) -> None:
     """None at all is the network at its mean; a layer's own is the engine's where the estimator has no signs."""
-    model = network(Convolutions, estimator)
+    model = converted(Convolutions, estimator)
     native = shake_hands(model, IMAGES, 3)
     with zero_sigma(model), torch.no_grad():
         mean = model(IMAGES)
@@ -139,7 +100,7 @@ def test_the_noise_of_some_layers_alone(estimator: str) -> None:
 
 def test_it_leaves_the_model_and_the_random_state_alone() -> None:
     """Neither the validation nor the passes write anything, gradients and noise buffers included."""
-    model = network(Convolutions)
+    model = converted(Convolutions)
     before, state = {k: v.clone() for k, v in model.state_dict().items()}, torch.get_rng_state()
     buffers = [buffer.clone() for buffer in model.buffers()]
     PassBank(model, IMAGES, 0, sampler="native").draw(0, 3)
@@ -163,10 +124,10 @@ class Decides(nn.Module):
 
 def test_a_forward_that_vmap_does_not_take_runs_pass_by_pass() -> None:
     """With the same passes, and the reason in words."""
-    bank = PassBank(network(Decides), IMAGES, 3, sampler="native")
+    bank = PassBank(converted(Decides), IMAGES, 3, sampler="native")
     found = bank.draw(0, 4)
     assert bank.sampler.startswith("native (Philox4x32-10 in torch on cpu, pass by pass: torch.func.vmap does not take")
-    close(found, PassBank(network(Decides), IMAGES, 3, sampler="engine").draw(0, 4))
+    close(found, PassBank(converted(Decides), IMAGES, 3, sampler="engine").draw(0, 4))
 
 
 class Remembers(nn.Module):
@@ -236,9 +197,9 @@ def _scaled(model: nn.Module) -> nn.Module:
         (lambda: Remembers().eval(), "returns more than one tensor, such as its KL beside its output"),
         (lambda: Pairs().eval(), r"^first \(LinearReparameterization\) returns more than one tensor, such as its KL"),
         (lambda: Asks().eval(), r"^first \(LinearReparameterization\) has a forward that no sampler stands in for"),
-        (lambda: network(Leaks), "depends on the images beside it"),
-        (lambda: _scaled(network(Plain)), "times its sigma|has a forward that no sampler stands in for"),
-        (lambda: network(Plain).double(), "the images are float64"),
+        (lambda: converted(Leaks), "depends on the images beside it"),
+        (lambda: _scaled(converted(Plain)), "times its sigma|has a forward that no sampler stands in for"),
+        (lambda: converted(Plain).double(), "the images are float64"),
         (lambda: Plain().eval(), "nothing in it is Bayesian"),
     ],
     ids=[
@@ -263,7 +224,7 @@ def test_it_is_not_used_where_it_did_not_repeat_the_own_forward(make: Any, reaso
 
 def test_a_hook_and_a_mode_are_the_models_own() -> None:
     """What the engine does not try, the native sampler does not try either."""
-    model = network(Plain)
+    model = converted(Plain)
     handle = model.get_submodule("1").register_forward_hook(lambda *_: None)
     with pytest.raises(Unsupported, match="has a forward hook"):
         shake_hands(model, IMAGES, 0)
@@ -275,10 +236,10 @@ def test_a_hook_and_a_mode_are_the_models_own() -> None:
 
 def test_the_setting_and_predict() -> None:
     """``native`` is asked for as ``engine`` is; fine-tuning then takes its own steps."""
-    model = network(Plain)
+    model = converted(Plain)
     with using(Settings(sampler="native")):
         found = pytest_bnn.predict(model, IMAGES, passes=8, seed=3)
-        steps = pytest_bnn.finetune(network(Plain), network(Plain), IMAGES, steps=1, batch=4)
+        steps = pytest_bnn.finetune(converted(Plain), converted(Plain), IMAGES, steps=1, batch=4)
     assert found.sampler.startswith("native (")
     close(found.mean, pytest_bnn.predict(model, IMAGES, passes=8, seed=3, sampler="engine").mean)
     assert "draws passes, and trains nothing" in steps[0].trainer
