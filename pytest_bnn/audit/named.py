@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from torch import nn
 
-from pytest_bnn.audit.plan import Explicit
+from pytest_bnn.audit.plan import Explicit, not_given
 from pytest_bnn.audit.run import Progress, audit_model, subject_of
 from pytest_bnn.data import checkpoints, origin, placement, sources
 from pytest_bnn.data.large import UNREADABLE, LargeData, Workers
@@ -237,8 +237,7 @@ class Parts:
     @property
     def missing(self) -> list[str]:
         """What was not given, as in the checks' ``needs``."""
-        parts = {"teacher": self.teacher, "images": self.data, "loss": self.loss, "slices": self.slices}
-        return [name for name, part in parts.items() if part is None]
+        return not_given(teacher=self.teacher, data=self.data, loss=self.loss, slices=self.slices)
 
     def _beside(self, name: str) -> dict[str, Any]:
         return {

@@ -126,6 +126,12 @@ def plan(
     )
 
 
+def not_given(*, teacher: object, data: object, loss: object, slices: object) -> list[str]:
+    """Return which parts of a subject are None, as in the checks' ``needs``."""
+    parts = {"teacher": teacher, "images": data, "loss": loss, "slices": slices}
+    return [name for name, part in parts.items() if part is None]
+
+
 def left_out(ids: Collection[str]) -> tuple[str, ...]:
     """Say in words which checks were not asked for; nothing where all were.
 

@@ -6,14 +6,19 @@ import datetime
 import shlex
 from collections.abc import Sequence
 
+import torch
+from torch import nn
+
 from pytest_bnn.audit.beside import in_words
 from pytest_bnn.audit.environment import versions
 from pytest_bnn.audit.origin import commit, machine
+from pytest_bnn.network.devices import named, where
 
 
 def provenance(
     *,
     seed: int,
+    model: nn.Module | None = None,
     command: Sequence[str] | None = None,
     repeat: str = "",
     duration: float | None = None,
@@ -23,6 +28,7 @@ def provenance(
 
     Args:
         seed: The seed of all randomness.
+        model: Whose device is told; none is when None, as of a session whose models are on several.
         command: The command that ran it, word by word.
         repeat: The command that repeats it, from `pytest_bnn.audit.repeating`.
         duration: How long it took, in seconds.
@@ -37,6 +43,8 @@ def provenance(
     said |= {name: words for name, words in (("commit", commit()), ("machine", machine())) if words}
     if repeat:
         said["repeat"] = repeat
+    if model is not None:
+        said["device"] = named(where(model) or torch.device("cpu"))
     return {**said, "threads": threads or in_words(), **versions()}
 
 

@@ -7,14 +7,13 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from typing import Any, Literal
 
-import torch
 from torch import nn
 
 from pytest_bnn.audit.beside import Task, each, in_words, side_by_side
 from pytest_bnn.audit.causes import explain
 from pytest_bnn.audit.description import describe
 from pytest_bnn.audit.known import Known, Place, known_of, learn
-from pytest_bnn.audit.plan import Explicit, Step, Thresholds, left_out, merged, plan
+from pytest_bnn.audit.plan import Explicit, Step, Thresholds, left_out, merged, not_given, plan
 from pytest_bnn.audit.provenance import provenance
 from pytest_bnn.checks import choices, registry
 from pytest_bnn.checks._looks import dismiss
@@ -26,7 +25,6 @@ from pytest_bnn.data.loss import Loss
 from pytest_bnn.data.origin import Origin
 from pytest_bnn.data.samples import MAX_EXAMPLES, Samples, samples_of
 from pytest_bnn.errors import InputError
-from pytest_bnn.network.devices import named, where
 from pytest_bnn.options import budget_in_force, in_force, preset_in_force
 from pytest_bnn.progress import Event, Progress, begin, watching
 from pytest_bnn.records.evidence import Evidence
@@ -117,8 +115,8 @@ def audit_model(
         TypeError: An argument is of the wrong type.
     """
     start = time.perf_counter()
-    parts = {"teacher": teacher, "images": data, "loss": loss, "slices": slices}
-    steps = planned(checks, thresholds, options, budget, [name for name, part in parts.items() if part is None])
+    missing = not_given(teacher=teacher, data=data, loss=loss, slices=slices)
+    steps = planned(checks, thresholds, options, budget, missing)
     subject = subject_of(
         model,
         teacher=teacher,
@@ -158,10 +156,9 @@ def audit_model(
     return AuditRun(
         checks=tuple(evidence),
         subjects=(description,),
-        provenance={
-            **provenance(seed=subject.seed, duration=time.perf_counter() - start, threads=threads),
-            "device": named(where(subject.model) or torch.device("cpu")),
-        },
+        provenance=provenance(
+            seed=subject.seed, model=subject.model, duration=time.perf_counter() - start, threads=threads
+        ),
         changed=changes(),
         cut=cut,
     )

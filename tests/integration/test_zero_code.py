@@ -516,6 +516,7 @@ import small
 def test_it(bnn_audit, subtests):
     checks = ["layers.replaced", "kl.present", "kl.loss"]
     run = bnn_audit(small.half(), teacher=small.teacher(), checks=checks, subtests=subtests)
+    assert run.provenance["device"] == "cpu"
     assert [check.verdict for check in run.checks] == ["fail", "pass", "not_applicable"]
 
 
