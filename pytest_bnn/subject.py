@@ -39,24 +39,29 @@ from pytest_bnn.tasks.task import Task, TaskOption
 StageOption: TypeAlias = Literal["auto", "converted", "finetuned"]
 
 
-class Given(TypedDict, total=False):
-    """The arguments that every check takes beside the model; see `Subject`."""
+class About(TypedDict, total=False):
+    """The arguments of `Subject` that are no examples."""
 
     teacher: nn.Module | None
-    images: Any
-    labels: Any
     loss: Loss | None
     name: str
     stage: StageOption
-    seed: int
     class_names: Sequence[str]
     task: TaskOption
     output: str | None
     factory: Callable[[], nn.Module] | None
+    slices: Callable[[int], object] | None
+
+
+class Given(About, total=False):
+    """The arguments that every check takes beside the model; see `Subject`."""
+
+    images: Any
+    labels: Any
+    seed: int
     evaluation: Any
     ood: Any
     shifts: Any
-    slices: Callable[[int], object] | None
 
 
 class Subject(Examples):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 from torch import nn
 
@@ -32,7 +32,7 @@ from pytest_bnn.records.recorder import held_back, record, record_cut
 from pytest_bnn.records.run import AuditRun, TrainingStep
 from pytest_bnn.sampling.threads import limited
 from pytest_bnn.stats.budget import Budget
-from pytest_bnn.subject import StageOption, Subject
+from pytest_bnn.subject import About, StageOption, Subject
 from pytest_bnn.tasks.task import TaskOption
 
 #: Our checks, in the order of a report; `registry.ids` has those of others too.
@@ -167,26 +167,18 @@ def audit_model(
 def subject_of(
     model: nn.Module,
     *,
-    teacher: nn.Module | None = None,
     data: Any = None,
-    loss: Loss | None = None,
-    name: str = "",
-    stage: StageOption = "auto",
-    seed: int | None = None,
-    class_names: Sequence[str] = (),
-    max_images: int = MAX_EXAMPLES,
-    task: TaskOption = "auto",
-    output: str | None = None,
-    batch_dim: int = 0,
-    factory: Callable[[], nn.Module] | None = None,
     evaluation: Any = None,
     ood: Any = None,
     shifts: Any = None,
-    slices: Callable[[int], object] | None = None,
+    seed: int | None = None,
+    batch_dim: int = 0,
+    max_images: int = MAX_EXAMPLES,
     max_evaluation: int | Literal["all"] | None = None,
     shard_size: int | None = None,
     unreadable: float = UNREADABLE,
     executor: Workers = None,
+    **about: Unpack[About],
 ) -> Subject:
     """Return what an audit judges: a model with its examples, which are taken here and tried.
 
@@ -223,20 +215,12 @@ def subject_of(
 
     subject = Subject(
         model,
-        teacher=teacher,
         images=taken(data),
         evaluation=labelled(evaluation),
         ood={name: taken(one) for name, one in named_sets(ood, data).items()} or None,
         shifts={name: [taken(step) for step in steps] for name, steps in named_series(shifts).items()} or None,
-        slices=slices,
-        loss=loss,
-        name=name,
-        stage=stage,
         seed=chosen_seed,
-        class_names=class_names,
-        task=task,
-        output=output,
-        factory=factory,
+        **about,
     )
     subject.try_images()
     return subject

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import inspect
 import platform
 import re
 import shlex
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from pytest_bnn.audit.run import CHECK_IDS, Thresholds, audit_model, provenance
+from pytest_bnn.audit.run import CHECK_IDS, Thresholds, audit_model, provenance, subject_of
 from pytest_bnn.checks import registry
 from pytest_bnn.conversion import convert
 from pytest_bnn.data.loss import Loss
 from pytest_bnn.errors import InputError
+from pytest_bnn.fixtures.audits import Audit
 from pytest_bnn.progress import Event
 from pytest_bnn.records.evidence import Verdict
 from pytest_bnn.records.recorder import Recorder, recording
 from pytest_bnn.records.run import AuditRun
+from pytest_bnn.subject import Subject
 from pytest_bnn.training.finetune import distillation_loss
 
 DOCUMENTATION = Path(__file__).parents[2] / "docs" / "reference" / "checks.md"
@@ -42,6 +46,31 @@ def given() -> Given:
                 module.weight *= 40
         images = images[teacher(images).softmax(1).max(1).values > 0.999][:12]
     return convert(teacher, moped_delta=0.01), teacher, images, distillation_loss(teacher, 0.01)
+
+
+@pytest.mark.parametrize(
+    ("narrower", "own"),
+    [
+        (Audit.__call__, {"self", "kl_weight", "num_batches", "num_data", "allow", "subtests"}),
+        (subject_of, {"about"}),
+        (Subject.__init__, {"self", "images", "labels", "seed"}),
+    ],
+    ids=["bnn_audit", "subject_of", "Subject"],
+)
+def test_what_an_audit_takes_is_called_and_assumed_alike_everywhere(narrower: Any, own: set[str]) -> None:
+    """One argument has one name, type and default, whoever hands it on."""
+    whole = inspect.signature(audit_model).parameters
+    some = {name: each for name, each in inspect.signature(narrower).parameters.items() if name not in own}
+    assert len(some) > 10
+    for name, each in some.items():
+        assert (each.default, each.annotation) == (whole[name].default, whole[name].annotation), name
+
+
+def test_the_fixture_refuses_what_it_does_not_take(bnn_audit: Audit, given: Given) -> None:
+    """An option that is spelt wrong, and what the settings of the session say."""
+    for wrong in ({"tacher": given[1]}, {"seed": 3}):
+        with pytest.raises(TypeError, match=rf"bnn_audit\(\) got an unexpected keyword argument '{next(iter(wrong))}'"):
+            bnn_audit(given[0], **wrong)
 
 
 def test_everything_given_everything_checked(given: Given) -> None:
