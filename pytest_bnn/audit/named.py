@@ -205,7 +205,7 @@ class Parts:
         checks: Iterable[str] | None = None,
         options: Explicit | None = None,
         progress: Progress | None = None,
-        executor: Workers = None,
+        executor: Workers | None = None,
     ) -> AuditRun:
         """Run every applicable check.
 

@@ -68,7 +68,7 @@ def audit_model(
     max_evaluation: int | Literal["all"] | None = None,
     shard_size: int | None = None,
     unreadable: float = UNREADABLE,
-    executor: Workers = None,
+    executor: Workers | None = None,
 ) -> AuditRun:
     """Run every applicable check on a model, which is judged as it is and never changed.
 
@@ -177,7 +177,7 @@ def subject_of(
     max_evaluation: int | Literal["all"] | None = None,
     shard_size: int | None = None,
     unreadable: float = UNREADABLE,
-    executor: Workers = None,
+    executor: Workers | None = None,
     **about: Unpack[About],
 ) -> Subject:
     """Return what an audit judges: a model with its examples, which are taken here and tried.

@@ -37,13 +37,13 @@ def add_to(parser: argparse.ArgumentParser) -> None:
 
 def require_fitting(given: argparse.Namespace) -> None:
     """Refuse what would be ignored without a word."""
+    if given.ray_address is not None and given.engine != "ray":
+        raise InputError("--ray-address without --engine ray", fix="give both, or neither")
     if given.checkpoints:
         if len(given.model) > 1 or given.subject:
             raise InputError("--checkpoints with several networks", fix="name one with --model, and its checkpoints")
         if not given.model:
             raise InputError("--checkpoints without --model", fix="name the function that makes the network they fit")
-        if given.ray_address is not None and given.engine != "ray":
-            raise InputError("--ray-address without --engine ray", fix="give both, or neither")
         if given.ray_address is not None and given.jobs is not None:
             raise InputError("--jobs with --ray-address", fix="leave it out: the cluster has as many as it has")
         for option, value in (("baseline", given.baseline), ("ctrf", given.ctrf)):
@@ -52,14 +52,8 @@ def require_fitting(given: argparse.Namespace) -> None:
                     f"--{option} with --checkpoints", fix=f"give --{option} to the audit of one checkpoint"
                 )
         return
-    if given.ray_address is not None and given.engine != "ray":
-        raise InputError("--ray-address without --engine ray", fix="give both, or neither")
-    for name in ("engine", "ray_address"):
-        if given.evaluation_images is None and not given.subject and getattr(given, name) is not None:
-            option = name.replace("_", "-")
-            raise InputError(
-                f"--{option} without --checkpoints or --evaluation-images", fix="name what is audited by it"
-            )
+    if given.engine is not None and given.evaluation_images is None and not given.subject:
+        raise InputError("--engine without --checkpoints or --evaluation-images", fix="name what is audited by it")
 
 
 def run(given: argparse.Namespace, work: Work, default_report: str) -> int:

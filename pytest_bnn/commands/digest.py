@@ -83,7 +83,7 @@ def _of_arrays(path: Path) -> Iterator[tuple[str, str]]:
     import numpy
 
     from pytest_bnn.data.digests import of_examples
-    from pytest_bnn.data.samples import as_tensors
+    from pytest_bnn.data.joining import as_tensors
 
     try:
         found = numpy.load(path, allow_pickle=False)

@@ -27,7 +27,7 @@ def audited(
     options: Explicit,
     say: Say,
     report: Path,
-    executor: Workers = None,
+    executor: Workers | None = None,
 ) -> tuple[AuditRun, tuple[str, ...]]:
     """Audit networks one after the other, each with its own error rates.
 

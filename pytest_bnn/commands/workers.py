@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def of(given: argparse.Namespace) -> Iterator[Workers]:
+def of(given: argparse.Namespace) -> Iterator[Workers | None]:
     """Give what judges shards side by side: processes of this machine, or a Ray cluster; this process where one does.
 
     Raises:

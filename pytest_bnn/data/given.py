@@ -10,9 +10,10 @@ from torch.nn.parameter import is_lazy
 
 from pytest_bnn.data.batch import Batch, Inputs, described, device_of, per_example, row_dim, rows_of, taken
 from pytest_bnn.data.fitting import fitted
+from pytest_bnn.data.joining import as_tensors
 from pytest_bnn.data.placement import advice
 from pytest_bnn.data.probing import Probed
-from pytest_bnn.data.samples import Samples, as_tensors, require_dense
+from pytest_bnn.data.samples import Samples, require_dense
 from pytest_bnn.errors import InputError
 from pytest_bnn.network.calling import ForwardError, NoRowsError
 from pytest_bnn.network.tree import is_inner, kind, leaves, mapped, tensors

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from torch import Tensor
 
@@ -25,7 +25,8 @@ UNREADABLE = 0.001
 #: Unreadable examples that are named.
 NAMED = 3
 
-Workers = Executor | Callable[[], Executor] | None
+#: Who does tasks side by side: an executor, or what makes one, which is called again where its workers die.
+Workers: TypeAlias = Executor | Callable[[], Executor]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +69,7 @@ class LargeData:
     unreadable: tuple[Unreadable, ...]
     share: float
     seed: int
-    workers: Workers = None
+    workers: Workers | None = None
     kept: Kept | None = None
 
     @classmethod
@@ -83,7 +84,7 @@ class LargeData:
         dim: int = 0,
         shard_size: int | None = None,
         unreadable: float = UNREADABLE,
-        workers: Workers = None,
+        workers: Workers | None = None,
     ) -> LargeData:
         """Open a data set; a few examples are read.
 
@@ -129,7 +130,7 @@ class LargeData:
         """Return the same examples; what is found of their shards is kept."""
         return replace(self, kept=kept)
 
-    def by(self, workers: Workers) -> LargeData:
+    def by(self, workers: Workers | None) -> LargeData:
         """Return the same examples, judged by others."""
         return replace(self, workers=workers)
 

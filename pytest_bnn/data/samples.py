@@ -13,8 +13,18 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, RandomSampler, SequentialSampler
 
 from pytest_bnn.data.batch import per_example, rows_of, taken
-from pytest_bnn.data.joining import FORMS, ItemError, at, checked, item_of, joined, length_of, no_batch, require_labels
-from pytest_bnn.data.joining import as_tensors as as_tensors
+from pytest_bnn.data.joining import (
+    FORMS,
+    ItemError,
+    as_tensors,
+    at,
+    checked,
+    item_of,
+    joined,
+    length_of,
+    no_batch,
+    require_labels,
+)
 from pytest_bnn.errors import InputError
 from pytest_bnn.network.isolation import preserved_random_state
 from pytest_bnn.network.tree import describe, is_inner, kind, leaves, mapped

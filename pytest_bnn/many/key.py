@@ -15,9 +15,10 @@ from pytest_bnn.checks import registry
 from pytest_bnn.checks.choices import Choices
 from pytest_bnn.data.digests import of_examples
 from pytest_bnn.data.given import named_series, named_sets
+from pytest_bnn.data.joining import as_tensors
 from pytest_bnn.data.large import LargeData
 from pytest_bnn.data.lazy import Source
-from pytest_bnn.data.samples import as_tensors, samples_of
+from pytest_bnn.data.samples import samples_of
 from pytest_bnn.many import modules
 from pytest_bnn.network.devices import where
 from pytest_bnn.options import Settings

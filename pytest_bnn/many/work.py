@@ -219,9 +219,8 @@ def _digests(work: Work, parts: Parts) -> dict[str, str]:
 
 
 def _threadless(work: Work) -> Work:
-    return replace(
-        work, settings=replace(work.settings, threads=0, jobs=0), setting_sources=_without_jobs(work)
-    )  # fmt: skip
+    settings = replace(work.settings, threads=0, jobs=0)
+    return replace(work, settings=settings, setting_sources=_without_jobs(work))
 
 
 def _without_jobs(work: Work) -> dict[str, Source]:

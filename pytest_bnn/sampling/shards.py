@@ -8,12 +8,11 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from typing import Any, Generic, TypeVar
 
+from pytest_bnn.data.large import Workers
 from pytest_bnn.errors import InputError, in_words
 
 T = TypeVar("T")
 R = TypeVar("R")
-
-Workers = Executor | Callable[[], Executor]
 
 
 class Crew:
