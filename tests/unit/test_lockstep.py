@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import random
 import threading
 import weakref
 from collections.abc import Callable
+from typing import Any
 
+import numpy
 import pytest
 import torch
 from torch import Tensor, nn
@@ -22,7 +25,7 @@ X = torch.randn(2, 6, generator=torch.Generator().manual_seed(0))
 
 
 class Net(nn.Module):
-    """Two layers, the second of which is called as often as it is told."""
+    """Two layers, the second of which is called twice."""
 
     def __init__(self, between: Callable[[Tensor], Tensor] = torch.relu) -> None:
         super().__init__()
@@ -65,9 +68,12 @@ def test_both_compute_the_same_and_hold_one_layer(estimator: str) -> None:
     assert not torch.allclose(wanted, output_tensor(model(X)), atol=1e-3)  # other noise gives something else
 
 
-def test_random_numbers_beside_the_layers_are_seen() -> None:
-    """Of torch, numpy and Python alike; here those of the part between two layers."""
-    model = bayesian(lambda x: x + torch.rand(()))
+@pytest.mark.parametrize(
+    "drawn", [lambda: torch.rand(()), numpy.random.rand, random.random], ids=["torch", "numpy", "Python"]
+)
+def test_random_numbers_beside_the_layers_are_seen(drawn: Callable[[], Any]) -> None:
+    """Here those of the part between two layers."""
+    model = bayesian(lambda x: x + drawn())
     with torch.no_grad(), Lockstep(worker_of(model), X) as engine, capture(model, told=engine.take):
         model(X)
     assert engine.drew
