@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benchmarks.resident import forget_peak, kib
 from pytest_bnn import Conversion, audit_model, distillation_loss
 from pytest_bnn.checks.check import Check
 from pytest_bnn.conversion import convert_with
@@ -21,17 +22,6 @@ from pytest_bnn.example.images import digits, suitable
 from pytest_bnn.example.weights import load_teacher
 from pytest_bnn.options import Settings, using
 from pytest_bnn.sampling.freed import give_memory_back
-
-
-def forget_peak() -> None:
-    """Let the peak start from what is resident now."""
-    Path("/proc/self/clear_refs").write_text("5")
-
-
-def kib(name: str) -> float:
-    """Return a figure of this process: ``VmHWM``, its resident peak, or ``VmRSS``, what is resident."""
-    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name)]
-    return float(line.split()[1])
 
 
 def per_check(checks: list[str] | None, threads: int) -> list[dict[str, Any]]:
