@@ -17,7 +17,7 @@ from pytest_bnn.audit.forks import Claims, Fork, LostError, Places, possible
 from pytest_bnn.options import in_force
 from pytest_bnn.progress import unwatched
 from pytest_bnn.sampling import cores
-from pytest_bnn.sampling.threads import one_thread_each, share, usable
+from pytest_bnn.sampling.threads import allotted, one_thread_each, share
 
 T = TypeVar("T")
 
@@ -35,7 +35,7 @@ def jobs() -> int:
     settings = in_force()
     if settings.threads > 1 or not possible():
         return 1
-    return settings.jobs or min(usable(), cores.free() + 1)
+    return settings.jobs or min(allotted(), cores.free() + 1)
 
 
 def in_words() -> str:

@@ -33,5 +33,5 @@ def of(given: argparse.Namespace) -> Iterator[Workers | None]:
     from pytest_bnn.audit.beside import jobs
     from pytest_bnn.many.engines import processes
 
-    count = in_force().jobs or jobs()  # they are no forks, which are not possible everywhere
+    count = in_force().jobs or jobs()  # a number that is given holds where nothing can be forked, too
     yield partial(processes, count) if count > 1 else None

@@ -26,17 +26,17 @@ _one_of_many: ContextVar[bool] = ContextVar("pytest_bnn_one_of_many", default=Fa
 def share() -> int:
     """Return the number of threads that this process should use.
 
-    What ``threads`` in the settings says; 1 inside `one_thread_each`; otherwise the cores that are `usable` and that
+    What ``threads`` in the settings says; 1 inside `one_thread_each`; otherwise the cores that are `allotted` and that
     nobody else keeps busy.
     """
     chosen = in_force().threads
     if chosen:
         return chosen
-    return 1 if _one_of_many.get() else max(1, min(usable(), cores.free()))
+    return 1 if _one_of_many.get() else max(1, min(allotted(), cores.free()))
 
 
-def usable() -> int:
-    """Return how many cores are this process's: those that it may run on, split over pytest-xdist's workers.
+def allotted() -> int:
+    """Return how many cores are this process's own: those that it may run on, split over pytest-xdist's workers.
 
     They are never more than torch was told to use (``OMP_NUM_THREADS``, ``torch.set_num_threads``).
     """
