@@ -130,7 +130,7 @@ def load_into(network: nn.Module, path: str | Path, name: str = "") -> None:
     missing = [key for key in expected if key not in state]
     unexpected = [key for key in state if key not in expected]
     if missing or unexpected:
-        raise WeightsError(f"{name} does not fit the network: {_unfitting(state, missing, unexpected)}",
+        raise WeightsError(f"{name} does not fit the network: {_unfitting(missing, unexpected)}",
                            fix=_fix_of_names(state, expected))  # fmt: skip
     wrong = [words for key, tensor in expected.items() if (words := _difference(key, state[key], tensor))]
     if wrong:
@@ -198,7 +198,7 @@ def _is_state(value: Any) -> bool:
     )
 
 
-def _unfitting(state: Mapping[str, Tensor], missing: list[str], unexpected: list[str]) -> str:
+def _unfitting(missing: list[str], unexpected: list[str]) -> str:
     parts = [f"it lacks {some(missing)}"] if missing else []
     parts += [f"it holds {some(unexpected)}, which the network lacks"] if unexpected else []
     return " and ".join(parts)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Executor
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,8 @@ def audit_many(
         done: Called with each job that is done (``earlier`` says whether at an earlier start), its audit, how many are
             done and how many there are.
         named: ``teacher``, ``data``, ``evaluation``, ``ood``, ``shifts``, ``slices`` and ``loss``, given as the model
-            is; ``stage``, ``task``, ``output``, ``images`` and ``batch_dim`` as values.
+            is; ``stage``, ``task``, ``output``, ``images``, ``batch_dim``, ``evaluation_images``, ``shard_size`` and
+            ``unreadable`` as values, which mean what they mean on the command line.
 
     Raises:
         InputError: A part cannot be named, imported or used; no checkpoint is called so; the executor forks; a file
@@ -75,6 +77,8 @@ def audit_many(
         WriteError: A file cannot be written any more, for want of space say; what was done before lies there whole.
         TypeError: There is no such part.
     """
+    if unknown := named.keys() - {field.name for field in fields(Named)}:
+        raise TypeError(f"audit_many() got an unexpected keyword argument {min(unknown)!r}")
     engines.require_usable(executor)
     parts: dict[str, Any] = {
         name: _name(part, name) if name in _PARTS else part for name, part in named.items() if part is not None

@@ -836,6 +836,8 @@ def test_in_python(folder: Path) -> None:
         given = {"model": many_net.bayesian, "checkpoints": "runs/*", "folder": "out", **PARTS, **arguments}
         with pytest.raises(InputError, match=words):
             audit_many(**given)
+    with pytest.raises(TypeError, match=r"audit_many\(\) got an unexpected keyword argument 'tacher'"):
+        audit_many(many_net.bayesian, "runs/*", folder="out", tacher="many_net:teacher")
 
 
 def test_only_rows_are_kept(folder: Path) -> None:
