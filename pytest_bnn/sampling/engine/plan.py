@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -180,6 +180,20 @@ class Plan:
         for each in drawn:
             each.lay_out(spreads[start : start + each.size])
             start += padded(each.size)
+
+    def require_same_calls(self, counts: Mapping[int, int]) -> None:
+        """Make sure that a forward called each layer as often as the model's own did.
+
+        Args:
+            counts: How often, by the ``id`` of the layer's module.
+
+        Raises:
+            Unsupported: One was not.
+        """
+        if any(counts.get(key, 0) != layer.calls for key, layer in self.layers.items()):
+            raise Unsupported(
+                "its forward computes with layers without calling their modules, or does not always call the same ones"
+            )
 
     @property
     def streams(self) -> int:

@@ -64,11 +64,7 @@ class Worker:
         Raises:
             Unsupported: It did not.
         """
-        wanted = {key: layer.calls for key, layer in self.plan.layers.items()}
-        if {key: self.counts.get(key, 0) for key in wanted} != wanted:
-            raise Unsupported(
-                "its forward computes with layers without calling their modules, or does not always call the same ones"
-            )
+        self.plan.require_same_calls(self.counts)
 
     def count(self, key: int) -> int:
         """Return the number of a layer's call within this forward, from 0."""

@@ -35,17 +35,6 @@ class Forward:
         """Get ready for pass ``index`` on the images with these numbers (int64, on the images' device)."""
         self.index, self.rows, self.counts = index, rows, {}
 
-    def require_same_calls(self, layers: Sequence[DrawnLayer]) -> None:
-        """Make sure that each layer was called as often as by the model's own forward.
-
-        Raises:
-            Unsupported: One was not.
-        """
-        if any(self.counts.get(id(layer), 0) != layer.plan.calls for layer in layers):
-            raise Unsupported(
-                "its forward computes with layers without calling their modules, or does not always call the same ones"
-            )
-
     def is_silent(self, path: str) -> bool:
         """Return whether a layer is to be without noise."""
         return self.noisy is not None and path not in self.noisy
@@ -109,8 +98,9 @@ class DrawnLayer(nn.Module):
         """Compute what the library's layer computes, with what was put into the buffers."""
         running, plan = self._running(), self.plan
         assert running is not None
-        call = running.counts[id(self)] = running.counts.get(id(self), 0) + 1
-        call -= 1
+        key = id(plan.layer.module)
+        call = running.counts.get(key, 0)
+        running.counts[key] = call + 1
         if call >= plan.calls:
             raise Unsupported("its forward does not always call the same layers")
         weight, bias = getattr(self, f"weight{call}"), getattr(self, f"bias{call}", None)

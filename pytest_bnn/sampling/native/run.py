@@ -42,6 +42,7 @@ class Native:
 
     def __init__(self, model: nn.Module, plan: Plan, seed: int, outputs: int, device: torch.device) -> None:
         self.device = device
+        self._plan = plan
         self.vmaps = False
         self.refused = ""
         self._outputs = max(1, outputs)
@@ -161,5 +162,5 @@ class Native:
     def _one(self, weights: dict[str, Tensor], index: Tensor, images: Tensor, rows: Tensor) -> Tensor:
         self._running.start(index, rows)
         output = output_tensor(functional_call(self._network, weights, (images,), tie_weights=False))
-        self._running.require_same_calls(self._layers)
+        self._plan.require_same_calls(self._running.counts)
         return output
