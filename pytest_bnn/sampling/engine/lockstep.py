@@ -9,12 +9,11 @@ from typing import Self
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from pytest_bnn.libraries.capture import LayerCall
 from pytest_bnn.libraries.posterior import BayesianLayer
 from pytest_bnn.network.calling import output_tensor
-from pytest_bnn.network.isolation import random_state
+from pytest_bnn.network.isolation import random_state, replaced
 from pytest_bnn.sampling.engine.plan import Unsupported
 from pytest_bnn.sampling.engine.replica import Worker
 from pytest_bnn.sampling.own import is_known
@@ -52,8 +51,11 @@ def forward_without_numbers(model: nn.Module, images: Tensor) -> None:
     Raises:
         Exception: It looks at numbers, or torch does not know an operation's shapes.
     """
-    tensors = (*model.named_parameters(), *model.named_buffers())
-    functional_call(model, {name: tensor.detach().to("meta") for name, tensor in tensors}, (images.to("meta"),))
+    places = [of for module in model.modules() for of in (module._parameters, module._buffers)]
+    entries = [(of, name, tensor) for of in places for name, tensor in of.items() if tensor is not None]
+    # torch.func.functional_call leaves such tensors in a module that is used in two places.
+    with replaced((of, name, tensor.detach().to("meta")) for of, name, tensor in entries):
+        model(images.to("meta"))
 
 
 class Lockstep:
