@@ -91,7 +91,6 @@ class _Capture(TorchFunctionMode):
 def capture(
     model: nn.Module,
     *,
-    forms: bool = False,
     told: Callable[[LayerCall], None] | None = None,
     operand: Operand | None = None,
 ) -> Iterator[list[LayerCall]]:
@@ -102,7 +101,6 @@ def capture(
 
     Args:
         model: What runs.
-        forms: Whether of weights, biases and outputs nothing is kept but their form.
         told: Is given each call as it ends; no list of them is kept then.
         operand: Gives the tensor that a functional call uses in place of a weight or bias, and that is collected;
             the layer's own when None.
@@ -119,17 +117,8 @@ def capture(
         if told is not None:
             told(call)
         else:
-            mode.calls.append(_form(call) if forms else call)
+            mode.calls.append(call)
 
     with within([layer.module for layer in layers.values()], mode, enter=enter, leave=leave):
         yield mode.calls
 
-
-def _form(call: LayerCall) -> LayerCall:
-    """Return a call whose tensors have no numbers."""
-
-    def form(value: Any) -> Any:
-        return value.detach().to("meta") if isinstance(value, Tensor) else None
-
-    functional = [replace(one, weight=form(one.weight), bias=form(one.bias)) for one in call.functional]
-    return replace(call, functional=functional, output=form(call.output), signs=[])

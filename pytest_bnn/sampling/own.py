@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from types import FunctionType
 from typing import Any
 
@@ -20,9 +21,9 @@ _KNOWN = frozenset({"torch", "torchvision", "bayesian_torch", "pytest_bnn"})
 def unwritten(model: nn.Module) -> list[Tensor]:
     """Return the parameters and priors of a model whose forward is known not to write to them; none of any other.
 
-    Known are modules of torch, torchvision, bayesian-torch and this package, without hooks or forwards of their own.
+    Known are networks of which `is_known` holds.
     """
-    if not all(_is_known(module) for module in model.modules()):
+    if not is_known(model):
         return []
     priors = {
         (id(tensor.module), name)
@@ -89,9 +90,30 @@ def _kept_noise(layers: Sequence[BayesianLayer]) -> Iterator[None]:
             handle.remove()
 
 
+def is_known(model: nn.Module) -> bool:
+    """Return whether all that a network's forward runs does what its documentation says.
+
+    So do modules of torch, torchvision, bayesian-torch and this package, without hooks, forwards of their own, or
+    functions from elsewhere, such as an activation that was given to one.
+    """
+    return all(_is_known(module) for module in model.modules())
+
+
 def _is_known(module: nn.Module) -> bool:
     kind = type(module)
     # Generated code comes from no module, and what torch.jit made has no forward of its own.
-    origins = {str(getattr(w, "__module__", "")).partition(".")[0] for w in (kind, getattr(kind, "forward", None))}
+    origins = {_origin(kind), _origin(getattr(kind, "forward", None))}
+    origins |= {_origin(value) for value in vars(module).values() if _is_function(value)}
     hooks = module._forward_hooks or module._forward_pre_hooks
     return origins <= _KNOWN and not hooks and "forward" not in vars(module)
+
+
+def _is_function(value: Any) -> bool:
+    return callable(value) and not isinstance(value, type | nn.Module | Tensor)
+
+
+def _origin(value: Any) -> str:
+    """Return the package that a class or function comes from."""
+    while isinstance(value, partial):
+        value = value.func
+    return str(getattr(value, "__module__", "")).partition(".")[0]

@@ -70,26 +70,6 @@ def test_nothing_is_left_behind() -> None:
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in bnn.modules())
 
 
-@pytest.mark.parametrize("estimator", get_args(Estimator))
-def test_forms_have_no_numbers(estimator: Estimator) -> None:
-    """All else of a call is what it is with them."""
-    bnn = convert(network(), type=estimator)
-    with undisturbed(bnn, seed=3), torch.no_grad(), capture(bnn) as calls:
-        bnn(torch.ones(2, 3, 4, 4))
-    with undisturbed(bnn, seed=3), torch.no_grad(), capture(bnn, forms=True) as forms:
-        bnn(torch.ones(2, 3, 4, 4))
-    for one, form in zip(calls, forms, strict=True):
-        assert form.layer.path == one.layer.path
-        assert [(used.shape, used.dtype) for used in form.operands] == [
-            (used.shape, used.dtype) for used in one.operands
-        ]
-        assert {used.device.type for used in (*form.operands, form.output)} == {"meta"}
-        assert form.output.shape == one.output.shape
-        assert [(used.input_size, used.rest) for used in form.functional] == [
-            (used.input_size, used.rest) for used in one.functional
-        ]
-
-
 def test_each_call_is_told_and_none_is_kept() -> None:
     """Whoever lets go of it lets go of its weights."""
     bnn = convert(network())

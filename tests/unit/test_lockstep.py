@@ -38,7 +38,7 @@ class Net(nn.Module):
 
 
 def worker_of(model: nn.Module) -> Worker:
-    with torch.no_grad(), capture(model, forms=True) as calls:
+    with torch.no_grad(), capture(model) as calls:
         model(X)
     return Worker(model, make_plan(calls, None, channels_last=False), make_noise(0)[0])
 

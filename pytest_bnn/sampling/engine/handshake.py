@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import ExitStack
+from itertools import product
 
 import torch
 from torch import Tensor, nn
@@ -12,10 +15,10 @@ from pytest_bnn.libraries.capture import LayerCall, capture
 from pytest_bnn.libraries.posterior import BayesianLayer, bayesian_layers
 from pytest_bnn.network.calling import output_tensor
 from pytest_bnn.network.comparing import difference, tolerance
-from pytest_bnn.network.isolation import preserved_random_state
+from pytest_bnn.network.isolation import preserved_random_state, random_state
 from pytest_bnn.sampling.engine.consumers import Consumers
 from pytest_bnn.sampling.engine.draws import DrawTests
-from pytest_bnn.sampling.engine.lockstep import Lockstep
+from pytest_bnn.sampling.engine.lockstep import Lockstep, forward_without_numbers, may_take_turns
 from pytest_bnn.sampling.engine.noise import Noise, make_noise
 from pytest_bnn.sampling.engine.plan import Unsupported, make_plan
 from pytest_bnn.sampling.engine.replica import Worker
@@ -50,11 +53,14 @@ def shake_hands(model: nn.Module, images: Tensor, seed: int) -> Engine:
     two = images[:2] if len(images) > 1 else images[:1].repeat(2, *[1] * (images.ndim - 1))
     reasons = []
     noise, warning = make_noise(seed)
-    for channels_last in (True, False):
+    turns = (True, False) if may_take_turns(model, layers) else (False,)
+    for channels_last, in_turns in product((True, False), turns):
         with torch.no_grad(), preserved_random_state():
             try:
                 with undisturbed_passes(model, seed=seed):
-                    worker, chunk = _compare(model, layers, two, noise, channels_last=channels_last)
+                    worker, chunk = _compare(
+                        model, layers, two, noise, channels_last=channels_last, in_turns=in_turns
+                    )
                     workers = [worker, *(Worker(model, worker.plan, noise) for _ in range(share() - 1))]
                 give_memory_back()
                 worker.plan.lay_out()
@@ -121,36 +127,83 @@ def require_no_draws(*, drew: bool) -> None:
 
 
 def _compare(
-    model: nn.Module, layers: Sequence[BayesianLayer], two: Tensor, noise: Noise, *, channels_last: bool
+    model: nn.Module,
+    layers: Sequence[BayesianLayer],
+    two: Tensor,
+    noise: Noise,
+    *,
+    channels_last: bool,
+    in_turns: bool,
 ) -> tuple[Worker, int]:
     """Let the engine repeat passes of the model's own forward; return its worker, and the images of a chunk."""
-    with capture(model, forms=True) as calls, Consumers(model, calls) as consumers:
-        model(two)
+    tests = DrawTests()
+    wanted: Tensor | None = None
+    with ExitStack() as taken:
+        calls = taken.enter_context(capture(model))
+        consumers = taken.enter_context(Consumers(model, calls))
+        if in_turns:
+            forward_without_numbers(model, two)
+        else:
+            wanted = output_tensor(model(two))
     plan = make_plan(calls, consumers, channels_last=channels_last)
     chunk = passes_chunk(calls, len(two))
     del consumers
-    worker, tests = Worker(model, plan, noise), DrawTests()
+    worker = Worker(model, plan, noise)
     for index in range(passes_to_repeat(layers)):
         give_memory_back()  # what the pass before left lies in pieces, which the next one's do not fit
         images = two[index % 2 :][:1] if index else two
         tests.begin_pass()
-        with Lockstep(worker, images) as engine:
-
-            def told(call: LayerCall, engine: Lockstep = engine) -> None:
-                with limited(1):  # many small sums: threads would wait for each other
-                    tests.take(call)
-                engine.take(call)
-
-            with capture(model, told=told):
-                wanted = output_tensor(model(images))
-            found = engine.result()
-            require_no_draws(drew=engine.drew)
-            require_repeated(wanted, found, "the engine's")
+        if in_turns:
+            wanted, found = _in_turns(model, worker, images, tests)
+        else:
+            if wanted is None:
+                with capture(model) as calls:
+                    wanted = output_tensor(model(images))
+            found = _afterwards(worker, calls, images, tests)
+            calls.clear()
+        require_repeated(wanted, found, "the engine's")
+        wanted = None
     with limited(1):
         trouble = tests.trouble()
     if trouble:
         raise Unsupported(trouble)
     return worker, chunk
+
+
+def _in_turns(model: nn.Module, worker: Worker, images: Tensor, tests: DrawTests) -> tuple[Tensor, Tensor]:
+    """Return the outputs of a pass and those of the engine, with the weights of one layer at a time."""
+    with Lockstep(worker, images) as engine:
+
+        def told(call: LayerCall) -> None:
+            with limited(1):  # many small sums: threads would wait for each other
+                tests.take(call)
+            engine.take(call)
+
+        with capture(model, told=told):
+            wanted = output_tensor(model(images))
+        found = engine.result()
+        require_no_draws(drew=engine.drew)
+        return wanted, found
+
+
+def _afterwards(worker: Worker, calls: Sequence[LayerCall], images: Tensor, tests: DrawTests) -> Tensor:
+    """Return the engine's outputs, with all the weights of a pass."""
+    by_layer: defaultdict[int, list[LayerCall]] = defaultdict(list)
+    for call in calls:
+        by_layer[id(call.layer.module)].append(call)
+    with limited(1):
+        for call in calls:
+            tests.take(call)
+    worker.given = lambda layer, number: by_layer[layer][number]
+    try:
+        worker.start(0, torch.arange(len(images)))
+        before = random_state()
+        found = output_tensor(worker.model(images))
+        require_no_draws(drew=random_state() != before)
+        worker.finish()
+    finally:
+        worker.given = None
+    return found
 
 
 def require_repeated(wanted: Tensor, found: Tensor, whose: str) -> None:
