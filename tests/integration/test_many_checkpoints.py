@@ -8,6 +8,7 @@ import json
 import multiprocessing
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -16,6 +17,7 @@ from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPool
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -978,6 +980,20 @@ def test_an_index_that_is_none() -> None:
     for text in ("{", "[]", "{}"):
         with pytest.raises(InputError):
             Collection.from_json(text)
+
+
+@pytest.mark.parametrize("form", ["127.0.0.1:{}", "ray://127.0.0.1:{}", "127.0.0.1:99999"])
+def test_a_cluster_that_is_not_there(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray itself is not asked, which would try for minutes."""
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(is_initialized=lambda: False))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = form.format(free.getsockname()[1])
+        with (
+            pytest.raises(InputError, match=r"the Ray cluster .*127\.0\.0\.1:\d+ does not answer"),
+            engines.ray_cluster(address),
+        ):
+            pass
 
 
 @pytest.mark.nightly("a Ray cluster starts on this machine: half a minute")
