@@ -504,7 +504,7 @@ def test_notes_of_measurements_are_whole_on_a_narrow_page(browser: Any, tmp_path
     edges = cells.evaluate_all("all => all.map(one => one.getBoundingClientRect()).map(box => [box.left, box.right])")
     card = page.locator(".measurements").evaluate("one => one.closest('.scroll').getBoundingClientRect().right")
     assert len(edges) == 12
-    assert all(0 <= left and right <= card + 1 for left, right in edges)
+    assert all(left >= 0 and right <= card + 1 for left, right in edges)
     notes = page.locator(".measurements td.note").all()
     assert notes[0].bounding_box()["y"] > page.locator(".measurements td.n").first.bounding_box()["y"]
     page.close()
