@@ -524,7 +524,8 @@ def test_sums_that_may_not_be_written_to_are_read(recwarn: pytest.WarningsRecord
     class Frozen(Inline):
         def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
             future = super().submit(fn, *args, **kwargs)
-            tally = future.result().tally
+            _who, result = future.result()
+            tally = result.tally
             for array in (tally.occurred, tally.own.logs, tally.own.largest, tally.own.unlikely):
                 array.flags.writeable = False
             return future
