@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from pytest_bnn.commands import audit, compare, digest, init, merge, render, schema
-from pytest_bnn.commands.command import BROKEN, INTERRUPTED, USAGE, Parser, reader_may_leave
+from pytest_bnn.commands.command import BROKEN, INTERRUPTED, USAGE, Parser, on_stderr, reader_may_leave
 from pytest_bnn.errors import InputError, PytestBnnError
 
 #: In the order of ``--help``.
@@ -69,7 +69,7 @@ def _main(arguments: Sequence[str] | None) -> int:
     try:
         given = parser().parse_args(given_to_us)
     except InputError as error:  # what --help lists
-        print(f"pytest-bnn: {error}", file=sys.stderr)
+        on_stderr(f"pytest-bnn: {error}")
         return USAGE
     given.command_line = given_to_us
     verbose = getattr(given, "verbose", False)
@@ -78,16 +78,16 @@ def _main(arguments: Sequence[str] | None) -> int:
     except PytestBnnError as error:
         if verbose:
             traceback.print_exc()
-        print(f"pytest-bnn: {error}", file=sys.stderr)
+        on_stderr(f"pytest-bnn: {error}")
         return USAGE if isinstance(error, InputError) else BROKEN
     except KeyboardInterrupt:
-        print("pytest-bnn: interrupted", file=sys.stderr)
+        on_stderr("pytest-bnn: interrupted")
         return INTERRUPTED
     except BaseException as error:  # an exit inside what the user gave must not end as a success
         if verbose:
             traceback.print_exc()
         hint = "" if verbose else "; -v shows where"
-        print(f"pytest-bnn: the audit broke: {type(error).__name__}: {error}{hint}", file=sys.stderr)
+        on_stderr(f"pytest-bnn: the audit broke: {type(error).__name__}: {error}{hint}")
         return BROKEN
     return exit_code
 

@@ -295,7 +295,7 @@ class Subject(Examples):
 
     def forward_once(self) -> Tensor:
         """Return outputs on all images as an example: the teacher's if there is one, else those of the first pass."""
-        return self.teacher_output() if self.teacher is not None else next(self.bank.blocks(0, 1))[0]
+        return self.teacher_output() if self.teacher is not None else self.bank.example()
 
     @property
     def bank(self) -> PassBank:
@@ -307,14 +307,14 @@ class Subject(Examples):
         return self._bank
 
     @property
-    def asked(self) -> int:
-        """How often a check has asked for passes."""
-        return 0 if self._bank is None else self._bank.asked
+    def samplers(self) -> dict[str, None]:
+        """What drew the passes that were given out since this was cleared, and why, in words."""
+        return {} if self._bank is None else self._bank.used
 
     @property
-    def sampler(self) -> str:
-        """What draws the passes, and why, in words; empty where none was drawn."""
-        return "" if self._bank is None else self._bank.sampler
+    def drawn(self) -> int:
+        """The number of passes on all images that were drawn so far, by whichever process."""
+        return 0 if self._bank is None else self._bank.drawn
 
     def missing(self, need: str) -> str:
         """Say why something that a check needs is not there; empty where it is."""

@@ -43,7 +43,7 @@ def describe(
     Args:
         subject: What was audited.
         training: The trajectory of its fine-tuning.
-        evidence: What checks found on it: of it come the layers that are deterministic on purpose.
+        evidence: What checks found on it: of it come the layers that are deterministic on purpose, and what drew.
         origin: Where its parts came from, as far as that is known.
     """
     with float64_for(where(subject.model)):
@@ -64,7 +64,7 @@ def _described(
         predictions=tuple(_predictions(subject)),
         training=tuple(training),
         prediction_summary=predictive(subject),
-        sampler=subject.sampler,
+        sampler=", then ".join(dict.fromkeys(one.sampler for one in evidence if one.sampler) or subject.samplers),
         key=subject.key,
         data_sha256=subject.data_sha256(),
         sources={**_sources(subject), **origin.sources},
@@ -133,7 +133,7 @@ def _sigma_over_mu(tensor: PosteriorTensor) -> Tensor:
 
 
 def _predictions(subject: Subject) -> list[Prediction]:
-    if subject.images is None or subject.bank.drawn < 2:
+    if subject.images is None or subject.drawn < 2:
         return []
     outputs = _what_outputs_are(subject)
     if not outputs:

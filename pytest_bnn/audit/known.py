@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from pytest_bnn.checks._predictions import Predicted
+from pytest_bnn.checks._remembered import drawn_by_key
 from pytest_bnn.checks.noise.spread import CONTRIBUTIONS
 from pytest_bnn.subject import Subject
 
@@ -34,10 +35,12 @@ def known_of(subject: Subject, told: set[tuple[Place, str]]) -> Known:
             for name, value in one.evaluations.items()
             if (isinstance(value, Predicted) or name == CONTRIBUTIONS) and (place, name) not in told
         }
+        behind = map(drawn_by_key, [*shown])
+        shown |= {name: one.evaluations[name] for name in behind if name in one.evaluations}
         if shown:
             found[place] = shown
             told.update((place, name) for name in shown)
-    return Known(subject.bank.drawn if subject.asked else 0, found)
+    return Known(subject.drawn, found)
 
 
 def learn(subject: Subject, known: Known) -> None:

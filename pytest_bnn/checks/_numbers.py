@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pytest_bnn.checks._predictions import evaluated, naming
+from pytest_bnn.checks._remembered import remembered
 from pytest_bnn.checks._units import require_known
 from pytest_bnn.checks.finding import NotHereError
 from pytest_bnn.checks.noise._scale import without_noise
@@ -99,10 +100,7 @@ def numbers(subject: Subject, id: str, passes: int, head: NumbersHead, noise: fl
         NotHereError: The task is no regression, there are no labels of it, or nobody knows these.
     """
     key = f"numbers {passes} {head} {noise}"
-    known = subject.evaluations.get(key)
-    if not isinstance(known, Numbers):
-        known = subject.evaluations[key] = _numbers(subject, id, passes, head, noise)
-    return known
+    return remembered(subject, key, lambda: _numbers(subject, id, passes, head, noise))
 
 
 def _numbers(subject: Subject, id: str, passes: int, head: NumbersHead, noise: float | None) -> Numbers:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pytest_bnn.checks._knowing import Answers, require_known
+from pytest_bnn.checks._remembered import remembered
 from pytest_bnn.checks.finding import Finding, NotHereError
 from pytest_bnn.data.repeats import repeats
 from pytest_bnn.errors import InputError
@@ -64,15 +65,14 @@ def predicted(subject: Subject, passes: int) -> Predicted:
     Raises:
         NotHereError: The task has no classes, or outputs are not finite.
     """
-    known = subject.evaluations.get(f"predicted {passes}")
-    if isinstance(known, NotHereError):
-        raise known
-    if not isinstance(known, Predicted):
+
+    def find() -> Predicted | NotHereError:
         try:
-            known = _predicted(subject, passes)
+            return _predicted(subject, passes)
         except NotHereError as error:
-            known = error
-        subject.evaluations[f"predicted {passes}"] = known
+            return error
+
+    known = remembered(subject, f"predicted {passes}", find)
     if isinstance(known, NotHereError):
         raise known
     return known

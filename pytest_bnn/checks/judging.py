@@ -59,7 +59,8 @@ def judged(
         inside_an_audit: Whether other checks of the same subject follow.
         severity: With ``"warn"`` a failure is a warning; with ``"off"`` the claim is not judged.
     """
-    start, asked = time.perf_counter(), subject.asked
+    start = time.perf_counter()
+    subject.samplers.clear()
     if not inside_an_audit:
         begin(Event(subject=subject.name, check=check.id))
     finding = _found(subject, lambda it: _premise(check, it, severity) or find(it), inside_an_audit)
@@ -96,7 +97,7 @@ def judged(
         seed=subject.seed,
         samples=finding.samples,
         seconds=round(time.perf_counter() - start, 3),
-        sampler=subject.sampler if subject.asked > asked else "",
+        sampler=", then ".join(subject.samplers),
         certainty=finding.certainty,
         charts=finding.charts,
         accepted=finding.accepted,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +13,7 @@ from pytest_bnn.audit.fields import PARTS
 from pytest_bnn.checks import choices, own, registry
 from pytest_bnn.checks.choices import choosing
 from pytest_bnn.commands import audit_arguments, checkpoints, ci, held, several, terminal, workers
-from pytest_bnn.commands.command import USAGE, exit_code_of, reader_may_leave
+from pytest_bnn.commands.command import USAGE, exit_code_of, on_stderr, reader_may_leave
 from pytest_bnn.errors import InputError
 from pytest_bnn.options import OPTIONS, Settings, Source, resolve_with_sources, using
 from pytest_bnn.reading import DrawnSeed
@@ -103,7 +102,7 @@ def _audit(given: argparse.Namespace, arguments: list[str]) -> int:
             print(f"report: {page}  data: {page.with_suffix('.json')}{more}")
         ci.tell(run, next(iter(given.model), None), inconclusive=settings.inconclusive, known=known)
     for words in left_out:
-        print(f"pytest-bnn: {words}", file=sys.stderr)
+        on_stderr(f"pytest-bnn: {words}")
     if left_out:
         return USAGE
     if baseline is not None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Iterator
 from concurrent.futures import Executor
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_bnn.commands import merge
+from pytest_bnn.commands.command import on_stderr
 from pytest_bnn.errors import InputError
 from pytest_bnn.options import using
 
@@ -75,15 +75,15 @@ def run(given: argparse.Namespace, work: Work, default_report: str) -> int:
             before += 1
         elif not given.quiet:
             if before:
-                print(f"{before} of {of} were done before", file=sys.stderr)
+                on_stderr(f"{before} of {of} were done before")
                 before = 0
             name = one_line(job.name)
-            print(f"{count} of {of}: {name}: {run.verdict.value.replace('_', ' ')}", file=sys.stderr, flush=True)
+            on_stderr(f"{count} of {of}: {name}: {run.verdict.value.replace('_', ' ')}")
 
     with _executor(given, work.settings.jobs or None) as executor:
         index = audit_into(work, files, output, jobs=work.settings.jobs or 1, executor=executor, done=done)
     if before and not given.quiet:
-        print(f"all {before} were done before", file=sys.stderr)
+        on_stderr(f"all {before} were done before")
     with using(work.settings, work.setting_sources):
         return merge.finish(index, shown, quiet=given.quiet)
 

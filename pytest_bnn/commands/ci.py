@@ -8,6 +8,7 @@ import sys
 from functools import partial
 from typing import TYPE_CHECKING
 
+from pytest_bnn.commands.command import on_stderr
 from pytest_bnn.report import outputs
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ def tell(run: AuditRun, model: str | None, *, inconclusive: Inconclusive, known:
             print(line)
     failed = outputs.append_step_summary(run, os.environ)
     if failed:
-        print(f"pytest-bnn: {failed}", file=sys.stderr)
+        on_stderr(f"pytest-bnn: {failed}")
 
 
 def place_of(name: str) -> tuple[str, int] | None:

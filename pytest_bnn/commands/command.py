@@ -43,6 +43,14 @@ def reader_may_leave() -> Iterator[None]:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+def on_stderr(words: str) -> None:
+    """Write a line to standard error, which changes nothing where nobody reads it any more."""
+    try:
+        print(words, file=sys.stderr, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+
+
 def exit_code_of(verdict: Verdict, *, inconclusive: Inconclusive) -> int:
     """Return the exit code of an audit's verdict, or of the worst of several.
 

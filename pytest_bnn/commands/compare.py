@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_bnn.commands import terminal
-from pytest_bnn.commands.command import FAILED, PASSED
+from pytest_bnn.commands.command import FAILED, PASSED, reader_may_leave
 from pytest_bnn.errors import InputError
 
 if TYPE_CHECKING:
@@ -52,11 +52,13 @@ def run(given: argparse.Namespace) -> int:
         require_ours(target)
     before, now = audits.read(given.before), audits.read(given.now)
     comparison = compare(before, now, inconclusive=given.inconclusive)
-    terminal.show_comparison(comparison, everything=given.verbose)
+    with reader_may_leave():
+        terminal.show_comparison(comparison, everything=given.verbose)
     if target is not None:
         from pytest_bnn.report import comparison as written
 
         text = written.html(comparison, before, now) if target.suffix == ".html" else written.markdown(comparison)
         write_texts({target: text})
-        print(target)
+        with reader_may_leave():
+            print(target)
     return FAILED if comparison.failing else PASSED

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pytest_bnn.commands.command import PASSED
+from pytest_bnn.commands.command import PASSED, reader_may_leave
 from pytest_bnn.errors import InputError
 
 if TYPE_CHECKING:
@@ -48,8 +48,9 @@ def run(given: argparse.Namespace) -> int:
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error
             raise InputError(f"{name!r} cannot be read ({reason})", fix="give a file or a folder") from error
-        for kind, sha256 in found:
-            print(f"{kind:<8}  {sha256}  {name}")
+        with reader_may_leave():
+            for kind, sha256 in found:
+                print(f"{kind:<8}  {sha256}  {name}")
     return PASSED
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_bnn.commands import terminal
-from pytest_bnn.commands.command import BROKEN, FAILED, NOTHING_APPLIES, PASSED
+from pytest_bnn.commands.command import BROKEN, FAILED, NOTHING_APPLIES, PASSED, reader_may_leave
 from pytest_bnn.errors import InputError
 from pytest_bnn.options import Settings
 
@@ -99,7 +99,8 @@ def judge(run: AuditRun, held: Held, settings: Settings) -> int:
         return NOTHING_APPLIES
     comparison = None if held.before is None else compare(held.before, run, inconclusive=settings.inconclusive)
     if comparison is not None:
-        terminal.show_comparison(comparison, of=str(held.path))
+        with reader_may_leave():
+            terminal.show_comparison(comparison, of=str(held.path))
     if comparison is None or held.update:
         written = updated(held.before, run)
         write(written, held.path, _OPTION)

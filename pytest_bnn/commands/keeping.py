@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
+from pytest_bnn.commands.command import on_stderr
 from pytest_bnn.records.evidence import Verdict
 from pytest_bnn.replacing import UNFINISHED
 
@@ -51,7 +51,7 @@ def beside(report: Path, runs: Sequence[AuditRun]) -> Iterator[Keep]:
     except BaseException:
         if used and (count := len(_shards(folder))):
             what = "1 shard that was judged is" if count == 1 else f"{count} shards that were judged are"
-            print(f"pytest-bnn: {what} kept in {folder}: the same command goes on behind", file=sys.stderr)
+            on_stderr(f"pytest-bnn: {what} kept in {folder}: the same command goes on behind")
         raise
     if used and all(check.verdict is not Verdict.ERROR for run in runs for check in run.checks):
         with contextlib.suppress(OSError):

@@ -8,7 +8,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pytest_bnn.commands.command import exit_code_of
+from pytest_bnn.commands.command import exit_code_of, reader_may_leave
 from pytest_bnn.errors import InputError
 
 if TYPE_CHECKING:
@@ -73,9 +73,10 @@ def finish(found: Collection, output: Path, *, quiet: bool = False) -> int:
     """Say how the audits of an index ended; return the exit code of the worst."""
     from pytest_bnn.options import in_force
 
-    tell(found, quiet=quiet)
-    if not quiet:
-        print(f"index: {output}  data: {output.with_suffix('.json')}")
+    with reader_may_leave():
+        tell(found, quiet=quiet)
+        if not quiet:
+            print(f"index: {output}  data: {output.with_suffix('.json')}")
     return exit_code_of(found.verdict, inconclusive=in_force().inconclusive)
 
 

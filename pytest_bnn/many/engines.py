@@ -6,6 +6,7 @@ import importlib
 import multiprocessing
 import os
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -20,6 +21,9 @@ from pytest_bnn.sampling.shards import require_no_forks
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+#: Seconds in which a cluster's address answers, from wherever it is.
+_ANSWERS_WITHIN = 10.0
 
 
 class Processes(ProcessPoolExecutor):
@@ -141,6 +145,24 @@ class RayExecutor(Executor):
         return future
 
 
+def _require_answer(address: str | None) -> None:
+    """Refuse an address at which nobody listens; Ray would try it for minutes."""
+    host, _, port = (address or "").removeprefix("ray://").rpartition(":")
+    if not host or not port.isdecimal():
+        return  # a word of Ray's, such as auto
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWERS_WITHIN).close()
+    except (OSError, OverflowError) as error:
+        raise _no_answer(address, error) from error
+
+
+def _no_answer(address: str | None, error: Exception) -> InputError:
+    return InputError(
+        f"the Ray cluster {address or 'of this machine'} does not answer ({error})",
+        fix="start it with `ray start --head`, or leave out --ray-address for one that starts here",
+    )
+
+
 @contextmanager
 def ray_cluster(address: str | None = None, workers: int | None = None) -> Iterator[RayExecutor]:
     """Connect to a Ray cluster, and leave it at the end.
@@ -163,6 +185,7 @@ def ray_cluster(address: str | None = None, workers: int | None = None) -> Itera
         yield RayExecutor(ray)
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    _require_answer(address)
     quiet = {"configure_logging": False, "log_to_driver": False}
     try:
         if address is None:
@@ -170,10 +193,7 @@ def ray_cluster(address: str | None = None, workers: int | None = None) -> Itera
         else:
             ray.init(address=address, **quiet)
     except (ConnectionError, RuntimeError, OSError, ValueError) as error:
-        raise InputError(
-            f"the Ray cluster {address or 'of this machine'} does not answer ({error})",
-            fix="start it with `ray start --head`, or leave out --ray-address for one that starts here",
-        ) from error
+        raise _no_answer(address, error) from error
     try:
         yield RayExecutor(ray)
     finally:

@@ -147,8 +147,14 @@ def _finished(target: Path, job: Job) -> AuditRun | None:
 
 def _by(executor: Executor, work: Work, jobs: list[Job]) -> Results:
     """Let an executor that is not ours do the jobs; what it loses is told, and not done again."""
-    futures = {_handed(executor, work, job): job for job in jobs}
+    futures: dict[Future[str], Job] = {}
     try:
+        for job in jobs:
+            future = _handed(executor, work, job)
+            if future.done():  # one that works in this thread gives nothing to wait for, and loses nothing if it ends
+                yield job, _text(future, job)
+            else:
+                futures[future] = job
         for future in as_completed(list(futures)):
             job = futures.pop(future)
             yield job, _text(future, job)

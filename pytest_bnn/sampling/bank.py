@@ -102,16 +102,19 @@ class PassBank:
         self.model = model
         self.images = images
         self.seed = seed
-        self.asked = 0
+        #: What drew the passes that were given out, and why, in words; whoever wants its own clears it before.
+        self.used: dict[str, None] = {}
         self._choice = sampler
         self._like = like if like is not None and _alike(images, like.images) else None
         self._row_bytes = 4 * numbers
-        self._kept: list[Tensor] = []
+        self._kept: list[tuple[Tensor, tuple[str, ...]]] = []
         self._kept_of: tuple[int | None, ...] = ()
         self._drawn = 0
         self._engine: Engine | Native | None = None
         self._decided_for: object = None
         self._sampler = ""
+        self._drawn_by: tuple[str, ...] = ()
+        self._in_turn = False
 
     @property
     def drawn(self) -> int:
@@ -125,12 +128,12 @@ class PassBank:
     @property
     def kept_bytes(self) -> int:
         """How many bytes of outputs are kept; at most `KEPT`."""
-        return sum(block.nbytes for block in self._kept)
+        return sum(block.nbytes for block, _ in self._kept)
 
     @property
     def sampler(self) -> str:
-        """What draws the passes, and why, in words; empty before the first one."""
-        return self._sampler
+        """What drew the last passes, and why, in words; empty before the first one."""
+        return ", then ".join(self._drawn_by) or self._sampler
 
     def blocks(self, start: int, stop: int, rows: Tensor | None = None) -> Iterator[Tensor]:
         """Yield the passes from ``start`` up to ``stop`` as blocks ``[passes, images, ...]``, one after the other.
@@ -148,16 +151,13 @@ class PassBank:
             ForwardError: As in `draw`.
             InputError: As in `draw`.
         """
-        self.asked += 1
-        return self._blocks(start, stop, rows)
-
-    def _blocks(self, start: int, stop: int, rows: Tensor | None) -> Iterator[Tensor]:
         self._forget_another_model()
         place, tell = 0, drawn()
-        for block in [*self._kept]:
+        for block, drawn_by in [*self._kept]:
             part = block[max(start - place, 0) : max(stop - place, 0)]
             place += len(block)
             if len(part):
+                self.used.update(dict.fromkeys(drawn_by))
                 tell(len(part))
                 yield part if rows is None else part[:, rows.to(part.device)]
         start, count = max(start, place), len(self.images) if rows is None else len(rows)
@@ -169,6 +169,14 @@ class PassBank:
             start += len(block)
             yield block
 
+    def example(self) -> Tensor:
+        """Return the first pass on all images as an example of outputs, of which no claim has to say what drew it."""
+        before = dict(self.used)
+        try:
+            return next(self.blocks(0, 1))[0]
+        finally:
+            self.used = before
+
     def _forget_another_model(self) -> None:
         """Let go of what is kept where the model's parameters are others now: passes must not be of two models."""
         now = tuple(_written(parameter) for parameter in self.model.parameters())
@@ -178,11 +186,11 @@ class PassBank:
     def _keep(self, start: int, block: Tensor) -> None:
         """Keep as many passes on all images as fit, where they follow those that are kept."""
         self._drawn = max(self._drawn, start + len(block))
-        if start != sum(len(kept) for kept in self._kept):
+        if start != sum(len(kept) for kept, _ in self._kept):
             return
         fit = min(len(block), max(0, KEPT - self.kept_bytes) // max(1, block[0].nbytes))
         if fit:
-            self._kept.append(block if fit == len(block) else block[:fit].clone())
+            self._kept.append((block if fit == len(block) else block[:fit].clone(), self._drawn_by))
 
     def draw(
         self, start: int, stop: int, rows: Tensor | None = None, *, noisy: Collection[str] | None = None
@@ -199,18 +207,41 @@ class PassBank:
             ForwardError: The model raised, or returned something that is no tensor of rows of numbers.
             InputError: The sampler is ``"engine"`` or ``"native"``, and it cannot be used.
         """
-        self.asked += 1
         if rows is not None and torch.equal(rows.cpu(), torch.arange(len(self.images))):
             rows = None
         images = self.images if rows is None else self.images[rows]
         self._decide()
         if self._engine is not None and isinstance(images, Tensor):
             numbers = torch.arange(len(images)) if rows is None else rows.to(torch.int64)
+            found, words = self._by(self._engine, range(start, stop), images, numbers, noisy)
+        else:
+            found, words = self._own(start, stop, images, noisy), {self._sampler: None}
+        self._drawn_by = (*words,)
+        self.used.update(words)
+        return found
+
+    def _by(
+        self, engine: Engine | Native, passes: range, images: Tensor, rows: Tensor, noisy: Collection[str] | None
+    ) -> tuple[Tensor, dict[str, None]]:
+        """Return passes, and in words what drew them: the own forward where the engine fails, and for that pass alone.
+
+        So a pass depends neither on those before it nor on who asked for them.
+        """
+        if not self._in_turn:
             try:
-                return self._engine.run(range(start, stop), images, numbers, noisy=noisy)
+                return engine.run(passes, images, rows, noisy=noisy), {self._sampler: None}
+            except Exception:
+                self._in_turn = True
+        found, words = [], dict[str, None]()
+        for index in passes:
+            try:
+                found.append(engine.run(range(index, index + 1), images, rows, noisy=noisy))
+                words[self._sampler] = None
             except Exception as error:
-                self._decline(str(error) if isinstance(error, Unsupported) else f"its passes raised {in_a_line(error)}")
-        return self._own(start, stop, images, noisy)
+                why = str(error) if isinstance(error, Unsupported) else f"its passes raised {in_a_line(error)}"
+                words[self._declined(why)] = None
+                found.append(self._own(index, index + 1, images, noisy))
+        return torch.cat(found), words
 
     def _own(self, start: int, stop: int, images: Inputs, noisy: Collection[str] | None) -> Tensor:
         parts, tell = chunks(images), drawn()
@@ -232,7 +263,7 @@ class PassBank:
         state = (choice, None if choice == "own" else _state(self.model))
         if state == self._decided_for:
             return
-        self._decided_for, self._engine = state, None
+        self._decided_for, self._engine, self._drawn_by, self._in_turn = state, None, (), False
         if self._like is not None:
             self._like._decide()
             self._engine, self._sampler = self._like._engine, self._like._sampler
@@ -253,11 +284,13 @@ class PassBank:
             self._engine, self._sampler = found, f"{name} ({found.noise}{warning})"
 
     def _decline(self, reason: str) -> None:
-        self._engine = None
-        self._sampler = f"own forward ({reason})"
+        self._engine, self._sampler = None, self._declined(reason)
+
+    def _declined(self, reason: str) -> str:
         choice = self._choice or in_force().sampler
         if choice in _NAMES:
             raise InputError(f"{_NAMES[choice]} cannot be used: {reason}", fix="leave the sampler at auto")
+        return f"own forward ({reason})"
 
 
 def _shake_hands(name: str, model: nn.Module, images: Tensor, seed: int) -> Engine | Native:

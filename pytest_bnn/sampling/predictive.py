@@ -103,7 +103,6 @@ def predict(
     inputs = _inputs(model, images, seed)
     bank = PassBank(model, inputs, seed, sampler=sampler)
     running = _Running(len(inputs), bins)
-    samplers: dict[str, None] = {}
     while running.passes < passes:
         with limited():
             stop = min(passes, running.passes + running.block())
@@ -112,10 +111,9 @@ def predict(
             except ForwardError as error:
                 raise does_not_accept("model", model, inputs, error) from error
             running.take(outputs)
-        samplers[bank.sampler] = None
         if progress is not None:
             progress(stop, passes)
-    return running.result(seed, ", then ".join(samplers))
+    return running.result(seed, ", then ".join(bank.used))
 
 
 def _inputs(model: nn.Module, images: Tensor, seed: int) -> Inputs:

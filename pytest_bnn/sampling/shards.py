@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import uuid
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor
 from typing import Any, Generic, TypeVar
 
 from pytest_bnn.data.large import Workers
@@ -13,6 +14,9 @@ from pytest_bnn.errors import InputError, in_words
 
 T = TypeVar("T")
 R = TypeVar("R")
+
+#: Of this process; a fork has it too, with another number of its own.
+_HERE = uuid.uuid4().hex
 
 
 class Crew:
@@ -50,8 +54,9 @@ class InOrder(Generic[T, R]):
     """The results of tasks, in their order: whoever was done first, and whoever died.
 
     At most twice as many tasks as workers are under way; further ones are taken from ``tasks`` when results are asked
-    for. Of threads one task is: they share the random state of this one, which goes on with each result. Where a worker
-    dies, those under way are done again, one by one; the one at which a worker dies again is to blame.
+    for. It is one task until it is known that other processes do them, by the kind of executor or by who did the last
+    one: what works in this process shares its random state, with which this thread goes on at each result. Where a
+    worker dies, those under way are done again, one by one; the one at which a worker dies again is to blame.
 
     Args:
         crew: Who does them.
@@ -71,7 +76,8 @@ class InOrder(Generic[T, R]):
         name: Callable[[T], str] = str,
     ) -> None:
         self._crew, self._do, self._tasks, self._shared, self._name = crew, do, tasks, shared, name
-        self._under_way: deque[tuple[T, Future[R] | None]] = deque()
+        self._under_way: deque[tuple[T, Future[tuple[str, R]] | None]] = deque()
+        self._elsewhere = False
 
     def __iter__(self) -> Iterator[tuple[T, R]]:
         """Yield each task with its result."""
@@ -96,24 +102,26 @@ class InOrder(Generic[T, R]):
         if any(future is None for _, future in self._under_way):  # suspects are done one by one
             return
         executor = self._crew.executor
-        most = 1 if isinstance(executor, ThreadPoolExecutor) else 2 * workers_of(executor)
+        apart = self._elsewhere or isinstance(executor, ProcessPoolExecutor)
+        most = 2 * workers_of(executor) if apart else 1
         while len(self._under_way) < most:
             task = next(self._tasks, None)
             if task is None:
                 return
             self._under_way.append((task, self._submitted(task)))
 
-    def _submitted(self, task: T) -> Future[R]:
+    def _submitted(self, task: T) -> Future[tuple[str, R]]:
         try:
-            return self._crew.executor.submit(self._do, *self._shared, task)
+            told: Callable[..., tuple[str, R]] = _told
+            return self._crew.executor.submit(told, self._do, *self._shared, task)
         except Exception as error:
-            refused: Future[R] = Future()
+            refused: Future[tuple[str, R]] = Future()
             refused.set_exception(error)
             return refused
 
-    def _result(self, task: T, future: Future[R] | None) -> R:
+    def _result(self, task: T, future: Future[tuple[str, R]] | None) -> R:
         try:
-            return (self._submitted(task) if future is None else future).result()
+            who, result = (self._submitted(task) if future is None else future).result()
         except BrokenExecutor as error:
             self._crew.close()
             if future is None or not self._crew.renewable:
@@ -125,6 +133,8 @@ class InOrder(Generic[T, R]):
                 f"the executor lost {self._name(task)} ({in_words(error)})",
                 fix="see what its workers say; with --jobs 1, and without executor=, it is done in this process",
             ) from error
+        self._elsewhere = who != _this_process()
+        return result
 
     def _lost(self, task: T, error: BaseException) -> InputError:
         often = "twice" if self._crew.renewable else "while it worked"
@@ -132,6 +142,15 @@ class InOrder(Generic[T, R]):
             f"the process that had {self._name(task)} was ended {often} ({in_words(error)})",
             fix="give it more memory, or less to do at a time: --shard-size N, --jobs N",
         )
+
+
+def _told(do: Callable[..., R], *arguments: Any) -> tuple[str, R]:
+    """Return which process does something, and what it gives."""
+    return _this_process(), do(*arguments)
+
+
+def _this_process() -> str:
+    return f"{_HERE} {os.getpid()}"
 
 
 def require_no_forks(executor: Executor) -> None:

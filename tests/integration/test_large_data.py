@@ -9,7 +9,7 @@ import os
 import pickle
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
@@ -191,7 +191,33 @@ def test_tasks_of_a_broken_pool_are_done_again_one_by_one() -> None:
         list(InOrder(Crew(Breaking(3, [1])), _square, iter(range(8))))
 
 
-def test_no_more_tasks_are_under_way_than_twice_the_workers() -> None:
+class Elsewhere(Inline):
+    """Does everything at once as another process would: it says that another one did it, of the tasks with a number."""
+
+    def __init__(self, tasks: Collection[int]) -> None:
+        super().__init__()
+        self.tasks = tasks
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future = super().submit(fn, *args, **kwargs)
+        who, result = future.result()
+        elsewhere: Future[Any] = Future()
+        elsewhere.set_result(("another" if args[-1] in self.tasks else who, result))
+        return elsewhere
+
+
+@pytest.mark.parametrize(
+    ("executor", "under_way"),
+    [
+        (Elsewhere(range(1000)), [1, 5, 6, 7]),
+        (Elsewhere(range(2)), [1, 5, 6, 6, 6, 6, 7]),
+        (Inline(), [1, 2, 3]),
+        (ThreadPoolExecutor(2), [1, 2, 3]),
+    ],
+    ids=["processes", "processes, then this one", "this thread", "threads"],
+)
+def test_how_many_tasks_are_under_way(executor: Executor, under_way: list[int]) -> None:
+    """Twice as many as workers, where other processes do them; else one: this thread goes on with each result."""
     sent = []
 
     def tasks() -> Iterator[int]:
@@ -199,9 +225,11 @@ def test_no_more_tasks_are_under_way_than_twice_the_workers() -> None:
             sent.append(number)
             yield number
 
-    results = iter(InOrder(Crew(Inline()), _square, tasks()))
-    assert next(results) == (0, 0)
-    assert len(sent) == 4
+    with executor:
+        results = iter(InOrder(Crew(executor), _square, tasks()))
+        for number, count in enumerate(under_way):
+            assert next(results) == (number, number * number)
+            assert len(sent) == count
 
 
 def test_the_model_goes_to_workers_once_and_no_prediction_comes_back() -> None:
@@ -334,6 +362,18 @@ def test_workers_draw_by_the_sampler_of_this_process(sampler: str) -> None:
     assert shards._setup.settings.sampler == sampler
 
 
+class Behind(Executor):
+    """Gives its tasks to another executor, so that its own kind does not tell who does them; joblib has such ones."""
+
+    workers = 2
+
+    def __init__(self, pool: Executor) -> None:
+        self.pool = pool
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        return self.pool.submit(fn, *args, **kwargs)
+
+
 def test_no_thread_works_while_this_one_goes_on() -> None:
     """They share its random state."""
     running: list[int] = []
@@ -345,9 +385,10 @@ def test_no_thread_works_while_this_one_goes_on() -> None:
         return number
 
     with ThreadPoolExecutor(2) as pool:
-        for number, result in InOrder(Crew(pool), task, iter(range(6))):
-            time.sleep(0.005)
-            assert (number, running) == (result, [])
+        for executor in (pool, Behind(pool)):
+            for number, result in InOrder(Crew(executor), task, iter(range(6))):
+                time.sleep(0.005)
+                assert (number, running) == (result, [])
 
 
 @pytest.mark.nightly("a process is started")
@@ -483,7 +524,8 @@ def test_sums_that_may_not_be_written_to_are_read(recwarn: pytest.WarningsRecord
     class Frozen(Inline):
         def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
             future = super().submit(fn, *args, **kwargs)
-            tally = future.result().tally
+            _who, result = future.result()
+            tally = result.tally
             for array in (tally.occurred, tally.own.logs, tally.own.largest, tally.own.unlikely):
                 array.flags.writeable = False
             return future

@@ -8,6 +8,7 @@ import json
 import multiprocessing
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -16,6 +17,7 @@ from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPool
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -560,6 +562,42 @@ def test_an_interrupt_keeps_what_is_done(folder: Path) -> None:
     assert [AuditRun.from_json(path.read_text(encoding="utf-8")).verdict for path in done] == ["pass", "pass"]
 
 
+class AtOnce(Executor):
+    """Works in the thread that gives it a task; at the third it is interrupted."""
+
+    count = 0
+
+    def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
+        self.count += 1
+        if self.count == 3:
+            raise KeyboardInterrupt
+        future: Future[Any] = Future()
+        future.set_result(fn(*args, **kwargs))
+        return future
+
+
+def test_an_executor_that_works_in_this_thread_loses_nothing_that_is_done(folder: Path) -> None:
+    """Each audit is written before the next task is given."""
+    files = [save(f"{number}.safetensors", shift=number / 10) for number in range(3)]
+    with pytest.raises(KeyboardInterrupt):
+        audited(shared(folder), files, "out", executor=AtOnce())
+    assert len(list(Path("out").iterdir())) == 2
+
+
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_a_reader_that_leaves_stops_no_series(folder: Path, monkeypatch: pytest.MonkeyPatch, stream: str) -> None:
+    """As ``2>&1 | head -1`` does."""
+    for number in range(3):
+        save(f"runs/{number}.safetensors", shift=number / 10)
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "w", buffering=1) as nobody, monkeypatch.context() as patched:
+        patched.setattr(sys, stream, nobody)
+        code = cli.main([*COMMAND, "--checkpoints", "runs/*", "-o", "a/index.html"])
+    assert code == exits.PASSED
+    assert len(Collection.from_json(Path("a/index.json").read_text(encoding="utf-8")).rows) == 3
+
+
 COMMAND = ("audit", "--model", "many_net:bayesian", "--teacher", "many_net:teacher", "--data", "many_net:held_out",
            "--checks", ",".join(CHECKS))  # fmt: skip
 
@@ -943,6 +981,20 @@ def test_an_index_that_is_none() -> None:
     for text in ("{", "[]", "{}"):
         with pytest.raises(InputError):
             Collection.from_json(text)
+
+
+@pytest.mark.parametrize("form", ["127.0.0.1:{}", "ray://127.0.0.1:{}", "127.0.0.1:99999"])
+def test_a_cluster_that_is_not_there(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray itself is not asked, which would try for minutes."""
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(is_initialized=lambda: False))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = form.format(free.getsockname()[1])
+        with (
+            pytest.raises(InputError, match=r"the Ray cluster .*127\.0\.0\.1:\d+ does not answer"),
+            engines.ray_cluster(address),
+        ):
+            pass
 
 
 @pytest.mark.nightly("a Ray cluster starts on this machine: half a minute")

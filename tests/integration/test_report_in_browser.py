@@ -485,6 +485,31 @@ def test_the_table_of_quality_has_every_score_on_a_narrow_page(browser: Any, tmp
         page.close()
 
 
+def test_notes_of_measurements_are_whole_on_a_narrow_page(browser: Any, tmp_path: Path) -> None:
+    """They were in a column that was cut at the edge: each stands below what it is about."""
+    note = "how the number was found, in as many words as it takes to say it"
+    numbers = (
+        Measurement(name="a long name of what was measured", value=0.123, unit="nats", note=note),
+        Measurement(name="some numbers", value=12_345_678.25, note=note),
+        Measurement(name="none", value="a value in words"),
+    )
+    check = Evidence(id="topic.it", subject="net", stage="converted", verdict=Verdict.FAIL, claim="A claim.",
+                     headline="it fails", measurements=numbers)  # fmt: skip
+    file = tmp_path / "notes.html"
+    file.write_text(render_html(AuditRun(checks=(check,))), encoding="utf-8")
+    page = browser.new_page(viewport={"width": 380, "height": 800})
+    page.goto(file.as_uri())
+    page.evaluate(OPEN)
+    cells = page.locator(".measurements tbody tr > *")
+    edges = cells.evaluate_all("all => all.map(one => one.getBoundingClientRect()).map(box => [box.left, box.right])")
+    card = page.locator(".measurements").evaluate("one => one.closest('.scroll').getBoundingClientRect().right")
+    assert len(edges) == 12
+    assert all(left >= 0 and right <= card + 1 for left, right in edges)
+    notes = page.locator(".measurements td.note").all()
+    assert notes[0].bounding_box()["y"] > page.locator(".measurements td.n").first.bounding_box()["y"]
+    page.close()
+
+
 def test_print_has_what_a_filter_hides_on_the_screen(browser: Any, address: str) -> None:
     """The filter is not printed, so that nobody could see that evidence of a failure is left out."""
     page = browser.new_page()

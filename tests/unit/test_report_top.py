@@ -254,6 +254,10 @@ def test_changed_settings_stand_in_a_table_beside_the_verdict() -> None:
     assert page.count("pytest --bnn-min-agreement 0.5") == 1, "it stands under 'Repeat it' alone"
     told = render_markdown(run).replace("\\", "")
     assert "| <code>min_agreement</code> | 0.5 | 0.95 | PYTEST_BNN_MIN_AGREEMENT |" in told
+    assert "The command that repeats it" in text
+    without = Page(render_html(replace(run, provenance={}))).text
+    assert "How to repeat it" in without
+    assert "this command" not in without, "there is none"
 
 
 def test_settings_of_older_audits_are_read_from_their_provenance() -> None:
