@@ -11,8 +11,9 @@ from functools import cached_property
 import numpy
 from numpy.typing import NDArray
 
+from pytest_bnn.checks._parcel import Parcel, StaysHereError
 from pytest_bnn.checks._predictions import evaluated, tasks_of
-from pytest_bnn.checks._shards import Job, Parcel, Refused, Result, Setup, StaysHereError, judged, perform
+from pytest_bnn.checks._shards import Job, Refused, Result, Setup, judged, perform
 from pytest_bnn.checks._slices import names_of
 from pytest_bnn.checks._tallies import Tally, merged
 from pytest_bnn.checks.finding import NotHereError
@@ -44,6 +45,7 @@ class Look:
         no_groups: What the user's ``slices`` raised, where it did.
         stays_here: Why this process judged them though others could have helped; empty where they did.
         last: Whether there are no more.
+        cut: Whether the stream that they come from goes on behind them.
     """
 
     tally: Tally
@@ -54,6 +56,7 @@ class Look:
     no_groups: InputError | None
     stays_here: str
     last: bool
+    cut: bool
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -65,6 +68,7 @@ class _Sum:
     tried: int = 0
     unreadable: tuple[Unreadable, ...] = ()
     shares: bool = False
+    cut: bool = False
     digests: NDArray[numpy.uint64]
 
 
@@ -137,6 +141,7 @@ class Shards:
                 tried=before.tried + result.tried,
                 unreadable=(*before.unreadable, *result.unreadable),
                 shares=before.shares or result.shares,
+                cut=job.part.cut,
                 digests=numpy.union1d(before.digests, result.digests),
             )
             so_far(f"{now.tried:,}{f' of {self._large.total:,}' if self._large.total else ''} examples judged")
@@ -160,7 +165,7 @@ class Shards:
         now = self._sum
         assert now.tally is not None
         return Look(tally=now.tally, shards=now.shards, tried=now.tried, unreadable=now.unreadable, shares=now.shares,
-                    no_groups=self._no_groups, stays_here=self._stays_here, last=last)  # fmt: skip
+                    no_groups=self._no_groups, stays_here=self._stays_here, last=last, cut=now.cut)  # fmt: skip
 
     def _results(self, judged_before: int) -> Iterator[tuple[Job, Result]]:
         """Yield the shards behind the first ones, in their order, whoever judges them."""

@@ -24,8 +24,9 @@ from torch.utils.data import Dataset
 
 from pytest_bnn import audit_model, cli, convert
 from pytest_bnn.audit import beside
-from pytest_bnn.checks import _shards, measure_calibration_temperature
+from pytest_bnn.checks import _parcel, measure_calibration_temperature
 from pytest_bnn.checks._looks import Shards, dismiss, shards_of
+from pytest_bnn.checks._parcel import Parcel
 from pytest_bnn.commands import workers
 from pytest_bnn.data.large import LargeData
 from pytest_bnn.errors import InputError
@@ -211,7 +212,7 @@ def test_the_model_goes_to_workers_once_and_no_prediction_comes_back() -> None:
         parcel = judged.evaluations["parcel"]
         sums(judged, 4)
         assert judged.evaluations["parcel"] is parcel
-        assert isinstance(parcel, _shards.Parcel)
+        assert isinstance(parcel, Parcel)
         path = Path(parcel.content)
         assert path.exists(), "a file for workers of this machine"
     judged.evaluations.clear()
@@ -263,11 +264,14 @@ def test_a_pool_that_forks_is_refused() -> None:
         measure_calibration_temperature(subject(pool))
 
 
-def test_a_full_disk_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(self: Path, data: bytes) -> int:
+@pytest.mark.parametrize("nameless", [True, False])
+def test_a_full_disk_is_told(nameless: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(file: Any, data: bytes) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr(_parcel, "_write", full)
+    if not nameless:
+        monkeypatch.setattr(_parcel, "_nameless", lambda packed: None)
     with ThreadPoolExecutor(1) as pool, pytest.raises(InputError, match=r"No space left on device.*TMPDIR"):
         measure_calibration_temperature(subject(pool))
 
@@ -316,7 +320,7 @@ def test_what_an_audit_has_opened_is_closed_behind_it() -> None:
         shards = shards_of(judged, 3, judged.large)  # type: ignore[arg-type]
         first = next(iter(shards.looks()))
         parcel = judged.evaluations["parcel"]
-        assert isinstance(parcel, _shards.Parcel)
+        assert isinstance(parcel, Parcel)
         path = Path(parcel.content)
         del parcel, shards
         dismiss(judged)
