@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy
-import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -149,17 +148,14 @@ class _Walk:
     def _array(self, value: Any) -> None:
         if file := of_mapped(value):
             self._say(file)
-        elif value.dtype.kind in "biufc":
-            native = value.astype(value.dtype.newbyteorder("="), copy=False)
-            take(self.digest, "", torch.from_numpy(numpy.ascontiguousarray(native)).reshape(value.shape))
-        elif value.dtype.kind in "USO":
+        elif value.dtype.hasobject or value.dtype.kind in "US":  # which may be the names of files
             listed = value.tolist()
             self._made.append(listed)
             self._say(f"{value.shape}")
             self.take(listed)
         else:
             self._say(f"{value.dtype} {value.shape}")
-            self.digest.update(numpy.ascontiguousarray(value).tobytes())
+            self.digest.update(numpy.ascontiguousarray(value).reshape(-1).view(numpy.uint8).data)
 
     def _say(self, *texts: str) -> None:
         self._said.append("\0".join((*texts, "\n")))
@@ -179,11 +175,11 @@ class _Walk:
     def _read_by(self, value: Any) -> Iterator[str]:
         """Yield the state of a file that an open handle reads, as far as it names it."""
         with contextlib.suppress(Exception):
-            owner = value if any(isinstance(getattr(value, name, None), str) for name in _NAMES) else value.file
-            for name in _NAMES:
-                if said := self._file(getattr(owner, name, None)):
-                    yield said
-                    return
+            for owner in (value, getattr(value, "file", None)):
+                for name in _NAMES:
+                    if said := self._file(getattr(owner, name, None)):
+                        yield said
+                        return
 
     def _file(self, named: object) -> str:
         """Return size and time of change of a file, by its path; empty where there is none."""

@@ -150,7 +150,8 @@ def checked(batch: Any) -> Any:
     """
     found = leaves(batch)
     if found and not any(isinstance(leaf, Tensor | numpy.ndarray | int | float) for _, leaf in found[:-1] or found):
-        raise TypeError(f"an image is {kind(found[0][1])}; add a transform that makes tensors")
+        advice = "leave out what has none" if found[0][1] is None else "add a transform that makes tensors"
+        raise TypeError(f"an image is {kind(found[0][1])}; {advice}")
     return batch
 
 

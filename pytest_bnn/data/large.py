@@ -9,8 +9,12 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
-from pytest_bnn.data.lazy import Flow, Read, Source, Stream, Unreadable, opened
+from pytest_bnn.data.drawn import Drawn, draws_numbers
+from pytest_bnn.data.joining import length_of
+from pytest_bnn.data.lazy import Flow, Held, Indexed, Read, Source, Stream, Unreadable
+from pytest_bnn.data.loaders import in_order, shuffles
 from pytest_bnn.data.ray_data import RayRows, is_ray_data
 from pytest_bnn.data.samples import MAX_EXAMPLES, Samples, order_of
 from pytest_bnn.errors import InputError
@@ -195,6 +199,28 @@ class LargeData:
                 + named(unreadable),
                 fix="mend or leave out these examples, or allow a larger share of them: --unreadable SHARE",
             )
+
+
+def opened(data: Any, source: str, dim: int) -> Source | Stream:
+    """Return examples that are read when they are needed; none is read yet.
+
+    Args:
+        data: What users hand over; see `pytest_bnn.data.samples.samples_of`.
+        source: How messages call it.
+        dim: The dimension that counts the examples.
+
+    Raises:
+        InputError: It is something else.
+    """
+    if isinstance(data, Samples):
+        return Held(data.item, source, data.dim)
+    if isinstance(data, DataLoader):
+        if in_order(data) or shuffles(data):
+            return Indexed(data.dataset, source, dim, data.collate_fn, data.batch_size or 1)
+        return (Drawn if draws_numbers(data) else Flow)(data, source, dim)
+    if isinstance(data, Dataset):
+        return Flow(data, source, dim) if length_of(data) is None else Indexed(data, source, dim)
+    return Held(data, source, dim)
 
 
 def named(unreadable: list[Unreadable]) -> str:

@@ -11,7 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from pytest_bnn.data.batch import rows_of
 from pytest_bnn.data.digests import of_examples
@@ -28,7 +28,7 @@ from pytest_bnn.data.joining import (
     no_batch,
     require_labels,
 )
-from pytest_bnn.data.loaders import draws_at_random, gives_single_items, in_order, own_generators_kept, shuffles
+from pytest_bnn.data.loaders import draws_at_random, gives_single_items, own_generators_kept
 from pytest_bnn.data.samples import Samples, require_dense, some
 from pytest_bnn.errors import InputError, in_words
 from pytest_bnn.network.isolation import preserved_random_state, seed_everything
@@ -207,10 +207,14 @@ class Flow:
 
     def parts(self, size: int, seed: int) -> Iterator[Read]:
         """Read all of them; an item that raises or holds NaN is unreadable, as long as the stream goes on behind it."""
+        with own_generators_kept(self._data):
+            yield from self._parts(size, seed)
+
+    def _parts(self, size: int, seed: int) -> Iterator[Read]:
         held: list[Any] = []
         unreadable: list[Unreadable] = []
         place = told = 0
-        with preserved_random_state(), own_generators_kept(self._data):
+        with preserved_random_state():
             seed_everything(seed)
             items = iter(self._data)
         while True:
@@ -268,28 +272,6 @@ class Flow:
         head = some(item, first, rows, self._dim)
         samples = Samples(item=head, rows=len(first), dim=self._dim, places=numbers[first])
         return samples, [(some(item, rest, rows, self._dim), numbers[rest])] if len(rest) else []
-
-
-def opened(data: Any, source: str, dim: int) -> Source | Stream:
-    """Return examples that are read when they are needed; nothing is read yet.
-
-    Args:
-        data: What users hand over; see `pytest_bnn.data.samples.samples_of`.
-        source: How messages call it.
-        dim: The dimension that counts the examples.
-
-    Raises:
-        InputError: It is something else.
-    """
-    if isinstance(data, Samples):
-        return Held(data.item, source, data.dim)
-    if isinstance(data, DataLoader):
-        if in_order(data) or shuffles(data):
-            return Indexed(data.dataset, source, dim, data.collate_fn, data.batch_size or 1)
-        return Flow(data, source, dim)
-    if isinstance(data, Dataset):
-        return Flow(data, source, dim) if length_of(data) is None else Indexed(data, source, dim)
-    return Held(data, source, dim)
 
 
 def not_finite(item: Any) -> str:
