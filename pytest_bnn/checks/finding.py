@@ -49,7 +49,10 @@ class NoCutError(Exception):
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """What a check found on one subject; with the check's claim it becomes Evidence."""
+    """What a check found on one subject; with the check's claim it becomes Evidence.
+
+    ``spared`` says that it would accuse, and is left open: see `of_the_first`.
+    """
 
     verdict: Verdict
     headline: str
@@ -64,6 +67,7 @@ class Finding:
     accepted: tuple[Acceptance, ...] = ()
     missing: tuple[str, ...] = ()
     explained_by: str = ""
+    spared: bool = False
 
 
 def at_fault(tensor: PosteriorTensor, finding: str) -> LayerFinding:
@@ -117,6 +121,7 @@ def of_the_first(finding: Finding, source: str, fix: str) -> Finding:
         "claim, which fails on them",
         remedy=fix,
         notes=(said, *finding.notes),
+        spared=True,
     )
 
 

@@ -19,7 +19,7 @@ from pytest_bnn.network.tree import describe, kind, leaves, mapped
 FORMS = "give (images, labels) as tensors, a Dataset of (image tensor, label), or a DataLoader"
 
 #: Items that are named where a batch cannot be made of them.
-_NAMED = 5
+_NAMED = 10
 
 
 def no_batch(given: str, error: BaseException) -> InputError:
@@ -155,29 +155,44 @@ def checked(batch: Any) -> Any:
     return batch
 
 
-def collated(items: list[Any], collate: Callable[[list[Any]], Any], given: str, numbers: Sequence[int]) -> Any:
+def collated(
+    items: list[Any], collate: Callable[[list[Any]], Any], given: str, dim: int, numbers: Sequence[Any]
+) -> Any:
     """Return items as a batch, made by the function of a loader.
 
     Args:
         items: Of a data set.
         collate: Makes batches.
         given: Who gave what, for messages.
+        dim: The dimension that counts the examples.
         numbers: Those of the items in the data set, for messages.
 
     Raises:
         InputError: It raises, or what it makes is no batch.
     """
+    plain = collate is default_collate and len(items) > 1
     try:
-        return as_tensors(checked(collate(items)))
+        made = as_tensors(checked(collate(items)))
+        require_labels(made)
+        if plain and rows_of(made, dim) != len(items):  # it goes by the first one alone
+            _require_alike(items, given, numbers)
+    except InputError:
+        raise
     except (Exception, SystemExit) as error:
-        if collate is default_collate and len(items) > 1:
-            alone = [_alone(item, given, number) for item, number in zip(items, numbers, strict=True)]
-            joined(alone, f"{given} with", 0, torch.tensor(numbers))  # says which item differs
+        if plain:
+            _require_alike(items, given, numbers)
         which = ", ".join(map(str, numbers[:_NAMED])) + (", ..." if len(numbers) > _NAMED else "")
         raise no_batch(f"{given} (items {which})", error) from error
+    return made
 
 
-def _alone(item: Any, given: str, number: int) -> Any:
+def _require_alike(items: list[Any], given: str, numbers: Sequence[Any]) -> None:
+    """Refuse items of which one differs, by its number."""
+    alone = [_alone(item, given, number) for item, number in zip(items, numbers, strict=True)]
+    joined(alone, f"{given} with", 0, torch.tensor([number if isinstance(number, int) else -1 for number in numbers]))
+
+
+def _alone(item: Any, given: str, number: Any) -> Any:
     try:
         return item_of(item)
     except (Exception, SystemExit) as error:

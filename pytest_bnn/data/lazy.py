@@ -175,7 +175,7 @@ class Indexed:
             return [_item(item, self._source, number) for item, number in zip(items, numbers, strict=True)]
         given, size = f"{self._source} gave items", self._batch
         return [
-            collated(items[at : at + size], self._collate, given, numbers[at : at + size])
+            collated(items[at : at + size], self._collate, given, self._dim, numbers[at : at + size])
             for at in range(0, len(items), size)
         ]
 
@@ -213,7 +213,7 @@ class Flow:
     def _parts(self, size: int, seed: int) -> Iterator[Read]:
         held: list[Any] = []
         unreadable: list[Unreadable] = []
-        place = told = 0
+        place = told = waiting = 0
         with preserved_random_state():
             seed_everything(seed)
             items = iter(self._data)
@@ -239,9 +239,10 @@ class Flow:
                 continue
             rows, batch = self._batch(item, place)
             held.append((batch, torch.arange(place, place + rows)))
-            place += rows
-            while sum(len(numbers) for _, numbers in held) >= size:
+            place, waiting = place + rows, waiting + rows
+            while waiting >= size:
                 part, held = self._cut(held, size)
+                waiting -= size
                 yield Read(samples=part, unreadable=tuple(unreadable[told:]))
                 told = len(unreadable)
         if held or unreadable[told:]:

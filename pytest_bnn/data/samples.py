@@ -233,23 +233,23 @@ def _by_number(
     if in_order(data) and length > limit:
         places = _subset(length, limit, seed)
         numbers = map(Tensor.tolist, places.split(data.batch_size or 1))
-        return [_batch(data, part, source) for part in numbers], places, False
+        return [_batch(data, part, source, dim) for part in numbers], places, False
     found: list[Any] = []
     read: list[Any] = []
     rows, stream = 0, numbers_of(data)
     while rows < limit and (part := next(stream, stream)) is not stream:
         read += part if isinstance(part, list) else [part]
-        found.append(_batch(data, part, source))
+        found.append(_batch(data, part, source, dim))
         rows += rows_of(found[-1], dim)
     known = len(read) == rows and all(isinstance(number, int | numpy.integer) for number in read)
     return found, torch.tensor(read) if known else None, rows > limit or (rows == limit and _goes_on(stream))
 
 
-def _batch(loader: DataLoader[Any], numbers: Any, source: str) -> Any:
+def _batch(loader: DataLoader[Any], numbers: Any, source: str, dim: int) -> Any:
     """Return what a plain loader makes of the items with these numbers."""
     if loader.batch_sampler is not None:
         items = [at(loader.dataset, number) for number in numbers]
-        return collated(items, loader.collate_fn, f"{source} gave {kind(loader)}", numbers)
+        return collated(items, loader.collate_fn, f"{source} gave {kind(loader)}", dim, numbers)
     item = loader.collate_fn(at(loader.dataset, numbers))
     return item_of(item) if gives_single_items(loader, item) else as_tensors(checked(item))
 

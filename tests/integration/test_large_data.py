@@ -436,11 +436,82 @@ def test_the_command_line_and_python_judge_large_data(tmp_path: Path, capsys: py
         audit_model(convert(teacher()), data=Pictures(60).images, max_evaluation="all")
 
 
-@pytest.mark.parametrize("given", [{"shard_size": 5}, {"unreadable": 0.5}])
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"shard_size": 5},
+        {"unreadable": 0.5},
+        {"executor": Inline()},
+        {"executor": Inline},
+        {"executor": partial(processes, 2)},
+        {"executor": Inline(), "evaluation": None},
+    ],
+)  # fmt: skip
 def test_what_is_said_of_shards_is_not_passed_over(given: dict[str, Any]) -> None:
     """Where there are none it would change nothing."""
-    with pytest.raises(InputError, match=f"{next(iter(given))} without max_evaluation"):
-        audit_model(convert(teacher()), data=Pictures(20), evaluation=Pictures(20), checks=["data.sane"], **given)
+    with pytest.raises(InputError, match=f"{next(iter(given))} without max_evaluation.*'all'.*leave out"):
+        audit_model(
+            convert(teacher()), data=Pictures(20), checks=["data.sane"], **{"evaluation": Pictures(20), **given}
+        )
+
+
+def test_an_executor_judges_what_was_opened_before() -> None:
+    """Then it is known already how many examples there are."""
+    inline = Inline()
+    large = LargeData.of(Pictures(120), shard_size=32, few=20)
+    audit_model(
+        convert(teacher(), moped_delta=0.1), teacher=teacher(), data=Pictures(60).images, evaluation=large,
+        checks=["calibration.temperature"], executor=inline, options={"calibration.temperature": {"max_passes": 8}},
+    )  # fmt: skip
+    assert inline.sizes, "it was asked"
+
+
+class Counted(Inline):
+    """Says how many there are that nobody has shut down."""
+
+    open: set[int] = set()  # noqa: RUF012  of all of them
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open.add(id(self))
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        self.open.discard(id(self))
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_workers_go_with_the_subject_where_nobody_dismisses_them(times: int) -> None:
+    """As in a notebook, where a claim is measured and the subject forgotten."""
+    judged = subject(Counted, count=60)
+    for passes in range(3, 3 + times):
+        sums(judged, passes)
+    assert len(Counted.open) == 1, "one for all passes"
+    del judged
+    gc.collect()
+    assert not Counted.open
+
+
+def test_workers_of_ones_own_stay() -> None:
+    mine = Counted()
+    judged = subject(mine, count=60)
+    sums(judged)
+    del judged
+    gc.collect()
+    assert len(Counted.open) == 1
+    mine.shutdown()
+
+
+def test_workers_go_once_and_come_again() -> None:
+    """Who dismisses them may ask again, and forget the subject then."""
+    judged = subject(Counted, count=60)
+    first = sums(judged)
+    dismiss(judged)
+    assert not Counted.open
+    assert sums(judged) == first
+    assert len(Counted.open) == 1
+    del judged
+    gc.collect()
+    assert not Counted.open
 
 
 def test_too_many_unreadable_examples_are_one_error_in_the_evidence() -> None:
