@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from pytest_bnn.checks._parcel import Parcel, StaysHereError
 from pytest_bnn.checks._predictions import evaluated, tasks_of
-from pytest_bnn.checks._shards import Job, Refused, Result, Setup, judged, perform
+from pytest_bnn.checks._shards import WHERE, Job, Refused, Result, Setup, judged, perform
 from pytest_bnn.checks._slices import names_of
 from pytest_bnn.checks._tallies import Tally, merged
 from pytest_bnn.checks.finding import NotHereError
@@ -27,6 +27,9 @@ from pytest_bnn.subject import Subject
 
 #: Examples by which workers find out how the networks take them.
 _FEW = 4
+
+#: So many times as long as for all before, a stream may give examples that it gave already.
+_ROUNDS = 4
 
 #: Between looks at the labels there are so many times as many shards.
 _GROWTH = 1.5
@@ -61,7 +64,10 @@ class Look:
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class _Sum:
-    """The shards that are judged so far: `Look` of them, with the digests of the examples that count."""
+    """The shards that are judged so far: `Look` of them, with the digests of the examples that count.
+
+    ``repeating`` are those at the end in which each example was in an earlier one.
+    """
 
     tally: Tally | None = None
     shards: int = 0
@@ -69,6 +75,7 @@ class _Sum:
     unreadable: tuple[Unreadable, ...] = ()
     shares: bool = False
     cut: bool = False
+    repeating: int = 0
     digests: NDArray[numpy.uint64]
 
 
@@ -142,15 +149,25 @@ class Shards:
                 unreadable=(*before.unreadable, *result.unreadable),
                 shares=before.shares or result.shares,
                 cut=job.part.cut,
+                repeating=before.repeating + 1 if repeated.all() and len(repeated) else 0,
                 digests=numpy.union1d(before.digests, result.digests),
             )
             so_far(f"{now.tried:,}{f' of {self._large.total:,}' if self._large.total else ''} examples judged")
             self._large.require_readable(list(now.unreadable), now.tried)
+            self._require_an_end(now)
             if result.tally is not None and (now.shards >= due or now.tried == self._large.total):
                 yield self._look(last=now.tried == self._large.total)
                 due = self._next_due()
         if self._sum.tally is not None and self._sum.shards > self._looked:
             yield self._look(last=True)
+
+    def _require_an_end(self, now: _Sum) -> None:
+        """Refuse a stream that begins again and again, for which more examples are waited for that never come."""
+        if self._large.total is None and now.repeating > _ROUNDS * (now.shards - now.repeating):
+            raise InputError(
+                f"{WHERE} gives the same {len(now.digests)} examples again and again: of {now.tried} no other one came",
+                fix=f"let the stream end behind the last one, or say how many are judged: {WHERE}-images N",
+            )
 
     @property
     def _looked(self) -> int:

@@ -122,8 +122,10 @@ class LargeData:
         wanted = few if most is None else min(few, most)
         read = _few(made, wanted, seed)
         if read.samples is None:
-            why = f": {read.unreadable[0]}" if read.unreadable else ""
-            raise InputError(f"{source} gave no example that can be read{why}", fix="give at least one image")
+            if not read.unreadable:
+                raise InputError(f"{source} is empty", fix="give at least one image")
+            why = named(list(read.unreadable))
+            raise InputError(f"{source} gave no example that can be read: {why}", fix="give at least one image")
         numbers = sum(tensor.numel() for tensor in tensors(read.samples.item)) // read.samples.rows
         size = shard_size or max(1, min(_ROWS, _NUMBERS // max(1, numbers)))
         found = cls(

@@ -32,7 +32,7 @@ from pytest_bnn.data.loaders import draws_at_random, gives_single_items, own_gen
 from pytest_bnn.data.samples import Samples, require_dense, some
 from pytest_bnn.errors import InputError, in_words
 from pytest_bnn.network.isolation import preserved_random_state, seed_everything
-from pytest_bnn.network.tree import kind, mapped
+from pytest_bnn.network.tree import kind, mapped, tensors
 
 #: Characters of an error of the user's data in a message.
 _LONGEST = 200
@@ -109,6 +109,12 @@ class Held:
         try:
             self._rows = rows_of(self._tree, dim)
         except ValueError as error:
+            if not tensors(self._tree):
+                raise InputError(
+                    f"{source} gave {kind(tree)}, which is no tensor, array, Dataset or DataLoader",
+                    fix="give (images, labels), a Dataset of such, or a stream as an IterableDataset, whose __iter__ "
+                    "begins anew",
+                ) from error
             raise InputError(
                 f"{source} gave {kind(tree)} without examples", fix="give (images, labels), or a Dataset of such"
             ) from error

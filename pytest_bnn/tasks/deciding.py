@@ -189,7 +189,9 @@ def _by_indices(labels: Tensor, outputs: int, gradient: Gradient) -> _Found | No
     if found is not None and found.ndim == 2 and _sums_to_zero(found):
         return None
     words = f"the labels go from {int(counted.min())} to {int(counted.max())}, and there are {outputs} outputs"
-    return _Found("unknown", f"{words}, so that they are no indices of classes: {_ASK}")
+    return _Found(
+        "unknown", f"{words}, so that they are no indices of classes: {_DECLARE}, or give class indices from 0"
+    )
 
 
 def _by_places(rows: Tensor, labels: Tensor, gradient: Gradient) -> _Found | None:

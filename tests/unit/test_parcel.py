@@ -108,12 +108,11 @@ def test_a_process_that_is_killed_leaves_nothing(by: signal.Signals, tmp_path: P
         print(parcel.content, flush=True)
         time.sleep(600)
     """
-    one = subprocess.Popen(
-        [sys.executable, "-c", dedent(script)], stdout=subprocess.PIPE, env={**os.environ, "TMPDIR": str(tmp_path)}
-    )
-    assert one.stdout is not None
-    path = Path(one.stdout.readline().decode().strip())
-    assert path.exists()
-    one.send_signal(by)
-    one.wait(60)
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    with subprocess.Popen([sys.executable, "-c", dedent(script)], stdout=subprocess.PIPE, env=environment) as one:
+        assert one.stdout is not None
+        path = Path(one.stdout.readline().decode().strip())
+        assert path.exists()
+        one.send_signal(by)
+        one.wait(60)
     assert not [*tmp_path.iterdir()]
