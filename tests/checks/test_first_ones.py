@@ -23,6 +23,7 @@ from pytest_bnn.checks import (
     measure_uncertainty_errors,
     measure_uncertainty_ood,
     measure_uncertainty_shift,
+    registry,
 )
 from pytest_bnn.checks.finding import Finding
 from pytest_bnn.data.large import LargeData
@@ -252,12 +253,14 @@ def test_claims_that_are_not_about_data_are_not_spared() -> None:
 
 
 def test_nor_accuses_a_check_of_ones_own() -> None:
-    @check("mine.rule", claim="Everything is fine.", needs=("images",), of_data=True)
-    def rule(subject: Subject) -> Finding:
-        return Finding(verdict=Verdict.FAIL, headline="nothing is")
+    with registry.kept():
 
-    assert rule.measure(Says(), images=data()[0]).verdict is Verdict.FAIL
-    assert rule.measure(Says(), images=first_of(*data())).verdict is Verdict.WARN
+        @check("mine.rule", claim="Everything is fine.", needs=("images",), of_data=True)
+        def rule(subject: Subject) -> Finding:
+            return Finding(verdict=Verdict.FAIL, headline="nothing is")
+
+        assert rule.measure(Says(), images=data()[0]).verdict is Verdict.FAIL
+        assert rule.measure(Says(), images=first_of(*data())).verdict is Verdict.WARN
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,10 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 from torchvision.datasets import ImageFolder
 
+from pytest_bnn.audit.named import Named
 from pytest_bnn.data.holdings import of_data_set
 from pytest_bnn.data.large import LargeData
+from pytest_bnn.many.key import _examples
 
 
 class Holds(Dataset[tuple[Tensor, int]]):
@@ -282,3 +284,57 @@ def test_a_stream_is_known_by_the_files_that_it_names(wrap: Callable[[Any], Any]
     assert read(wrap(Shards([str(path)]))) == first
     change(path)
     assert read(wrap(Shards([str(path)]))) != first
+
+
+def test_a_series_on_large_data_begins_anew_where_its_data_set_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two of forty examples are held in memory, and the file that changed is of another one."""
+    (tmp_path / "held_net.py").write_text(SERIES)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "pictures").mkdir()
+    paths = [touch(tmp_path / "pictures" / f"{number}.pt") for number in range(40)]
+    monkeypatch.setenv("HELD_PICTURES", str(tmp_path / "pictures"))
+    named = Named(
+        model="held_net:net", evaluation="held_net:held_out", evaluation_images="all", shard_size=10, images=2
+    )  # fmt: skip
+
+    def key() -> list[str]:
+        return _examples(named.load(), 0)
+
+    before = key()
+    assert key() == before
+    places = named.load().evaluation.few.places.tolist()
+    assert 7 not in places
+    change(Path(paths[7]))
+    assert key() != before
+    touch(Path(paths[7]))
+    assert key() == before
+
+
+SERIES = """
+import os
+from pathlib import Path
+import torch
+from torch import nn
+from torch.utils.data import Dataset
+
+
+class Folder(Dataset):
+    def __init__(self, folder):
+        self.samples = [(str(path), number % 2) for number, path in enumerate(sorted(Path(folder).iterdir()))]
+
+    def __len__(self):
+        return len(self.samples)
+
+    def __getitem__(self, number):
+        return torch.full((3,), float(number)), self.samples[number][1]
+
+
+def net():
+    return nn.Linear(3, 2).eval()
+
+
+def held_out():
+    return Folder(os.environ["HELD_PICTURES"])
+"""
