@@ -121,13 +121,8 @@ def test_nor_does_one_about_shifts() -> None:
     assert any(WORDS in note for note in told.notes)
 
 
-@pytest.mark.parametrize(
-    "measure",
-    [
-        pytest.param(measure_regression_scores, marks=pytest.mark.nightly("its bounds of means take seconds")),
-        measure_regression_coverage,
-    ],
-)  # fmt: skip
+@pytest.mark.nightly("bounds of means take seconds; uncertainty.errors goes the same way")
+@pytest.mark.parametrize("measure", [measure_regression_scores, measure_regression_coverage])
 def test_nor_does_one_about_numbers(measure: Callable[..., Evidence]) -> None:
     columns = examples(401)
     wrong = {"shift": 1.5} if measure is measure_regression_scores else {"wider": 8.0}
