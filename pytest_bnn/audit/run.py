@@ -204,7 +204,10 @@ def subject_of(
             said = {"shard_size": shard_size is not None, "unreadable": unreadable != UNREADABLE}
             said["executor"] = executor is not None
             if name := next((name for name, given in said.items() if given), ""):
-                raise InputError(f"{name} without max_evaluation", fix="say how many examples are judged by shards")
+                raise InputError(
+                    f"{name} without max_evaluation",
+                    fix=f"say how many examples are judged by shards, or 'all'; or leave out {name}=",
+                )
             return taken(examples)
         if examples is None:
             raise InputError("max_evaluation without evaluation", fix="give the labelled examples as evaluation=")

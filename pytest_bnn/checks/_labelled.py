@@ -159,7 +159,7 @@ def beside_labels(judged: Subject, passes: int, where: str = "") -> Labelled:
     with naming(where):
         found = predicted(judged, passes)
     if found.presumed:
-        raise NotHereError(found.presumed)
+        raise NotHereError(_no_classes(given, where or "--data") or found.presumed)
     labels = classes_of(judged, given, task)
     if labels is None:
         whose, shape = where or "--data", "[N, ...]" if task.kind == "dense" else "[N]"
@@ -173,6 +173,29 @@ def beside_labels(judged: Subject, passes: int, where: str = "") -> Labelled:
     return Labelled(
         predicted=part_of(found, kept), labels=labels[kept], rows=kept, left_out=len(labels) - len(kept)
     )  # fmt: skip
+
+
+def _no_classes(labels: object, whose: str) -> str:
+    """Say why labels do not tell that the outputs are scores of classes; empty where they are none that could."""
+    if not isinstance(labels, Tensor) or not labels.numel() or labels.is_complex():
+        return ""
+    said = f"the labels are {str(labels.dtype).removeprefix('torch.')} {list(labels.shape)}"
+    if labels.is_floating_point() and bool((labels == labels.round()).all()):
+        if labels.ndim == 1 or labels.shape[1:].numel() == 1:
+            return (
+                f"{said}, and class indices are whole numbers: let {whose} return (images, labels.long()"
+                f"{'.flatten()' if labels.ndim > 1 else ''}); where they are quantities, give --task regression"
+            )
+        return f"{said}, which are no class indices [N]: let {whose} return (images, class indices [N])"
+    if labels.is_floating_point():
+        return (
+            f"{said} with fractions, which are neither class indices nor shares that sum to 1: let {whose} return "
+            "(images, class indices [N]) as whole numbers, or give --task regression where they are quantities"
+        )
+    return (
+        f"{said}, from {labels.min()} to {labels.max()}, which do not tell that the outputs are scores of classes: let "
+        f"{whose} return class indices [N] from 0, or give --task classification"
+    )
 
 
 def labelled(subject: Subject, passes: int) -> Labelled:

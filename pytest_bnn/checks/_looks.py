@@ -11,8 +11,9 @@ from functools import cached_property
 import numpy
 from numpy.typing import NDArray
 
+from pytest_bnn.checks._parcel import Parcel, StaysHereError
 from pytest_bnn.checks._predictions import evaluated, tasks_of
-from pytest_bnn.checks._shards import Job, Parcel, Refused, Result, Setup, StaysHereError, judged, perform
+from pytest_bnn.checks._shards import WHERE, Job, Refused, Result, Setup, judged, perform
 from pytest_bnn.checks._slices import names_of
 from pytest_bnn.checks._tallies import Tally, merged
 from pytest_bnn.checks.finding import NotHereError
@@ -26,6 +27,9 @@ from pytest_bnn.subject import Subject
 
 #: Examples by which workers find out how the networks take them.
 _FEW = 4
+
+#: So many times as long as for all before, a stream may give examples that it gave already.
+_ROUNDS = 4
 
 #: Between looks at the labels there are so many times as many shards.
 _GROWTH = 1.5
@@ -44,6 +48,7 @@ class Look:
         no_groups: What the user's ``slices`` raised, where it did.
         stays_here: Why this process judged them though others could have helped; empty where they did.
         last: Whether there are no more.
+        cut: Whether the stream that they come from goes on behind them.
     """
 
     tally: Tally
@@ -54,17 +59,23 @@ class Look:
     no_groups: InputError | None
     stays_here: str
     last: bool
+    cut: bool
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class _Sum:
-    """The shards that are judged so far: `Look` of them, with the digests of the examples that count."""
+    """The shards that are judged so far: `Look` of them, with the digests of the examples that count.
+
+    ``repeating`` are those at the end in which each example was in an earlier one.
+    """
 
     tally: Tally | None = None
     shards: int = 0
     tried: int = 0
     unreadable: tuple[Unreadable, ...] = ()
     shares: bool = False
+    cut: bool = False
+    repeating: int = 0
     digests: NDArray[numpy.uint64]
 
 
@@ -137,15 +148,26 @@ class Shards:
                 tried=before.tried + result.tried,
                 unreadable=(*before.unreadable, *result.unreadable),
                 shares=before.shares or result.shares,
+                cut=job.part.cut,
+                repeating=before.repeating + 1 if repeated.all() and len(repeated) else 0,
                 digests=numpy.union1d(before.digests, result.digests),
             )
             so_far(f"{now.tried:,}{f' of {self._large.total:,}' if self._large.total else ''} examples judged")
             self._large.require_readable(list(now.unreadable), now.tried)
+            self._require_an_end(now)
             if result.tally is not None and (now.shards >= due or now.tried == self._large.total):
                 yield self._look(last=now.tried == self._large.total)
                 due = self._next_due()
         if self._sum.tally is not None and self._sum.shards > self._looked:
             yield self._look(last=True)
+
+    def _require_an_end(self, now: _Sum) -> None:
+        """Refuse a stream that begins again and again, for which more examples are waited for that never come."""
+        if self._large.total is None and now.repeating > _ROUNDS * (now.shards - now.repeating):
+            raise InputError(
+                f"{WHERE} gives the same {len(now.digests)} examples again and again: of {now.tried} no other one came",
+                fix=f"let the stream end behind the last one, or say how many are judged: {WHERE}-images N",
+            )
 
     @property
     def _looked(self) -> int:
@@ -160,7 +182,7 @@ class Shards:
         now = self._sum
         assert now.tally is not None
         return Look(tally=now.tally, shards=now.shards, tried=now.tried, unreadable=now.unreadable, shares=now.shares,
-                    no_groups=self._no_groups, stays_here=self._stays_here, last=last)  # fmt: skip
+                    no_groups=self._no_groups, stays_here=self._stays_here, last=last, cut=now.cut)  # fmt: skip
 
     def _results(self, judged_before: int) -> Iterator[tuple[Job, Result]]:
         """Yield the shards behind the first ones, in their order, whoever judges them."""

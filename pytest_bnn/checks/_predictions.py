@@ -264,5 +264,5 @@ def classes_of(subject: Subject, given: object, task: Task) -> Tensor | None:
 def in_two_looks(judge: Callable[[int], Finding], passes: int, first: int = FIRST) -> Finding:
     """Judge by the mean of the ``first`` few passes, and by that of ``passes`` before anything is accused."""
     found = judge(min(first, passes))
-    accuses = found.verdict in (Verdict.FAIL, Verdict.WARN)
+    accuses = found.spared or found.verdict in (Verdict.FAIL, Verdict.WARN)
     return judge(passes) if accuses and passes > first else found

@@ -2,17 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
-import pickle
-import sys
-import tempfile
 import threading
-import weakref
 from collections.abc import Mapping
-from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy
@@ -22,6 +14,7 @@ from torch import nn
 
 from pytest_bnn.checks import _kept
 from pytest_bnn.checks._labelled import Labelled, beside_labels
+from pytest_bnn.checks._parcel import unpacked
 from pytest_bnn.checks._predictions import read_as
 from pytest_bnn.checks._tallies import Tally
 from pytest_bnn.checks.finding import NotHereError
@@ -31,7 +24,6 @@ from pytest_bnn.data.repeats import digests_of
 from pytest_bnn.data.samples import Samples
 from pytest_bnn.errors import InputError, PytestBnnError, in_words
 from pytest_bnn.options import Settings, using
-from pytest_bnn.sampling.shards import require_no_forks
 from pytest_bnn.sampling.threads import limited
 from pytest_bnn.subject import Subject
 from pytest_bnn.tasks.task import Task
@@ -179,64 +171,6 @@ def _grouped(found: Labelled, samples: Samples, groups: Mapping[int, str]) -> di
     return {name: found.part(torch.tensor(rows)) for name, rows in sorted(members.items())}
 
 
-class StaysHereError(InputError):
-    """The model, its teacher or the data cannot be sent to another process."""
-
-
-class Parcel:
-    """What goes to workers once: a file for processes of this machine, an object of the cluster, or the bytes.
-
-    Raises:
-        StaysHereError: What every shard needs cannot be sent.
-        InputError: The executor forks, or there is no room for a file.
-    """
-
-    def __init__(self, setup: Setup, executor: Executor) -> None:
-        require_no_forks(executor)
-        try:
-            packed = pickle.dumps((sys.path, pickle.dumps(setup)))
-        except Exception as error:
-            raise StaysHereError(
-                f"the model, its teacher or the data cannot be sent to other processes ({in_words(error)})",
-                fix="define their classes in a module, without lambda functions; or judge them in this process: "
-                "with --jobs 1, or without executor=",
-            ) from error
-        self.digest = hashlib.sha256(packed).hexdigest()
-        put = getattr(executor, "put", None)
-        self.content: Any = packed
-        if put is not None:
-            self.content = put(packed)
-        elif isinstance(executor, ProcessPoolExecutor | ThreadPoolExecutor):
-            self.content = _written(packed)
-            weakref.finalize(self, Path(self.content).unlink, missing_ok=True)
-
-    @property
-    def shared(self) -> tuple[str, Any]:
-        """The arguments of `perform` before the job."""
-        return self.digest, self.content
-
-
-def _written(packed: bytes) -> str:
-    try:
-        folder = tempfile.gettempdir()
-        handle, path = tempfile.mkstemp(prefix="pytest-bnn-", dir=folder)
-        os.close(handle)
-    except OSError as error:
-        raise InputError(
-            f"there is no folder for what other processes need ({in_words(error)})",
-            fix="set TMPDIR to a folder that can be written to",
-        ) from error
-    try:
-        Path(path).write_bytes(packed)
-    except OSError as error:
-        Path(path).unlink(missing_ok=True)
-        raise InputError(
-            f"the model cannot be written for other processes ({in_words(error)})",
-            fix=f"make room in {folder}, or set TMPDIR to a folder with room",
-        ) from error
-    return path
-
-
 #: What this process has unpacked, by its digest: one parcel at a time.
 _unpacked: dict[str, tuple[Subject, Setup]] = {}
 
@@ -247,7 +181,7 @@ def perform(digest: str, content: Any, job: Job) -> Result | Refused:
         if digest not in _unpacked:
             try:
                 _unpacked.clear()
-                _unpacked[digest] = _unpack(content)
+                _unpacked[digest] = _unpack(digest, content)
             except Exception as error:
                 return Refused(
                     problem=f"a worker cannot take the model ({in_words(error)})",
@@ -256,10 +190,7 @@ def perform(digest: str, content: Any, job: Job) -> Result | Refused:
         return judged(*_unpacked[digest], job)
 
 
-def _unpack(content: Any) -> tuple[Subject, Setup]:
-    packed = Path(content).read_bytes() if isinstance(content, str) else content
-    paths, inner = pickle.loads(packed)  # noqa: S301  written by us, a moment ago
-    sys.path.extend(path for path in paths if path not in sys.path)
-    setup: Setup = pickle.loads(inner)  # noqa: S301
+def _unpack(digest: str, content: Any) -> tuple[Subject, Setup]:
+    setup: Setup = unpacked(digest, content)
     with using(setup.settings), limited(1):
         return setup.subject(), setup

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+from pytest_bnn.checks._first import on_evaluated
 from pytest_bnn.checks._knowing import require_known
 from pytest_bnn.checks._labelled import Labels, labelled, require_exact, require_model_knows, require_some
 from pytest_bnn.checks._looks import Look, shards_of
@@ -12,7 +13,6 @@ from pytest_bnn.checks._shards import WHERE
 from pytest_bnn.checks._summed import Summed
 from pytest_bnn.checks.finding import Finding, NeverHereError, NotHereError, of_the_first
 from pytest_bnn.data.large import LargeData, named
-from pytest_bnn.data.lazy import Flow
 from pytest_bnn.errors import InputError
 from pytest_bnn.records.evidence import Measurement, Verdict
 from pytest_bnn.subject import Subject
@@ -49,11 +49,12 @@ def on_labels(
         found = labelled(subject, passes)
         if calibrated:
             require_model_knows(found)
-        return judge(found)
+        return on_evaluated(subject, judge(found))
     shards = shards_of(subject, passes, subject.large)
-    in_its_order = isinstance(subject.large.data, Flow)
+    in_its_order, cut = subject.large.may_be_sorted, False
     finding: Finding | NotHereError | None = None
     for number, look in enumerate(shards.looks(), 1):
+        cut = look.cut
         try:
             finding = judge(_usable(look, number, calibrated=calibrated))
         except NotHereError as error:
@@ -75,17 +76,18 @@ def on_labels(
         )
     if isinstance(finding, NotHereError):
         raise finding
-    if in_its_order and subject.large.limit is not None and finding.verdict in (Verdict.FAIL, Verdict.WARN):
-        return of_the_first(
-            finding,
-            "a stream",
-            f"judge all of it ({WHERE}-images all), or give a Dataset with a length, of which a random subset is taken",
+    if in_its_order and cut:
+        fix = (
+            f"judge all of it ({WHERE}-images all, max_evaluation='all' in Python), or give a Dataset with a length, "
+            "of which a random subset is taken"
         )
+        return of_the_first(finding, f"a stream ({WHERE})", fix)
     return finding
 
 
 def on_few(subject: Subject, finding: Finding) -> Finding:
-    """Say of a finding that it is about those examples that memory holds, where there are more."""
+    """Say of a finding that it is about those examples that memory holds, where there are more; they may be sorted."""
+    finding = on_evaluated(subject, finding)
     if subject.large is None or finding.verdict is Verdict.NOT_APPLICABLE:
         return finding
     total = subject.large.total

@@ -49,7 +49,10 @@ class NoCutError(Exception):
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """What a check found on one subject; with the check's claim it becomes Evidence."""
+    """What a check found on one subject; with the check's claim it becomes Evidence.
+
+    ``spared`` says that it would accuse, and is left open: see `of_the_first`.
+    """
 
     verdict: Verdict
     headline: str
@@ -64,6 +67,7 @@ class Finding:
     accepted: tuple[Acceptance, ...] = ()
     missing: tuple[str, ...] = ()
     explained_by: str = ""
+    spared: bool = False
 
 
 def at_fault(tensor: PosteriorTensor, finding: str) -> LayerFinding:
@@ -97,20 +101,27 @@ def not_applicable(why: str, missing: tuple[str, ...] = ()) -> Finding:
 
 
 def of_the_first(finding: Finding, source: str, fix: str) -> Finding:
-    """Return a finding about the first examples of a stream as an open question: they may be sorted.
+    """Return a finding about the first examples of a stream, which may be sorted: what fails on them is left open.
 
     Args:
-        finding: That the claim fails on them.
+        finding: What they say.
         source: How messages call the stream.
         fix: What to give in its place.
     """
+    if finding.verdict in (Verdict.NOT_APPLICABLE, Verdict.ERROR):
+        return finding
+    if finding.verdict not in (Verdict.FAIL, Verdict.WARN):
+        note = f"judged on the first examples of {source}, which goes on behind them and may be sorted"
+        return dataclasses.replace(finding, notes=(*finding.notes, note))
     said = finding.headline[:1].upper() + finding.headline[1:]
     return dataclasses.replace(
         finding,
         verdict=Verdict.INCONCLUSIVE,
-        headline=f"the first examples of {source}, which may be sorted, do not decide the claim, which fails on them",
+        headline=f"the first examples of {source}, which goes on behind them and may be sorted, do not decide the "
+        "claim, which fails on them",
         remedy=fix,
         notes=(said, *finding.notes),
+        spared=True,
     )
 
 

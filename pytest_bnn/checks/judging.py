@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from pytest_bnn.checks._first import on_first_ones
 from pytest_bnn.checks.choices import Severity
 from pytest_bnn.checks.declaration import Declaration
 from pytest_bnn.checks.finding import (
@@ -20,7 +21,6 @@ from pytest_bnn.checks.finding import (
     NoCutError,
     NotHereError,
     not_applicable,
-    of_the_first,
     raised_remedy,
 )
 from pytest_bnn.errors import PytestBnnError, in_words
@@ -63,15 +63,17 @@ def judged(
     subject.samplers.clear()
     if not inside_an_audit:
         begin(Event(subject=subject.name, check=check.id))
-    finding = _found(subject, lambda it: _premise(check, it, severity) or find(it), inside_an_audit)
+    ours = check.where.startswith("pytest_bnn.")  # others say it as they want it said
+
+    def of_its_data(it: Subject) -> Finding:
+        found = find(it)
+        return on_first_ones(it, found) if check.of_data and not ours else found  # ours say which examples they take
+
+    finding = _found(subject, lambda it: _premise(check, it, severity) or of_its_data(it), inside_an_audit)
     if inside_an_audit:
         give_memory_back()
-    if check.of_data and finding.verdict is Verdict.FAIL and subject.large is None and subject.evaluated.cut:
-        finding = of_the_first(finding, "the data, a stream that goes on", _OTHER_DATA)
     if check.of_data and finding.verdict is Verdict.INCONCLUSIVE and not _must_decide():
-        note = (
-            "too few labels or examples to decide the claim count as a warning; --inconclusive fail makes it a failure"
-        )
+        note = "examples that do not decide the claim count as a warning; --inconclusive fail makes it a failure"
         finding = replace(finding, verdict=Verdict.WARN, notes=(*finding.notes, note))
     if severity == "warn" and finding.verdict in (Verdict.FAIL, Verdict.INCONCLUSIVE):
         word = {"fail": "a failure", "inconclusive": "an undecided claim"}[finding.verdict.value]
@@ -79,7 +81,6 @@ def judged(
         finding = replace(finding, verdict=Verdict.WARN, notes=(*finding.notes, note))
     with float64_for(where(subject.model)):
         stage = subject.stage
-    ours = check.where.startswith("pytest_bnn.")  # others say it as they want it said
     write, of_layer = (_sentence, _of_layer) if ours else (str, str)
     notes = finding.notes + _notes(check, subject, finding)
     evidence = Evidence(
@@ -109,12 +110,6 @@ def judged(
     record(evidence)
     return evidence
 
-
-#: What to give in place of a stream.
-_OTHER_DATA = (
-    "give a Dataset with a length, of which a random subset is taken, a loader that shuffles one, or the whole stream: "
-    "--images with as many as it has"
-)
 
 #: A first word that is one: no path, no call and no name with a dot or an underscore in it.
 _WORD = re.compile(r"[a-z]+(?=[\s,;:'\u2019)]|-[a-z]|$)")

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import re
-import stat
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-import numpy
 import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.rnn import PackedSequence
-from torch.utils.data import Dataset
 
-from pytest_bnn.network.tree import is_inner, leaves
+from pytest_bnn.network.tree import leaves
 
 
 def of_state(state: Mapping[str, Any]) -> str:
@@ -52,49 +48,6 @@ def of_examples(tree: Any, *, objects: bool = False) -> str:
             said = re.sub(r" at 0x[0-9a-f]+", "", repr(leaf))
             digest.update(f"{name} {said}".encode("utf-8", "backslashreplace"))
     return digest.hexdigest()
-
-
-def of_data_set(data: Dataset[Any]) -> str:
-    """Return the digest of what a data set holds, without reading its items one by one.
-
-    That is: its tensors and arrays; the texts and numbers in its lists and dictionaries; of files that these name, as
-    torchvision's folders do, size and time of change; and the same of data sets in it. What it has elsewhere is not
-    seen.
-    """
-    digest, seen = hashlib.sha256(), set[int]()
-
-    def take_in(name: str, value: Any) -> None:
-        if id(value) in seen:
-            return
-        seen.add(id(value))
-        digest.update(f"{name} {type(value).__qualname__}".encode())
-        if isinstance(value, Dataset):
-            for key, inner in sorted(vars(value).items()):
-                take_in(key, inner)
-            return
-        for key, leaf in leaves(value):
-            if isinstance(leaf, numpy.ndarray) and leaf.dtype.kind in "biufc":
-                take(digest, key, torch.from_numpy(numpy.ascontiguousarray(leaf)))
-            elif isinstance(leaf, Tensor):
-                take(digest, key, leaf)
-            elif isinstance(leaf, Dataset):
-                take_in(key, leaf)
-            elif is_inner(value) and isinstance(leaf, str | Path | int | float | bool):
-                digest.update(f"{key} {leaf!r} {_of_file(leaf)}".encode("utf-8", "backslashreplace"))
-
-    take_in("", data)
-    return digest.hexdigest()
-
-
-def _of_file(named: object) -> str:
-    """Return size and time of change of a file, by its path; empty where there is none."""
-    if not isinstance(named, str | Path) or not str(named):
-        return ""
-    try:
-        found = Path(named).stat()
-    except (OSError, ValueError):
-        return ""
-    return f"{found.st_size} {found.st_mtime_ns}" if stat.S_ISREG(found.st_mode) else ""
 
 
 def take(digest: Any, name: str, tensor: Tensor) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy
@@ -16,6 +17,9 @@ from pytest_bnn.network.tree import describe, kind, leaves, mapped
 
 #: What data may be, as a remedy.
 FORMS = "give (images, labels) as tensors, a Dataset of (image tensor, label), or a DataLoader"
+
+#: Items that are named where a batch cannot be made of them.
+_NAMED = 10
 
 
 def no_batch(given: str, error: BaseException) -> InputError:
@@ -66,11 +70,22 @@ def require_labels(item: Any) -> None:
 
 
 class ItemError(Exception):
-    """One item of a data set cannot be read; the cause is chained."""
+    """One item of a data set cannot be read, or is none of which a batch can be made; the cause is chained."""
 
-    def __init__(self, place: int) -> None:
+    def __init__(self, place: int, *, read: bool = False) -> None:
         super().__init__(place)
         self.place = place
+        self.read = read
+
+    def told(self, source: str, data: Any) -> InputError:
+        """Return it as an error of what users gave."""
+        cause = self.__cause__
+        if self.read and cause is not None:
+            return no_batch(f"{source}: item {self.place} of {kind(data)} is one", cause)
+        return InputError(
+            f"{source}: item {self.place} of {kind(data)} raised {type(cause).__name__}: {cause}",
+            fix="mend or leave out that item: the audit reads it as data[number]",
+        )
 
 
 def at(data: Any, place: int) -> Any:
@@ -83,6 +98,19 @@ def at(data: Any, place: int) -> Any:
         return data[place]
     except (Exception, SystemExit) as error:
         raise ItemError(place) from error
+
+
+def batch_at(data: Any, place: int) -> Any:
+    """Return an item of a data set as a batch of one example.
+
+    Raises:
+        ItemError: It cannot be read, or no batch can be made of it.
+    """
+    item = at(data, place)
+    try:
+        return item_of(item)
+    except (Exception, SystemExit) as error:
+        raise ItemError(place, read=True) from error
 
 
 def length_of(data: Any) -> int | None:
@@ -122,12 +150,63 @@ def checked(batch: Any) -> Any:
     """
     found = leaves(batch)
     if found and not any(isinstance(leaf, Tensor | numpy.ndarray | int | float) for _, leaf in found[:-1] or found):
-        raise TypeError(f"an image is {kind(found[0][1])}; add a transform that makes tensors")
+        advice = "leave out what has none" if found[0][1] is None else "add a transform that makes tensors"
+        raise TypeError(f"an image is {kind(found[0][1])}; {advice}")
     return batch
 
 
-def joined(batches: list[Any], given: str, dim: int) -> Any:
+def collated(
+    items: list[Any], collate: Callable[[list[Any]], Any], given: str, dim: int, numbers: Sequence[Any]
+) -> Any:
+    """Return items as a batch, made by the function of a loader.
+
+    Args:
+        items: Of a data set.
+        collate: Makes batches.
+        given: Who gave what, for messages.
+        dim: The dimension that counts the examples.
+        numbers: Those of the items in the data set, for messages.
+
+    Raises:
+        InputError: It raises, or what it makes is no batch.
+    """
+    plain = collate is default_collate and len(items) > 1
+    try:
+        made = as_tensors(checked(collate(items)))
+        require_labels(made)
+        if plain and rows_of(made, dim) != len(items):  # it goes by the first one alone
+            _require_alike(items, given, numbers)
+    except InputError:
+        raise
+    except (Exception, SystemExit) as error:
+        if plain:
+            _require_alike(items, given, numbers)
+        which = ", ".join(map(str, numbers[:_NAMED])) + (", ..." if len(numbers) > _NAMED else "")
+        raise no_batch(f"{given} (items {which})", error) from error
+    return made
+
+
+def _require_alike(items: list[Any], given: str, numbers: Sequence[Any]) -> None:
+    """Refuse items of which one differs, by its number."""
+    alone = [_alone(item, given, number) for item, number in zip(items, numbers, strict=True)]
+    joined(alone, f"{given} with", 0, torch.tensor([number if isinstance(number, int) else -1 for number in numbers]))
+
+
+def _alone(item: Any, given: str, number: Any) -> Any:
+    try:
+        return item_of(item)
+    except (Exception, SystemExit) as error:
+        raise no_batch(f"{given}: item {number} is one", error) from error
+
+
+def joined(batches: list[Any], given: str, dim: int, numbers: Tensor | None = None) -> Any:
     """Join batches of one structure into one.
+
+    Args:
+        batches: In the order of their examples.
+        given: Who gave what, for messages.
+        dim: The dimension that counts the examples.
+        numbers: Those of the examples in the user's data, for messages; as they come when None.
 
     Raises:
         InputError: Their tensors differ in size beside the dimension of the examples.
@@ -136,13 +215,25 @@ def joined(batches: list[Any], given: str, dim: int) -> Any:
         return as_tensors(batches[0])
     named = [_named(as_tensors(batch), dim) for batch in batches]
     names = [name for name, _ in named[0]]
-    if any([name for name, _ in parts] != names for parts in named):
+
+    def which(odd: int) -> str:
+        """Say which example the first one of a batch is."""
+        before = sum(rows_of(batch, dim) for batch in batches[:odd])
+        number = before if numbers is None or before >= len(numbers) else int(numbers[before])
+        return f"number {number}" + (" or one soon after it" if rows_of(batches[odd], dim) > 1 else "")
+
+    odd = _odd([tuple(name for name, _ in parts) for parts in named])
+    if odd is not None:
+        usual = batches[0] if odd else batches[1]
         raise InputError(
-            f"{given} items of different structure: {describe(batches[0])} and others",
+            f"{given} items of different structure: {which(odd)} is {describe(batches[odd])}, another one "
+            f"{describe(usual)}",
             fix="give every item the same fields",
         )
     columns = zip(*([leaf for _, leaf in parts] for parts in named), strict=True)
-    columns_joined = iter([_column(name, list(parts), given, dim) for name, parts in zip(names, columns, strict=True)])
+    columns_joined = iter(
+        [_column(name, list(parts), given, dim, which) for name, parts in zip(names, columns, strict=True)]
+    )
     first = as_tensors(batches[0])
     return mapped(first, lambda _: next(columns_joined), per_example(rows_of(first, dim)))
 
@@ -151,16 +242,25 @@ def _named(batch: Any, dim: int) -> list[tuple[str, Any]]:
     return leaves(batch, stop=per_example(rows_of(batch, dim)))
 
 
-def _column(name: str, parts: list[Any], given: str, dim: int) -> Any:
+def _odd(forms: list[Any]) -> int | None:
+    """Return the first one that is not of the form that most have; None where all have one."""
+    counts = Counter(forms)
+    usual = counts.most_common(1)[0][0]
+    return next((number for number, form in enumerate(forms) if form != usual), None)
+
+
+def _column(name: str, parts: list[Any], given: str, dim: int, which: Callable[[int], str]) -> Any:
     if isinstance(parts[0], list | tuple):
         return type(parts[0])(value for part in parts for value in part)
     if not isinstance(parts[0], Tensor) or not parts[0].ndim:
         return parts[0]
     where = dim if parts[0].ndim > dim else 0
-    shapes = {tuple(part.shape[:where] + part.shape[where + 1 :]) for part in parts}
-    if len(shapes) > 1:
+    shapes = [tuple(part.shape[:where] + part.shape[where + 1 :]) for part in parts]
+    odd = _odd(shapes)
+    if odd is not None:
         words, fix = ("images of different sizes", "add a transform that makes them equal")
         if name and name not in ("0", "image", "images", "pixel_values", "input", "inputs", "x"):
             words, fix = "labels of different shapes", "give every image a label of one shape, or none"
-        raise InputError(f"{given} {words}: {' and '.join(map(str, sorted(shapes)[:3]))}", fix=fix)
+        told = " and ".join(map(str, sorted(set(shapes))[:3]))
+        raise InputError(f"{given} {words}: {told}; {which(odd)} has {shapes[odd]}", fix=fix)
     return torch.cat(parts, dim=where)

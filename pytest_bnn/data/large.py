@@ -9,8 +9,12 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
-from pytest_bnn.data.lazy import Flow, Read, Source, Stream, Unreadable, opened
+from pytest_bnn.data.drawn import Drawn, draws_numbers
+from pytest_bnn.data.joining import length_of
+from pytest_bnn.data.lazy import Flow, Held, Indexed, Read, Source, Stream, Unreadable
+from pytest_bnn.data.loaders import in_order, shuffles
 from pytest_bnn.data.ray_data import RayRows, is_ray_data
 from pytest_bnn.data.samples import MAX_EXAMPLES, Samples, order_of
 from pytest_bnn.errors import InputError
@@ -39,11 +43,15 @@ class Kept:
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Part:
-    """The examples of one shard: their numbers in a source that is read elsewhere, or what was read here."""
+    """The examples of one shard: their numbers in a source that is read elsewhere, or what was read here.
+
+    ``cut`` says that it is the last one of a stream, which goes on behind it.
+    """
 
     number: int
     places: tuple[int, ...] = ()
     read: Read | None = None
+    cut: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -115,8 +123,10 @@ class LargeData:
         wanted = few if most is None else min(few, most)
         read = _few(made, wanted, seed)
         if read.samples is None:
-            why = f": {read.unreadable[0]}" if read.unreadable else ""
-            raise InputError(f"{source} gave no example that can be read{why}", fix="give at least one image")
+            if not read.unreadable:
+                raise InputError(f"{source} is empty", fix="give at least one image")
+            why = named(list(read.unreadable))
+            raise InputError(f"{source} gave no example that can be read: {why}", fix="give at least one image")
         numbers = sum(tensor.numel() for tensor in tensors(read.samples.item)) // read.samples.rows
         size = shard_size or max(1, min(_ROWS, _NUMBERS // max(1, numbers)))
         found = cls(
@@ -144,8 +154,12 @@ class LargeData:
     @property
     def way(self) -> str:
         """Which examples come first, in words."""
-        stream = getattr(self.data, "way", "the first ones of a stream, in its order")
-        return "in random order" if isinstance(self.data, Source) else stream
+        return "in random order" if isinstance(self.data, Source) else self.data.way
+
+    @property
+    def may_be_sorted(self) -> bool:
+        """Whether the first examples are no random choice of all."""
+        return isinstance(self.data, Flow) and self.data.may_be_sorted
 
     def places(self) -> Tensor | None:
         """Return the numbers of the examples in the order in which they are judged; None of a stream."""
@@ -159,12 +173,13 @@ class LargeData:
                 here = None if self.data.travels else self.data.read(chosen, self.seed + number)
                 yield Part(number=number, places=chosen, read=here)
             return
-        left = self.limit
-        for number, read in enumerate(self.data.parts(self.shard_size, self.seed)):
+        left, stream = self.limit, self.data.parts(self.shard_size, self.seed)
+        for number, read in enumerate(stream):
             taken = read if left is None else _cut(read, left)
-            yield Part(number=number, read=taken)
             left = None if left is None else left - (taken.samples.rows if taken.samples else 0)
-            if left is not None and left <= 0:
+            last = left is not None and left <= 0
+            yield Part(number=number, read=taken, cut=last and (taken is not read or _goes_on(stream)))
+            if last:
                 return
 
     def _order_of(self, source: Source) -> Tensor:
@@ -189,6 +204,28 @@ class LargeData:
             )
 
 
+def opened(data: Any, source: str, dim: int) -> Source | Stream:
+    """Return examples that are read when they are needed; none is read yet.
+
+    Args:
+        data: What users hand over; see `pytest_bnn.data.samples.samples_of`.
+        source: How messages call it.
+        dim: The dimension that counts the examples.
+
+    Raises:
+        InputError: It is something else.
+    """
+    if isinstance(data, Samples):
+        return Held(data.item, source, data.dim)
+    if isinstance(data, DataLoader):
+        if in_order(data) or shuffles(data):
+            return Indexed(data.dataset, source, dim, data.collate_fn, data.batch_size or 1)
+        return (Drawn if draws_numbers(data) else Flow)(data, source, dim)
+    if isinstance(data, Dataset):
+        return Flow(data, source, dim) if length_of(data) is None else Indexed(data, source, dim)
+    return Held(data, source, dim)
+
+
 def named(unreadable: list[Unreadable]) -> str:
     """Name the first ones of some examples that cannot be read."""
     more = f" and {len(unreadable) - NAMED} more" if len(unreadable) > NAMED else ""
@@ -199,13 +236,25 @@ def _few(data: Source | Stream, count: int, seed: int) -> Read:
     if isinstance(data, Source):
         places = order_of(len(data), seed)[:count].sort().values
         return data.read(places.tolist(), seed) if len(places) else Read(samples=None)
-    if not isinstance(data, Flow):
+    if not isinstance(data, Flow) or not data.may_be_sorted:
         return next(data.parts(count, seed), Read(samples=None))
-    read = next(data.parts(count + 1, seed), Read(samples=None))  # one more tells whether it goes on
-    few = _cut(read, count)
-    if few is read or few.samples is None:
+    try:
+        read = next(data.parts(count + 1, seed), Read(samples=None))  # one more tells whether it goes on
+    except InputError:
+        read, more = next(data.parts(count, seed), Read(samples=None)), True  # what is behind cannot be read
+    else:
+        more = read.samples is not None and read.samples.rows > count
+        read = _cut(read, count)
+    if read.samples is None or not more:
         return read
-    return replace(few, samples=replace(few.samples, cut=True))
+    return replace(read, samples=replace(read.samples, cut=True))
+
+
+def _goes_on(stream: Iterator[Read]) -> bool:
+    try:
+        return next(stream, None) is not None
+    except InputError:
+        return True
 
 
 def _cut(read: Read, most: int) -> Read:

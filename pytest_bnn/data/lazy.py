@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
@@ -10,25 +11,28 @@ from typing import Any, Protocol, runtime_checkable
 import numpy
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, RandomSampler, SequentialSampler
+from torch.utils.data import DataLoader
 
 from pytest_bnn.data.batch import rows_of
-from pytest_bnn.data.digests import of_data_set, of_examples
+from pytest_bnn.data.digests import of_examples
+from pytest_bnn.data.holdings import of_data_set, of_mapped
 from pytest_bnn.data.joining import (
     ItemError,
     as_tensors,
     at,
     checked,
+    collated,
     item_of,
     joined,
     length_of,
     no_batch,
     require_labels,
 )
-from pytest_bnn.data.samples import Samples, own_generators_kept, require_dense, some
+from pytest_bnn.data.loaders import draws_at_random, gives_single_items, own_generators_kept
+from pytest_bnn.data.samples import Samples, require_dense, some
 from pytest_bnn.errors import InputError, in_a_line
 from pytest_bnn.network.isolation import preserved_random_state, seed_everything
-from pytest_bnn.network.tree import kind, mapped
+from pytest_bnn.network.tree import kind, mapped, tensors
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +84,13 @@ class Source(Protocol):
 class Stream(Protocol):
     """Examples that are read one after the other."""
 
+    @property
+    def way(self) -> str:
+        """Which ones come first, in words."""
+
+    def digest(self) -> str:
+        """Return a digest of what they are read from, as far as it can be told without reading them."""
+
     def parts(self, size: int, seed: int) -> Iterator[Read]:
         """Read all of them from the start, ``size`` at a time; fewer at the end."""
 
@@ -90,11 +101,17 @@ class Held:
     travels = False
 
     def __init__(self, tree: Any, source: str, dim: int) -> None:
-        self._tree, self._dim = mapped(tree, _view), dim
+        self._given, self._tree, self._dim = tree, mapped(tree, _view), dim
         require_dense(self._tree, source)
         try:
             self._rows = rows_of(self._tree, dim)
         except ValueError as error:
+            if not tensors(self._tree):
+                raise InputError(
+                    f"{source} gave {kind(tree)}, which is no tensor, array, Dataset or DataLoader",
+                    fix="give (images, labels), a Dataset of such, or a stream as an IterableDataset, whose __iter__ "
+                    "begins anew",
+                ) from error
             raise InputError(
                 f"{source} gave {kind(tree)} without examples", fix="give (images, labels), or a Dataset of such"
             ) from error
@@ -110,8 +127,8 @@ class Held:
         return Read(samples=Samples(item=item, rows=len(places), dim=self._dim, places=numbers))
 
     def digest(self) -> str:
-        """Return the digest of the numbers themselves."""
-        return of_examples(self._tree, objects=True)
+        """Return the digest of the numbers; of arrays that are mapped into memory, of the state of their files."""
+        return of_examples(mapped(self._given, lambda leaf: of_mapped(leaf) or _view(leaf)), objects=True)
 
 
 class Indexed:
@@ -138,36 +155,69 @@ class Indexed:
                     assert cause is not None
                     unreadable.append(Unreadable(place=place, why=in_a_line(cause)))
                     continue
-                if why := not_finite(item):
+                if why := _nothing(item) or not_finite(item):
                     unreadable.append(Unreadable(place=place, why=why))
                     continue
                 items.append(item)
                 numbers.append(place)
-            batches = _batches(items, self._collate, self._batch, self._source)
+            batches = self._batches(items, numbers)
         samples = None
         if batches:
-            item = joined(batches, f"{self._source} gave {kind(self._data)} with", self._dim)
+            item = joined(batches, f"{self._source} gave {kind(self._data)} with", self._dim, torch.tensor(numbers))
             require_dense(item, self._source)
+            if (rows := rows_of(item, self._dim)) != len(numbers):
+                raise InputError(
+                    f"{self._source}: the loader's collate_fn makes {rows} examples of {len(numbers)} items",
+                    fix="let it make one example of each item: items that are None are left out before",
+                )
             samples = Samples(item=item, rows=len(numbers), dim=self._dim, places=torch.tensor(numbers))
         return Read(samples=samples, unreadable=tuple(unreadable))
 
+    def _batches(self, items: list[Any], numbers: list[int]) -> list[Any]:
+        if self._collate is None:
+            return [_item(item, self._source, number) for item, number in zip(items, numbers, strict=True)]
+        given, size = f"{self._source} gave items", self._batch
+        return [
+            collated(items[at : at + size], self._collate, given, self._dim, numbers[at : at + size])
+            for at in range(0, len(items), size)
+        ]
+
     def digest(self) -> str:
         """Return the digest of the files and tensors that the data set holds."""
-        return of_data_set(self._data)
+
+        def read() -> None:
+            with preserved_random_state(), own_generators_kept(self._data), contextlib.suppress(ItemError):
+                seed_everything(0)
+                at(self._data, len(self) - 1)
+
+        return of_data_set(self._data, read)
 
 
 class Flow:
-    """`Stream` of a loader that shuffles or draws by itself, or of a data set without a length."""
+    """`Stream` of a loader that draws by itself, or of a data set without a length.
+
+    ``may_be_sorted`` says whether its first examples are no random choice; ``way`` which ones come first, in words.
+    """
 
     def __init__(self, data: Any, source: str, dim: int) -> None:
         self._data, self._source, self._dim = data, source, dim
+        self.may_be_sorted = not draws_at_random(data)
+        self.way = f"the first ones of {'a stream, in its' if self.may_be_sorted else 'a loader, in its random'} order"
+
+    def digest(self) -> str:
+        """Return the digest of the files and tensors that the data set behind it holds."""
+        return of_data_set(self._data.dataset if isinstance(self._data, DataLoader) else self._data)
 
     def parts(self, size: int, seed: int) -> Iterator[Read]:
         """Read all of them; an item that raises or holds NaN is unreadable, as long as the stream goes on behind it."""
+        with own_generators_kept(self._data):
+            yield from self._parts(size, seed)
+
+    def _parts(self, size: int, seed: int) -> Iterator[Read]:
         held: list[Any] = []
         unreadable: list[Unreadable] = []
-        place = told = 0
-        with preserved_random_state(), own_generators_kept(self._data):
+        place = told = waiting = 0
+        with preserved_random_state():
             seed_everything(seed)
             items = iter(self._data)
         while True:
@@ -182,7 +232,7 @@ class Flow:
                     self._require_going_on(items, place, error)
                     why = in_a_line(error)
             if not why and not isinstance(self._data, DataLoader):
-                why = not_finite(item)
+                why = _nothing(item) or not_finite(item)
             if why:
                 unreadable.append(Unreadable(place=place, why=why))
                 place += 1
@@ -190,11 +240,12 @@ class Flow:
                     yield Read(samples=None, unreadable=tuple(unreadable[told:]))
                     told = len(unreadable)
                 continue
-            rows, batch = self._batch(item)
+            rows, batch = self._batch(item, place)
             held.append((batch, torch.arange(place, place + rows)))
-            place += rows
-            while sum(len(numbers) for _, numbers in held) >= size:
+            place, waiting = place + rows, waiting + rows
+            while waiting >= size:
                 part, held = self._cut(held, size)
+                waiting -= size
                 yield Read(samples=part, unreadable=tuple(unreadable[told:]))
                 told = len(unreadable)
         if held or unreadable[told:]:
@@ -210,47 +261,21 @@ class Flow:
                 "be read are left out and counted",
             ) from error
 
-    def _batch(self, item: Any) -> tuple[int, Any]:
-        batch = as_tensors(checked(item)) if isinstance(self._data, DataLoader) else _item(item, self._source)
+    def _batch(self, item: Any, place: int) -> tuple[int, Any]:
+        single = not isinstance(self._data, DataLoader) or gives_single_items(self._data, item)
+        batch = _item(item, self._source, place) if single else as_tensors(checked(item))
         return rows_of(batch, self._dim), batch
 
     def _cut(self, held: list[Any], size: int) -> tuple[Samples, list[Any]]:
         """Return the first examples, and the rest."""
-        item = joined([batch for batch, _ in held], f"{self._source} gave {kind(self._data)} with", self._dim)
         numbers = torch.cat([places for _, places in held])
+        given = f"{self._source} gave {kind(self._data)} with"
+        item = joined([batch for batch, _ in held], given, self._dim, numbers)
         rows = len(numbers)
         first, rest = torch.arange(min(size, rows)), torch.arange(min(size, rows), rows)
         head = some(item, first, rows, self._dim)
         samples = Samples(item=head, rows=len(first), dim=self._dim, places=numbers[first])
         return samples, [(some(item, rest, rows, self._dim), numbers[rest])] if len(rest) else []
-
-
-def opened(data: Any, source: str, dim: int) -> Source | Stream:
-    """Return examples that are read when they are needed; nothing is read yet.
-
-    Args:
-        data: What users hand over; see `pytest_bnn.data.samples.samples_of`.
-        source: How messages call it.
-        dim: The dimension that counts the examples.
-
-    Raises:
-        InputError: It is something else.
-    """
-    if isinstance(data, Samples):
-        return Held(data.item, source, data.dim)
-    if isinstance(data, DataLoader):
-        if length_of(data.dataset) is not None and data.batch_size is not None and _draws_each_once(data.sampler):
-            return Indexed(data.dataset, source, dim, data.collate_fn, data.batch_size)
-        return Flow(data, source, dim)
-    if isinstance(data, Dataset):
-        return Flow(data, source, dim) if length_of(data) is None else Indexed(data, source, dim)
-    return Held(data, source, dim)
-
-
-def _draws_each_once(sampler: Any) -> bool:
-    if isinstance(sampler, RandomSampler):
-        return not sampler.replacement and sampler.num_samples == length_of(sampler.data_source)
-    return isinstance(sampler, SequentialSampler)
 
 
 def not_finite(item: Any) -> str:
@@ -262,21 +287,18 @@ def not_finite(item: Any) -> str:
     return NOT_FINITE
 
 
-def _batches(items: list[Any], collate: Any, size: int, source: str) -> list[Any]:
-    if collate is None:
-        return [_item(item, source) for item in items]
-    try:
-        return [as_tensors(checked(collate(items[at : at + size]))) for at in range(0, len(items), size)]
-    except (Exception, SystemExit) as error:
-        raise no_batch(f"{source} gave items", error) from error
+def _nothing(item: Any) -> str:
+    """Say that an item holds no image, as data sets do that hide what they cannot read; empty where it does."""
+    image = item[0] if isinstance(item, tuple | list) and item else item
+    return "it is None" if item is None else "its image is None" if image is None else ""
 
 
-def _item(item: Any, source: str) -> Any:
+def _item(item: Any, source: str, number: int) -> Any:
     try:
         require_labels(item)
         return item_of(item)
     except (Exception, SystemExit) as error:
-        raise no_batch(f"{source} gave items", error) from error
+        raise no_batch(f"{source} gave items (number {number} is one)", error) from error
 
 
 def _view(leaf: Any) -> Any:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
+import numpy
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, RandomSampler, SequentialSampler
+from torch.utils.data import DataLoader, Dataset
 
 from pytest_bnn.data.batch import per_example, rows_of, taken
 from pytest_bnn.data.joining import (
@@ -18,15 +18,25 @@ from pytest_bnn.data.joining import (
     ItemError,
     as_tensors,
     at,
+    batch_at,
     checked,
+    collated,
     item_of,
     joined,
     length_of,
     no_batch,
     require_labels,
 )
+from pytest_bnn.data.loaders import (
+    draws_at_random,
+    gives_single_items,
+    in_order,
+    is_plain,
+    numbers_of,
+    own_generators_kept,
+)
 from pytest_bnn.errors import InputError
-from pytest_bnn.network.isolation import preserved_random_state
+from pytest_bnn.network.isolation import preserved_random_state, seed_everything
 from pytest_bnn.network.tree import describe, is_inner, kind, leaves, mapped
 
 #: How many examples of a larger data set an audit takes.
@@ -74,7 +84,7 @@ def samples_of(data: Any, source: str = "data", limit: int = MAX_EXAMPLES, *, se
             DataLoader of such batches.
         source: How messages call it.
         limit: The most examples to take.
-        seed: The seed of the subset.
+        seed: The seed of the subset, from which the random generators start, too, while the data are read.
         dim: The dimension that counts the examples: 1 where time comes first.
 
     Raises:
@@ -151,48 +161,26 @@ def order_of(rows: int, seed: int) -> Tensor:
 
 def _read(data: Any, source: str, limit: int, seed: int, dim: int) -> Samples:
     with preserved_random_state(), own_generators_kept(data):
+        seed_everything(seed)
         try:
-            batches, places = _batches(data, limit, seed, dim)
-            in_its_order = places is None and not _shuffles(data)
+            batches, places, goes_on = _batches(data, source, limit, seed, dim)
+        except InputError:
+            raise
         except ItemError as error:
-            cause = error.__cause__
-            raise InputError(
-                f"{source}: item {error.place} of {kind(data)} raised {type(cause).__name__}: {cause}",
-                fix="mend or leave out that item: the audit reads it as data[number]",
-            ) from cause
+            raise error.told(source, data) from error.__cause__
         except (Exception, SystemExit) as error:
             raise no_batch(f"{source} gave {kind(data)}", error) from error
     for batch in batches:
         require_dense(batch, source)
     if not batches or not all(map(_has_rows, batches)):
         raise InputError(f"{source} is empty", fix="give at least one image")
-    item = joined(batches, f"{source} gave {kind(data)} with", dim)
+    item = joined(batches, f"{source} gave {kind(data)} with", dim, places)
     rows = rows_of(item, dim)
-    places = torch.arange(rows) if places is None else places
+    places = torch.arange(rows) if places is None or len(places) != rows else places
     few = _limited(item, rows, limit, seed, dim) if rows <= limit else _first(item, rows, limit, dim)
     first = as_tensors(batches[0]) if isinstance(data, DataLoader) and data.batch_size is not None else None
-    cut = in_its_order and rows > limit
+    cut = goes_on and not draws_at_random(data)
     return Samples(item=few.item, rows=few.rows, dim=dim, first=first, places=places[:limit], cut=cut)
-
-
-def _shuffles(data: Any) -> bool:
-    """Return whether a loader draws from all of its data set at random."""
-    return (
-        isinstance(data, DataLoader) and isinstance(data.sampler, RandomSampler) and length_of(data.dataset) is not None
-    )
-
-
-@contextmanager
-def own_generators_kept(data: Any) -> Iterator[None]:
-    """Leave the generators that a loader and its sampler were given as they were."""
-    holders = (data, getattr(data, "sampler", None), getattr(getattr(data, "batch_sampler", None), "sampler", None))
-    held = [getattr(holder, "generator", None) for holder in holders]
-    states = [(generator, generator.get_state()) for generator in held if isinstance(generator, torch.Generator)]
-    try:
-        yield
-    finally:
-        for generator, state in states:
-            generator.set_state(state)
 
 
 def _first(item: Any, rows: int, limit: int, dim: int) -> Samples:
@@ -206,30 +194,71 @@ def _has_rows(batch: Any) -> bool:
     )
 
 
-def _batches(data: Any, limit: int, seed: int, dim: int) -> tuple[list[Any], Tensor | None]:
-    """Return batches of at least ``limit`` examples, or of all, and the places of the examples where they are known.
+def _batches(data: Any, source: str, limit: int, seed: int, dim: int) -> tuple[list[Any], Tensor | None, bool]:
+    """Return batches of at least ``limit`` examples, or of all; the places of these, where known; whether more follow.
 
-    Of a stream that goes on they have more.
+    What follows is not read, but for one step of a stream.
     """
     if isinstance(data, DataLoader):
-        length = length_of(data.dataset)
-        in_order = isinstance(data.sampler, SequentialSampler) and data.batch_size is not None
-        if in_order and length is not None and length > limit:
-            places = _subset(length, limit, seed)
-            found = [
-                checked(data.collate_fn([at(data.dataset, int(index)) for index in part]))
-                for part in places.split(data.batch_size or 1)
-            ]
-            return found, places
-        found, taken_rows = [], 0
-        for batch in data:
-            found.append(checked(as_tensors(batch)))
-            taken_rows += rows_of(found[-1], dim)
-            if taken_rows > limit:  # one more tells whether it goes on
-                break
-        return found, None
+        return _of_loader(data, source, limit, seed, dim)
     length = length_of(data)
     if length is None:
-        return [item_of(item) for item in islice(iter(data), limit + 1)], None
+        stream = iter(data)
+        found = [item_of(item) for item in islice(stream, limit)]
+        return found, None, len(found) == limit and _goes_on(stream)
     places = _subset(length, limit, seed)
-    return [item_of(at(data, int(index))) for index in places], places
+    return [batch_at(data, int(index)) for index in places], places, False
+
+
+def _of_loader(
+    data: DataLoader[Any], source: str, limit: int, seed: int, dim: int
+) -> tuple[list[Any], Tensor | None, bool]:
+    if is_plain(data):
+        try:
+            return _by_number(data, source, limit, seed, dim)
+        except ItemError:
+            if not data.num_workers or data.worker_init_fn is None:  # which may open what items are read from
+                raise
+    found, rows, stream = [], 0, iter(data)
+    while rows < limit and (batch := next(stream, stream)) is not stream:
+        found.append(item_of(batch) if gives_single_items(data, batch) else as_tensors(checked(batch)))
+        rows += rows_of(found[-1], dim)
+    return found, None, rows > limit or (rows == limit and _goes_on(stream))
+
+
+def _by_number(
+    data: DataLoader[Any], source: str, limit: int, seed: int, dim: int
+) -> tuple[list[Any], Tensor | None, bool]:
+    length = length_of(data.dataset) or 0
+    if in_order(data) and length > limit:
+        places = _subset(length, limit, seed)
+        numbers = map(Tensor.tolist, places.split(data.batch_size or 1))
+        return [_batch(data, part, source, dim) for part in numbers], places, False
+    found: list[Any] = []
+    read: list[Any] = []
+    rows, stream = 0, numbers_of(data)
+    while rows < limit and (part := next(stream, stream)) is not stream:
+        read += part if isinstance(part, list) else [part]
+        found.append(_batch(data, part, source, dim))
+        rows += rows_of(found[-1], dim)
+    known = len(read) == rows and all(isinstance(number, int | numpy.integer) for number in read)
+    return found, torch.tensor(read) if known else None, rows > limit or (rows == limit and _goes_on(stream))
+
+
+def _batch(loader: DataLoader[Any], numbers: Any, source: str, dim: int) -> Any:
+    """Return what a plain loader makes of the items with these numbers."""
+    if loader.batch_sampler is not None:
+        items = [at(loader.dataset, number) for number in numbers]
+        return collated(items, loader.collate_fn, f"{source} gave {kind(loader)}", dim, numbers)
+    item = loader.collate_fn(at(loader.dataset, numbers))
+    return item_of(item) if gives_single_items(loader, item) else as_tensors(checked(item))
+
+
+def _goes_on(stream: Iterator[Any]) -> bool:
+    try:
+        next(stream)
+    except StopIteration:
+        return False
+    except (Exception, SystemExit):
+        return True  # whatever it is, nobody asked for it
+    return True

@@ -17,7 +17,6 @@ from pytest_bnn.data.digests import of_examples
 from pytest_bnn.data.given import named_series, named_sets
 from pytest_bnn.data.joining import as_tensors
 from pytest_bnn.data.large import LargeData
-from pytest_bnn.data.lazy import Source
 from pytest_bnn.data.samples import samples_of
 from pytest_bnn.many import modules
 from pytest_bnn.network.devices import where
@@ -110,8 +109,7 @@ def _examples(parts: Parts, seed: int) -> list[str]:
 
     def taken(name: str, examples: Any) -> str:
         if isinstance(examples, LargeData):  # all of it is read shard by shard, for as long as it takes
-            few, source = examples.few, examples.data
-            whole = source.digest() if isinstance(source, Source) else ""
+            few, whole = examples.few, examples.data.digest()
             return f"{name} {_of_all([few.item, few.places])} {examples.total} {examples.shard_size} {whole}"
         samples = samples_of(examples, name, parts.named.images, seed=seed, dim=parts.named.batch_dim)
         return f"{name} {_of_all([samples.item, samples.places])}"

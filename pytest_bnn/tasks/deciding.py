@@ -17,7 +17,8 @@ _SCORES = ("logits", "logit", "prediction", "predictions", "pred", "preds", "out
 _SHARES = ("probs", "probabilities", "proba")
 _MEANS = ("mean", "mu", "loc")
 
-_ASK = "say what they are: --task classification, binary, regression or dense (task= in Python), or give labels"
+_DECLARE = "say what they are: --task classification, binary, regression or dense (task= in Python)"
+_ASK = f"{_DECLARE}, or give labels"
 
 
 #: The label that torch's losses leave out.
@@ -154,6 +155,10 @@ def _kind(rows: Tensor, labels: Any, field: str, classes: int, reached: Callable
     if numbers > 2 or (numbers == 2 and _named(field, ("logits",))):
         return _Found("classification", f"{numbers} outputs were taken for the scores of classes", proven=False)
     words = "one number" if numbers == 1 else "two numbers" if numbers == 2 else f"outputs of shape {list(shape)}"
+    if isinstance(labels, Tensor):
+        of = f"{str(labels.dtype).removeprefix('torch.')} {list(labels.shape)}"
+        return _Found("unknown", f"{words} for each example may be scores or quantities, and labels {of} do not tell: "
+                      f"{_DECLARE}, or give class indices [N] as whole numbers")  # fmt: skip
     return _Found("unknown", f"{words} for each example may be scores or quantities: {_ASK}")
 
 
@@ -184,7 +189,9 @@ def _by_indices(labels: Tensor, outputs: int, gradient: Gradient) -> _Found | No
     if found is not None and found.ndim == 2 and _sums_to_zero(found):
         return None
     words = f"the labels go from {int(counted.min())} to {int(counted.max())}, and there are {outputs} outputs"
-    return _Found("unknown", f"{words}, so that they are no indices of classes: {_ASK}")
+    return _Found(
+        "unknown", f"{words}, so that they are no indices of classes: {_DECLARE}, or give class indices from 0"
+    )
 
 
 def _by_places(rows: Tensor, labels: Tensor, gradient: Gradient) -> _Found | None:

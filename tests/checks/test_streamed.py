@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Iterator
 from functools import partial
@@ -303,6 +304,38 @@ class Once(IterableDataset[tuple[Tensor, Tensor]]):
 def test_a_stream_that_can_be_read_once_is_refused() -> None:
     with pytest.raises(InputError, match=r"none when it was read again.*__iter__ begin anew"):
         measure_calibration_temperature(subject_on(Once(), few=40, shard=64))
+
+
+class Again(Endless):
+    """Begins anew where it ends, so many times; for ever where there is no number."""
+
+    def __init__(self, times: int | None) -> None:
+        super().__init__(data(60))
+        self.times = times
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for _ in itertools.count() if self.times is None else range(self.times):
+            yield from super().__iter__()
+
+
+@pytest.mark.parametrize("size", [20, 60, 64])
+def test_a_stream_that_begins_again_for_ever_is_refused_where_it_would_be_waited_for(size: int) -> None:
+    with pytest.raises(InputError, match=r"gives the same 60 examples again and again.*--evaluation-images N"):
+        measure_calibration_temperature(subject_on(Again(None), few=20, shard=size), band=(0.99, 1.01), max_passes=8)
+
+
+def test_a_stream_that_begins_again_and_ends_is_judged_and_each_example_once() -> None:
+    evidence = measure_calibration_temperature(
+        subject_on(Again(4), few=20, shard=20), band=(0.99, 1.01), max_passes=8
+    )  # fmt: skip
+    assert evidence.verdict is Verdict.WARN, evidence.explain()
+    assert evidence["labels"] == 60
+    limited = measure_calibration_temperature(
+        subject_on(Again(None), few=20, shard=20, limit=600), band=(0.99, 1.01), max_passes=8
+    )  # fmt: skip
+    assert limited["labels"] == 60
+    fine = measure_calibration_temperature(subject_on(Again(None), few=20, shard=20), band=(0.01, 100.0), max_passes=8)
+    assert fine.verdict is Verdict.PASS, "nothing more is waited for"
 
 
 class Failing(IterableDataset[tuple[Tensor, Tensor]]):

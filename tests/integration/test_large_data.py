@@ -24,8 +24,9 @@ from torch.utils.data import Dataset
 
 from pytest_bnn import audit_model, cli, convert
 from pytest_bnn.audit import beside
-from pytest_bnn.checks import _shards, measure_calibration_temperature
+from pytest_bnn.checks import _parcel, measure_calibration_temperature
 from pytest_bnn.checks._looks import Shards, dismiss, shards_of
+from pytest_bnn.checks._parcel import Parcel
 from pytest_bnn.commands import workers
 from pytest_bnn.data.large import LargeData
 from pytest_bnn.errors import InputError
@@ -239,7 +240,7 @@ def test_the_model_goes_to_workers_once_and_no_prediction_comes_back() -> None:
         parcel = judged.evaluations["parcel"]
         sums(judged, 4)
         assert judged.evaluations["parcel"] is parcel
-        assert isinstance(parcel, _shards.Parcel)
+        assert isinstance(parcel, Parcel)
         path = Path(parcel.content)
         assert path.exists(), "a file for workers of this machine"
     judged.evaluations.clear()
@@ -291,11 +292,14 @@ def test_a_pool_that_forks_is_refused() -> None:
         measure_calibration_temperature(subject(pool))
 
 
-def test_a_full_disk_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(self: Path, data: bytes) -> int:
+@pytest.mark.parametrize("nameless", [True, False])
+def test_a_full_disk_is_told(nameless: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(file: Any, data: bytes) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr(_parcel, "_write", full)
+    if not nameless:
+        monkeypatch.setattr(_parcel, "_nameless", lambda packed: None)
     with ThreadPoolExecutor(1) as pool, pytest.raises(InputError, match=r"No space left on device.*TMPDIR"):
         measure_calibration_temperature(subject(pool))
 
@@ -344,7 +348,7 @@ def test_what_an_audit_has_opened_is_closed_behind_it() -> None:
         shards = shards_of(judged, 3, judged.large)  # type: ignore[arg-type]
         first = next(iter(shards.looks()))
         parcel = judged.evaluations["parcel"]
-        assert isinstance(parcel, _shards.Parcel)
+        assert isinstance(parcel, Parcel)
         path = Path(parcel.content)
         del parcel, shards
         dismiss(judged)
@@ -473,11 +477,82 @@ def test_the_command_line_and_python_judge_large_data(tmp_path: Path, capsys: py
         audit_model(convert(teacher()), data=Pictures(60).images, max_evaluation="all")
 
 
-@pytest.mark.parametrize("given", [{"shard_size": 5}, {"unreadable": 0.5}])
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"shard_size": 5},
+        {"unreadable": 0.5},
+        {"executor": Inline()},
+        {"executor": Inline},
+        {"executor": partial(processes, 2)},
+        {"executor": Inline(), "evaluation": None},
+    ],
+)  # fmt: skip
 def test_what_is_said_of_shards_is_not_passed_over(given: dict[str, Any]) -> None:
     """Where there are none it would change nothing."""
-    with pytest.raises(InputError, match=f"{next(iter(given))} without max_evaluation"):
-        audit_model(convert(teacher()), data=Pictures(20), evaluation=Pictures(20), checks=["data.sane"], **given)
+    with pytest.raises(InputError, match=f"{next(iter(given))} without max_evaluation.*'all'.*leave out"):
+        audit_model(
+            convert(teacher()), data=Pictures(20), checks=["data.sane"], **{"evaluation": Pictures(20), **given}
+        )
+
+
+def test_an_executor_judges_what_was_opened_before() -> None:
+    """Then it is known already how many examples there are."""
+    inline = Inline()
+    large = LargeData.of(Pictures(120), shard_size=32, few=20)
+    audit_model(
+        convert(teacher(), moped_delta=0.1), teacher=teacher(), data=Pictures(60).images, evaluation=large,
+        checks=["calibration.temperature"], executor=inline, options={"calibration.temperature": {"max_passes": 8}},
+    )  # fmt: skip
+    assert inline.sizes, "it was asked"
+
+
+class Counted(Inline):
+    """Says how many there are that nobody has shut down."""
+
+    open: set[int] = set()  # noqa: RUF012  of all of them
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open.add(id(self))
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        self.open.discard(id(self))
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_workers_go_with_the_subject_where_nobody_dismisses_them(times: int) -> None:
+    """As in a notebook, where a claim is measured and the subject forgotten."""
+    judged = subject(Counted, count=60)
+    for passes in range(3, 3 + times):
+        sums(judged, passes)
+    assert len(Counted.open) == 1, "one for all passes"
+    del judged
+    gc.collect()
+    assert not Counted.open
+
+
+def test_workers_of_ones_own_stay() -> None:
+    mine = Counted()
+    judged = subject(mine, count=60)
+    sums(judged)
+    del judged
+    gc.collect()
+    assert len(Counted.open) == 1
+    mine.shutdown()
+
+
+def test_workers_go_once_and_come_again() -> None:
+    """Who dismisses them may ask again, and forget the subject then."""
+    judged = subject(Counted, count=60)
+    first = sums(judged)
+    dismiss(judged)
+    assert not Counted.open
+    assert sums(judged) == first
+    assert len(Counted.open) == 1
+    del judged
+    gc.collect()
+    assert not Counted.open
 
 
 def test_too_many_unreadable_examples_are_one_error_in_the_evidence() -> None:

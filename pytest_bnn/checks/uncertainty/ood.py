@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pytest_bnn.checks._first import on_others
 from pytest_bnn.checks._predictions import (
     PASSES,
     Predicted,
@@ -14,7 +15,7 @@ from pytest_bnn.checks._predictions import (
     predicted,
 )
 from pytest_bnn.checks.check import check
-from pytest_bnn.checks.finding import Finding, NotHereError, not_applicable, of_the_first
+from pytest_bnn.checks.finding import Finding, NotHereError, not_applicable
 from pytest_bnn.checks.values import FewPasses, Share
 from pytest_bnn.data.repeats import repeats
 from pytest_bnn.records.evidence import Certainty, Measurement, Threshold, Verdict
@@ -71,11 +72,9 @@ def ood(subject: Subject, *, min_auroc: Share = LEAST, max_passes: FewPasses = P
         found = _judge([_of(name, own, other, each) for name, other in others.items()], min_auroc, budget, passes)
         if own.presumed and found.verdict is Verdict.FAIL:
             raise NotHereError(own.presumed)
-        if found.verdict is Verdict.FAIL and any(other.cut for other in sets.values()):
-            return of_the_first(found, "a stream of others, which goes on", "give a Dataset with a length to --ood")
         return found
 
-    return in_two_looks(look, max_passes)
+    return on_others(subject, in_two_looks(look, max_passes), "--ood", list(sets.values()))
 
 
 measure_uncertainty_ood, assert_uncertainty_ood = ood.measure, ood.assert_

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pytest_bnn.checks._first import on_others
 from pytest_bnn.checks._predictions import Predicted, in_two_looks, learned_classes, naming
 from pytest_bnn.checks.check import check
 from pytest_bnn.checks.finding import Finding, not_applicable
@@ -86,7 +87,8 @@ def shift(
         ]
         return _judge(judged, min_trend, budget, passes)
 
-    return in_two_looks(look, max_passes, _FEW)
+    steps = [step for steps in subject.shifted.values() for step in steps]
+    return on_others(subject, in_two_looks(look, max_passes, _FEW), "--shifts", steps)
 
 
 def _moved(rows: Tensor) -> bool:
