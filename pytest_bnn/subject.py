@@ -16,6 +16,7 @@ from pytest_bnn.data.examples import Examples
 from pytest_bnn.data.factory import Factory
 from pytest_bnn.data.fitting import fitted as fitted
 from pytest_bnn.data.given import (
+    HOW_TO_GIVE,
     does_not_accept,
     named_series,
     named_sets,
@@ -354,12 +355,3 @@ class Subject(Examples):
             self.bank.draw(0, 1, torch.arange(1))
         except ForwardError as error:
             raise does_not_accept("model", self.model, self.require_images(), error) from error
-
-
-#: How to give what a check needs.
-HOW_TO_GIVE = {
-    "teacher": "no teacher was given: --teacher MODULE:FACTORY, or teacher= in Python",
-    "images": "no images were given: --data MODULE:FACTORY, or images= in Python",
-    "loss": "no training loss was given: --loss MODULE:FUNCTION, or loss= in Python",
-    "slices": "no groups of examples were given: --slices MODULE:FUNCTION, or slices= in Python",
-}

@@ -18,6 +18,14 @@ from pytest_bnn.errors import InputError
 from pytest_bnn.network.calling import ForwardError, NoRowsError
 from pytest_bnn.network.tree import is_inner, kind, leaves, mapped, tensors
 
+#: How to give what a check needs.
+HOW_TO_GIVE = {
+    "teacher": "no teacher was given: --teacher MODULE:FACTORY, or teacher= in Python",
+    "images": "no images were given: --data MODULE:FACTORY, or images= in Python",
+    "loss": "no training loss was given: --loss MODULE:FUNCTION, or loss= in Python",
+    "slices": "no groups of examples were given: --slices MODULE:FUNCTION, or slices= in Python",
+}
+
 
 def given_samples(images: Any, labels: Any) -> tuple[Samples | None, Any]:
     """Take examples and the labels that were given beside them.
