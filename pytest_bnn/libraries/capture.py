@@ -121,4 +121,3 @@ def capture(
 
     with within([layer.module for layer in layers.values()], mode, enter=enter, leave=leave):
         yield mode.calls
-

@@ -57,9 +57,7 @@ def shake_hands(model: nn.Module, images: Tensor, seed: int) -> Engine:
         with torch.no_grad(), preserved_random_state():
             try:
                 with undisturbed_passes(model, seed=seed):
-                    worker, chunk = _compare(
-                        model, layers, two, noise, channels_last=channels_last, in_turns=in_turns
-                    )
+                    worker, chunk = _compare(model, layers, two, noise, channels_last=channels_last, in_turns=in_turns)
                     workers = [worker, *(Worker(model, worker.plan, noise) for _ in range(share() - 1))]
                 give_memory_back()
                 worker.plan.lay_out()
