@@ -12,19 +12,23 @@ from functools import cache
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 _KEPT, _LARGE = 128 * 2**20, 32 * 2**20
 
+#: What is raised where the C library is another one; Windows takes no library without a name.
+_WITHOUT = OSError, AttributeError, TypeError
+
 
 @cache
 def keep_freed_memory() -> None:
     """Let the C library keep what a pass frees for the next one, in this process from now on, where it can.
 
     Else a network of large outputs and few weights has its memory from the system anew in each pass, page by page,
-    which takes as long as the pass itself. Whoever has set the environment's ``MALLOC_...`` has decided already.
+    which takes longer than the pass itself. Whoever has set the environment's ``MALLOC_...``, or ``GLIBC_TUNABLES``
+    of ``glibc.malloc``, has decided already.
 
     Source: mallopt(3).
     """
-    if any(name.startswith("MALLOC_") for name in os.environ):
+    if any(name.startswith("MALLOC_") for name in os.environ) or "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", ""):
         return
-    with suppress(OSError, AttributeError):
+    with suppress(*_WITHOUT):
         library = ctypes.CDLL(None)
         library.mallopt(_MMAP_THRESHOLD, _LARGE)
         library.mallopt(_TRIM_THRESHOLD, _KEPT)
@@ -35,5 +39,5 @@ def give_memory_back() -> None:
 
     Freed tensors leave holes that larger ones do not fit into, so that a process grows although it holds no more.
     """
-    with suppress(OSError, AttributeError):
+    with suppress(*_WITHOUT):
         ctypes.CDLL(None).malloc_trim(0)

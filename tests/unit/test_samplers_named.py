@@ -20,7 +20,7 @@ from pytest_bnn.subject import Subject
 SAMPLED = ("noise.varies", "noise.spread", "teacher.agreement", "calibration.temperature", "calibration.classes",
            "scores.against_teacher", "uncertainty.errors")  # fmt: skip
 REGRESSION = ("noise.varies", "regression.coverage", "regression.scores")
-FAILS = "own forward (MemoryError: no room for this pass)"
+FAILS = "own forward (its passes raised MemoryError: no room for this pass)"
 
 
 class Failing:
