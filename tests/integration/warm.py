@@ -6,6 +6,7 @@ What runs in it is as alone as in any other process: nothing of ours is imported
 from __future__ import annotations
 
 import atexit
+import gc
 import importlib
 import json
 import os
@@ -59,6 +60,8 @@ def serve() -> None:
     """Fork a process for each line, and print its exit code when it has ended."""
     for name in HEAVY:
         importlib.import_module(name)
+    # Out of the collector's sight: pytest collects twice a session, which would look through all of torch each time.
+    gc.freeze()
     for line in sys.stdin:
         child = os.fork()
         if not child:
