@@ -63,7 +63,13 @@ def test_ci_runs_the_test_command() -> None:
     "options",
     [
         pytest.param("", id="as it is", marks=pytest.mark.nightly("a minute and more; .ci/run has this audit, too")),
-        pytest.param(" --help", id="what it can do"),
+        pytest.param(
+            " --help",
+            id="what it can do",
+            marks=pytest.mark.nightly(
+                "an installation of its own; .ci/run installs in every push, and starts the audit"
+            ),
+        ),
     ],
 )
 def test_install_and_audit(options: str, tmp_path: Path) -> None:
