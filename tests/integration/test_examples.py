@@ -9,7 +9,6 @@ import re
 import runpy
 import subprocess
 import sys
-import sysconfig
 import warnings
 from pathlib import Path
 
@@ -20,6 +19,7 @@ import torchvision
 
 import pytest_bnn
 from pytest_bnn.audit.run import CHECK_IDS
+from tests.integration import warm
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 PUBLISHED = "resnet18_notebook_as_published"
@@ -196,10 +196,13 @@ def test_audit_of_the_published_exercise(model: str, checks: tuple[str, ...], tm
     named = (f"--{role}={module}:{name}" for role, module, name in
              (("model", model, "bayesian"), ("teacher", PUBLISHED, "teacher"), ("data", PUBLISHED, "held_out"),
               ("loss", PUBLISHED, "loss")))  # fmt: skip
-    script = Path(sysconfig.get_path("scripts")) / "pytest-bnn"
     arguments = ("audit", *named, *checks, "--images", "12", "--samples", "16", "--output", str(report))
     path = os.pathsep.join(filter(None, (str(tmp_path), os.environ.get("PYTHONPATH"))))
-    done = run(str(script), *arguments, PYTHONPATH=path)
+    done = warm.python(
+        *("-m", "pytest_bnn.cli", *arguments),
+        cwd=EXAMPLES,
+        env={**os.environ, "COLUMNS": "250", "PYTHONPATH": path},
+    )
     assert done.returncode == 1, done.stdout + done.stderr
     assert "The KL term is missing from the loss" in done.stdout
     found = verdicts(report.with_suffix(".json"))

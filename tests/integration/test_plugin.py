@@ -38,6 +38,17 @@ def shared():
 def measured():
     yield
     pytest_bnn.measure_kl_present(net.bayesian(), name="after a single test")
+
+
+@pytest.fixture(scope="session")
+def everywhere():
+    """Made by both workers: xdist begins by giving two tests to each, and the first of both ask for it."""
+    with open("made.txt", "a") as file:
+        file.write("made\\n")
+    pytest_bnn.measure_kl_present(net.bayesian(), name="everywhere")
+    pytest_bnn.measure_noise_source(net.bayesian(), images=net.held_out()[0])
+    yield
+    pytest_bnn.measure_layers_replaced(net.bayesian(), name="everywhere, at the end")
 '''
 
 TESTS = """
@@ -53,7 +64,7 @@ GIVEN = dict(teacher=net.teacher(), data=net.held_out(), loss=net.loss)
 IMAGES = net.held_out()[0]
 
 
-def test_holds(bnn_audit):
+def test_holds(bnn_audit, everywhere):
     bnn_audit(net.bayesian(), name="sound", num_batches=100, **GIVEN).raise_for_failures()
 
 
@@ -61,7 +72,7 @@ def test_fails(bnn_audit):
     bnn_audit(net.partly(), teacher=net.teacher(), checks=["layers.replaced"]).raise_for_failures()
 
 
-def test_never_fails_by_itself(bnn_audit):
+def test_never_fails_by_itself(bnn_audit, everywhere):
     assert bnn_audit(net.partly(), teacher=net.teacher(), checks=["layers.replaced"]).verdict == "fail"
 
 
@@ -274,10 +285,14 @@ def test_the_report_is_one_page_and_json_that_fits_the_schema(either: Session) -
     assert "test_plain_assert" in page
 
 
+#: What session fixtures measure when they end.
+AT_THE_END = ("in tear-down", "everywhere, at the end")
+
+
 def test_workers_give_the_same_checks_in_the_same_order(alone: Session, with_workers: Session) -> None:
     """Whoever parallelises a suite wants the same report, to the last number; the time that a check took apart."""
     found = [
-        [{**check, "seconds": 0} for check in session.audit["checks"] if check["subject"] != "in tear-down"]
+        [{**check, "seconds": 0} for check in session.audit["checks"] if check["subject"] not in AT_THE_END]
         for session in (alone, with_workers)
     ]
     assert found[0] == found[1]
@@ -286,8 +301,9 @@ def test_workers_give_the_same_checks_in_the_same_order(alone: Session, with_wor
 
 def test_the_end_of_a_session_has_one_place_in_the_report(alone: Session, with_workers: Session) -> None:
     """A session's fixture ends after another test in every worker: its evidence may not wander through the report."""
-    places = [[subject for subject, _, _ in session.checks].index("in tear-down") for session in (alone, with_workers)]
-    assert places[0] == places[1]
+    for name in AT_THE_END:
+        places = [[subject for subject, _, _ in session.checks].index(name) for session in (alone, with_workers)]
+        assert places[0] == places[1]
 
 
 def test_the_order_is_that_of_the_file(alone: Session) -> None:
@@ -449,24 +465,19 @@ def test_undecided():
     assert found.checks == [("test_undecided", "teacher.agreement", "inconclusive")]
 
 
-def test_a_shared_fixture_is_reported_once_by_two_workers(tmp_path: Path, net_py: str) -> None:
+def test_a_shared_fixture_is_reported_once_by_two_workers(with_workers: Session) -> None:
     """A session fixture runs in every worker; its evidence is about one thing and stands in the report once.
 
     A subject that nobody named may not be called after whichever test of a worker happened to come first.
     """
-    unnamed = """
-
-@pytest.fixture(scope="session")
-def unnamed(shared):
-    pytest_bnn.measure_noise_source(net.bayesian(), images=net.held_out()[0])
-"""
-    tests = "def test_one(unnamed): pass\n\n\ndef test_other(unnamed): pass\n"
-    files = {"net.py": net_py, "conftest.py": CONFTEST + unnamed, "test_both.py": tests}
-    found = session(tmp_path, files, "--bnn-report=out/audit.html", "-n", "2")
-    assert found.code == 0, found.text
-    named = [check for check in found.checks if check[1] != "noise.source"]
-    assert named == [("in set-up", "layers.replaced", "pass"), ("in tear-down", "kl.present", "pass")]
-    assert len(found.checks) == 3
+    made = (with_workers.folder / "made.txt").read_text(encoding="utf-8")
+    assert made.splitlines() == ["made"] * 2
+    found = [check for check in with_workers.checks if check[0].startswith("everywhere")]
+    assert found == [
+        ("everywhere", "kl.present", "pass"),
+        ("everywhere", "noise.source", "pass"),  # nobody named it: it is called after its fixture
+        ("everywhere, at the end", "layers.replaced", "pass"),
+    ]
 
 
 def test_equal_findings_of_different_tests_are_all_reported(tmp_path: Path, net_py: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 import sysconfig
@@ -12,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+from tests.integration import warm
 
 ROOT = Path(__file__).parents[2]
 INSTALL = "pip install . && pytest-bnn audit"
@@ -60,7 +63,13 @@ def test_ci_runs_the_test_command() -> None:
     "options",
     [
         pytest.param("", id="as it is", marks=pytest.mark.nightly("a minute and more; .ci/run has this audit, too")),
-        pytest.param(" --help", id="what it can do"),
+        pytest.param(
+            " --help",
+            id="what it can do",
+            marks=pytest.mark.nightly(
+                "an installation of its own; .ci/run installs in every push, and starts the audit"
+            ),
+        ),
     ],
 )
 def test_install_and_audit(options: str, tmp_path: Path) -> None:
@@ -117,7 +126,10 @@ def test_tour_with_pytest(tour: Path) -> None:
 def test_tour_with_the_command_line(tour: Path) -> None:
     """The tour's command ends with the exit code and the claims that the README promises."""
     command = next(b.text.strip() for b in blocks() if b.text.startswith("pytest-bnn audit --model"))
-    done = run(f"{command} -o shell.html", tour)
+    program, *arguments = shlex.split(command)
+    assert program == "pytest-bnn"
+    start = "import sys; from pytest_bnn.cli import main; sys.exit(main())"
+    done = warm.python("-c", start, *arguments, "-o", "shell.html", cwd=tour)
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.search(r"verdict: (pass|warn)", done.stdout), "a few examples of chance decide nothing of predictions"
 

@@ -6,6 +6,7 @@ What runs in it is as alone as in any other process: nothing of ours is imported
 from __future__ import annotations
 
 import atexit
+import gc
 import importlib
 import json
 import os
@@ -30,9 +31,7 @@ def python(
 ) -> subprocess.CompletedProcess[str]:
     """Run ``python -m MODULE ...`` or ``python -c CODE ...``; give its exit code and what it said."""
     if not hasattr(os, "fork"):
-        return subprocess.run(
-            [sys.executable, *arguments], cwd=cwd, env=dict(env), capture_output=True, text=True, check=False
-        )
+        return alone(*arguments, cwd=cwd, env=env)
     with tempfile.TemporaryDirectory() as folder:
         said = [str(Path(folder) / name) for name in ("stdout", "stderr")]
         order = {"arguments": arguments, "cwd": str(cwd or Path.cwd()), "env": dict(env), "said": said}
@@ -44,6 +43,15 @@ def python(
         code = int(server.stdout.readline())
         texts = [Path(path).read_text(encoding="utf-8") for path in said]
     return subprocess.CompletedProcess([sys.executable, *arguments], code, *texts)
+
+
+def alone(
+    *arguments: str, cwd: Path | None = None, env: Mapping[str, str] = os.environ
+) -> subprocess.CompletedProcess[str]:
+    """Do the same in a process that imports everything itself, with an order of hashes of its own."""
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=cwd, env=dict(env), capture_output=True, text=True, check=False
+    )
 
 
 @cache
@@ -59,6 +67,8 @@ def serve() -> None:
     """Fork a process for each line, and print its exit code when it has ended."""
     for name in HEAVY:
         importlib.import_module(name)
+    # Out of the collector's sight: pytest collects twice a session, which would look through all of torch each time.
+    gc.freeze()
     for line in sys.stdin:
         child = os.fork()
         if not child:
