@@ -72,17 +72,17 @@ for size in (32, wide):  # the small one loads what is loaded once
 print(json.dumps(found))
 """
 
-#: What each may take, in copies of the weights; "kept" is what stays. Measured beside other work: 2.1 for the engine,
-#: which keeps the spread of the weights, then 5.7, 8.2, 14.7, 2.1 and 12.5. While whole tensors were in float64, and
-#: weights that were used were kept: 10.5, 12.1, 26, 4.1 and 20.
+#: What each may take, in copies of the weights; "kept" is what stays. Measured in six runs beside other work: up to 2.1
+#: for the engine, which keeps the spread of the weights, then 6.9, 9.4, 19.1, 2.1 and 16.4. While whole tensors were in
+#: float64, and weights that were used were kept: 10.5, 12.1, 26, 4.1 and 20.
 ALLOWED = {
     "handshake, kept": 2.5,
     "passes": 1.0,
-    "noise.posterior": 7.5,
-    "kl.present": 10.5,
-    "kl.loss": 19.0,
+    "noise.posterior": 8.5,
+    "kl.present": 11.0,
+    "kl.loss": 23.0,
     "kl.loss, kept": 3.0,
-    "gradient.samples": 16.0,
+    "gradient.samples": 18.5,
 }
 
 
