@@ -16,6 +16,7 @@ from typing import Any
 
 from benchmarks.resident import forget_peak, kib
 from pytest_bnn import Conversion, audit_model, distillation_loss
+from pytest_bnn.audit import run
 from pytest_bnn.checks.check import Check
 from pytest_bnn.conversion import convert_with
 from pytest_bnn.example.images import digits, suitable
@@ -28,23 +29,32 @@ def per_check(checks: list[str] | None, threads: int) -> list[dict[str, Any]]:
     """Audit a fresh conversion of the bundled digits' teacher; return peak, rest and seconds of each check."""
     rows: list[dict[str, Any]] = []
     judge: Callable[..., Any] = Check.judge
+    auditing: Any = run
+    describe: Callable[..., Any] = auditing.describe
 
-    def measured(check: Check, *given: Any, **named: Any) -> Any:
+    def measured(what: str, work: Callable[[], Any]) -> Any:
         give_memory_back()
         forget_peak()
         before, start = kib("VmRSS"), time.perf_counter()
-        found = judge(check, *given, **named)
+        found = work()
         seconds, peak = time.perf_counter() - start, kib("VmHWM")
         give_memory_back()
         figures = {"peak": (peak - before) / weights, "kept": (kib("VmRSS") - before) / weights}
-        rows.append({"check": check.id, **figures, "seconds": seconds})
+        rows.append({"check": what, **figures, "seconds": seconds})
         return found
+
+    def judged(check: Check, *given: Any, **named: Any) -> Any:
+        return measured(check.id, lambda: judge(check, *given, **named))
+
+    def described(*given: Any, **named: Any) -> Any:
+        return measured("describe", lambda: describe(*given, **named))
 
     with using(Settings(threads=threads)):
         teacher = load_teacher("digits")
         weights = sum(4 * p.numel() for p in teacher.model.parameters()) / 1024
         model = convert_with(teacher.model, Conversion())
-        Check.judge = measured  # type: ignore[assignment,method-assign]
+        Check.judge = judged  # type: ignore[assignment,method-assign]
+        auditing.describe = described
         try:
             audit_model(
                 model,
@@ -57,6 +67,7 @@ def per_check(checks: list[str] | None, threads: int) -> list[dict[str, Any]]:
             )
         finally:
             Check.judge = judge  # type: ignore[method-assign]
+            auditing.describe = describe
     return rows
 
 

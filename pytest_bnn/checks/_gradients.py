@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor
 
-from pytest_bnn.libraries.capture import LayerCall
 from pytest_bnn.libraries.cut import Key
 
 #: The gradients to a tensor's mu and to its rho; None where none came.
@@ -36,6 +35,18 @@ class Gradients(Mapping[Key, Pair]):
     def __len__(self) -> int:
         return len(self._kept)
 
+    def as_kept(self, key: Key) -> Pair:
+        """Return a tensor's two as the backward pass gave them."""
+        return self._kept[key]
+
+    def to_mu(self, key: Key) -> Tensor | None:
+        """Return the first of a tensor's two alone."""
+        return _double(self._kept[key][0])
+
+    def to_rho(self, key: Key) -> Tensor | None:
+        """Return the second of a tensor's two alone."""
+        return _double(self._kept[key][1])
+
     def share(self, other: Gradients) -> None:
         """Keep the tensors of other gradients in place of those that are the same number for number."""
         for key, pair in self._kept.items():
@@ -44,16 +55,6 @@ class Gradients(Mapping[Key, Pair]):
                 for mine, theirs in zip(pair, other._kept.get(key, (None, None)), strict=True)
             )
             self._kept[key] = to_mu, to_rho
-
-
-def share_operands(calls: Sequence[LayerCall], others: Sequence[LayerCall]) -> None:
-    """Let the weights that some calls used lie in the memory of others' that are the same number for number."""
-    for call, other in zip(calls, others, strict=False):
-        for used, theirs in zip(call.operands, other.operands, strict=False):
-            if used.is_leaf and _same(used.detach(), theirs.detach()):
-                used.data = theirs.data
-            if _same(used.grad, theirs.grad):
-                used.grad = theirs.grad
 
 
 def _double(gradient: Tensor | None) -> Tensor | None:

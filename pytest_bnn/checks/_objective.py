@@ -10,7 +10,8 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from pytest_bnn.checks._gradients import Gradients, share_operands
+from pytest_bnn.checks._gradients import Gradients
+from pytest_bnn.checks._used import Used
 from pytest_bnn.checks._watching import Backwards, OutputCall, keeping, moved_mu, run_backward
 from pytest_bnn.checks.finding import Finding, LossError, NoCutError, at_fault
 from pytest_bnn.data.batch import Batch, device_of, rows_of
@@ -27,6 +28,7 @@ from pytest_bnn.libraries.silence import unproven_silence
 from pytest_bnn.network.calling import forward
 from pytest_bnn.network.foreign import foreign_left_alone
 from pytest_bnn.network.isolation import seed_everything, undisturbed
+from pytest_bnn.network.tree import mapped
 from pytest_bnn.records.evidence import Verdict
 from pytest_bnn.sampling.own import unwritten_by_loss
 from pytest_bnn.subject import Subject
@@ -54,8 +56,11 @@ class Evaluation:
 
     Attributes:
         value: The loss.
-        gradients: To each tensor's mu and rho (their parameters), read in float64; None where none came.
-        calls: The calls of Bayesian layers; where the noise is not silent, the weights they used keep their gradients.
+        gradients: To each tensor's mu and rho (their parameters), read in float64; None where none came. Where mu was
+            moved, to mu alone.
+        calls: The calls of Bayesian layers. Of the weights they used only the form is left, where nothing else was
+            asked for.
+        used: What these weights and their gradients showed, where only their form is left.
         called: How often the model, or a module in it, was called.
         reached: Whether a gradient came to any parameter of the model.
         by_normal: Paths of the layers that drew by ``torch.normal`` for tensors in a graph; seen in silence alone.
@@ -63,7 +68,7 @@ class Evaluation:
         undrawn: Tensors whose mu is used as it is, outside of their layer's own call; seen in the cut alone.
         to_rho: Tensors from whose rho the weights that were used were computed in the graph; seen in the cut alone.
         moved: How far each mu was moved, float64.
-        outputs: The calls of the model as a whole; their outputs keep their gradients.
+        outputs: The calls of the model as a whole; their outputs keep the gradients that were taken.
         foreign: Modules beside the model that ran in train mode, so that their buffers changed; they were put back.
         stepped: Whether the loss wrote into a mu or rho, as SAM and an optimizer's step do.
     """
@@ -71,13 +76,14 @@ class Evaluation:
     value: float = 0.0
     gradients: Gradients = field(default_factory=Gradients)
     calls: list[LayerCall] = field(default_factory=list)
+    used: Used = field(default_factory=Used)
     called: int = 0
     reached: bool = False
     by_normal: frozenset[str] = frozenset()
     not_cut: tuple[str, ...] = ()
     undrawn: tuple[PosteriorTensor, ...] = ()
     to_rho: frozenset[Key] = frozenset()
-    moved: dict[Key, Tensor] = field(default_factory=dict)
+    moved: Mapping[Key, Tensor] = field(default_factory=dict)
     outputs: list[OutputCall] = field(default_factory=list)
     foreign: tuple[nn.Module, ...] = ()
     stepped: bool = False
@@ -98,6 +104,7 @@ def evaluate(
     batch: Any = None,
     replaced: Callable[[Any], Any] | None = None,
     times: float = 1.0,
+    keep_weights: bool = False,
 ) -> Evaluation:
     """Evaluate the loss and its gradient on one batch; the loss may run backward itself.
 
@@ -115,6 +122,7 @@ def evaluate(
         batch: What the loss gets; the subject's when None.
         replaced: Gives what the loss gets in place of each output of the model.
         times: A factor on the gradients, which a loss that runs backward itself does not have.
+        keep_weights: Keep the weights that the layers used, with their gradients, and not only their form.
 
     Raises:
         InputError: The loss raised, or returned no scalar tensor.
@@ -125,8 +133,7 @@ def evaluate(
     seed = subject.seed if seed is None else seed
     beside = [subject.teacher] if subject.teacher is not None else []
     assert subject.loss is not None
-    moved = {id(tensor.mu_parameter) for tensor in tensors_of(layers)} if mu_shift else set()
-    spared = [tensor for tensor in unwritten_by_loss(subject.loss, model, *beside) if id(tensor) not in moved]
+    spared = unwritten_by_loss(subject.loss, model, *beside)
     with undisturbed(model, *beside, seed=seed, unwritten=spared), torch.enable_grad(), ExitStack() as stack:
         foreign = stack.enter_context(foreign_left_alone(model))
         if train:
@@ -143,7 +150,7 @@ def evaluate(
         for module in model.modules():
             module.register_forward_pre_hook(count)
         if mu_shift:
-            found.moved = moved_mu(tensors_of(layers), mu_shift)
+            found.moved = stack.enter_context(moved_mu(tensors_of(layers), mu_shift))
         if prior_shift:
             stack.enter_context(shifted_prior(model, prior_shift))
         draws = stack.enter_context(zero_noise(model)) if noise == "silent" else None
@@ -162,13 +169,21 @@ def evaluate(
             run_backward(value * times if times != 1.0 else value, backwards, leaves)
         found.value = float(value.detach())
         found.gradients = Gradients(
-            {key_of(t): (_kept(t.mu_parameter.grad), _kept(t.rho_parameter.grad)) for t in tensors_of(layers)}
+            {
+                key_of(t): (_kept(t.mu_parameter.grad), None if mu_shift else _kept(t.rho_parameter.grad))
+                for t in tensors_of(layers)
+            }
         )
         found.reached = any(parameter.grad is not None for parameter in leaves)
         found.by_normal = frozenset() if draws is None else frozenset(draws.cut)
         found.not_cut, found.undrawn = operands.not_cut(tuple(layers)), operands.undrawn(tuple(layers))
         found.calls, found.to_rho = list(operands.calls), frozenset(operands.to_rho)
+        # The graph behind the outputs holds the weights that were used, and before a backward pass all else, too.
+        found.outputs = [OutputCall(call.inputs, mapped(call.output, _without_graph)) for call in found.outputs]
+        del value
     found.foreign = tuple(foreign.values())
+    if not keep_weights:
+        found.used, found.calls = Used.of(found.calls), [call.form() for call in found.calls]
     return found
 
 
@@ -192,7 +207,6 @@ def cut_of(subject: Subject, layers: Sequence[BayesianLayer], *, train: bool = F
         for other in subject.evaluations.values():
             if isinstance(other, Evaluation) and other is not new:
                 new.gradients.share(other.gradients)
-                share_operands(new.calls, other.calls)
     found = subject.evaluations[key]
     assert isinstance(found, Evaluation)
     return found
@@ -218,6 +232,14 @@ def _cut(subject: Subject, layers: Sequence[BayesianLayer], train: bool) -> Eval
 def _kept(gradient: Tensor | None) -> Tensor | None:
     """Return a gradient as it is: the parameter lets go of it when the evaluation ends, and nothing adds to it."""
     return None if gradient is None else gradient.detach()
+
+
+def _without_graph(leaf: Any) -> Any:
+    if not isinstance(leaf, Tensor) or not leaf.requires_grad:
+        return leaf
+    found = leaf.detach()
+    found.grad = leaf.grad
+    return found
 
 
 def unproven(subject: Subject) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,22 +69,48 @@ def keeping(model: nn.Module, calls: list[OutputCall], replaced: Callable[[Any],
     return keep
 
 
-def moved_mu(tensors: Sequence[PosteriorTensor], by: float) -> dict[Key, Tensor]:
-    """Move every mu by random numbers, and return how far it came; within `isolation.undisturbed`."""
+class Moved(Mapping[Key, Tensor]):
+    """How far each mu was moved: float64, made anew whenever it is read.
+
+    Args:
+        ways: The mu of each tensor before and after.
+    """
+
+    def __init__(self, ways: Mapping[Key, tuple[Tensor, Tensor]]) -> None:
+        self._ways = ways
+
+    def __getitem__(self, key: Key) -> Tensor:
+        before, after = self._ways[key]
+        return after.double() - before.double()
+
+    def __iter__(self) -> Iterator[Key]:
+        return iter(self._ways)
+
+    def __len__(self) -> int:
+        return len(self._ways)
+
+
+@contextmanager
+def moved_mu(tensors: Sequence[PosteriorTensor], by: float) -> Iterator[Moved]:
+    """Move every mu by random numbers for a while, and say how far it came."""
     generator = torch.Generator().manual_seed(1)
-    moved: dict[Key, Tensor] = {}
-    before = {key_of(tensor): tensor.mu.detach().clone() for tensor in tensors}
+    before = {key_of(tensor): tensor.mu.detach() for tensor in tensors}
     parameters = {id(tensor.mu_parameter): tensor for tensor in tensors}
-    with torch.no_grad():
-        for tensor in parameters.values():
-            parameter, step = tensor.mu_parameter, _step(tensor)
-            offset = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-            size = step if step.shape == parameter.shape else step.mean()
-            # Through .data: a backward pass that waits outside must not take it for changed.
-            parameter.data.add_((by * size * offset.to(parameter.device)).to(parameter))
-    for tensor in tensors:
-        moved[key_of(tensor)] = tensor.mu.detach().double() - before.pop(key_of(tensor)).double()
-    return moved
+    stayed: list[tuple[Tensor, Tensor]] = []
+    try:
+        with torch.no_grad():
+            for tensor in parameters.values():
+                parameter, step = tensor.mu_parameter, _step(tensor)
+                offset = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+                size = step if step.shape == parameter.shape else step.mean()
+                stayed.append((parameter, parameter.data))
+                # In other memory, so that where it was needs no copy; and through .data: a backward pass that waits
+                # outside must not take it for changed.
+                parameter.data = parameter.data + (by * size * offset.to(parameter.device)).to(parameter)
+        yield Moved({key_of(tensor): (before[key_of(tensor)], tensor.mu.detach()) for tensor in tensors})
+    finally:
+        for parameter, data in stayed:
+            parameter.data = data
 
 
 def _step(tensor: PosteriorTensor) -> Tensor:

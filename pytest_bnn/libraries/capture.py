@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 from pytest_bnn.libraries.draws import in_backward, within
 from pytest_bnn.libraries.functional import NAMES, FunctionalCall
-from pytest_bnn.libraries.gaussian import PosteriorTensor
+from pytest_bnn.libraries.gaussian import PosteriorTensor, in_parts
 from pytest_bnn.libraries.protocol import BayesianLayer
 from pytest_bnn.libraries.registry import bayesian_layers
 
@@ -44,16 +44,43 @@ class LayerCall:
         Flipout perturbs in a second functional call, whose weight is the noise itself. Tensors that the call does not
         reveal are left out: a layer that computes by other means, or more often than its estimator does.
         """
-        flipout = self.layer.estimator == "Flipout"
-        if len(self.functional) != 1 + flipout:
+        return [(tensor, self._noise_in(tensor, used)) for tensor, used in self.revealed()]
+
+    def noise_of(self, tensor: PosteriorTensor) -> Tensor | None:
+        """Return the noise of one tensor, as `noise` gives it; None where the call does not reveal it."""
+        found = [used for one, used in self.revealed() if (one.path, one.role) == (tensor.path, tensor.role)]
+        return self._noise_in(tensor, found[0]) if found else None
+
+    def revealed(self) -> list[tuple[PosteriorTensor, Tensor]]:
+        """Return the tensors whose noise the call reveals, with what it used: ``w``, or with Flipout the noise."""
+        if len(self.functional) != 1 + (self.layer.estimator == "Flipout"):
             return []
         call = self.functional[-1]
         found = []
         for tensor in self.layer.tensors:
             used = call.weight if tensor.role == "weight" else call.bias
             if isinstance(used, Tensor) and used.shape == tensor.mu.shape:
-                found.append((tensor, used.detach() if flipout else used.detach() - tensor.mu.detach()))
+                found.append((tensor, used.detach()))
         return found
+
+    def noisy(self) -> list[PosteriorTensor]:
+        """Return the tensors whose noise the call reveals, and which has some that is not 0."""
+        return [
+            tensor
+            for tensor, used in self.revealed()
+            if any(
+                bool((part if self.layer.estimator == "Flipout" else part - mu).any())
+                for part, mu in in_parts(used, tensor.mu.detach())
+            )
+        ]
+
+    def form(self) -> LayerCall:
+        """Return the call with tensors that have no numbers."""
+        functional = [replace(one, weight=_form(one.weight), bias=_form(one.bias)) for one in self.functional]
+        return replace(self, functional=functional, output=_form(self.output), signs=[])
+
+    def _noise_in(self, tensor: PosteriorTensor, used: Tensor) -> Tensor:
+        return used if self.layer.estimator == "Flipout" else used - tensor.mu.detach()
 
 
 #: Gives what a functional call of a layer uses in place of an operand: its weight or its bias.
@@ -121,3 +148,7 @@ def capture(
 
     with within([layer.module for layer in layers.values()], mode, enter=enter, leave=leave):
         yield mode.calls
+
+
+def _form(value: Any) -> Any:
+    return value.detach().to("meta") if isinstance(value, Tensor) else None

@@ -6,6 +6,7 @@ written once.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -51,6 +52,12 @@ def kl_of_normals(mu: Tensor, sigma: Tensor, prior_mu: Tensor, prior_sigma: Tens
     Source: Kingma and Welling 2014, appendix B.
     """
     return torch.log(prior_sigma / sigma) + (sigma**2 + (mu - prior_mu) ** 2) / (2 * prior_sigma**2) - 0.5
+
+
+def in_parts(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Yield tensors of one shape, or broadcast to one, flat and in parts: so many numbers of each at a time."""
+    whole = torch.broadcast_tensors(*tensors)
+    yield from zip(*(tensor.flatten().split(_PART) for tensor in whole), strict=True)
 
 
 def not_finite(*tensors: Tensor) -> int:
@@ -133,6 +140,23 @@ class PosteriorTensor:
         return sigma if sigma.shape == self.mu.shape else sigma.expand(self.mu.shape)
 
     @property
+    def wide(self) -> torch.dtype:
+        """In what its numbers are looked at: float32, or float64 where mu is that."""
+        return torch.float64 if self.mu.dtype == torch.float64 else torch.float32
+
+    def with_sigma(self, *tensors: Tensor | None) -> Iterator[tuple[Any, ...]]:
+        """Yield tensors of mu's shape flat and in parts, and sigma beside them, as `wide` is; None stays None.
+
+        Sigma is computed part by part, exactly as the layer computes it.
+        """
+        rho = self.rho.detach()
+        there = [tensor.flatten() for tensor in tensors if tensor is not None]
+        for *parts, of_rho in in_parts(*there, rho.expand(self.mu.shape).flatten()):
+            rest = iter(parts)
+            sigma = self.map.into(torch.empty_like(of_rho), of_rho).to(self.wide)
+            yield *(None if tensor is None else next(rest) for tensor in tensors), sigma
+
+    @property
     def prior_mu(self) -> Tensor:
         """The prior mean."""
         return self._prior(self.prior_mu_name)
@@ -159,20 +183,23 @@ class PosteriorTensor:
 
     def kl_sum(self) -> float:
         """Return KL(posterior || prior), summed over the tensor, in nats, by the closed form in float64."""
-        whole = torch.broadcast_tensors(*(t.detach() for t in (self.mu, self.rho, self.prior_mu, self.prior_sigma)))
         total = 0.0
-        for part in zip(*(tensor.flatten().split(_PART) for tensor in whole), strict=True):
-            mu, rho, prior_mu, prior_sigma = (tensor.double() for tensor in part)
+        for part in self._parts(self.mu, self.rho, self.prior_mu, self.prior_sigma):
+            mu, rho, prior_mu, prior_sigma = part
             total += float(kl_of_normals(mu, self.map.of(rho), prior_mu, prior_sigma).sum())
         return total
 
-    def kl_gradient(self) -> tuple[Tensor, Tensor]:
-        """Return the gradient of `kl_sum` to `mu_parameter` and to `rho_parameter`, in float64."""
-        mu, rho, prior_mu, prior_sigma = self._double()
-        sigma = self.map.of(rho)
-        to_mu = (mu - prior_mu) / prior_sigma**2
-        to_rho = (sigma / prior_sigma**2 - 1 / sigma) * self.map.slope(rho)
-        return self._to_parameter(self.mu_name, to_mu), self._to_parameter(self.rho_name, to_rho)
+    def kl_gradient(self, of: Literal["mu", "rho"]) -> Tensor:
+        """Return the gradient of `kl_sum` to `mu_parameter` or to `rho_parameter`, in float64."""
+        found = torch.empty(self.mu.shape, dtype=torch.float64, device=self.mu.device)
+        parts = self._parts(self.mu, self.rho, self.prior_mu, self.prior_sigma)
+        for out, (mu, rho, prior_mu, prior_sigma) in zip(found.flatten().split(_PART), parts, strict=True):
+            if of == "mu":
+                out.copy_((mu - prior_mu) / prior_sigma**2)
+            else:
+                sigma = self.map.of(rho)
+                out.copy_((sigma / prior_sigma**2 - 1 / sigma) * self.map.slope(rho))
+        return self._to_parameter(self.mu_name if of == "mu" else self.rho_name, found)
 
     def is_prior(self) -> bool:
         """Return whether the posterior is the prior, up to rounding: where it started from it."""
@@ -180,15 +207,16 @@ class PosteriorTensor:
 
     def mu_is_the_prior(self) -> bool:
         """Return whether mu is the prior's up to rounding, so that the KL has no gradient to mu."""
-        mu, _, prior_mu, prior_sigma = self._double()
-        return bool(((mu - prior_mu).abs() <= self._rounding() * prior_sigma).all())
+        return all(
+            bool(((mu - center).abs() <= self._rounding() * width).all())
+            for mu, center, width in self._parts(self.mu, self.prior_mu, self.prior_sigma)
+        )
 
     def sigma_is_the_prior(self) -> bool:
         """Return whether sigma is the prior's up to rounding, so that the KL has no gradient to rho."""
-        prior_sigma = self.prior_sigma.detach().expand(self.mu.shape)
-        for part in (slice(0, 1), slice(None)):  # one entry is mostly enough to say no
-            sigma, prior = (t.flatten()[part].double() for t in (self.sigma, prior_sigma))
-            if not bool(((sigma / prior - 1).abs() <= self._rounding()).all()):
+        for _, rho, width in in_parts(self.mu.detach(), self.rho.detach(), self.prior_sigma.detach()):
+            sigma = self.map.into(torch.empty_like(rho), rho)
+            if not bool(((sigma.double() / width.double() - 1).abs() <= self._rounding()).all()):
                 return False
         return True
 
@@ -197,8 +225,18 @@ class PosteriorTensor:
 
     def data_to_rho(self, to_weight: Tensor, eps: Tensor) -> Tensor:
         """Return the part of rho's gradient that comes through the weight: ``to_weight * eps * dsigma / drho``."""
-        slope = self.map.slope(self.rho.detach().double())
-        return self._to_parameter(self.rho_name, to_weight.double() * eps.double() * slope)
+        found = torch.empty(self.mu.shape, dtype=torch.float64, device=self.mu.device)
+        parts = self._parts(found, self.rho, to_weight, eps)
+        for out, (_, rho, gradient, noise) in zip(found.flatten().split(_PART), parts, strict=True):
+            torch.mul(gradient * noise, self.map.slope(rho), out=out)
+        return self._to_parameter(self.rho_name, found)
+
+    def noise_to_rho(self, to_weight: Tensor, noise: Tensor) -> Tensor:
+        """Return what `data_to_rho` gives for a noise in units of the weight, ``sigma * eps``."""
+        eps = torch.empty(self.mu.shape, dtype=torch.float64, device=self.mu.device)
+        for out, (part, sigma) in zip(eps.flatten().split(_PART), self.with_sigma(noise), strict=True):
+            torch.div(part.double(), sigma.double().clamp_min(1e-300), out=out)
+        return self.data_to_rho(to_weight, eps)
 
     def mu_gradient(self, gradient: Tensor) -> Tensor:
         """Bring a gradient to mu to the parameter behind it."""
@@ -216,11 +254,10 @@ class PosteriorTensor:
             (found,) = torch.autograd.grad(value, leaf, gradient.to(value), retain_graph=True)
         return found.double()
 
-    def _double(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        mu, rho, prior_mu, prior_sigma = (
-            t.detach().double() for t in (self.mu, self.rho, self.prior_mu, self.prior_sigma)
-        )
-        return mu, rho.expand(mu.shape), prior_mu, prior_sigma
+    def _parts(self, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+        """Yield flat parts of tensors, broadcast to mu's shape, in float64."""
+        for part in in_parts(*(tensor.detach() for tensor in tensors)):
+            yield tuple(tensor.double() for tensor in part)
 
     def _parameter(self, name: str) -> Tensor:
         value = self._get(name)

@@ -42,13 +42,29 @@ def unwritten(model: nn.Module) -> list[Tensor]:
     return [t for t in found if not is_lazy(t) and t.untyped_storage().data_ptr() not in written]
 
 
+def unwritten_by_kl(model: nn.Module) -> list[Tensor]:
+    """Return what the layers' own ``kl_loss`` is known not to write to: `unwritten`, and the buffers for noise.
+
+    These where the method is the library's in every module that has one.
+    """
+    found = unwritten(model)
+    if found and all(_has_known_kl(module) for module in model.modules()):
+        found += [noise for layer in bayesian_layers(model) for noise in layer.noise]
+    return found
+
+
+def _has_known_kl(module: nn.Module) -> bool:
+    method = getattr(type(module), "kl_loss", None)
+    return "kl_loss" not in vars(module) and (method is None or _origin(method) in _KNOWN)
+
+
 def unwritten_by_loss(loss: Callable[..., Any], *models: nn.Module | None) -> list[Tensor]:
     """Return the parameters and priors of models that a loss's evaluation, with its gradient, does not write to.
 
     They are known where the loss is a function of this package, such as `distillation_loss`; of another one, which may
     take steps, the list is empty.
     """
-    if str(getattr(loss, "__module__", "")).partition(".")[0] != "pytest_bnn" or not isinstance(loss, FunctionType):
+    if _origin(loss) != "pytest_bnn" or not isinstance(loss, FunctionType):
         return []
     return [tensor for model in models if model is not None for tensor in unwritten(model)]
 

@@ -28,7 +28,7 @@ from pytest_bnn.checks import (
 from pytest_bnn.checks.finding import Finding
 from pytest_bnn.data.large import LargeData
 from pytest_bnn.data.samples import Samples, samples_of
-from pytest_bnn.options import Settings, using
+from pytest_bnn.options import Level, Settings, Source, using
 from pytest_bnn.records.evidence import Evidence, Verdict
 from pytest_bnn.subject import Subject
 from tests.checks.predicting import Says, following, scores
@@ -113,7 +113,7 @@ def test_a_claim_about_classes_accuses_nobody_on_the_first_ones(
 
 def test_nor_does_one_about_shifts() -> None:
     images, labels = data()
-    given = {"shifts": noisy(images[:LIMIT]), "task": "classification", "examples": 300}
+    given: dict[str, Any] = {"shifts": noisy(images[:LIMIT]), "task": "classification", "examples": 300}
     spared = measure_uncertainty_shift(Says(blind), images=first_of(images, labels), **given)
     assert (spared.verdict, WORDS in spared.headline) == (Verdict.WARN, True), spared.explain()
     told = measure_uncertainty_shift(Says(noise=0.05), images=first_of(images, labels), **given)
@@ -125,7 +125,7 @@ def test_nor_does_one_about_shifts() -> None:
 @pytest.mark.parametrize("measure", [measure_regression_scores, measure_regression_coverage])
 def test_nor_does_one_about_numbers(measure: Callable[..., Evidence]) -> None:
     columns = examples(401)
-    wrong = {"shift": 1.5} if measure is measure_regression_scores else {"wider": 8.0}
+    wrong: dict[str, Any] = {"shift": 1.5} if measure is measure_regression_scores else {"wider": 8.0}
     given = {"images": first_of(*columns, limit=400), "teacher": of_numbers(), "max_passes": 16}
     spared = measure(converted(**wrong), **given)
     assert (spared.verdict, WORDS in spared.headline) == (Verdict.WARN, True), spared.explain()
@@ -164,7 +164,7 @@ SORTED = TensorDataset(IMAGES[LABELS.sort().indices], LABELS.sort().values)
 @pytest.mark.parametrize("by_shards", [False, True])
 def test_who_draws_at_random_or_reads_to_the_end_is_judged(held_out: Any, verdict: Verdict, by_shards: bool) -> None:
     """By what memory holds, and by shards."""
-    many = {"max_evaluation": 700, "shard_size": 200} if by_shards else {"max_images": 700}
+    many: dict[str, Any] = {"max_evaluation": 700, "shard_size": 200} if by_shards else {"max_images": 700}
     run = audit_model(
         Says(overconfident), data=scores(20, seed=9), evaluation=held_out,
         task="classification", checks=["calibration.temperature"],
@@ -199,7 +199,7 @@ def test_of_shards_the_few_in_memory_accuse_nobody_either() -> None:
 def test_which_of_the_sets_is_a_stream_decides() -> None:
     """The claim about what is outside of the task is about --data and --ood, whatever --evaluation gives."""
     images, labels = data()
-    given = {"images": (images, labels), "evaluation": first_of(images, labels)}
+    given: dict[str, Any] = {"images": (images, labels), "evaluation": first_of(images, labels)}
     other = scores(401, size=0.3, seed=5)
     found = measure_uncertainty_ood(Says(blind), ood=other, **given)
     assert found.verdict is Verdict.FAIL, found.explain()
@@ -234,7 +234,7 @@ def test_a_forward_that_raises_is_no_matter_of_the_data() -> None:
 
 def test_who_asks_for_a_failure_gets_an_undecided_claim() -> None:
     images, labels = data()
-    with using(Settings(inconclusive="fail"), sources={"inconclusive": "a test"}):
+    with using(Settings(inconclusive="fail"), sources={"inconclusive": Source(Level.COMMAND_LINE, "a test")}):
         found = measure_calibration_temperature(Says(overconfident), images=first_of(images, labels))
     assert found.verdict is Verdict.INCONCLUSIVE, found.explain()
 

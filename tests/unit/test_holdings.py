@@ -304,7 +304,9 @@ def test_a_series_on_large_data_begins_anew_where_its_data_set_changed(
 
     before = key()
     assert key() == before
-    places = named.load().evaluation.few.places.tolist()
+    large = named.load().evaluation
+    assert isinstance(large, LargeData)
+    places = large.few.places.tolist()
     assert 7 not in places
     change(Path(paths[7]))
     assert key() != before

@@ -229,9 +229,15 @@ def test_in_turns_or_not_the_engine_is_the_same(
     make: Callable[..., nn.Module], x: Tensor, estimator: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A shared layer is called twice, a BatchNorm folded; the passes are equal to the bit."""
-    model, taken = make(type=estimator), []
+    model = make(type=estimator)
+    taken: list[str] = []
     take = Lockstep.take
-    monkeypatch.setattr(Lockstep, "take", lambda self, call: (taken.append(call.layer.path), take(self, call))[1])
+
+    def seen(self: Lockstep, call: LayerCall) -> None:
+        taken.append(call.layer.path)
+        take(self, call)
+
+    monkeypatch.setattr(Lockstep, "take", seen)
     monkeypatch.setattr(lockstep, "FEW", 0)
     states = random_state(), [tensor.clone() for tensor in model.state_dict().values()]
     turns = shake_hands(model, x, 3).run(range(2), x, torch.arange(2))

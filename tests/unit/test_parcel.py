@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from textwrap import dedent
@@ -22,7 +23,7 @@ from pytest_bnn.many.engines import processes
 @pytest.fixture(params=[True, False], ids=["nameless", "named"])
 def folder(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder for temporary files, on a system that lets others open files without a name, or does not."""
-    monkeypatch.setattr(_parcel.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     if not request.param:
         monkeypatch.setattr(_parcel, "_nameless", lambda packed: None)
     elif not Path("/proc/self/fd").exists():
@@ -63,7 +64,7 @@ def test_one_that_is_closed_is_told_and_not_opened(tmp_path: Path) -> None:
 def test_a_file_of_a_process_that_is_gone_goes_when_it_is_old(
     old: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_parcel.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     gone = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
     left = {
         "of a process that is gone": tmp_path / f"{_parcel._prefix()}{int(gone.stdout)}-a1.parcel",

@@ -79,7 +79,7 @@ def _find(subject: Subject) -> Finding:
             "gradient is right there"
         )
     left = cut_of(subject, layers)
-    found = evaluate(subject, layers)
+    found = evaluate(subject, layers, keep_weights=True)
     tensors = tensors_of(layers)
     lost = [t for t in tensors if not all(map(is_finite, found.gradients[key_of(t)]))]
     if lost:
@@ -165,12 +165,14 @@ def _changes_by_itself(subject: Subject, layers: tuple[BayesianLayer, ...], left
 def _same_with_own_buffers(subject: Subject, layers: tuple[BayesianLayer, ...], left: Evaluation) -> bool:
     """Return whether gradients are right once each call has noise buffers of its own: then sharing is the cause."""
     with own_buffers(layers):
-        found = evaluate(subject, layers)
+        found = evaluate(subject, layers, keep_weights=True)
     return all(row.off <= row.allowed for row in rows_of(found, left, tensors_of(layers)))
 
 
 def _drawn_again(layers: tuple[BayesianLayer, ...], found: Evaluation) -> Finding | None:
     """Name the layers that were run again in the backward pass, by activation checkpointing, with other noise."""
+    if not any(call.again for call in found.calls):
+        return None
     first: dict[tuple[str, str], list[Tensor]] = {}
     for call in found.calls:
         if not call.again:

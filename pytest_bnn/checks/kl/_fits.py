@@ -74,7 +74,7 @@ def by_rho(tensor: PosteriorTensor, gradient: Tensor | None) -> Fit | None:
     """Fit the gradient to rho; None where the KL has none, since sigma is the prior's."""
     if tensor.sigma_is_the_prior():
         return None
-    return _fit(tensor, gradient, tensor.kl_gradient()[1], "rho")
+    return _fit(tensor, gradient, tensor.kl_gradient("rho"), "rho")
 
 
 def by_entropy(tensor: PosteriorTensor, gradient: Tensor | None) -> Fit | None:

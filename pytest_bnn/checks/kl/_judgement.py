@@ -90,6 +90,7 @@ class Judgement:
         """Read the KL's weight off an evaluation, and off what changes when priors and means move."""
         moved = self.moved()
         reading = Reading(first, self._fits(first, moved), moved.value != first.value)
+        del moved
         strange = any(fit.residual > fit.allowed for fit in reading.fits)
         if strange and self.noise == "cut":
             self._estimated(reading)
@@ -114,7 +115,7 @@ class Judgement:
         return reading
 
     def _fits(self, first: Evaluation, moved: Evaluation) -> list[Fit]:
-        found = [by_rho(tensor, first.gradients[key_of(tensor)][1]) for tensor in self.tensors]
+        found = [by_rho(tensor, first.gradients.to_rho(key_of(tensor))) for tensor in self.tensors]
         fits = [fit for fit in found if fit is not None]
         if fits:
             return fits
@@ -125,12 +126,20 @@ class Judgement:
 
     def _estimated(self, reading: Reading) -> None:
         """Take a KL for an estimate from the drawn weights where it is one in every tensor."""
-        drawn = drawn_once(reading.first)
+        once = {path for path, number in calls_of(reading.first).items() if number == 1}
+        if not any(fit.tensor.path in once for fit in reading.fits):
+            return
+        try:
+            again = self.run(keep_weights=True)
+        except (InputError, LossError):
+            return
+        drawn = drawn_once(again)
         found = [
-            by_sample(fit.tensor, *reading.first.gradients[key_of(fit.tensor)], drawn[key_of(fit.tensor)])
+            by_sample(fit.tensor, *again.gradients[key_of(fit.tensor)], drawn[key_of(fit.tensor)])
             for fit in reading.fits
             if key_of(fit.tensor) in drawn
         ]
+        del again, drawn
         fits = [fit for fit in found if fit is not None and fit.weight and fit.residual <= fit.allowed]
         if len(fits) == len(reading.fits):
             reading.fits, reading.of = fits, "estimate"
@@ -157,11 +166,11 @@ class Judgement:
         own: Fit | None = None
         for tensor in tensors:
             key = key_of(tensor)
-            later, earlier = after.gradients[key][0], before.gradients[key][0]
+            later, earlier = after.gradients.to_mu(key), before.gradients.to_mu(key)
             if later is None or earlier is None or not (bool(later.any()) or bool(earlier.any())):
                 return  # nothing holds mu, which is said by itself
             moved = after.moved[key] - before.moved[key]
-            fit = by_any_prior(tensor, reading.first.gradients[key][1], later - earlier, moved)
+            fit = by_any_prior(tensor, reading.first.gradients.to_rho(key), later - earlier, moved)
             if fit is not None and fit.residual > fit.allowed:
                 fit = by_own_width(tensor, *reading.first.gradients[key]) or fit
                 own = own or (fit if fit.of == "rho" and fit.at_most is None else None)
@@ -186,7 +195,7 @@ class Judgement:
         weights = {key_of(fit.tensor): fit.weight for fit in reading.fits}
         return [
             of_the_mean(
-                t, reading.first.gradients[key_of(t)][0], after.gradients[key_of(t)][0], after.moved[key_of(t)],
+                t, reading.first.gradients.to_mu(key_of(t)), after.gradients.to_mu(key_of(t)), after.moved[key_of(t)],
                 weights[key_of(t)],
             )
             for t in self.tensors
@@ -223,8 +232,8 @@ class Judgement:
         for fit in reading.fits:
             if fit.of != "rho" or reading.of == "estimate":
                 continue
-            now = by_rho(fit.tensor, reading.first.gradients[key_of(fit.tensor)][1])
-            later = by_rho(fit.tensor, again.gradients[key_of(fit.tensor)][1])
+            now = by_rho(fit.tensor, reading.first.gradients.to_rho(key_of(fit.tensor)))
+            later = by_rho(fit.tensor, again.gradients.to_rho(key_of(fit.tensor)))
             if now is not None and later is not None and self.apart(later.weight, now.weight):
                 return (
                     f"the loss weighs the KL term differently from call to call ({now.weight:.3g}, then "
@@ -278,7 +287,7 @@ class Judgement:
 
     def not_finite(self, found: Evaluation) -> list[PosteriorTensor]:
         """Return the tensors to whose rho the gradient is NaN or infinite."""
-        return [t for t in self.tensors if not is_finite(found.gradients[key_of(t)][1])]
+        return [t for t in self.tensors if not is_finite(found.gradients.to_rho(key_of(t)))]
 
 
 def calls_of(evaluation: Evaluation) -> dict[str, int]:
@@ -294,7 +303,7 @@ def drawn_once(evaluation: Evaluation) -> dict[tuple[str, str], Tensor]:
     """Return the noise of each tensor that was drawn once, ``w - mu``."""
     calls = calls_of(evaluation)
     return {
-        key_of(tensor): noise.double()
+        key_of(tensor): noise
         for call in evaluation.calls
         if not call.again and calls[call.layer.path] == 1
         for tensor, noise in call.noise()

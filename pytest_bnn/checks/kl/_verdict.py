@@ -93,8 +93,8 @@ def _in_both_modes(judgement: Judgement, reading: Reading) -> tuple[Reading, str
 
 def _same(judgement: Judgement, reading: Reading, trained: Evaluation) -> bool:
     """Return whether the gradients to rho are the same in train mode, so that nothing has to be read there."""
-    for key, (_, one) in reading.first.gradients.items():
-        other = trained.gradients[key][1]
+    for key in reading.first.gradients:
+        one, other = reading.first.gradients.to_rho(key), trained.gradients.to_rho(key)
         if one is None or other is None:
             if one is not other and bool((one if other is None else other).any()):  # type: ignore[union-attr]
                 return False
@@ -202,7 +202,7 @@ def _problem(judgement: Judgement, reading: Reading) -> tuple[str, str]:
 
 
 def _reaches_data(first: Evaluation) -> bool:
-    return any(used.grad is not None for call in first.calls for used in call.operands)
+    return bool(first.used.arrived)
 
 
 def _uneven(judgement: Judgement, reading: Reading) -> tuple[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -20,13 +21,15 @@ from pytest_bnn.libraries.registry import adapters_of, clashes, has_kl
 from pytest_bnn.network.isolation import undisturbed
 from pytest_bnn.network.naming import called
 from pytest_bnn.records.evidence import LayerFinding, Measurement, Threshold, Verdict
-from pytest_bnn.sampling.own import unwritten
+from pytest_bnn.sampling.own import unwritten_by_kl
 from pytest_bnn.subject import Subject
 
 #: Allowed relative error of the KL and of its gradient; float32 sums over millions of weights are good to 1e-7.
 TOLERANCE = 1e-4
 GRADIENT_TOLERANCE = 1e-3
 _HALF_TOLERANCE = 5e-2
+
+_ROLES: dict[Literal["mu", "rho"], int] = {"mu": 0, "rho": 1}
 
 SUM: Convention = "sum"
 MEAN: Convention = "mean per tensor"
@@ -86,7 +89,7 @@ def _find(subject: Subject) -> Finding:
     tensors = tensors_of(layers)
     frozen = [t.name for t in tensors if t.mu_parameter.requires_grad and not t.rho_parameter.requires_grad]
     own = _own_sum(subject.model)
-    spared = unwritten(subject.model) if own is None else ()
+    spared = unwritten_by_kl(subject.model) if own is None else ()
     with undisturbed(subject.model, seed=subject.seed, unwritten=spared), torch.enable_grad():
         for tensor in tensors:
             for parameter in (tensor.mu_parameter, tensor.rho_parameter):
@@ -247,9 +250,8 @@ def _gradient_problems(
     found = []
     total = sum(tensor.count for tensor in tensors)
     for index, tensor in enumerate(tensors):
-        for role, given, expected in zip(
-            ("mu", "rho"), gradients[2 * index : 2 * index + 2], tensor.kl_gradient(), strict=True
-        ):
+        for role, place in _ROLES.items():
+            given, expected = gradients[2 * index + place], tensor.kl_gradient(role)
             size = float(expected.norm())
             at_the_prior = tensor.mu_is_the_prior if role == "mu" else tensor.sigma_is_the_prior
             if not math.isfinite(size) or size == 0 or at_the_prior():
@@ -260,7 +262,7 @@ def _gradient_problems(
                 continue
             else:
                 scale = {"mean per tensor": tensor.count, "mean over all weights": total, "sum": 1}[convention]
-                error = float((given.double() * scale - expected).norm()) / size
+                error = float(expected.sub_(given.double().mul_(scale)).norm()) / size
                 allowed = GRADIENT_TOLERANCE if given.dtype in (torch.float32, torch.float64) else _HALF_TOLERANCE
                 if error <= allowed:
                     continue

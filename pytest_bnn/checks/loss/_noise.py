@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pytest_bnn.checks._objective import Evaluation, cut_of, evaluate
-from pytest_bnn.libraries.capture import LayerCall, capture
+from pytest_bnn.libraries.capture import capture
 from pytest_bnn.libraries.cut import Key, key_of
 from pytest_bnn.libraries.posterior import BayesianLayer
 from pytest_bnn.network.calling import forward
@@ -80,7 +80,7 @@ def noise_in_training(subject: Subject, layers: tuple[BayesianLayer, ...], left:
     wide = [layer for layer in layers if any(bool(t.sigma.any()) for t in layer.tensors)]
     if not noisy:
         return _at_the_mean(subject, wide, drawn, left, trained)
-    called = {call.layer.path for call in trained.calls if call.noise()}
+    called = trained.used.shown
     before = {key_of(tensor) for tensor in left.undrawn}
     at_mu = {tensor.path for tensor in trained.undrawn} - {path for path, _ in before}
     silent = {path for path, _ in noisy} - {path for path, _ in _noisy(trained)}
@@ -113,9 +113,9 @@ def _at_the_mean(
     """
     if _noisy(trained):
         return Training(judged=True)
-    shown = [{call.layer.path for call in one.calls if call.noise()} for one in (left, trained)]
+    shown = left.used.shown & trained.used.shown
     pulled = {path for (path, _), (_, to_rho) in left.gradients.items() if to_rho is not None and bool(to_rho.any())}
-    at_mu = {path for path, _ in drawn} & shown[0] & shown[1] & pulled
+    at_mu = {path for path, _ in drawn} & shown & pulled
     if not at_mu or not _same_for_other_data(subject, tuple(wide), left):
         return Training(judged=True)
     return Training(
@@ -156,17 +156,13 @@ def _same_for_other_data(subject: Subject, layers: tuple[BayesianLayer, ...], le
 
 
 def _noisy(found: Evaluation) -> set[Key]:
-    return _noisy_in(found.calls)
-
-
-def _noisy_in(calls: list[LayerCall]) -> set[Key]:
-    return {key_of(tensor) for call in calls for tensor, noise in call.noise() if bool(noise.any())}
+    return set(found.used.noisy)
 
 
 def _drawn_outside(subject: Subject, left: Evaluation) -> set[Key]:
     """Return the tensors that have noise in a pass of the model by itself; nothing where the loss shows no call."""
-    if not any(call.noise() for call in left.calls):
+    if not left.used.shown:
         return set()
     with undisturbed(subject.model, seed=subject.seed), torch.no_grad(), capture(subject.model) as calls:
         forward(subject.model, subject.require_images()[:_ROWS])
-        return _noisy_in(calls)
+        return {key_of(tensor) for call in calls for tensor in call.noisy()}

@@ -20,11 +20,7 @@ from pytest_bnn.subject import Subject
 
 def arrived(left: Evaluation, layer: BayesianLayer) -> bool:
     """Return whether the loss is connected to what a layer drew, in any of its calls."""
-    return any(used.grad is not None for used in _used(left, layer))
-
-
-def _used(left: Evaluation, layer: BayesianLayer) -> list[Tensor]:
-    return [used for call in left.calls if call.layer.path == layer.path for used in call.operands]
+    return layer.path in left.used.arrived
 
 
 def unreached(subject: Subject, judged: list[BayesianLayer], left: Evaluation) -> Finding | None:
@@ -73,8 +69,8 @@ def unreached(subject: Subject, judged: list[BayesianLayer], left: Evaluation) -
 
 def without_effect(subject: Subject, judged: list[BayesianLayer], left: Evaluation) -> Finding | None:
     """Find a loss that does not depend on the outputs, so that every gradient of the data is exactly 0."""
-    used = [t.grad for layer in judged for t in _used(left, layer) if t.grad is not None]
-    if not used or any(bool(gradient.any()) for gradient in used):
+    paths = {layer.path for layer in judged}
+    if not paths & left.used.arrived or paths & left.used.pulled:
         return None
     moved, repeats, before, after = _pushed(subject, judged, left)
     if moved or not repeats or not _differ(before, after):

@@ -24,7 +24,7 @@ class TensorDraws:
     """The draws of one posterior tensor, as they come."""
 
     tensor: PosteriorTensor
-    sigma: Tensor
+    count: int
     used: Tensor | None
     slack: float
     within: Within
@@ -34,6 +34,7 @@ class TensorDraws:
     largest_slack: float = 0.0
     not_finite: int = 0
     _last: Tensor | None = None
+    _last_squares: float = 0.0
     _scores: list[tuple[float, int]] = field(default_factory=list)
 
     @classmethod
@@ -43,29 +44,29 @@ class TensorDraws:
         Entries that the layer sets to exactly 0, as Swin V2 its key's bias, are no part of what it computes.
         """
         limits = torch.finfo(tensor.mu.dtype)
-        sigma = tensor.sigma.flatten().float() if tensor.mu.dtype != torch.float64 else tensor.sigma.flatten()
-        mu = tensor.mu.detach().flatten().to(sigma.dtype).abs() if about_mu else torch.zeros_like(sigma)
-        rounding = mu * limits.eps + limits.tiny * limits.eps
-        used = (rounding <= ROUNDING * sigma) & torch.isfinite(sigma)
-        cut = (noise == -tensor.mu.detach() if about_mu else noise == 0).flatten()
+        moves = torch.empty(tensor.count, dtype=tensor.wide, device=tensor.mu.device)
+        used, cut = (torch.empty_like(moves, dtype=torch.bool) for _ in range(2))
+        start = 0
+        for mu, seen, sigma in tensor.with_sigma(tensor.mu.detach(), noise):
+            part = slice(start, start := start + len(mu))
+            size = mu.to(sigma.dtype).abs() if about_mu else torch.zeros_like(sigma)
+            rounding = size * limits.eps + limits.tiny * limits.eps
+            torch.logical_and(rounding <= ROUNDING * sigma, torch.isfinite(sigma), out=used[part])
+            cut[part] = seen == -mu if about_mu else seen == 0
+            # Half a unit in the last place, of mu + noise and of the noise alone, for noise up to six sigma.
+            moves[part] = rounding / sigma / 2 + 6 * limits.eps
         if not bool(cut.all()):
             used &= ~cut
-        # Half a unit in the last place, of mu + noise and of the noise alone, for noise up to six sigma.
-        moves = (rounding / sigma)[used] / 2 + 6 * limits.eps
         some = None if bool(used.all()) else used
+        moves = moves if some is None else moves[some]
         return cls(
             tensor,
-            sigma[used],
+            moves.numel(),
             some,
             float(moves.mean()) if moves.numel() else 0.0,
             Within.of(tensor.mu.shape, some),
             largest_slack=float(moves.max()) if moves.numel() else 0.0,
         )
-
-    @property
-    def count(self) -> int:
-        """How many entries of the tensor are judged."""
-        return self.sigma.numel()
 
     @property
     def left_out(self) -> int:
@@ -74,17 +75,25 @@ class TensorDraws:
 
     def take(self, noise: Tensor, number: int) -> None:
         """Reduce one draw of pass ``number``, in units of the weights."""
-        flat = noise.flatten().to(self.sigma.dtype)
-        z = (flat if self.used is None else flat[self.used]) / self.sigma
-        total = float(z.sum(dtype=torch.float64))
-        squares = float(z.square().sum(dtype=torch.float64))
+        z = torch.empty(self.count, dtype=self.tensor.wide, device=noise.device)
+        total = squares = product = 0.0
+        start = 0
+        for seen, used, sigma in self.tensor.with_sigma(noise, self.used):
+            judged = (seen.to(z.dtype), sigma) if used is None else (seen.to(z.dtype)[used], sigma[used])
+            part = slice(start, start := start + len(judged[0]))
+            torch.div(*judged, out=z[part])
+            total += float(z[part].sum(dtype=torch.float64))
+            squares += float(z[part].square().sum(dtype=torch.float64))
+            if self._last is not None:
+                product += float((z[part] * self._last[part]).sum(dtype=torch.float64))
         if not math.isfinite(total + squares):
             self.not_finite += 1
             return
         self.sums += Sums(count=len(z), total=total, squares=squares, slack=self.slack)
         if self._last is not None and len(z) > 1:
-            self._scores.append((_cosine(z, self._last), len(z)))
-        self._last = z
+            size = math.sqrt(squares * self._last_squares)
+            self._scores.append((product / size if size else 0.0, len(z)))
+        self._last, self._last_squares = z, squares
         self.within.take(z)
         # On the CPU, wherever the model is: what is compared later is small, and scipy's.
         self.heads.append(z[:HEAD].clone().cpu())
@@ -98,7 +107,7 @@ class TensorDraws:
     def head(self, number: int, *, last: bool = False) -> Tensor:
         """Return the head of the first draw of a pass, or of its last; empty where there is none."""
         found = [head for head, of in zip(self.heads, self.passes, strict=True) if of == number]
-        return found[-1 if last else 0] if found else self.sigma[:0].cpu()
+        return found[-1 if last else 0] if found else torch.empty(0)
 
     @property
     def tests_between_passes(self) -> int:
@@ -126,18 +135,13 @@ class TensorDraws:
         return min(1.0, p * self.tests_between_passes), words
 
 
-def _cosine(one: Tensor, other: Tensor) -> float:
-    size = math.sqrt(float(one.square().sum(dtype=torch.float64)) * float(other.square().sum(dtype=torch.float64)))
-    return float((one * other).sum(dtype=torch.float64)) / size if size else 0.0
-
-
 def between_layers(tensors: list[TensorDraws]) -> tuple[Tensor, Tensor]:
     """Return the p-values of independence of each two tensors, ``[tensors, tensors]``, and their mean cosines.
 
     The first `HEAD` entries of both are compared draw by draw; where one tensor has no draw to compare, p is 1.
     """
     draws = range(max((t.draws for t in tensors), default=0))
-    rounds = [[t.heads[index] if index < t.draws else t.sigma[:0].cpu() for t in tensors] for index in draws]
+    rounds = [[t.heads[index] if index < t.draws else torch.empty(0) for t in tensors] for index in draws]
     return compared(len(tensors), ((heads, heads) for heads in rounds))
 
 

@@ -9,13 +9,12 @@ from pytest_bnn.checks.finding import NOTHING_BAYESIAN, Finding, at_fault, not_a
 from pytest_bnn.checks.noise._draws import TensorDraws
 from pytest_bnn.checks.noise._hypotheses import FAMILIES, independence, marginals, number_of_tests
 from pytest_bnn.checks.values import FewPasses
-from pytest_bnn.libraries.capture import capture
+from pytest_bnn.libraries.capture import LayerCall, capture
 from pytest_bnn.libraries.posterior import bayesian_layers
 from pytest_bnn.network.calling import forward
-from pytest_bnn.network.isolation import undisturbed
 from pytest_bnn.network.naming import called
 from pytest_bnn.records.evidence import Certainty, Measurement, Threshold, Verdict
-from pytest_bnn.sampling.own import unwritten
+from pytest_bnn.sampling.own import undisturbed_passes
 from pytest_bnn.stats.budget import Budget
 from pytest_bnn.stats.normal import ROUNDING, Sums, draws_needed, effect
 from pytest_bnn.subject import Subject
@@ -80,22 +79,24 @@ class _Drawing:
     passes: int = 0
 
     def next_pass(self) -> None:
-        with capture(self.subject.model) as calls:
-            forward(self.subject.model, self.subject.require_images()[:_IMAGES])
-            while calls:
-                call = calls.pop(0)
-                seen = call.noise()
-                missing = {t.role for t in call.layer.tensors} - {tensor.role for tensor, _ in seen}
-                if missing:
-                    self.hidden[call.layer.path] = f"its call does not reveal its {' and '.join(sorted(missing))}"
-                call.functional.clear()
-                for tensor, noise in seen:
-                    key = (tensor.path, tensor.role)
-                    if key not in self.draws:
-                        about_mu = call.layer.estimator != "Flipout"
-                        self.draws[key] = TensorDraws.of(tensor, noise, about_mu=about_mu)
-                    self.draws[key].take(noise, self.passes)
+        images = self.subject.require_images()[:_IMAGES]
+        with capture(self.subject.model, told=self._take):
+            forward(self.subject.model, images)
         self.passes += 1
+
+    def _take(self, call: LayerCall) -> None:
+        seen = call.noise()
+        missing = {t.role for t in call.layer.tensors} - {tensor.role for tensor, _ in seen}
+        if missing:
+            self.hidden[call.layer.path] = f"its call does not reveal its {' and '.join(sorted(missing))}"
+        call.functional.clear()
+        while seen:
+            tensor, noise = seen.pop(0)
+            key = (tensor.path, tensor.role)
+            if key not in self.draws:
+                about_mu = call.layer.estimator != "Flipout"
+                self.draws[key] = TensorDraws.of(tensor, noise, about_mu=about_mu)
+            self.draws[key].take(noise, self.passes)
 
 
 def _find(subject: Subject, max_passes: int, budget: Budget) -> Finding:
@@ -103,7 +104,7 @@ def _find(subject: Subject, max_passes: int, budget: Budget) -> Finding:
     if not layers:
         return not_applicable(NOTHING_BAYESIAN)
     drawing = _Drawing(subject, {}, {})
-    with undisturbed(subject.model, seed=subject.seed, unwritten=unwritten(subject.model)):
+    with undisturbed_passes(subject.model, seed=subject.seed):
         drawing.next_pass()
         seen = [t for t in drawing.draws.values() if t.count]
         level = budget.alpha / FAMILIES / (len(seen) + 1)
