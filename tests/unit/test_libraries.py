@@ -283,8 +283,8 @@ def test_kl_and_gradients_are_those_of_torch_distributions(change: str) -> None:
         assert tensor.kl_sum() == pytest.approx(float(expected.detach()), rel=1e-5)
         assert tensor.sigma.shape == tensor.mu.shape
         gradients = torch.autograd.grad(expected, [tensor.mu_parameter, tensor.rho_parameter])
-        found = tensor.kl_gradient("mu"), tensor.kl_gradient("rho")
-        for mine, true in zip(found, gradients, strict=True):
+        own = tensor.kl_gradient("mu"), tensor.kl_gradient("rho")
+        for mine, true in zip(own, gradients, strict=True):
             torch.testing.assert_close(mine, true.double(), rtol=1e-4, atol=1e-5)
 
 
