@@ -47,7 +47,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 def names(folder: Path) -> list[str]:
     """What lies in a folder."""
-    return sorted(path.name for path in folder.iterdir())
+    return sorted(path.name for path in folder.iterdir() if path.name != "__pycache__")
 
 
 def test_a_relative_path_means_the_folder_of_the_start(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
