@@ -12,7 +12,7 @@ none of these sizes decides.
 - Memory is the peak of the process that audits (by shards, of the largest one, which Ray does not tell), and of the one
   that started all.
 
-It takes about half an hour on two idle cores with ``--ray``; ``--quick`` is to see that it runs. ``--json`` keeps all
+It takes about twenty minutes on two idle cores with ``--ray``; ``--quick`` is to see that it runs. ``--json`` keeps all
 figures, and ``--from`` plans with figures that were kept.
 """
 
