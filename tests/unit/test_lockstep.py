@@ -19,6 +19,7 @@ from pytest_bnn.libraries.capture import LayerCall, capture
 from pytest_bnn.libraries.posterior import bayesian_layers
 from pytest_bnn.network.calling import output_tensor
 from pytest_bnn.network.isolation import random_state, undisturbed
+from pytest_bnn.options import Settings, using
 from pytest_bnn.sampling.engine import lockstep
 from pytest_bnn.sampling.engine.consumers import Consumers
 from pytest_bnn.sampling.engine.handshake import shake_hands
@@ -204,11 +205,13 @@ STATE = _State()
 @pytest.mark.parametrize("kind", [Locked, LockedAgain, OfThread, Inside, Counts])
 def test_forwards_that_nobody_knows_do_not_run_in_turns(kind: type[Net], monkeypatch: pytest.MonkeyPatch) -> None:
     """One that holds a lock would have the other wait for ever."""
-    monkeypatch.setattr(lockstep, "FEW", 0)
+    for name in ("FEW", "FEW_WITHOUT_SHAPES"):
+        monkeypatch.setattr(lockstep, name, 0)
     torch.manual_seed(0)
     model = convert(kind().eval(), moped_delta=0.5)
     assert not may_take_turns(model, bayesian_layers(model))
-    assert isinstance(shake_hands(model, X, 0), Engine)
+    with using(Settings(threads=1)):
+        assert isinstance(shake_hands(model, X, 0), Engine)
 
 
 def chain(**options: object) -> nn.Module:
@@ -238,7 +241,8 @@ def test_in_turns_or_not_the_engine_is_the_same(
         take(self, call)
 
     monkeypatch.setattr(Lockstep, "take", seen)
-    monkeypatch.setattr(lockstep, "FEW", 0)
+    for name in ("FEW", "FEW_WITHOUT_SHAPES"):
+        monkeypatch.setattr(lockstep, name, 0)
     states = random_state(), [tensor.clone() for tensor in model.state_dict().values()]
     turns = shake_hands(model, x, 3).run(range(2), x, torch.arange(2))
     assert taken
@@ -278,7 +282,8 @@ def test_shapes_alone_make_the_same_plan(make: Callable[[], nn.Module]) -> None:
 def test_what_is_in_force_for_one_thread_keeps_it_there(
     inside: Callable[[], AbstractContextManager[object]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lockstep, "FEW", 0)
+    for name in ("FEW", "FEW_WITHOUT_SHAPES"):
+        monkeypatch.setattr(lockstep, name, 0)
     model = chain()
     assert may_take_turns(model, bayesian_layers(model))
     with inside():
@@ -287,7 +292,8 @@ def test_what_is_in_force_for_one_thread_keeps_it_there(
 
 def test_a_function_from_elsewhere_is_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nor is a module that works in threads of its own."""
-    monkeypatch.setattr(lockstep, "FEW", 0)
+    for name in ("FEW", "FEW_WITHOUT_SHAPES"):
+        monkeypatch.setattr(lockstep, name, 0)
     for activation, known in ((nn.functional.relu, True), (lambda x: x.relu(), False)):
         model = convert(nn.TransformerEncoderLayer(8, 2, 16, activation=activation).eval())
         assert may_take_turns(model, bayesian_layers(model)) is known
@@ -297,7 +303,8 @@ def test_a_function_from_elsewhere_is_not_known(monkeypatch: pytest.MonkeyPatch)
 
 def test_an_interrupt_of_the_handshake_leaves_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
     """At each call of a layer in turn; the thread has ended, the model and the random state are as they were."""
-    monkeypatch.setattr(lockstep, "FEW", 0)
+    for name in ("FEW", "FEW_WITHOUT_SHAPES"):
+        monkeypatch.setattr(lockstep, name, 0)
     model, take = chain(), Lockstep.take
     states = random_state(), [tensor.clone() for tensor in model.state_dict().values()]
     for at in range(1, 8):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from threading import Semaphore, Thread
 from types import TracebackType
@@ -18,8 +19,10 @@ from pytest_bnn.sampling.engine.plan import Unsupported
 from pytest_bnn.sampling.engine.replica import Worker
 from pytest_bnn.sampling.own import is_known
 
-#: Weights of a network of which those of a whole pass are held rather: 4 MiB.
-FEW = 1 << 20
+#: Weights of a network of which those of a whole pass are held rather: 4 MiB; 160 MiB in a process that has not loaded
+#: how torch computes with shapes alone, which takes as much, and a second. torchvision has loaded it.
+FEW, FEW_WITHOUT_SHAPES = 1 << 20, 40 << 20
+_SHAPES = "torch._dynamo"
 
 #: Packages of torch whose modules work in threads and processes of their own, or talk to others.
 _ELSEWHERE = ("torch.distributed", "torch.nn.parallel")
@@ -37,7 +40,8 @@ def may_take_turns(model: nn.Module, layers: Sequence[BayesianLayer]) -> bool:
         model: The network, before anything was registered on it.
         layers: Its Bayesian layers.
     """
-    if sum(layer.weights for layer in layers) <= FEW or not is_known(model):
+    few = FEW if _SHAPES in sys.modules else FEW_WITHOUT_SHAPES
+    if sum(layer.weights for layer in layers) <= few or not is_known(model):
         return False
     here = torch._C._len_torch_function_stack() + torch._C._len_torch_dispatch_stack()
     if here or torch.is_autocast_enabled("cpu") or torch.is_inference_mode_enabled():
