@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
@@ -17,7 +18,7 @@ from pytest_bnn.libraries.gaussian import PosteriorTensor, in_parts
 from pytest_bnn.libraries.protocol import BayesianLayer
 from pytest_bnn.libraries.registry import bayesian_layers
 
-__all__ = ["FunctionalCall", "LayerCall", "capture"]
+__all__ = ["FunctionalCall", "LayerCall", "calls_by_layer", "capture"]
 
 
 @dataclass(slots=True, eq=False)
@@ -148,6 +149,14 @@ def capture(
 
     with within([layer.module for layer in layers.values()], mode, enter=enter, leave=leave):
         yield mode.calls
+
+
+def calls_by_layer(calls: Iterable[LayerCall]) -> defaultdict[int, list[LayerCall]]:
+    """Return calls in their order by the ``id`` of their layer's module."""
+    found: defaultdict[int, list[LayerCall]] = defaultdict(list)
+    for call in calls:
+        found[id(call.layer.module)].append(call)
+    return found
 
 
 def _form(value: Any) -> Any:

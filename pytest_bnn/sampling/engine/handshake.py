@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import ExitStack
 from itertools import product
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pytest_bnn.errors import in_a_line
-from pytest_bnn.libraries.capture import LayerCall, capture
+from pytest_bnn.libraries.capture import LayerCall, calls_by_layer, capture
 from pytest_bnn.libraries.posterior import BayesianLayer, bayesian_layers
 from pytest_bnn.network.calling import output_tensor
 from pytest_bnn.network.comparing import difference, tolerance
@@ -186,9 +185,7 @@ def _in_turns(model: nn.Module, worker: Worker, images: Tensor, tests: DrawTests
 
 def _afterwards(worker: Worker, calls: Sequence[LayerCall], images: Tensor, tests: DrawTests) -> Tensor:
     """Return the engine's outputs, with all the weights of a pass."""
-    by_layer: defaultdict[int, list[LayerCall]] = defaultdict(list)
-    for call in calls:
-        by_layer[id(call.layer.module)].append(call)
+    by_layer = calls_by_layer(calls)
     with limited(1):
         for call in calls:
             tests.take(call)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pytest_bnn.libraries.capture import LayerCall
+from pytest_bnn.libraries.capture import LayerCall, calls_by_layer
 from pytest_bnn.libraries.posterior import BayesianLayer, PosteriorTensor
 from pytest_bnn.sampling.engine.consumers import NORMS, Consumers
 from pytest_bnn.sampling.engine.noise import Strided
@@ -212,11 +211,8 @@ def make_plan(calls: Sequence[LayerCall], consumers: Consumers | None, *, channe
     Raises:
         Unsupported: A layer is not one that the engine knows.
     """
-    by_layer: defaultdict[int, list[LayerCall]] = defaultdict(list)
-    numbers: dict[int, int] = {}
-    for number, call in enumerate(calls):
-        by_layer[id(call.layer.module)].append(call)
-        numbers[id(call.layer.module)] = number
+    by_layer = calls_by_layer(calls)
+    numbers = {id(call.layer.module): number for number, call in enumerate(calls)}
     layers: dict[int, LayerPlan] = {}
     for index, (key, group) in enumerate(by_layer.items()):
         if why := _why_unknown(group):

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from collections import defaultdict
 from collections.abc import Collection, Iterable
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from pytest_bnn.libraries.capture import LayerCall
+from pytest_bnn.libraries.capture import LayerCall, calls_by_layer
 from pytest_bnn.libraries.posterior import bayesian_layers
 from pytest_bnn.network.calling import output_tensor
 from pytest_bnn.progress import drawn
@@ -103,10 +102,7 @@ class Native:
 
     def repeat(self, calls: Iterable[LayerCall], images: Tensor) -> Tensor:
         """Return the outputs for images with what a pass of the model's own forward used in its calls of layers."""
-        given: defaultdict[int, list[LayerCall]] = defaultdict(list)
-        for call in calls:
-            given[id(call.layer.module)].append(call)
-        self._running.given = given
+        self._running.given = given = calls_by_layer(calls)
         try:
             used = self._named([layer.used(given[id(layer.plan.layer.module)]) for layer in self._layers])
             return self._one(used, torch.zeros((), dtype=torch.int64, device=self.device), images, self._rows(images))
