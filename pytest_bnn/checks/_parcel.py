@@ -14,7 +14,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -89,7 +89,7 @@ def _nameless(packed: bytes) -> tuple[str, Callable[[], object]] | None:
     me = Path(f"/proc/{os.getpid()}")
     if not me.exists():
         return None
-    with _told():
+    with _place():
         file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115  it is open for as long as the parcel is there
     try:
         path = me / "fd" / str(file.fileno())
@@ -110,7 +110,7 @@ def _nameless(packed: bytes) -> tuple[str, Callable[[], object]] | None:
 
 def _named(packed: bytes) -> tuple[str, Callable[[], object]]:
     """Write a file with a name that says which process it is of."""
-    with _told():
+    with _place():
         _sweep(Path(tempfile.gettempdir()))
         handle, path = tempfile.mkstemp(prefix=f"{_prefix()}{os.getpid()}-", suffix=".parcel")
     remove = partial(Path(path).unlink, missing_ok=True)
@@ -155,22 +155,20 @@ def _runs(process: int) -> bool:
 
 
 @contextmanager
-def _told() -> Iterator[None]:
+def _refused(problem: str, fix: str) -> Iterator[None]:
+    """Tell an error of the system as one of what it was for."""
     try:
         yield
     except OSError as error:
-        raise InputError(
-            f"there is no folder for what other processes need ({in_words(error)})",
-            fix="set TMPDIR to a folder that can be written to",
-        ) from error
+        raise InputError(f"{problem} ({in_words(error)})", fix=fix) from error
 
 
-@contextmanager
-def _room() -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise InputError(
-            f"the model cannot be written for other processes ({in_words(error)})",
-            fix=f"make room in {tempfile.gettempdir()}, or set TMPDIR to a folder with room",
-        ) from error
+def _place() -> AbstractContextManager[None]:
+    return _refused("there is no folder for what other processes need", "set TMPDIR to a folder that can be written to")
+
+
+def _room() -> AbstractContextManager[None]:
+    return _refused(
+        "the model cannot be written for other processes",
+        f"make room in {tempfile.gettempdir()}, or set TMPDIR to a folder with room",
+    )
