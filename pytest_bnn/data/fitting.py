@@ -10,12 +10,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from pytest_bnn.data.batch import Batch, Inputs
+from pytest_bnn.data.joining import LABELS
 from pytest_bnn.data.samples import Samples
 from pytest_bnn.errors import InputError
 from pytest_bnn.network.tree import children, describe, is_inner, leaves
 
-#: Names under which data sets hold labels; those of the second row are inputs where the forward takes them.
-LABELS = ("labels", "label", "targets", "target", "y", "label_ids")
+#: Names under which data sets hold labels beside `LABELS`, or inputs where the forward takes them.
 _LABELS_ELSE = ("masks", "mask", "gt", "ground_truth", "annotations", "class", "classes")
 
 #: Names under which data sets hold the one tensor that a network takes.

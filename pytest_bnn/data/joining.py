@@ -18,6 +18,9 @@ from pytest_bnn.network.tree import describe, kind, leaves, mapped
 #: What data may be, as a remedy.
 FORMS = "give (images, labels) as tensors, a Dataset of (image tensor, label), or a DataLoader"
 
+#: Names under which data sets hold labels.
+LABELS = ("labels", "label", "targets", "target", "y", "label_ids")
+
 #: Items that are named where a batch cannot be made of them.
 _NAMED = 10
 
@@ -188,15 +191,24 @@ def collated(
 
 def _require_alike(items: list[Any], given: str, numbers: Sequence[Any]) -> None:
     """Refuse items of which one differs, by its number."""
-    alone = [_alone(item, given, number) for item, number in zip(items, numbers, strict=True)]
-    joined(alone, f"{given} with", 0, torch.tensor([number if isinstance(number, int) else -1 for number in numbers]))
+    each = [alone(item, f"{given}: item {number} is one") for item, number in zip(items, numbers, strict=True)]
+    joined(each, f"{given} with", 0, torch.tensor([number if isinstance(number, int) else -1 for number in numbers]))
 
 
-def _alone(item: Any, given: str, number: Any) -> Any:
+def alone(item: Any, given: str) -> Any:
+    """Return an item as a batch of one example.
+
+    Args:
+        item: Of a data set.
+        given: Who gave what, and which item it is, for messages.
+
+    Raises:
+        InputError: No batch can be made of it.
+    """
     try:
         return item_of(item)
     except (Exception, SystemExit) as error:
-        raise no_batch(f"{given}: item {number} is one", error) from error
+        raise no_batch(given, error) from error
 
 
 def joined(batches: list[Any], given: str, dim: int, numbers: Tensor | None = None) -> Any:

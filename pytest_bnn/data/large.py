@@ -16,7 +16,7 @@ from pytest_bnn.data.joining import length_of
 from pytest_bnn.data.lazy import Flow, Held, Indexed, Read, Source, Stream, Unreadable
 from pytest_bnn.data.loaders import in_order, shuffles
 from pytest_bnn.data.ray_data import RayRows, is_ray_data
-from pytest_bnn.data.samples import MAX_EXAMPLES, Samples, order_of
+from pytest_bnn.data.samples import MAX_EXAMPLES, Samples, goes_on, order_of
 from pytest_bnn.errors import InputError
 from pytest_bnn.network.tree import tensors
 
@@ -178,7 +178,7 @@ class LargeData:
             taken = read if left is None else _cut(read, left)
             left = None if left is None else left - (taken.samples.rows if taken.samples else 0)
             last = left is not None and left <= 0
-            yield Part(number=number, read=taken, cut=last and (taken is not read or _goes_on(stream)))
+            yield Part(number=number, read=taken, cut=last and (taken is not read or goes_on(stream)))
             if last:
                 return
 
@@ -248,13 +248,6 @@ def _few(data: Source | Stream, count: int, seed: int) -> Read:
     if read.samples is None or not more:
         return read
     return replace(read, samples=replace(read.samples, cut=True))
-
-
-def _goes_on(stream: Iterator[Read]) -> bool:
-    try:
-        return next(stream, None) is not None
-    except InputError:
-        return True
 
 
 def _cut(read: Read, most: int) -> Read:

@@ -18,15 +18,13 @@ from pytest_bnn.data.digests import of_examples
 from pytest_bnn.data.holdings import of_data_set, of_mapped
 from pytest_bnn.data.joining import (
     ItemError,
+    alone,
     as_tensors,
     at,
     checked,
     collated,
-    item_of,
     joined,
     length_of,
-    no_batch,
-    require_labels,
 )
 from pytest_bnn.data.loaders import draws_at_random, gives_single_items, own_generators_kept
 from pytest_bnn.data.samples import Samples, require_dense, some
@@ -174,9 +172,10 @@ class Indexed:
         return Read(samples=samples, unreadable=tuple(unreadable))
 
     def _batches(self, items: list[Any], numbers: list[int]) -> list[Any]:
-        if self._collate is None:
-            return [_item(item, self._source, number) for item, number in zip(items, numbers, strict=True)]
         given, size = f"{self._source} gave items", self._batch
+        if self._collate is None:
+            named = zip(items, numbers, strict=True)
+            return [alone(item, f"{given} (number {number} is one)") for item, number in named]
         return [
             collated(items[at : at + size], self._collate, given, self._dim, numbers[at : at + size])
             for at in range(0, len(items), size)
@@ -263,7 +262,8 @@ class Flow:
 
     def _batch(self, item: Any, place: int) -> tuple[int, Any]:
         single = not isinstance(self._data, DataLoader) or gives_single_items(self._data, item)
-        batch = _item(item, self._source, place) if single else as_tensors(checked(item))
+        words = f"{self._source} gave items (number {place} is one)"
+        batch = alone(item, words) if single else as_tensors(checked(item))
         return rows_of(batch, self._dim), batch
 
     def _cut(self, held: list[Any], size: int) -> tuple[Samples, list[Any]]:
@@ -291,14 +291,6 @@ def _nothing(item: Any) -> str:
     """Say that an item holds no image, as data sets do that hide what they cannot read; empty where it does."""
     image = item[0] if isinstance(item, tuple | list) and item else item
     return "it is None" if item is None else "its image is None" if image is None else ""
-
-
-def _item(item: Any, source: str, number: int) -> Any:
-    try:
-        require_labels(item)
-        return item_of(item)
-    except (Exception, SystemExit) as error:
-        raise no_batch(f"{source} gave items (number {number} is one)", error) from error
 
 
 def _view(leaf: Any) -> Any:

@@ -19,10 +19,7 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from pytest_bnn.data.joining import length_of
-
-#: Names of labels in items that are dictionaries.
-_LABELS = ("label", "labels", "target", "targets", "y", "label_ids")
+from pytest_bnn.data.joining import LABELS, as_tensors, checked, item_of, length_of
 
 
 def in_order(loader: DataLoader[Any]) -> bool:
@@ -90,12 +87,21 @@ def _permutes(sampler: Any) -> bool:
     return sampler.num_samples == length_of(sampler.data_source)
 
 
+def batch_of(loader: DataLoader[Any], given: Any) -> Any:
+    """Return what a loader gives as a batch of tensors, also where that is one example.
+
+    Raises:
+        TypeError: The inputs are no tensors.
+    """
+    return item_of(given) if gives_single_items(loader, given) else as_tensors(checked(given))
+
+
 def gives_single_items(loader: DataLoader[Any], item: Any) -> bool:
     """Return whether what a loader gives is one example, without a dimension that counts: its label is one number."""
     if loader.batch_size is not None or loader.batch_sampler is not None:
         return False
     if isinstance(item, Mapping):
-        label = next((item[name] for name in _LABELS if name in item), None)
+        label = next((item[name] for name in LABELS if name in item), None)
     else:
         label = item[1] if isinstance(item, tuple | list) and len(item) == 2 else None
     if isinstance(label, Tensor | numpy.ndarray | numpy.generic):

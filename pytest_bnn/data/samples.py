@@ -19,7 +19,6 @@ from pytest_bnn.data.joining import (
     as_tensors,
     at,
     batch_at,
-    checked,
     collated,
     item_of,
     joined,
@@ -28,8 +27,8 @@ from pytest_bnn.data.joining import (
     require_labels,
 )
 from pytest_bnn.data.loaders import (
+    batch_of,
     draws_at_random,
-    gives_single_items,
     in_order,
     is_plain,
     numbers_of,
@@ -163,7 +162,7 @@ def _read(data: Any, source: str, limit: int, seed: int, dim: int) -> Samples:
     with preserved_random_state(), own_generators_kept(data):
         seed_everything(seed)
         try:
-            batches, places, goes_on = _batches(data, source, limit, seed, dim)
+            batches, places, more = _batches(data, source, limit, seed, dim)
         except InputError:
             raise
         except ItemError as error:
@@ -177,15 +176,10 @@ def _read(data: Any, source: str, limit: int, seed: int, dim: int) -> Samples:
     item = joined(batches, f"{source} gave {kind(data)} with", dim, places)
     rows = rows_of(item, dim)
     places = torch.arange(rows) if places is None or len(places) != rows else places
-    few = _limited(item, rows, limit, seed, dim) if rows <= limit else _first(item, rows, limit, dim)
     first = as_tensors(batches[0]) if isinstance(data, DataLoader) and data.batch_size is not None else None
-    cut = goes_on and not draws_at_random(data)
-    return Samples(item=few.item, rows=few.rows, dim=dim, first=first, places=places[:limit], cut=cut)
-
-
-def _first(item: Any, rows: int, limit: int, dim: int) -> Samples:
-    places = torch.arange(limit)
-    return Samples(item=some(item, places, rows, dim), rows=limit, dim=dim, places=places)
+    few = item if rows <= limit else some(item, torch.arange(limit), rows, dim)
+    cut = more and not draws_at_random(data)
+    return Samples(item=few, rows=min(rows, limit), dim=dim, first=first, places=places[:limit], cut=cut)
 
 
 def _has_rows(batch: Any) -> bool:
@@ -205,7 +199,7 @@ def _batches(data: Any, source: str, limit: int, seed: int, dim: int) -> tuple[l
     if length is None:
         stream = iter(data)
         found = [item_of(item) for item in islice(stream, limit)]
-        return found, None, len(found) == limit and _goes_on(stream)
+        return found, None, len(found) == limit and goes_on(stream)
     places = _subset(length, limit, seed)
     return [batch_at(data, int(index)) for index in places], places, False
 
@@ -221,9 +215,9 @@ def _of_loader(
                 raise
     found, rows, stream = [], 0, iter(data)
     while rows < limit and (batch := next(stream, stream)) is not stream:
-        found.append(item_of(batch) if gives_single_items(data, batch) else as_tensors(checked(batch)))
+        found.append(batch_of(data, batch))
         rows += rows_of(found[-1], dim)
-    return found, None, rows > limit or (rows == limit and _goes_on(stream))
+    return found, None, rows > limit or (rows == limit and goes_on(stream))
 
 
 def _by_number(
@@ -242,7 +236,7 @@ def _by_number(
         found.append(_batch(data, part, source, dim))
         rows += rows_of(found[-1], dim)
     known = len(read) == rows and all(isinstance(number, int | numpy.integer) for number in read)
-    return found, torch.tensor(read) if known else None, rows > limit or (rows == limit and _goes_on(stream))
+    return found, torch.tensor(read) if known else None, rows > limit or (rows == limit and goes_on(stream))
 
 
 def _batch(loader: DataLoader[Any], numbers: Any, source: str, dim: int) -> Any:
@@ -250,11 +244,11 @@ def _batch(loader: DataLoader[Any], numbers: Any, source: str, dim: int) -> Any:
     if loader.batch_sampler is not None:
         items = [at(loader.dataset, number) for number in numbers]
         return collated(items, loader.collate_fn, f"{source} gave {kind(loader)}", dim, numbers)
-    item = loader.collate_fn(at(loader.dataset, numbers))
-    return item_of(item) if gives_single_items(loader, item) else as_tensors(checked(item))
+    return batch_of(loader, loader.collate_fn(at(loader.dataset, numbers)))
 
 
-def _goes_on(stream: Iterator[Any]) -> bool:
+def goes_on(stream: Iterator[Any]) -> bool:
+    """Return whether more follows in a stream, be it an error; one step of it is taken."""
     try:
         next(stream)
     except StopIteration:
